@@ -1,0 +1,1 @@
+"""One room per op; the same file names in each."""

@@ -1,0 +1,1 @@
+"""The global contrastive loss (``MATH.md``)."""

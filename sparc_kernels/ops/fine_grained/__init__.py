@@ -1,0 +1,1 @@
+"""The SPARC fine-grained loss, fused (``MATH.md``)."""

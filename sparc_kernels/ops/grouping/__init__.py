@@ -1,0 +1,1 @@
+"""Language-grouped embeddings and alignment weights as outputs (``MATH.md``)."""
