@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from sparc_kernels.ops._dtype import accumulation_dtype
 
 FORWARD = (
     "(Tensor patch_embeds, Tensor token_embeds, Tensor? token_mask, Tensor? patch_mask, "
@@ -16,11 +17,6 @@ BACKWARD = (
 )
 
 STATS = ("row_min", "row_max", "group_norm", "token_norm", "row_logsumexp", "column_logsumexp")
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def fake_forward(

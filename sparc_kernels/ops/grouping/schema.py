@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from sparc_kernels.ops._dtype import accumulation_dtype
 
 _INPUTS = "Tensor patch_embeds, Tensor token_embeds, Tensor? patch_mask"
 EMBEDDINGS_FORWARD = f"({_INPUTS}, float? similarity_threshold) -> (Tensor embeddings, Tensor stats)"
@@ -18,11 +19,6 @@ WEIGHTS_BACKWARD = (
 )
 
 STATS = ("row_min", "row_max", "weight_sum")
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _fake_stats(token_embeds: Tensor) -> Tensor:
