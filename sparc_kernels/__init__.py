@@ -1,0 +1,36 @@
+"""Fused kernels for fine-grained image-text alignment: the SPARC loss, forward and backward.
+
+    from sparc_kernels import sparc_loss
+    loss = sparc_loss(patch_embeds, token_embeds, token_mask, logit_scale=scale)   # [B, P, D], [B, L, D], [B, L]
+
+``python -m sparc_kernels`` prints which backends this machine can use, and why not.
+"""
+
+from sparc_kernels._dispatch import available_backends
+from sparc_kernels._version import __version__
+from sparc_kernels.functional import (
+    SparcLossOutput,
+    alignment_weights,
+    contrastive_loss,
+    fine_grained_loss,
+    language_grouped_embeddings,
+    sparc_loss,
+)
+from sparc_kernels.modules import SparcLoss
+from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
+from sparc_kernels.ops.grouping.autograd import AlignmentWeightsFunction, LanguageGroupedEmbeddingsFunction
+
+__all__ = [
+    "AlignmentWeightsFunction",
+    "FineGrainedLossFunction",
+    "LanguageGroupedEmbeddingsFunction",
+    "SparcLoss",
+    "SparcLossOutput",
+    "__version__",
+    "alignment_weights",
+    "available_backends",
+    "contrastive_loss",
+    "fine_grained_loss",
+    "language_grouped_embeddings",
+    "sparc_loss",
+]

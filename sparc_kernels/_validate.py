@@ -1,0 +1,130 @@
+"""Checks of user input, and the wording of their errors: the argument, what came, what was expected."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("token", "caption", "none")
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def embeddings(name: str, value: object, layout: str) -> None:
+    """A floating tensor with the rank of ``layout`` (such as ``"[B, P, D]"``) and no empty dimension but the batch."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape {layout}, got {type(value).__name__}")
+    rank = layout.count(",") + 1
+    if value.dim() != rank:
+        raise ValueError(f"{name} must have shape {layout}, got {value.dim()} dimensions: {_shape(value)}")
+    if value.dtype not in FLOATING:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+        raise TypeError(f"{name} must be a floating tensor ({allowed}), got {value.dtype}")
+    if any(size < 1 for size in value.shape[1:]):
+        raise ValueError(f"{name} of shape {layout} may be empty in B only, got {_shape(value)}")
+
+
+def same(name: str, value: Tensor, other_name: str, other: Tensor, dims: dict[str, int]) -> None:
+    """``value`` and ``other`` agree in dtype, device and the named dimensions."""
+    for dim_name, dim in dims.items():
+        _same_size(name, value, other_name, other, dim_name, dim)
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name} and {other_name} must have the same dtype, got {value.dtype} and {other.dtype}")
+    same_device(name, value, other_name, other)
+
+
+def _same_size(name: str, value: Tensor, other_name: str, other: Tensor, dim_name: str, dim: int) -> None:
+    if value.shape[dim] != other.shape[dim]:
+        raise ValueError(
+            f"{name} and {other_name} must have the same {dim_name}, "
+            f"got {dim_name}={value.shape[dim]} in {_shape(value)} and {other.shape[dim]} in {_shape(other)}"
+        )
+
+
+def same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """``value`` and ``other`` agree in their first dimension and their device."""
+    _same_size(name, value, other_name, other, "B", 0)
+    same_device(name, value, other_name, other)
+
+
+def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, got {value.device} and {other.device}")
+
+
+def mask(name: str, value: object, owner_name: str, owner: Tensor) -> None:
+    """A bool tensor with the first two dimensions of ``owner``, on its device, or None."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a bool torch.Tensor or None, got {type(value).__name__}")
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name} must have dtype torch.bool (True = valid), got {value.dtype}")
+    if value.shape != owner.shape[:2]:
+        raise ValueError(
+            f"{name} must have shape {_shape(owner)[:2]}, the first two dimensions of {owner_name}, got {_shape(value)}"
+        )
+    same_device(name, value, owner_name, owner)
+
+
+def images_have_patches(patch_mask: Tensor | None) -> None:
+    """Every image keeps at least one patch. Looked at on the CPU only: on a GPU it would make the host wait."""
+    if patch_mask is None or patch_mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    without = (~patch_mask.any(1)).nonzero().flatten()
+    if without.numel():
+        raise ValueError(
+            f"patch_mask must leave at least one patch to every image, got none for image {int(without[0])} "
+            f"({without.numel()} of {patch_mask.shape[0]} images)"
+        )
+
+
+def logit_scale(name: str, value: object, owner_name: str, owner: Tensor) -> None:
+    """A finite number, or a floating 0-dim tensor on the device of the embeddings."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            raise ValueError(f"{name} must be a number or a 0-dim tensor, got shape {_shape(value)}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
+        same_device(name, value, owner_name, owner)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+    else:
+        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {type(value).__name__}")
+
+
+def similarity_threshold(value: object) -> None:
+    """None (1 / number of valid patches) or a number in [0, 1]."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"similarity_threshold must be a number in [0, 1] or None, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"similarity_threshold must lie in [0, 1], got {value}")
+
+
+def weight(name: str, value: object) -> None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def reduction(value: object) -> None:
+    if value not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {value!r}")
+
+
+def group(value: object) -> None:
+    if value is not None:
+        raise NotImplementedError(
+            "group must be None: the losses are not distributed yet (each process computes the loss of its own batch), "
+            f"got {type(value).__name__}"
+        )

@@ -1,0 +1,336 @@
+"""The public, stateless API: validate, choose a backend, call the op.
+
+**Autocast.** Inside ``torch.autocast`` the embeddings are cast to the autocast dtype, as for a matrix product; similarities,
+softmaxes and losses are accumulated in float32 all the same, and losses are float32. float64 embeddings are left alone.
+
+**Dtypes.** Losses come in the accumulation dtype: float64 for float64 embeddings, float32 for float32, bfloat16 and float16.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparc_kernels import _validate
+from sparc_kernels._dispatch import resolve
+from sparc_kernels.ops._dtype import accumulation_dtype
+from sparc_kernels.ops.contrastive.reference import contrastive_reference
+from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
+from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
+from sparc_kernels.ops.grouping.autograd import AlignmentWeightsFunction, LanguageGroupedEmbeddingsFunction
+from sparc_kernels.ops.grouping.reference import alignment_weights_reference, grouped_embeddings_reference
+
+DEFAULT_LOGIT_SCALE = 1 / 0.07
+
+
+class SparcLossOutput(NamedTuple):
+    """What ``sparc_loss(..., return_components=True)`` returns."""
+
+    loss: Tensor
+    """[]: global_weight * global_loss + local_weight * local loss (eq 7)."""
+    global_loss: Tensor
+    """[]: the contrastive loss over the batch (eq 1)."""
+    local_loss: Tensor
+    """[]: the fine-grained loss (eq 6), or [B, L] per token with ``reduction="none"``."""
+
+
+def _autocast(*embeds: Tensor) -> tuple[Tensor, ...]:
+    """The embeddings in the autocast dtype, where autocast is on and they are not float64."""
+    device_type = embeds[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return embeds
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in embeds)
+
+
+def _patches_and_tokens(patch_embeds: Tensor, token_embeds: Tensor) -> tuple[Tensor, ...]:
+    _validate.embeddings("patch_embeds", patch_embeds, "[B, P, D]")
+    _validate.embeddings("token_embeds", token_embeds, "[B, L, D]")
+    patch_embeds, token_embeds = _autocast(patch_embeds, token_embeds)
+    _validate.same("token_embeds", token_embeds, "patch_embeds", patch_embeds, {"B": 0, "D": 2})
+    return patch_embeds, token_embeds
+
+
+def _scale_tensor(logit_scale: float | Tensor, like: Tensor) -> Tensor:
+    if isinstance(logit_scale, Tensor):
+        return logit_scale
+    return torch.full((), logit_scale, dtype=accumulation_dtype(like.dtype), device=like.device)
+
+
+def _reduce(token_loss: Tensor, token_mask: Tensor | None, reduction: str) -> Tensor:
+    """[B, L] to a scalar; empty captions, and a batch of nothing else, count 0 in loss and denominators."""
+    if reduction == "none":
+        return token_loss
+    batch, length = token_loss.shape
+    if token_mask is None:
+        return token_loss.sum() / max(batch * length, 1)
+    if reduction == "token":
+        return token_loss.sum() / token_mask.sum().clamp(min=1)
+    tokens = token_mask.sum(1)  # [B]
+    per_caption = token_loss.sum(1) / tokens.clamp(min=1)
+    return per_caption.sum() / (tokens > 0).sum().clamp(min=1)
+
+
+def fine_grained_loss(
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    token_mask: Tensor | None = None,
+    *,
+    logit_scale: float | Tensor = DEFAULT_LOGIT_SCALE,
+    patch_mask: Tensor | None = None,
+    similarity_threshold: float | None = None,
+    reduction: str = "token",
+    group: object = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Sequence-wise fine-grained loss of SPARC: each token against its own language-grouped vision embedding.
+
+    Equations 2-6 of Bica et al., "Improving fine-grained understanding in image-text pre-training" (2024). Tokens are
+    contrasted within their own caption only.
+
+    Args:
+        patch_embeds: [B, P, D] patch embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
+        token_embeds: [B, L, D] token embeddings, of the same dtype and device.
+        token_mask: [B, L] bool, True = valid; None = all valid. Padded tokens are neither queries nor negatives.
+        logit_scale: 1 / temperature, a number or a 0-dim tensor (which receives a gradient).
+        patch_mask: [B, P] bool, True = valid; None = all valid. Masked patches leave the minimum, the maximum and the groups.
+        similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
+        reduction: ``"token"``: mean over the valid tokens of the batch; ``"caption"``: mean over captions of each caption's
+            mean (captions without a valid token do not count); ``"none"``: [B, L], 0 at padding.
+        group: a process group; only None for now.
+        backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"eager"``; an explicit one never falls back.
+
+    Returns:
+        [] or [B, L] in float32 (float64 for float64 embeddings). Differentiable once in patch_embeds, token_embeds and
+        logit_scale (the eager backend: any number of times).
+
+    Raises:
+        TypeError: an argument of a wrong type or dtype.
+        ValueError: shapes, devices, reduction, threshold or backend that do not fit; an image whose every patch is masked
+            (looked at on the CPU only; on a GPU the loss is NaN, since looking would make the host wait).
+        NotImplementedError: ``group`` given, or a backend that cannot serve this dtype, device or machine.
+    """
+    patch_embeds, token_embeds = _patches_and_tokens(patch_embeds, token_embeds)
+    _validate.mask("token_mask", token_mask, "token_embeds", token_embeds)
+    _validate.mask("patch_mask", patch_mask, "patch_embeds", patch_embeds)
+    _validate.images_have_patches(patch_mask)
+    _validate.logit_scale("logit_scale", logit_scale, "patch_embeds", patch_embeds)
+    _validate.similarity_threshold(similarity_threshold)
+    _validate.reduction(reduction)
+    _validate.group(group)
+
+    backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype)
+    scale = _scale_tensor(logit_scale, patch_embeds)
+    if backend == "eager":
+        token_loss = fine_grained_reference(
+            patch_embeds, token_embeds, token_mask, patch_mask, scale, similarity_threshold
+        )
+    else:
+        token_loss = FineGrainedLossFunction.apply(
+            patch_embeds, token_embeds, token_mask, patch_mask, scale, similarity_threshold, backend
+        )
+    return _reduce(token_loss, token_mask, reduction)
+
+
+def language_grouped_embeddings(
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    *,
+    patch_mask: Tensor | None = None,
+    similarity_threshold: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Language-grouped vision embeddings: for every token the weighted mean of the patches it aligns with.
+
+    Equations 2-5 of Bica et al. (2024).
+
+    Args:
+        patch_embeds: [B, P, D] patch embeddings; float16, bfloat16, float32 or float64.
+        token_embeds: [B, L, D] token embeddings, of the same dtype and device.
+        patch_mask: [B, P] bool, True = valid; None = all valid.
+        similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
+        backend: as in :func:`fine_grained_loss`.
+
+    Returns:
+        [B, L, D] in the embeddings' dtype, differentiable once in both (the eager backend: any number of times).
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`fine_grained_loss`.
+    """
+    patch_embeds, token_embeds, backend = _grouping_inputs(
+        patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
+    )
+    if backend == "eager":
+        return grouped_embeddings_reference(patch_embeds, token_embeds, patch_mask, similarity_threshold)
+    return LanguageGroupedEmbeddingsFunction.apply(
+        patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
+    )
+
+
+def alignment_weights(
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    *,
+    patch_mask: Tensor | None = None,
+    similarity_threshold: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Alignment weights of every token over the patches of its image; each row sums to 1.
+
+    Equations 2-4 of Bica et al. (2024). The arguments and errors are those of :func:`language_grouped_embeddings`.
+
+    Returns:
+        [B, L, P] in the embeddings' dtype, exactly 0 below the threshold and at masked patches, differentiable once (the
+        eager backend: any number of times).
+    """
+    patch_embeds, token_embeds, backend = _grouping_inputs(
+        patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
+    )
+    if backend == "eager":
+        return alignment_weights_reference(patch_embeds, token_embeds, patch_mask, similarity_threshold)
+    return AlignmentWeightsFunction.apply(
+        patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
+    )
+
+
+def _grouping_inputs(
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    patch_mask: Tensor | None,
+    similarity_threshold: float | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, str]:
+    patch_embeds, token_embeds = _patches_and_tokens(patch_embeds, token_embeds)
+    _validate.mask("patch_mask", patch_mask, "patch_embeds", patch_embeds)
+    _validate.images_have_patches(patch_mask)
+    _validate.similarity_threshold(similarity_threshold)
+    return (
+        patch_embeds,
+        token_embeds,
+        resolve("grouping", backend, patch_embeds.device, patch_embeds.dtype),
+    )
+
+
+def contrastive_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    *,
+    logit_scale: float | Tensor = DEFAULT_LOGIT_SCALE,
+    group: object = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Global contrastive loss: symmetric InfoNCE of the cosines between all images and texts of the batch.
+
+    Equation 1 of Bica et al. (2024); the loss of CLIP. Served by the eager backend for now.
+
+    Args:
+        image_embeds: [B, D] image embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
+        text_embeds: [B, D] text embeddings, of the same dtype and device.
+        logit_scale: 1 / temperature, a number or a 0-dim tensor (which receives a gradient).
+        group: a process group; only None for now.
+        backend: ``"auto"`` or ``"eager"``.
+
+    Returns:
+        [] in float32 (float64 for float64 embeddings); 0 for an empty batch.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`fine_grained_loss`.
+    """
+    _validate.embeddings("image_embeds", image_embeds, "[B, D]")
+    _validate.embeddings("text_embeds", text_embeds, "[B, D]")
+    image_embeds, text_embeds = _autocast(image_embeds, text_embeds)
+    _validate.same("text_embeds", text_embeds, "image_embeds", image_embeds, {"B": 0, "D": 1})
+    _validate.logit_scale("logit_scale", logit_scale, "image_embeds", image_embeds)
+    _validate.group(group)
+    resolve("contrastive", backend, image_embeds.device, image_embeds.dtype)
+    return contrastive_reference(image_embeds, text_embeds, _scale_tensor(logit_scale, image_embeds))
+
+
+def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of [B, N, D] over the valid rows: [B, D] in the embeddings' dtype, accumulated wider; 0 where none is valid."""
+    accumulation = accumulation_dtype(embeds.dtype)
+    if mask is None:
+        return embeds.mean(1, dtype=accumulation).to(embeds.dtype)
+    total = embeds.masked_fill(~mask[..., None], 0).sum(1, dtype=accumulation)
+    return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(embeds.dtype)
+
+
+def sparc_loss(
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    token_mask: Tensor | None = None,
+    *,
+    logit_scale: float | Tensor = DEFAULT_LOGIT_SCALE,
+    local_logit_scale: float | Tensor | None = None,
+    patch_mask: Tensor | None = None,
+    image_embeds: Tensor | None = None,
+    text_embeds: Tensor | None = None,
+    similarity_threshold: float | None = None,
+    global_weight: float = 0.5,
+    local_weight: float = 1.0,
+    reduction: str = "token",
+    return_components: bool = False,
+    group: object = None,
+    backend: str = "auto",
+) -> Tensor | SparcLossOutput:
+    """The SPARC loss: ``global_weight * contrastive_loss + local_weight * fine_grained_loss``.
+
+    Equation 7 of Bica et al., "Improving fine-grained understanding in image-text pre-training" (2024).
+
+    Args:
+        patch_embeds: [B, P, D] patch embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
+        token_embeds: [B, L, D] token embeddings, of the same dtype and device.
+        token_mask: [B, L] bool, True = valid; None = all valid.
+        logit_scale: 1 / temperature of both losses, a number or a 0-dim tensor (which receives a gradient).
+        local_logit_scale: 1 / temperature of the fine-grained loss where it is to differ; None = ``logit_scale``.
+        patch_mask: [B, P] bool, True = valid; None = all valid.
+        image_embeds: [B, G] global image embeddings; None = mean over the valid patches.
+        text_embeds: [B, G] global text embeddings; None = mean over the valid tokens.
+        similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
+        global_weight: lambda_g of eq 7.
+        local_weight: lambda_f of eq 7.
+        reduction: of the fine-grained loss, as in :func:`fine_grained_loss`. ``"none"`` needs ``return_components``: the
+            [B, L] losses are then in ``local_loss``, while ``loss`` takes their mean over valid tokens.
+        return_components: return a :class:`SparcLossOutput` (loss, global_loss, local_loss).
+        group: a process group; only None for now.
+        backend: of the fine-grained loss, as in :func:`fine_grained_loss` (the global loss is eager for now).
+
+    Returns:
+        [] in float32 (float64 for float64 embeddings), or a :class:`SparcLossOutput`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`fine_grained_loss`.
+    """
+    patch_embeds, token_embeds = _patches_and_tokens(patch_embeds, token_embeds)
+    _validate.weight("global_weight", global_weight)
+    _validate.weight("local_weight", local_weight)
+    _validate.reduction(reduction)
+    if reduction == "none" and not return_components:
+        raise ValueError("reduction='none' gives no scalar loss: pass return_components=True, got False")
+    for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
+        if embeds is not None:
+            _validate.embeddings(name, embeds, "[B, G]")
+            _validate.same_batch(name, embeds, "patch_embeds", patch_embeds)
+
+    local_loss = fine_grained_loss(
+        patch_embeds,
+        token_embeds,
+        token_mask,
+        logit_scale=logit_scale if local_logit_scale is None else local_logit_scale,
+        patch_mask=patch_mask,
+        similarity_threshold=similarity_threshold,
+        reduction=reduction,
+        group=group,
+        backend=backend,
+    )
+    global_loss = contrastive_loss(
+        _valid_mean(patch_embeds, patch_mask) if image_embeds is None else image_embeds,
+        _valid_mean(token_embeds, token_mask) if text_embeds is None else text_embeds,
+        logit_scale=logit_scale,
+        group=group,
+    )
+    local_mean = _reduce(local_loss, token_mask, "token") if reduction == "none" else local_loss
+    loss = global_weight * global_loss + local_weight * local_mean
+    return SparcLossOutput(loss, global_loss, local_loss) if return_components else loss

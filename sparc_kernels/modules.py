@@ -1,0 +1,135 @@
+"""``nn.Module`` shells over :mod:`sparc_kernels.functional`; no mathematics of their own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sparc_kernels import _validate
+from sparc_kernels.functional import DEFAULT_LOGIT_SCALE, SparcLossOutput, sparc_loss
+
+
+def _positive(name: str, value: float) -> float:
+    _validate.weight(name, value)
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return float(value)
+
+
+class SparcLoss(nn.Module):
+    """The SPARC loss with a learnable temperature (:func:`sparc_kernels.sparc_loss`).
+
+    The parameter ``log_logit_scale`` holds log(1 / temperature), as in CLIP (Radford et al., 2021); it is clamped in place
+    to log(``max_logit_scale``) before each use in training mode.
+
+    Args:
+        logit_scale: initial 1 / temperature.
+        local_logit_scale: initial 1 / temperature of the fine-grained loss, which then learns a scale of its own
+            (``log_local_logit_scale``); None = both losses share one scale, as in the paper.
+        similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
+        global_weight: lambda_g of eq 7.
+        local_weight: lambda_f of eq 7.
+        reduction: ``"token"``, ``"caption"`` or ``"none"``, as in :func:`sparc_kernels.fine_grained_loss`.
+        return_components: return a :class:`sparc_kernels.SparcLossOutput` instead of the loss alone.
+        group: a process group; only None for now.
+        backend: as in :func:`sparc_kernels.fine_grained_loss`.
+        learn_scale: False keeps the scales fixed (buffers instead of parameters).
+        max_logit_scale: upper bound of the scales.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :func:`sparc_kernels.sparc_loss`.
+    """
+
+    log_logit_scale: Tensor
+    log_local_logit_scale: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        logit_scale: float = DEFAULT_LOGIT_SCALE,
+        local_logit_scale: float | None = None,
+        similarity_threshold: float | None = None,
+        global_weight: float = 0.5,
+        local_weight: float = 1.0,
+        reduction: str = "token",
+        return_components: bool = False,
+        group: object = None,
+        backend: str = "auto",
+        learn_scale: bool = True,
+        max_logit_scale: float = 100.0,
+    ) -> None:
+        super().__init__()
+        _validate.similarity_threshold(similarity_threshold)
+        _validate.weight("global_weight", global_weight)
+        _validate.weight("local_weight", local_weight)
+        _validate.reduction(reduction)
+        _validate.group(group)
+        self.similarity_threshold = similarity_threshold
+        self.global_weight = global_weight
+        self.local_weight = local_weight
+        self.reduction = reduction
+        self.return_components = return_components
+        self.backend = backend
+        self.max_logit_scale = _positive("max_logit_scale", max_logit_scale)
+        self._register_scale("log_logit_scale", _positive("logit_scale", logit_scale), learn_scale)
+        if local_logit_scale is None:
+            self.register_parameter("log_local_logit_scale", None)
+        else:
+            value = _positive("local_logit_scale", local_logit_scale)
+            self._register_scale("log_local_logit_scale", value, learn_scale)
+
+    def _register_scale(self, name: str, value: float, learn: bool) -> None:
+        tensor = torch.tensor(math.log(min(value, self.max_logit_scale)))
+        if learn:
+            self.register_parameter(name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
+
+    def _scale(self, log_scale: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                log_scale.clamp_(max=math.log(self.max_logit_scale))
+        return log_scale.exp()
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """[]: the current 1 / temperature, without gradient."""
+        return self.log_logit_scale.detach().exp().clamp(max=self.max_logit_scale)
+
+    def forward(
+        self,
+        patch_embeds: Tensor,
+        token_embeds: Tensor,
+        token_mask: Tensor | None = None,
+        *,
+        patch_mask: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+    ) -> Tensor | SparcLossOutput:
+        """The loss of one batch; the arguments are those of :func:`sparc_kernels.sparc_loss`."""
+        local = self.log_local_logit_scale
+        return sparc_loss(
+            patch_embeds,
+            token_embeds,
+            token_mask,
+            logit_scale=self._scale(self.log_logit_scale),
+            local_logit_scale=None if local is None else self._scale(local),
+            patch_mask=patch_mask,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            similarity_threshold=self.similarity_threshold,
+            global_weight=self.global_weight,
+            local_weight=self.local_weight,
+            reduction=self.reduction,
+            return_components=self.return_components,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"logit_scale={float(self.logit_scale):.4g}, global_weight={self.global_weight}, "
+            f"local_weight={self.local_weight}, similarity_threshold={self.similarity_threshold}, "
+            f"reduction={self.reduction!r}, backend={self.backend!r}"
+        )
