@@ -11,9 +11,9 @@ from functools import cache
 
 import torch
 
-from sparc_kernels import _native
+from sparc_kernels import _native, _validate
+from sparc_kernels._validate import BACKENDS
 
-BACKENDS = ("cuda", "triton", "cpu", "eager")
 NATIVE_OPS = ("fine_grained", "grouping")  # rooms with kernels; the others have their eager definition only
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -76,15 +76,14 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
     """The backend that serves the call.
 
     ``"auto"`` takes the first of cuda, triton (on a GPU) or cpu (on the CPU) that can, then eager; the choice is logged
-    once per op, device type and dtype to the logger ``sparc_kernels``, as a warning where kernels exist and eager had to be
-    taken. An explicit request never falls back.
+    once per op, device type and dtype to the logger ``sparc_kernels``, as a warning where kernels exist and eager had
+    to be taken. An explicit request never falls back.
 
     Raises:
         ValueError: ``backend`` is no backend.
         NotImplementedError: the backend asked for cannot serve this call; the message says why.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {backend!r}")
+    _validate.backend(backend)
     if backend == "auto":
         backend = os.environ.get("SPARC_BACKEND", "auto")
         if backend not in ("auto", *BACKENDS):

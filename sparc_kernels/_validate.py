@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+BACKENDS = ("cuda", "triton", "cpu", "eager")
 REDUCTIONS = ("token", "caption", "none")
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -120,6 +121,11 @@ def weight(name: str, value: object) -> None:
 def reduction(value: object) -> None:
     if value not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {value!r}")
+
+
+def backend(value: object) -> None:
+    if value not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {value!r}")
 
 
 def group(value: object) -> None:

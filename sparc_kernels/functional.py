@@ -1,9 +1,11 @@
 """The public, stateless API: validate, choose a backend, call the op.
 
-**Autocast.** Inside ``torch.autocast`` the embeddings are cast to the autocast dtype, as for a matrix product; similarities,
-softmaxes and losses are accumulated in float32 all the same, and losses are float32. float64 embeddings are left alone.
+**Autocast.** Inside ``torch.autocast`` the embeddings are cast to the autocast dtype, as for a matrix product;
+similarities, softmaxes and losses are accumulated in float32 all the same, and losses are float32. float64 embeddings
+are left alone.
 
-**Dtypes.** Losses come in the accumulation dtype: float64 for float64 embeddings, float32 for float32, bfloat16 and float16.
+**Dtypes.** Losses come in the accumulation dtype: float64 for float64 embeddings, float32 for float32, bfloat16 and
+float16.
 """
 
 from __future__ import annotations
@@ -95,10 +97,11 @@ def fine_grained_loss(
         token_embeds: [B, L, D] token embeddings, of the same dtype and device.
         token_mask: [B, L] bool, True = valid; None = all valid. Padded tokens are neither queries nor negatives.
         logit_scale: 1 / temperature, a number or a 0-dim tensor (which receives a gradient).
-        patch_mask: [B, P] bool, True = valid; None = all valid. Masked patches leave the minimum, the maximum and the groups.
+        patch_mask: [B, P] bool, True = valid; None = all valid. Masked patches leave the minimum, the maximum and the
+            groups.
         similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
-        reduction: ``"token"``: mean over the valid tokens of the batch; ``"caption"``: mean over captions of each caption's
-            mean (captions without a valid token do not count); ``"none"``: [B, L], 0 at padding.
+        reduction: ``"token"``: mean over the valid tokens of the batch; ``"caption"``: mean over captions of each
+            caption's mean (captions without a valid token do not count); ``"none"``: [B, L], 0 at padding.
         group: a process group; only None for now.
         backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"eager"``; an explicit one never falls back.
 
@@ -108,8 +111,8 @@ def fine_grained_loss(
 
     Raises:
         TypeError: an argument of a wrong type or dtype.
-        ValueError: shapes, devices, reduction, threshold or backend that do not fit; an image whose every patch is masked
-            (looked at on the CPU only; on a GPU the loss is NaN, since looking would make the host wait).
+        ValueError: shapes, devices, reduction, threshold or backend that do not fit; an image whose every patch is
+            masked (looked at on the CPU only; on a GPU the loss is NaN, since looking would make the host wait).
         NotImplementedError: ``group`` given, or a backend that cannot serve this dtype, device or machine.
     """
     patch_embeds, token_embeds = _patches_and_tokens(patch_embeds, token_embeds)
@@ -182,17 +185,15 @@ def alignment_weights(
     Equations 2-4 of Bica et al. (2024). The arguments and errors are those of :func:`language_grouped_embeddings`.
 
     Returns:
-        [B, L, P] in the embeddings' dtype, exactly 0 below the threshold and at masked patches, differentiable once (the
-        eager backend: any number of times).
+        [B, L, P] in the embeddings' dtype, exactly 0 below the threshold and at masked patches, differentiable once
+        (the eager backend: any number of times).
     """
     patch_embeds, token_embeds, backend = _grouping_inputs(
         patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
     )
     if backend == "eager":
         return alignment_weights_reference(patch_embeds, token_embeds, patch_mask, similarity_threshold)
-    return AlignmentWeightsFunction.apply(
-        patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
-    )
+    return AlignmentWeightsFunction.apply(patch_embeds, token_embeds, patch_mask, similarity_threshold, backend)
 
 
 def _grouping_inputs(
@@ -249,7 +250,7 @@ def contrastive_loss(
 
 
 def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of [B, N, D] over the valid rows: [B, D] in the embeddings' dtype, accumulated wider; 0 where none is valid."""
+    """Mean of [B, N, D] over the valid rows: [B, D] in the embeddings' dtype, accumulated wider; 0 where none is."""
     accumulation = accumulation_dtype(embeds.dtype)
     if mask is None:
         return embeds.mean(1, dtype=accumulation).to(embeds.dtype)
@@ -291,8 +292,8 @@ def sparc_loss(
         similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
         global_weight: lambda_g of eq 7.
         local_weight: lambda_f of eq 7.
-        reduction: of the fine-grained loss, as in :func:`fine_grained_loss`. ``"none"`` needs ``return_components``: the
-            [B, L] losses are then in ``local_loss``, while ``loss`` takes their mean over valid tokens.
+        reduction: of the fine-grained loss, as in :func:`fine_grained_loss`. ``"none"`` needs ``return_components``:
+            the [B, L] losses are then in ``local_loss``, while ``loss`` takes their mean over valid tokens.
         return_components: return a :class:`SparcLossOutput` (loss, global_loss, local_loss).
         group: a process group; only None for now.
         backend: of the fine-grained loss, as in :func:`fine_grained_loss` (the global loss is eager for now).

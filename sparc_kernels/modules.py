@@ -21,8 +21,8 @@ def _positive(name: str, value: float) -> float:
 class SparcLoss(nn.Module):
     """The SPARC loss with a learnable temperature (:func:`sparc_kernels.sparc_loss`).
 
-    The parameter ``log_logit_scale`` holds log(1 / temperature), as in CLIP (Radford et al., 2021); it is clamped in place
-    to log(``max_logit_scale``) before each use in training mode.
+    The parameter ``log_logit_scale`` holds log(1 / temperature), as in CLIP (Radford et al., 2021); it is clamped in
+    place to log(``max_logit_scale``) before each use in training mode.
 
     Args:
         logit_scale: initial 1 / temperature.
@@ -66,6 +66,7 @@ class SparcLoss(nn.Module):
         _validate.weight("local_weight", local_weight)
         _validate.reduction(reduction)
         _validate.group(group)
+        _validate.backend(backend)
         self.similarity_threshold = similarity_threshold
         self.global_weight = global_weight
         self.local_weight = local_weight

@@ -22,13 +22,14 @@ def contrastive_reference(
 ) -> Tensor:  # []
     """Symmetric InfoNCE over the batch (eq 1), the mean of both directions; 0 for an empty batch.
 
-    Computed in ``compute_dtype`` (default: the accumulation dtype of the inputs), except for the cross-entropies, which
-    always run in the accumulation dtype.
+    Computed in ``compute_dtype`` (default: the accumulation dtype of the inputs), except for norms and cross-entropies,
+    which always run in the accumulation dtype.
     """
     with torch.autocast(image_embeds.device.type, enabled=False):
         accumulation = accumulation_dtype(image_embeds.dtype)
         dtype = compute_dtype or accumulation
-        images, texts = F.normalize(image_embeds.to(dtype), dim=-1), F.normalize(text_embeds.to(dtype), dim=-1)
+        images = F.normalize(image_embeds.to(accumulation), dim=-1).to(dtype)
+        texts = F.normalize(text_embeds.to(accumulation), dim=-1).to(dtype)
         logits = logit_scale.to(accumulation) * (images @ texts.T).to(accumulation)  # [B, B]
         diagonal = logits.diagonal()
         rows, columns = logits.logsumexp(1) - diagonal, logits.logsumexp(0) - diagonal

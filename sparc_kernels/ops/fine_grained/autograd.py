@@ -29,14 +29,15 @@ def _kernels(backend: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 class FineGrainedLossFunction(torch.autograd.Function):
     """Per-token fine-grained loss [B, L] (eq 2-6 of Bica et al., 2024), fused; 0 at padded tokens.
 
-    ``apply(patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold, backend)``: patch_embeds
-    [B, P, D] and token_embeds [B, L, D] of one floating dtype, token_mask [B, L] and patch_mask [B, P] bool or None,
-    logit_scale a 0-dim tensor on the same device, similarity_threshold a float or None (1 / number of valid patches),
-    backend ``"cuda"``, ``"triton"`` or ``"cpu"``. Arguments are not validated here: ``fine_grained_loss`` does that.
+    ``apply(patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold, backend)``:
+    patch_embeds [B, P, D] and token_embeds [B, L, D] of one floating dtype, token_mask [B, L] and patch_mask [B, P]
+    bool or None, logit_scale a 0-dim tensor on the same device, similarity_threshold a float or None (1 / number of
+    valid patches), backend ``"cuda"``, ``"triton"`` or ``"cpu"``. Arguments are not validated here:
+    ``fine_grained_loss`` does that.
 
     The result has the accumulation dtype (float64 for float64 inputs, else float32). Gradients flow to patch_embeds,
-    token_embeds and logit_scale. Between forward and backward it keeps the inputs and six numbers per token; it allocates
-    nothing of size B x L x P or B x L x D. Differentiating twice raises RuntimeError.
+    token_embeds and logit_scale. Between forward and backward it keeps the inputs and six numbers per token; it
+    allocates nothing of size B x L x P or B x L x D. Differentiating twice raises RuntimeError.
     """
 
     @staticmethod
@@ -52,9 +53,7 @@ class FineGrainedLossFunction(torch.autograd.Function):
     ) -> Tensor:
         kernel, _ = _kernels(backend)
         scale = logit_scale.to(accumulation_dtype(patch_embeds.dtype))
-        token_loss, stats = kernel(
-            patch_embeds, token_embeds, token_mask, patch_mask, scale, similarity_threshold
-        )
+        token_loss, stats = kernel(patch_embeds, token_embeds, token_mask, patch_mask, scale, similarity_threshold)
         ctx.save_for_backward(patch_embeds, token_embeds, token_mask, patch_mask, scale, stats)
         ctx.similarity_threshold, ctx.backend, ctx.scale_dtype = similarity_threshold, backend, logit_scale.dtype
         return token_loss

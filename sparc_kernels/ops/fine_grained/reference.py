@@ -26,9 +26,9 @@ def fine_grained_reference(
 ) -> Tensor:  # [B, L]
     """Fine-grained loss of every token, 0 at padding (eq 2-6).
 
-    Computed in ``compute_dtype`` (default: the accumulation dtype of the inputs), except that the cross-entropies always
-    run in the accumulation dtype, which is also the dtype of the result. ``compute_dtype=torch.bfloat16`` gives what
-    forty lines of PyTorch give on bfloat16 tensors.
+    Computed in ``compute_dtype`` (default: the accumulation dtype of the inputs), except that norms and
+    cross-entropies always run in the accumulation dtype, which is also the dtype of the result.
+    ``compute_dtype=torch.bfloat16`` gives what forty lines of PyTorch give on bfloat16 tensors.
     """
     with torch.autocast(patch_embeds.device.type, enabled=False):
         accumulation = accumulation_dtype(patch_embeds.dtype)
@@ -44,7 +44,9 @@ def fine_grained_reference(
 
         weights = alignment_weights(patches, tokens, patch_mask, similarity_threshold)  # eq 2-4   [B, L, P]
         groups = weights @ patches  # eq 5   [B, L, D]
-        cosine = F.normalize(groups, dim=-1) @ F.normalize(tokens, dim=-1).transpose(-1, -2)  # [B, L, L]
+        group_directions = F.normalize(groups.to(accumulation), dim=-1).to(dtype)
+        token_directions = F.normalize(tokens.to(accumulation), dim=-1).to(dtype)
+        cosine = group_directions @ token_directions.transpose(-1, -2)  # [B, L, L]
         logits = logit_scale.to(accumulation) * cosine.to(accumulation)
 
         # eq 6: both cross-entropies against the diagonal, over the valid tokens of the caption.

@@ -43,9 +43,7 @@ def _forward(
 def _backward(ctx: Any, op: str, grad: Tensor) -> tuple[Tensor | None, ...]:
     _, kernel = _kernels(ctx.backend, op)
     patch_embeds, token_embeds, patch_mask, stats = ctx.saved_tensors
-    grad_patches, grad_tokens = kernel(
-        grad, patch_embeds, token_embeds, patch_mask, stats, ctx.similarity_threshold
-    )
+    grad_patches, grad_tokens = kernel(grad, patch_embeds, token_embeds, patch_mask, stats, ctx.similarity_threshold)
     return grad_patches, grad_tokens, None, None, None
 
 
@@ -57,7 +55,8 @@ class LanguageGroupedEmbeddingsFunction(torch.autograd.Function):
     (1 / number of valid patches), backend ``"cuda"``, ``"triton"`` or ``"cpu"``. Arguments are not validated here:
     ``language_grouped_embeddings`` does that.
 
-    Between forward and backward it keeps the inputs and three numbers per token. Differentiating twice raises RuntimeError.
+    Between forward and backward it keeps the inputs and three numbers per token. Differentiating twice raises
+    RuntimeError.
     """
 
     @staticmethod
@@ -82,8 +81,8 @@ class LanguageGroupedEmbeddingsFunction(torch.autograd.Function):
 class AlignmentWeightsFunction(torch.autograd.Function):
     """Alignment weights [B, L, P] (eq 4 of Bica et al., 2024), fused.
 
-    The same arguments and the same memory as :class:`LanguageGroupedEmbeddingsFunction`; the weights themselves are not kept.
-    Differentiating twice raises RuntimeError.
+    The same arguments and the same memory as :class:`LanguageGroupedEmbeddingsFunction`; the weights themselves are not
+    kept. Differentiating twice raises RuntimeError.
     """
 
     @staticmethod
@@ -95,9 +94,7 @@ class AlignmentWeightsFunction(torch.autograd.Function):
         similarity_threshold: float | None,
         backend: str,
     ) -> Tensor:
-        return _forward(
-            ctx, "alignment_weights", patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
-        )
+        return _forward(ctx, "alignment_weights", patch_embeds, token_embeds, patch_mask, similarity_threshold, backend)
 
     @staticmethod
     @once_differentiable

@@ -1,0 +1,222 @@
+"""What PyTorch asks of an op: gradcheck, opcheck, saved memory, torch.compile, autocast, second derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparc_kernels as sk
+from tests import cases
+from tests.conftest import BACKENDS, FUSED, device_of
+
+CASE = cases.Case("autograd", B=2, P=7, L=4, D=8, lengths=(4, 2), patches=(7, 5), scale=3.0)
+
+
+def _inputs(backend: str, dtype: torch.dtype = torch.float32, case: cases.Case = CASE) -> cases.Inputs:
+    return cases.draw(case, dtype).to(dtype, device_of(backend)).require_grad()
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_gradcheck(backend: str) -> None:
+    """Finite differences in float64, through all public functions."""
+    inputs = _inputs(backend, torch.float64)
+    options: dict[str, Any] = {"patch_mask": inputs.patch_mask, "backend": backend}
+    leaves = (inputs.patch_embeds, inputs.token_embeds, inputs.logit_scale)
+
+    def loss(patches: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
+        return sk.fine_grained_loss(patches, tokens, inputs.token_mask, logit_scale=scale, reduction="none", **options)
+
+    def total(patches: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
+        return sk.sparc_loss(patches, tokens, inputs.token_mask, logit_scale=scale, **options)
+
+    assert torch.autograd.gradcheck(loss, leaves)
+    assert torch.autograd.gradcheck(total, leaves)
+    for function in (sk.language_grouped_embeddings, sk.alignment_weights):
+        assert torch.autograd.gradcheck(lambda p, t, f=function: f(p, t, **options), leaves[:2])
+
+
+def _op(name: str, backend: str) -> Any:
+    sk.fine_grained_loss(torch.zeros(0, 1, 1), torch.zeros(0, 1, 1))  # loads the rooms
+    sk.available_backends("fine_grained"), sk.available_backends("grouping")
+    return getattr(torch.ops.sparc_kernels, name + ("_triton" if backend == "triton" else "")).default
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("masks", [True, False])
+def test_opcheck(backend: str, masks: bool) -> None:
+    """Schema, fake implementation and dynamic shapes of every registered op."""
+    inputs = _inputs(backend)
+    patches, tokens = inputs.patch_embeds.detach(), inputs.token_embeds.detach()
+    scale = inputs.logit_scale.detach()
+    token_mask, patch_mask = (inputs.token_mask, inputs.patch_mask) if masks else (None, None)
+    # the ops themselves carry no autograd formula: that is the Functions' part
+    utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+
+    args: tuple[Any, ...] = (patches, tokens, token_mask, patch_mask, scale, None)
+    forward = _op("fine_grained_forward", backend)
+    torch.library.opcheck(forward, args, test_utils=utilities)
+    token_loss, stats = forward(*args)
+    backward_args = (torch.rand_like(token_loss), patches, tokens, token_mask, patch_mask, scale, stats, 0.25)
+    torch.library.opcheck(_op("fine_grained_backward", backend), backward_args, test_utils=utilities)
+
+    for op in ("grouped_embeddings", "alignment_weights"):
+        forward = _op(f"{op}_forward", backend)
+        torch.library.opcheck(forward, (patches, tokens, patch_mask, 0.25), test_utils=utilities)
+        output, stats = forward(patches, tokens, patch_mask, 0.25)
+        backward_args = (torch.rand_like(output), patches, tokens, patch_mask, stats, None)
+        torch.library.opcheck(_op(f"{op}_backward", backend), backward_args, test_utils=utilities)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_saved_memory_is_linear_in_tokens(backend: str) -> None:
+    """Beyond the inputs themselves, autograd keeps a handful of numbers per token."""
+    inputs = _inputs(backend, case=cases.Case("saved", B=3, P=64, L=16, D=32, lengths=(16, 9, 4)))
+    own = {t.untyped_storage().data_ptr() for t in (inputs.patch_embeds, inputs.token_embeds, inputs.token_mask)}
+
+    def extra_bytes(function: Any) -> int:
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = function()
+        del output
+        return sum(saved.values())
+
+    numbers = 4 * 3 * 16  # bytes of one float32 per token
+    loss = extra_bytes(
+        lambda: sk.fine_grained_loss(
+            inputs.patch_embeds,
+            inputs.token_embeds,
+            inputs.token_mask,
+            logit_scale=inputs.logit_scale,
+            backend=backend,
+        )
+    )
+    assert 0 < loss <= 8 * numbers
+    for function in (sk.language_grouped_embeddings, sk.alignment_weights):
+        kept = extra_bytes(lambda f=function: f(inputs.patch_embeds, inputs.token_embeds, backend=backend))
+        assert 0 < kept <= 4 * numbers
+    eager = extra_bytes(
+        lambda: sk.fine_grained_loss(inputs.patch_embeds, inputs.token_embeds, inputs.token_mask, backend="eager")
+    )
+    assert eager > 20 * loss, "the measurement sees what eager keeps"
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_nothing_is_saved_without_grad(backend: str) -> None:
+    inputs = _inputs(backend)
+    saved: list[Tensor] = []
+    with (
+        torch.no_grad(),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+    ):
+        loss = sk.sparc_loss(inputs.patch_embeds, inputs.token_embeds, inputs.token_mask, backend=backend)
+    assert loss.grad_fn is None
+    assert not saved
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_second_derivative_raises(backend: str) -> None:
+    inputs = _inputs(backend)
+    outputs = [
+        sk.fine_grained_loss(inputs.patch_embeds, inputs.token_embeds, logit_scale=inputs.logit_scale, backend=backend),
+        sk.language_grouped_embeddings(inputs.patch_embeds, inputs.token_embeds, backend=backend).square().sum(),
+        sk.alignment_weights(inputs.patch_embeds, inputs.token_embeds, backend=backend).square().sum(),
+    ]
+    for output in outputs:
+        (grad,) = torch.autograd.grad(output, inputs.patch_embeds, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad(grad.sum(), inputs.patch_embeds)
+
+
+def test_eager_second_derivative() -> None:
+    """The eager backend is plain autograd, and says so: twice is right there."""
+    inputs = _inputs("eager", torch.float64)
+    assert torch.autograd.gradgradcheck(
+        lambda p, t: sk.fine_grained_loss(p, t, inputs.token_mask, logit_scale=2.0, backend="eager"),
+        (inputs.patch_embeds, inputs.token_embeds),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_only_where_asked(backend: str) -> None:
+    inputs = _inputs(backend)
+    frozen = inputs.patch_embeds.detach()
+    loss = sk.fine_grained_loss(frozen, inputs.token_embeds, logit_scale=2.0, backend=backend)
+    loss.backward()
+    assert frozen.grad is None
+    assert inputs.token_embeds.grad is not None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_fullgraph(backend: str) -> None:
+    inputs = _inputs(backend, case=cases.replace(CASE, B=3, lengths=(4, 2, 1), patches=None))
+
+    def step(patches: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
+        loss = sk.sparc_loss(patches, tokens, inputs.token_mask, logit_scale=scale, backend=backend)
+        groups = sk.language_grouped_embeddings(patches, tokens, backend=backend)
+        weights = sk.alignment_weights(patches, tokens, backend=backend)
+        return loss + groups.square().mean() + weights.square().mean()
+
+    leaves = (inputs.patch_embeds, inputs.token_embeds, inputs.logit_scale)
+    expected = step(*leaves)
+    found = torch.compile(step, fullgraph=True)(*leaves)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu", "triton"])
+def test_autocast_policy(backend: str) -> None:
+    """Embeddings go to the autocast dtype; losses stay float32; gradients come back in the parameters' dtype."""
+    device = device_of(backend)
+    inputs = _inputs(backend, case=cases.replace(CASE, B=3, lengths=(4, 2, 1), patches=None))
+    patches, tokens = inputs.patch_embeds, inputs.token_embeds
+    with torch.autocast(device, dtype=torch.bfloat16):
+        loss = sk.sparc_loss(patches, tokens, inputs.token_mask, backend=backend)
+        groups = sk.language_grouped_embeddings(patches, tokens, backend=backend)
+        double = sk.fine_grained_loss(patches.double(), tokens.double(), backend="eager")
+    assert loss.dtype == torch.float32
+    assert groups.dtype == torch.bfloat16
+    assert double.dtype == torch.float64
+    loss.backward()
+    assert patches.grad.dtype == torch.float32
+    by_hand = sk.sparc_loss(patches.bfloat16(), tokens.bfloat16(), inputs.token_mask, backend=backend)
+    assert torch.equal(loss, by_hand)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=False):
+        full = sk.sparc_loss(patches, tokens, inputs.token_mask, backend=backend)
+    assert not torch.equal(full, loss)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_functions_can_be_applied_directly(backend: str) -> None:
+    inputs = _inputs(backend)
+    token_loss = sk.FineGrainedLossFunction.apply(
+        inputs.patch_embeds,
+        inputs.token_embeds,
+        inputs.token_mask,
+        inputs.patch_mask,
+        inputs.logit_scale,
+        None,
+        backend,
+    )
+    token_loss.sum().backward()
+    for leaf in (inputs.patch_embeds, inputs.token_embeds, inputs.logit_scale):
+        assert leaf.grad is not None
+        assert leaf.grad.abs().sum() > 0
+
+
+def test_functions_refuse_a_backend_without_kernels() -> None:
+    tensor = torch.zeros(1, 1, 1)
+    with pytest.raises(ValueError, match="backend must be 'cuda', 'triton' or 'cpu', got 'eager'"):
+        sk.AlignmentWeightsFunction.apply(tensor, tensor, None, None, "eager")
+    with pytest.raises(ValueError, match="backend must be 'cuda', 'triton' or 'cpu', got 'eager'"):
+        sk.FineGrainedLossFunction.apply(tensor, tensor, None, None, torch.tensor(1.0), None, "eager")
