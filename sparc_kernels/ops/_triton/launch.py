@@ -1,0 +1,86 @@
+"""A kernel launch as a value: launchers run it; the compile-time tests build it on meta tensors and only compile it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+# torch.get_float32_matmul_precision() -> the precision of a Triton product with float32 operands
+_PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel, its grid, its arguments by name (tensors, numbers, None, constexprs) and its compile options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Queue the kernel on the current stream; an empty grid queues nothing."""
+        if all(self.grid):
+            self.kernel[self.grid](
+                **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages, **self.options
+            )
+
+
+@triton.jit
+def _probe():  # type: ignore[no-untyped-def]
+    pass
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter: its variable TRITON_INTERPRET, read when they were defined."""
+    return isinstance(_probe, InterpretedFunction)
+
+
+def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot serve embeddings of this device and dtype, or None."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"the Triton kernels take float16, bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
+    if device.type == "cpu" and not interpreted():
+        return "Triton does not compile for the CPU (TRITON_INTERPRET=1, set before the start, runs its interpreter)"
+    if device.type not in ("cpu", "cuda"):
+        return f"the Triton kernels run on CUDA devices, not on {device.type!r}"
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the Triton kernels need compute capability 8.0"
+    return None
+
+
+def product_precision(dtype: torch.dtype) -> str:
+    """``input_precision`` of ``tl.dot``: float32 operands follow ``torch.set_float32_matmul_precision``."""
+    return _PRECISIONS[torch.get_float32_matmul_precision()] if dtype == torch.float32 else "ieee"
+
+
+def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:
+    """The strides of a tensor under the names of kernel parameters; 0 for a tensor that is not there."""
+    return dict(zip(names, tensor.stride() if tensor is not None else (0,) * len(names)))
+
+
+def run_all(launches: Iterable[Launch], tensor: Tensor) -> None:
+    """Run the launches in order, on the current stream of the device of ``tensor``."""
+    reason = unsupported_reason(tensor.device, tensor.dtype)
+    if reason is not None:
+        raise NotImplementedError(reason)
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+        for launch in launches:
+            launch.run()
+
+
+def register_op(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define ``sparc_kernels::<name>``: CUDA tensors, CPU tensors (in the interpreter), fake tensors."""
+    qualified_name = f"sparc_kernels::{name}"
+    torch.library.define(qualified_name, schema)
+    torch.library.impl(qualified_name, ("CPU", "CUDA"), implementation)
+    torch.library.register_fake(qualified_name, fake)

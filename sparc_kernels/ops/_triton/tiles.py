@@ -1,0 +1,148 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Device helpers that several Triton kernels share: loads, the cut at the threshold, products, gradients.
+
+Symbols are those of ``ops/fine_grained/MATH.md``. Prefixes: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` block.
+Blocks: ``L`` rows of tokens, ``P`` rows of patches, ``D`` channels.
+"""
+
+import triton
+import triton.language as tl
+
+# A row of similarities is flat if its range is at most 16 eps(float32) times its largest magnitude.
+FLAT_RANGE = tl.constexpr(2.0**-19)
+MIN_NORM = tl.constexpr(1e-12)
+
+
+@triton.jit
+def load_mask(p_mask, o_batch, o_rows, n_rows, stride_batch, stride_row):
+    """[ROWS] int1: inside the tensor, and True in the [B, n_rows] mask if there is one. ``o_batch`` is an int64."""
+    m_rows = o_rows < n_rows
+    if p_mask is not None:
+        p_rows = p_mask + o_batch * stride_batch + o_rows.to(tl.int64) * stride_row
+        m_rows = m_rows & (tl.load(p_rows, mask=m_rows, other=0) != 0)
+    return m_rows
+
+
+@triton.jit
+def threshold_of(threshold, n_patches):
+    """sigma (1 / number of valid patches unless given), and NaN in place of 0 for an image without a valid patch."""
+    poison = tl.where(n_patches > 0, 0.0, float("nan"))
+    if threshold is None:
+        return 1.0 / tl.maximum(n_patches, 1).to(tl.float32), poison
+    else:
+        return threshold, poison
+
+
+@triton.jit
+def load_tile(p_base, o_rows, o_cols, m_rows, n_cols, stride_row, stride_col, UPCAST: tl.constexpr):
+    """[ROWS, COLS] of a matrix, 0 where a row is masked or a column lies outside."""
+    # 64 bits: a transposed view can put 2^31 elements between two rows of one pair
+    p_tile = p_base + o_rows.to(tl.int64)[:, None] * stride_row + o_cols.to(tl.int64)[None, :] * stride_col
+    b_tile = tl.load(p_tile, mask=m_rows[:, None] & (o_cols < n_cols)[None, :], other=0.0)
+    if UPCAST:
+        b_tile = b_tile.to(tl.float32)
+    return b_tile
+
+
+@triton.jit
+def store_tile(p_base, b_tile, o_rows, o_cols, m_rows, n_cols, stride_row, UPCAST: tl.constexpr):
+    """[ROWS, COLS] float32 into rows of contiguous columns, rounded to the tensor's dtype."""
+    p_tile = p_base + o_rows.to(tl.int64)[:, None] * stride_row + o_cols[None, :]
+    m_tile = m_rows[:, None] & (o_cols < n_cols)[None, :]
+    if UPCAST:  # the interpreter truncates float32 to bfloat16: round to nearest even before it does
+        b_bits = b_tile.to(tl.int32, bitcast=True)
+        b_bits = ((b_bits + 0x7FFF + ((b_bits >> 16) & 1)) >> 16) << 16
+        b_tile = tl.where(b_tile == b_tile, b_bits.to(tl.float32, bitcast=True), b_tile)
+    tl.store(p_tile, b_tile.to(p_base.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit
+def row_extrema(b_similarity, m_patches):
+    """Minimum and maximum [L] of rows of similarities [L, P] over the valid patches; 0 and 0 if there is none."""
+    b_min = tl.min(tl.where(m_patches[None, :], b_similarity, float("inf")), axis=1)
+    b_max = tl.max(tl.where(m_patches[None, :], b_similarity, -float("inf")), axis=1)
+    m_none = b_min > b_max
+    return tl.where(m_none, 0.0, b_min), tl.where(m_none, 0.0, b_max)
+
+
+@triton.jit
+def is_flat(b_min, b_max):
+    """[L]: the row's similarities are equal up to rounding (a row without a valid patch counts as flat)."""
+    return (b_max - b_min) <= FLAT_RANGE * tl.maximum(tl.abs(b_min), tl.abs(b_max))
+
+
+@triton.jit
+def min_max_heights(b_similarity, b_min, b_max, m_patches):
+    """H [L, P]: 0 in flat rows and at masked patches."""
+    m_flat = is_flat(b_min, b_max)
+    b_range = tl.where(m_flat, 1.0, b_max - b_min)
+    b_height = (b_similarity - b_min[:, None]) / b_range[:, None]
+    return tl.where(m_patches[None, :] & (~m_flat)[:, None], b_height, 0.0)
+
+
+@triton.jit
+def is_kept(b_height, b_similarity, b_max, sigma):
+    """K [L, P] of rows that are not flat. Written as "not cut", so that a NaN is kept and seen."""
+    return ~((b_height < sigma) & (b_similarity < b_max[:, None]))
+
+
+@triton.jit
+def alignment(b_height, b_similarity, b_min, b_max, m_patches, sigma):
+    """U [L, P] in units of the row's range: K * H, and 1 on every valid patch of a flat row."""
+    b_weight = tl.where(is_kept(b_height, b_similarity, b_max, sigma), b_height, 0.0)
+    b_weight = tl.where(is_flat(b_min, b_max)[:, None], 1.0, b_weight)
+    return tl.where(m_patches[None, :], b_weight, 0.0)
+
+
+@triton.jit
+def product_with_similarities(b_weight, b_height, b_min, b_max, PRECISION: tl.constexpr):
+    """Z = U S^T [L, L'] from U [L, P] (operand dtype) and the heights [L', P], with S = m + (M - m) H.
+
+    Half precision splits H into two operands: Z then carries the rounding of U alone, as C' = U V does.
+    """
+    b_high = b_height.to(b_weight.dtype)
+    b_product = tl.dot(b_weight, tl.trans(b_high), input_precision=PRECISION)
+    if b_weight.dtype != tl.float32:
+        b_low = (b_height - b_high.to(tl.float32)).to(b_weight.dtype)
+        b_product = tl.dot(b_weight, tl.trans(b_low), b_product)
+    b_range = tl.where(is_flat(b_min, b_max), 0.0, b_max - b_min)
+    b_mass = tl.sum(b_weight.to(tl.float32), axis=1)
+    return b_product * b_range[None, :] + b_mass[:, None] * b_min[None, :]
+
+
+@triton.jit
+def clamped_inverse_norm(b_norm):
+    """1 / norm [L], and the factor that a clamped norm has in its own gradient: 0."""
+    b_inverse = 1.0 / tl.maximum(b_norm, MIN_NORM)
+    return b_inverse, tl.where(b_norm > MIN_NORM, b_inverse * b_inverse, 0.0)
+
+
+@triton.jit
+def masked_logsumexp(b_logits, m_logits, AXIS: tl.constexpr):
+    """log sum exp over one axis of [L, L] where the mask is True; 0 where it is nowhere."""
+    b_logits = tl.where(m_logits, b_logits, -float("inf"))
+    b_top = tl.max(b_logits, axis=AXIS)
+    b_top = tl.where(b_top == -float("inf"), 0.0, b_top)
+    b_sum = tl.sum(tl.exp(b_logits - tl.expand_dims(b_top, AXIS)), axis=AXIS)
+    return b_top + tl.log(tl.where(b_sum == 0.0, 1.0, b_sum))
+
+
+@triton.jit
+def largest_magnitude(b_tile):
+    """max |x| of a block, 1 if all of it is 0: the unit in which float16 can hold it."""
+    b_top = tl.max(tl.max(tl.abs(b_tile), axis=1), axis=0)
+    return tl.where(b_top > 0.0, b_top, 1.0)
+
+
+@triton.jit
+def grad_similarities(b_grad, b_similarity, b_min, b_max, m_patches, sigma):
+    """dS [L, P] from dU [L, P], U in units of the row's range: K dU, less its row sum at the minima; 0 in flat rows."""
+    m_flat = is_flat(b_min, b_max)
+    b_height = min_max_heights(b_similarity, b_min, b_max, m_patches)
+    m_kept = is_kept(b_height, b_similarity, b_max, sigma) & m_patches[None, :]
+    m_lowest = (b_similarity == b_min[:, None]) & m_patches[None, :]
+    b_grad = tl.where(m_kept, b_grad, 0.0)
+    b_shared = tl.sum(b_grad, axis=1) / tl.maximum(tl.sum(m_lowest.to(tl.float32), axis=1), 1.0)
+    b_grad = b_grad - tl.where(m_lowest, b_shared[:, None], 0.0)
+    b_range = tl.where(m_flat, 1.0, b_max - b_min)
+    return tl.where(m_flat[:, None], 0.0, b_grad / b_range[:, None])
