@@ -1,0 +1,69 @@
+# The two commands of the README are `make demo` and `make test`; `make help` lists the rest.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV ?= .venv
+# Any torch from 2.10 on will do; this one is what CI runs.
+TORCH ?= torch==2.13.0
+# Installed only where torch has not brought its own Triton along.
+TRITON ?= triton==3.6.0
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+NATIVE := setup.py $(shell find csrc -type f)
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
+
+$(VENV)/.packages: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TRITON)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.packages $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,test,bench,dev]"
+	touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## set up the virtual environment and build the library into it
+
+.PHONY: demo
+demo: install ## train a small model on drawn scenes with the fused loss (about 4 minutes on 2 cores)
+	$(BIN)/python -m sparc_kernels.train --demo
+
+.PHONY: test
+test: install ## run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: install ## ruff, clang-format and mypy, as CI runs them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/mypy
+
+.PHONY: format
+format: install ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+.PHONY: benchmark
+benchmark: install ## time the CPU kernels against eager, torch.compile and bare matrix products
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+.PHONY: wheel
+wheel: install ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+.PHONY: doctor
+doctor: install ## print versions, and which backends this machine can use
+	$(BIN)/python -m sparc_kernels
+
+.PHONY: clean
+clean: ## remove build products (the virtual environment stays)
+	rm -rf build dist *.egg-info sparc_kernels/*.so $(VENV)/.installed
