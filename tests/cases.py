@@ -183,6 +183,11 @@ class Result:
         return list(vars(self).items())
 
 
+def terms_of(name: str, inputs: Inputs) -> float:
+    """Total size of the terms that a result sums into one number: cosines are at most 1, each token's weigh its upstream."""
+    return float(inputs.upstream.sum()) if name == "grad_logit_scale" else 0.0
+
+
 def reference(inputs: Inputs, compute_dtype: torch.dtype | None = None) -> Result:
     """The eager definition and its gradients by autograd."""
     leaves = inputs.require_grad()

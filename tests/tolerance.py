@@ -50,17 +50,22 @@ def errors(actual: Tensor, truth: Tensor) -> Errors:
     )
 
 
-def bounds(eager: Tensor, truth: Tensor, dtype: torch.dtype) -> Errors:
+def bounds(eager: Tensor, truth: Tensor, dtype: torch.dtype, terms: float = 0.0) -> Errors:
     """The errors that a result in ``dtype`` may have, given eager's result in that dtype.
 
-    Where eager itself overflows, a result has to be right all the same, within a few roundings.
+    Where eager itself overflows, a result has to be right all the same, within a few roundings. A single number that is
+    a sum of larger ``terms`` (their total size) is rounded as they are; eager may be luckier than that.
     """
     made = errors(eager, truth) if bool(eager.isfinite().all()) else Errors(*3 * (FLOOR[dtype],))
-    return Errors(*(min(FACTOR * error + FLOOR[dtype], CAP) for error in astuple(made)))
+    size = float(truth.abs().max()) if truth.numel() else 0.0
+    floor = FLOOR[dtype] * (max(1.0, terms / size) if size > 0 else 1.0)
+    return Errors(*(min(FACTOR * error + floor, CAP) for error in astuple(made)))
 
 
-def assert_close(name: str, actual: Tensor, truth: Tensor, eager: Tensor, dtype: torch.dtype) -> None:
-    """``actual`` is as close to ``truth`` as a result in ``dtype`` has to be.
+def assert_close(
+    name: str, actual: Tensor, truth: Tensor, eager: Tensor, dtype: torch.dtype, terms: float = 0.0
+) -> None:
+    """``actual`` is as close to ``truth`` as a result in ``dtype`` has to be (``terms``: see :func:`bounds`).
 
     A NaN stands only where the truth has one.
 
@@ -73,7 +78,7 @@ def assert_close(name: str, actual: Tensor, truth: Tensor, eager: Tensor, dtype:
     actual, truth, eager = actual.cpu()[keep], truth.cpu()[keep], eager.cpu()[keep]
     if not bool(actual.isfinite().all()):
         raise AssertionError(f"{name}: not finite in {int((~actual.isfinite()).sum())} places")
-    found, allowed = errors(actual, truth), bounds(eager, truth, dtype)
+    found, allowed = errors(actual, truth), bounds(eager, truth, dtype, terms)
     for metric in ("l2", "largest", "bias"):
         error, bound = getattr(found, metric), getattr(allowed, metric)
         if not error <= bound:
