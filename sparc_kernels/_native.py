@@ -1,13 +1,69 @@
-"""Loads the native library; keeps the reason where it cannot."""
+"""Loads the native library; keeps the reason where it cannot.
+
+Two shared objects beside this file, on PyTorch's stable ABI: ``libsparc_cpu.so`` declares the ops and implements them on the CPU,
+``libsparc_cuda.so`` implements them on CUDA and can be loaded by a CUDA build of PyTorch only. Nothing here raises: a half that
+cannot be used says why.
+"""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import torch
+
+_CPU_LIBRARY = Path(__file__).with_name("libsparc_cpu.so")
+_CUDA_LIBRARY = Path(__file__).with_name("libsparc_cuda.so")
+
+
+def _load(library: Path, how_to_build: str) -> str | None:
+    """None where the library is loaded, else the reason why not."""
+    if not library.is_file():
+        return f"the native library is not built: {library.name} is missing ({how_to_build})"
+    try:
+        torch.ops.load_library(str(library))
+    except (OSError, RuntimeError) as error:
+        return f"{library.name} cannot be loaded by PyTorch {torch.__version__}: {error}"
+    return None
+
+
+def _load_cuda(cpu_reason: str | None) -> str | None:
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is not a CUDA build"
+    if cpu_reason is not None:  # the CPU half declares the ops
+        return cpu_reason
+    return _load(_CUDA_LIBRARY, "`SPARC_BUILD_CUDA=1 pip install .` builds it, and needs nvcc")
+
+
+_CPU_REASON = _load(_CPU_LIBRARY, "`pip install .` builds it, and needs a C++17 compiler")
+_CUDA_REASON = _load_cuda(_CPU_REASON)
+
 
 def cpu_reason() -> str | None:
-    """None where the C++ kernels are loaded, else the reason why not."""
-    return "the native library is not built"
+    """None where the C++ kernels can be used, else the reason why not."""
+    return _CPU_REASON
 
 
 def cuda_reason() -> str | None:
-    """None where the CUDA kernels are loaded, else the reason why not."""
-    return "the native library is not built"
+    """None where the CUDA half can be used, else the reason why not."""
+    if _CUDA_REASON is None and not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return _CUDA_REASON
+
+
+def build_info() -> dict[str, str | None]:
+    """What was built and what of it is in use.
+
+    Keys: ``cpu_library`` and ``cuda_library`` (paths, None where missing), ``cpu_capability`` (the instruction set that the CPU
+    kernels use here, None where they are not loaded), ``cuda_architectures`` (what the CUDA half holds code for).
+    """
+    architectures = None
+    if _CUDA_LIBRARY.is_file():
+        marker = re.search(rb"sparc_cuda_architectures=([\w,]+);", _CUDA_LIBRARY.read_bytes())
+        architectures = marker.group(1).decode() if marker else "unknown"
+    return {
+        "cpu_library": str(_CPU_LIBRARY) if _CPU_LIBRARY.is_file() else None,
+        "cpu_capability": torch.ops.sparc_kernels.cpu_capability() if _CPU_REASON is None else None,
+        "cuda_library": str(_CUDA_LIBRARY) if _CUDA_LIBRARY.is_file() else None,
+        "cuda_architectures": architectures,
+    }

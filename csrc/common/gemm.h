@@ -1,0 +1,217 @@
+// Matrix products of one pair, compiled once per instruction set.
+//
+// Why not the BLAS: the operands of a pair fit in L2, are reused by the next product, and at these sizes a
+// register tile that reads them in place runs at 95 % and more of the multiply-add peak, where batched calls
+// reach 60 % (measured on Zen 4 through torch.bmm, docs/performance.md). It also keeps results independent of
+// the number of threads.
+//
+// Operands are matrices of "units": one number for the multiply-add, a pair of neighbouring bfloat16 numbers
+// (along the contraction) for the bfloat16 dot product. C[m, n] (+)= sum_k A(m, k) . B(k, n).
+#pragma once
+
+#include "common/vec.h"
+
+namespace sparc {
+namespace SPARC_ISA {
+
+template <class T>
+struct MultiplyAdd {
+  using Unit = T;
+  using Acc = T;
+  template <int N>
+  static SPARC_INLINE Vec<Acc, N> mac(Vec<Acc, N> c, Unit a, Vec<Unit, N> b) {
+    return splat<N>(a) * b + c;
+  }
+};
+
+#if defined(SPARC_HAS_BF16_DOT)
+struct Bf16Dot {
+  using Unit = uint32_t;  // elements 2k (low half) and 2k + 1
+  using Acc = float;
+  template <int N>
+  static SPARC_INLINE Vec<Acc, N> mac(Vec<Acc, N> c, Unit a, Vec<Unit, N> b) {
+    if constexpr (N == 16) {
+      return (Vec<Acc, N>)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)),
+                                           (__m512bh)b);
+    } else {
+      static_assert(N == 8);
+      return (Vec<Acc, N>)_mm256_dpbf16_ps((__m256)c, (__m256bh)_mm256_set1_epi32(static_cast<int>(a)),
+                                           (__m256bh)b);
+    }
+  }
+};
+#endif
+
+// How A lies in memory: A(m, k) = a[m * lda + k] or a[k * lda + m].
+enum class ALayout { kRows, kColumns };
+
+// A register tile of kRows x (kFull full registers + kHalf half registers); `accumulate` adds to C.
+template <class Ops, int kRows, int kFull, int kHalf, ALayout kLayout>
+__attribute__((noinline)) void tile(int64_t k_units, const typename Ops::Unit* a, int64_t lda,
+                                    const typename Ops::Unit* b, int64_t ldb, typename Ops::Acc* c,
+                                    int64_t ldc, bool accumulate) {
+  using Acc = typename Ops::Acc;
+  using Unit = typename Ops::Unit;
+  constexpr int kN = kLanes<Acc>;
+  constexpr int kN2 = kN / 2;
+  Vec<Acc, kN> full[kRows][kFull + 1] = {};
+  Vec<Acc, kN2> half[kRows] = {};
+  const Unit* row[kRows];
+  SPARC_UNROLL for (int r = 0; r < kRows; ++r) row[r] = a + r * lda;
+
+  for (int64_t k = 0; k < k_units; ++k) {
+    Vec<Unit, kN> b_full[kFull + 1];
+    Vec<Unit, kN2> b_half;
+    SPARC_UNROLL for (int v = 0; v < kFull; ++v) b_full[v] = load<kN>(b + v * kN);
+    if (kHalf) b_half = load<kN2>(b + kFull * kN);
+    SPARC_UNROLL for (int r = 0; r < kRows; ++r) {
+      const Unit unit = kLayout == ALayout::kRows ? row[r][k] : a[r];
+      SPARC_UNROLL for (int v = 0; v < kFull; ++v) {
+        full[r][v] = Ops::template mac<kN>(full[r][v], unit, b_full[v]);
+      }
+      if (kHalf) half[r] = Ops::template mac<kN2>(half[r], unit, b_half);
+    }
+    b += ldb;
+    if (kLayout == ALayout::kColumns) a += lda;
+  }
+
+  SPARC_UNROLL for (int r = 0; r < kRows; ++r) {
+    Acc* out = c + r * ldc;
+    SPARC_UNROLL for (int v = 0; v < kFull; ++v) {
+      Acc* p = out + v * kN;
+      store(p, accumulate ? load<kN>(p) + full[r][v] : full[r][v]);
+    }
+    if (kHalf) {
+      Acc* p = out + kFull * kN;
+      store(p, accumulate ? load<kN2>(p) + half[r] : half[r]);
+    }
+  }
+}
+
+// Tile sizes: as many accumulators as the registers hold beside a row of B and one broadcast. 6 x 4 registers
+// of 32, or 6 x 2 of 16, keep both multiply-add ports busy while a step loads only one row of B and six
+// scalars.
+constexpr int kMaxVectors = SPARC_VECTOR_REGISTERS == 32 ? 4 : 2;
+constexpr int kMaxRows = 6;
+
+template <class Ops, int kFull, int kHalf, ALayout kLayout>
+void tile_of_rows(int64_t rows, int64_t k, const typename Ops::Unit* a, int64_t lda,
+                  const typename Ops::Unit* b, int64_t ldb, typename Ops::Acc* c, int64_t ldc,
+                  bool accumulate) {
+  switch (rows) {
+    case 1:
+      return tile<Ops, 1, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+    case 2:
+      return tile<Ops, 2, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+    case 3:
+      return tile<Ops, 3, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+    case 4:
+      return tile<Ops, 4, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+    case 5:
+      return tile<Ops, 5, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+    default:
+      return tile<Ops, 6, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+  }
+}
+
+// The tile for a panel of `granules` * kGranule columns.
+template <class Ops, ALayout kLayout>
+auto tile_for(int64_t granules) {
+  using Acc = typename Ops::Acc;
+  if constexpr (kGranule<Acc> == kLanes<Acc>) {
+    switch (granules) {
+      case 1:
+        return &tile_of_rows<Ops, 1, 0, kLayout>;
+      case 2:
+        return &tile_of_rows<Ops, 2, 0, kLayout>;
+      case 3:
+        return &tile_of_rows<Ops, smaller(3, kMaxVectors), 0, kLayout>;
+      default:
+        return &tile_of_rows<Ops, kMaxVectors, 0, kLayout>;
+    }
+  } else {
+    switch (granules) {
+      case 1:
+        return &tile_of_rows<Ops, 0, 1, kLayout>;
+      case 2:
+        return &tile_of_rows<Ops, 1, 0, kLayout>;
+      case 3:
+        return &tile_of_rows<Ops, 1, 1, kLayout>;
+      case 4:
+        return &tile_of_rows<Ops, 2, 0, kLayout>;
+      case 5:
+        return &tile_of_rows<Ops, 2, 1, kLayout>;
+      case 6:
+        return &tile_of_rows<Ops, 3, 0, kLayout>;
+      case 7:
+        return &tile_of_rows<Ops, 3, 1, kLayout>;
+      default:
+        return &tile_of_rows<Ops, 4, 0, kLayout>;
+    }
+  }
+}
+
+// Splits `total` into the fewest parts of at most `most`, as even as can be: a last part of one row or one
+// register would leave the multiply-add ports waiting.
+struct EvenParts {
+  int64_t parts, base, longer;
+  EvenParts(int64_t total, int64_t most)
+      : parts(ceil_div(total, most)), base(parts ? total / parts : 0), longer(parts ? total % parts : 0) {}
+  int64_t size(int64_t i) const { return base + (i < longer ? 1 : 0); }
+};
+
+template <class Acc>
+constexpr int64_t kPanelColumns = int64_t{kMaxVectors} * kLanes<Acc>;
+
+// C [M, N] = A B, or C += A B. N is a multiple of the granule (rows of B and C are padded to it).
+template <class Ops, ALayout kLayout>
+void gemm(int64_t m, int64_t n, int64_t k, const typename Ops::Unit* a, int64_t lda,
+          const typename Ops::Unit* b, int64_t ldb, typename Ops::Acc* c, int64_t ldc,
+          bool accumulate = false) {
+  using Acc = typename Ops::Acc;
+  const EvenParts panels(n / kGranule<Acc>, kPanelColumns<Acc> / kGranule<Acc>), blocks(m, kMaxRows);
+  for (int64_t i = 0, column = 0; i < panels.parts; ++i) {
+    const auto run = tile_for<Ops, kLayout>(panels.size(i));
+    for (int64_t j = 0, row = 0; j < blocks.parts; row += blocks.size(j++)) {
+      run(blocks.size(j), k, a + (kLayout == ALayout::kRows ? row * lda : row), lda, b + column, ldb,
+          c + row * ldc + column, ldc, accumulate);
+    }
+    column += panels.size(i) * kGranule<Acc>;
+  }
+}
+
+// Where a product in the embeddings' dtype goes: row m of the product to row `index[m]` (or m) of `data`.
+template <class Store>
+struct RowSink {
+  Store* data;           // [rows, n] with row stride `stride`
+  int64_t stride;        // in elements
+  const int32_t* index;  // nullptr: rows stay in place
+};
+
+// The same product, written in another dtype, to chosen rows, or with N no multiple of the granule (rows of B
+// are padded).
+template <class Ops, ALayout kLayout, class Store>
+void gemm_to_rows(int64_t m, int64_t n, int64_t k, const typename Ops::Unit* a, int64_t lda,
+                  const typename Ops::Unit* b, int64_t ldb, RowSink<Store> sink) {
+  using Acc = typename Ops::Acc;
+  constexpr int64_t kStride = kPanelColumns<Acc>;
+  alignas(64) Acc buffer[kMaxRows * kStride];
+  const EvenParts panels(ceil_div(n, kGranule<Acc>), kStride / kGranule<Acc>), blocks(m, kMaxRows);
+  for (int64_t i = 0, column = 0; i < panels.parts; ++i) {
+    const auto run = tile_for<Ops, kLayout>(panels.size(i));
+    const int64_t columns = smaller(n - column, panels.size(i) * kGranule<Acc>);
+    for (int64_t j = 0, row = 0; j < blocks.parts; row += blocks.size(j++)) {
+      const int64_t rows = blocks.size(j);
+      run(rows, k, a + (kLayout == ALayout::kRows ? row * lda : row), lda, b + column, ldb, buffer, kStride,
+          false);
+      for (int64_t r = 0; r < rows; ++r) {
+        Store* out = sink.data + (sink.index ? sink.index[row + r] : row + r) * sink.stride + column;
+        for (int64_t x = 0; x < columns; ++x) out[x] = Convert<Store>::from(buffer[r * kStride + x]);
+      }
+    }
+    column += panels.size(i) * kGranule<Acc>;
+  }
+}
+
+}  // namespace SPARC_ISA
+}  // namespace sparc

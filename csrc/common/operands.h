@@ -1,0 +1,183 @@
+// The operands of a pair's matrix products, compiled once per instruction set.
+//
+// An engine says what the products run on. MultiplyAddEngine<T> computes in T, bfloat16 inputs converted to
+// float32; Bf16Engine multiplies bfloat16 pairs and adds in float32.
+#pragma once
+
+#include "common/gemm.h"
+
+namespace sparc {
+namespace SPARC_ISA {
+
+template <class T>
+struct MultiplyAddEngine {
+  using Ops = MultiplyAdd<T>;
+  using Acc = T;
+  using Elem = T;  // element of an operand
+  using Unit = T;
+  static constexpr int kPair = 1;  // elements in a unit
+};
+
+#if defined(SPARC_HAS_BF16_DOT)
+struct Bf16Engine {
+  using Ops = Bf16Dot;
+  using Acc = float;
+  using Elem = Bf16;
+  using Unit = uint32_t;
+  static constexpr int kPair = 2;
+};
+#endif
+
+// Hands out parts of one block of memory; without a block it only adds up what they need.
+class Arena {
+ public:
+  explicit Arena(void* block) : block_(static_cast<char*>(block)) {}
+  template <class T>
+  T* take(int64_t count) {
+    constexpr size_t kLine = 64;
+    used_ = (used_ + kLine - 1) / kLine * kLine;
+    T* part = block_ ? reinterpret_cast<T*>(block_ + used_) : nullptr;
+    used_ += static_cast<size_t>(count) * sizeof(T);
+    return part;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* block_;
+  size_t used_ = 0;
+};
+
+// Sizes of a pair once the masks are applied, and the padded ones of its buffers.
+template <class E>
+struct Sizes {
+  int64_t n, p, d;  // valid tokens, valid patches, channels
+  int64_t lp, dp;   // tokens and channels padded to the granule; the padding of operands is 0
+  int64_t np;       // tokens padded to whole units
+  int64_t du, pu;   // units along the channels, along the patches
+  Sizes(int64_t tokens, int64_t patches, int64_t channels)
+      : n(tokens),
+        p(patches),
+        d(channels),
+        lp(round_up(n, kGranule<typename E::Acc>)),
+        dp(round_up(d, kGranule<typename E::Acc>)),
+        np(round_up(n, E::kPair)),
+        du(dp / E::kPair),
+        pu(ceil_div(p, E::kPair)) {}
+};
+
+template <class To, class From>
+void convert_row(const From* x, int64_t stride, int64_t count, To* out) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < count; ++i) out[i] = Convert<To>::from(x[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = Convert<To>::from(x[i * stride]);
+  }
+}
+
+// The valid rows one after another, [count, ld], with zeros from column d to ld.
+template <class In, class Elem>
+void gather_rows(const Rows& rows, int64_t d, Elem* out, int64_t ld) {
+  const In* data = static_cast<const In*>(rows.data);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    convert_row(data + rows.index[i] * rows.row_stride, rows.column_stride, d, out + i * ld);
+    for (int64_t x = d; x < ld; ++x) out[i * ld + x] = Elem{};
+  }
+}
+
+// In-register transpose of kN x kN words by halving blocks.
+template <int kN, class T>
+SPARC_INLINE void transpose_block(Vec<T, kN>* rows) {
+  using Lanes = decltype(Vec<T, kN>{} < Vec<T, kN>{});  // integers as wide as T
+  SPARC_UNROLL for (int s = kN / 2; s > 0; s /= 2) {
+    Vec<T, kN> next[kN];
+    SPARC_UNROLL for (int i = 0; i < kN; ++i) {
+      const Vec<T, kN> upper = rows[i & ~s], lower = rows[i | s];
+      Lanes lanes;
+      SPARC_UNROLL for (int j = 0; j < kN; ++j) {
+        lanes[j] = (i & s) ? ((j & s) ? kN + j : j + s) : ((j & s) ? kN + j - s : j);
+      }
+      next[i] = __builtin_shuffle(upper, lower, lanes);
+    }
+    SPARC_UNROLL for (int i = 0; i < kN; ++i) rows[i] = next[i];
+  }
+}
+
+// out [columns, ldo] = x [rows, ldx] transposed; columns of `out` from `rows` to `padded` become 0. `columns`
+// and `padded` are multiples of the granule.
+template <class T>
+void transpose(const T* x, int64_t rows, int64_t columns, int64_t ldx, T* out, int64_t ldo, int64_t padded) {
+  constexpr int kN = kGranule<T>;
+  for (int64_t i = 0; i < padded; i += kN) {
+    for (int64_t j = 0; j < columns; j += kN) {
+      Vec<T, kN> block[kN];
+      SPARC_UNROLL for (int r = 0; r < kN; ++r) {
+        block[r] = i + r < rows ? load<kN>(x + (i + r) * ldx + j) : Vec<T, kN>{};
+      }
+      transpose_block<kN, T>(block);
+      SPARC_UNROLL for (int r = 0; r < kN; ++r) store(out + (j + r) * ldo + i, block[r]);
+    }
+  }
+}
+
+// Units along the rows: out [ceil(rows / 2), columns] of (x[2k], x[2k + 1]), 0 beyond the last row.
+template <class From>
+void pair_rows(const From* x, int64_t rows, int64_t columns, int64_t ldx, uint32_t* out, int64_t ldo) {
+  for (int64_t k = 0; 2 * k < rows; ++k) {
+    const From* low = x + 2 * k * ldx;
+    uint32_t* o = out + k * ldo;
+    if (2 * k + 1 < rows) {
+      const From* high = low + ldx;
+      for (int64_t i = 0; i < columns; ++i) {
+        o[i] = Convert<Bf16>::from(low[i]).bits | static_cast<uint32_t>(Convert<Bf16>::from(high[i]).bits)
+                                                      << 16;
+      }
+    } else {
+      for (int64_t i = 0; i < columns; ++i) o[i] = Convert<Bf16>::from(low[i]).bits;
+    }
+  }
+}
+
+// Patches of a pair: in place where the products can read them there, else gathered.
+template <class E>
+struct PatchOperand {
+  using Elem = typename E::Elem;
+  using Unit = typename E::Unit;
+  Elem* copy;        // [p, dp]
+  Unit* paired;      // [pu, dp], only where a unit holds two elements
+  const Elem* rows;  // [p, ld]
+  int64_t ld;        // in elements, a multiple of a unit
+
+  PatchOperand(Arena& arena, const Sizes<E>& s)
+      : copy(arena.take<Elem>(s.p * s.dp)), paired(arena.take<Unit>(E::kPair > 1 ? s.pu * s.dp : 0)) {}
+
+  template <class In>
+  void set(const Rows& patches, const Sizes<E>& s) {
+    rows = copy;
+    ld = s.dp;
+    if constexpr (sizeof(In) == sizeof(Elem)) {
+      // Vector loads run up to dp, so a row must end there.
+      if (patches.leading && patches.column_stride == 1 && s.dp == s.d &&
+          patches.row_stride % E::kPair == 0) {
+        rows = static_cast<const Elem*>(patches.data);
+        ld = patches.row_stride;
+        return;
+      }
+    }
+    gather_rows<In>(patches, s.d, copy, s.dp);
+  }
+
+  // A operand of products along the channels.
+  const Unit* channel_units() const { return reinterpret_cast<const Unit*>(rows); }
+  int64_t channel_ld() const { return ld / E::kPair; }
+
+  // B operand of products along the patches: [pu, patch_ld()].
+  const Unit* patch_units(const Sizes<E>& s) const {
+    if constexpr (E::kPair == 1) return rows;
+    pair_rows(rows, s.p, s.dp, ld, reinterpret_cast<uint32_t*>(paired), s.dp);
+    return paired;
+  }
+  int64_t patch_ld(const Sizes<E>& s) const { return E::kPair == 1 ? ld : s.dp; }
+};
+
+}  // namespace SPARC_ISA
+}  // namespace sparc

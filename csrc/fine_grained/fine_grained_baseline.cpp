@@ -1,0 +1,3 @@
+#include "common/isa/baseline.h"
+#include "fine_grained/fine_grained_backward.h"
+#include "fine_grained/fine_grained_set.h"

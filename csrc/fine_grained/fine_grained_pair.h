@@ -1,0 +1,96 @@
+// Forward and backward of one pair, compiled once per instruction set. Names follow MATH.md.
+#pragma once
+
+#include "common/pair.h"
+#include "fine_grained/fine_grained.h"
+#include "fine_grained/logits.h"
+
+namespace sparc {
+namespace SPARC_ISA {
+
+constexpr double kSmallestNorm = 1e-12;  // as in F.normalize
+
+template <class E>
+struct FineGrainedWork : PairWork<E> {
+  using Acc = typename E::Acc;
+  using Base = PairWork<E>;
+  using Base::s;
+
+  Acc* mixed_t;  // [p, lp] = U^T dZ
+  Acc *z, *z_t;  // [n, lp]
+  LogitRows<Acc> logits;
+
+  FineGrainedWork(Arena& arena, const Sizes<E>& sizes)
+      : Base(arena, sizes),
+        mixed_t(arena.take<Acc>(s.p * s.lp)),
+        z(arena.take<Acc>(s.lp * s.lp)),
+        z_t(arena.take<Acc>(s.lp * s.lp)),
+        logits(arena, s.lp) {}
+
+  // Everything up to Z = U S^T. U is rounded where the products read it in bfloat16, so that Z and C' agree.
+  template <class In>
+  void compare(const FineGrainedPair& pair, bool backward) {
+    Base::template load<In>(pair.patches, pair.tokens);
+    logits.clear(s.n, s.lp);
+    Base::template align_tokens<Base::kPairs>(pair.threshold, backward);
+    gemm<MultiplyAdd<Acc>, ALayout::kColumns>(s.n, s.lp, s.p, Base::weights_t, Base::weights_ld, Base::sim_t,
+                                              s.lp, z, s.lp);
+  }
+
+  void group() { Base::times_patches(Base::weights_t, Base::weights_ld); }  // product = C' = U V
+};
+
+template <class T, class X>
+T clamped_norm(const X* x, int64_t count) {
+  constexpr int kN = kGranule<T>;
+  Vec<T, kN> total = {};
+  for (int64_t i = 0; i < count; i += kN) {
+    Vec<T, kN> v;
+    for (int lane = 0; lane < kN; ++lane) v[lane] = to_acc(x[i + lane]);
+    total += v * v;
+  }
+  const T length = static_cast<T>(__builtin_sqrt(sum_lanes<T>(total)));
+  return length < static_cast<T>(kSmallestNorm) ? static_cast<T>(kSmallestNorm) : length;
+}
+
+template <class E, class In>
+void fine_grained_forward(const FineGrainedPair& pair, void* workspace) {
+  using Acc = typename E::Acc;
+  Acc* loss = static_cast<Acc*>(pair.token_loss);
+  Acc* stats = static_cast<Acc*>(pair.stats);
+  const int64_t n = pair.tokens.count, stride = pair.stats_stride;
+  const int32_t* index = pair.tokens.index;
+  fill(loss, pair.all_tokens, Acc{0});
+  for (int i = 0; i < kFineGrainedStats; ++i) fill(stats + i * stride, pair.all_tokens, Acc{0});
+  if (n == 0) return;
+  if (pair.patches.count == 0) {
+    for (int64_t l = 0; l < n; ++l) loss[index[l]] = static_cast<Acc>(__builtin_nan(""));
+    return;
+  }
+  Arena arena(workspace);
+  FineGrainedWork<E> w(arena, Sizes<E>(n, pair.patches.count, pair.channels));
+  w.template compare<In>(pair, false);
+  w.group();
+  const LogitRows<Acc>& logits = w.logits;
+  for (int64_t l = 0; l < n; ++l) {
+    const Acc group_norm = clamped_norm<Acc>(w.product + l * w.s.dp, w.s.dp);
+    const Acc token_norm = clamped_norm<Acc>(w.rows + l * w.s.dp, w.s.dp);
+    logits.inv_group[l] = 1 / group_norm;
+    logits.inv_token[l] = 1 / token_norm;
+    Acc* stat = stats + index[l];
+    stat[kGroupNorm * stride] = group_norm;
+    stat[kTokenNorm * stride] = token_norm;
+  }
+  cross_entropies(w.z, n, w.s.lp, static_cast<Acc>(pair.logit_scale), logits, logits.alpha);
+  for (int64_t l = 0; l < n; ++l) {
+    Acc* stat = stats + index[l];
+    stat[kRowMin * stride] = w.align_rows.min[l];
+    stat[kRowMax * stride] = w.align_rows.max[l];
+    stat[kRowLogSumExp * stride] = logits.row_lse[l];
+    stat[kColumnLogSumExp * stride] = logits.column_lse[l];
+    loss[index[l]] = logits.alpha[l];
+  }
+}
+
+}  // namespace SPARC_ISA
+}  // namespace sparc

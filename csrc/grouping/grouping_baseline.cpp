@@ -1,0 +1,3 @@
+#include "common/isa/baseline.h"
+#include "grouping/grouping_pair.h"
+#include "grouping/grouping_set.h"

@@ -1,0 +1,33 @@
+// The schemas of the native ops, one per op, whatever the device. sparc_kernels/ops/<op>/schema.py holds the
+// same strings (a test compares them). Implementations register themselves by dispatch key in
+// <op>/<op>_cpu.cpp.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(sparc_kernels, m) {
+  m.def(
+      "fine_grained_forward(Tensor patch_embeds, Tensor token_embeds, Tensor? token_mask, Tensor? "
+      "patch_mask, "
+      "Tensor logit_scale, float? similarity_threshold) -> (Tensor token_loss, Tensor stats)");
+  m.def(
+      "fine_grained_backward(Tensor grad_token_loss, Tensor patch_embeds, Tensor token_embeds, Tensor? "
+      "token_mask, "
+      "Tensor? patch_mask, Tensor logit_scale, Tensor stats, float? similarity_threshold) "
+      "-> (Tensor grad_patch_embeds, Tensor grad_token_embeds, Tensor grad_logit_scale)");
+  m.def(
+      "grouped_embeddings_forward(Tensor patch_embeds, Tensor token_embeds, Tensor? patch_mask, "
+      "float? similarity_threshold) -> (Tensor embeddings, Tensor stats)");
+  m.def(
+      "grouped_embeddings_backward(Tensor grad_embeddings, Tensor patch_embeds, Tensor token_embeds, "
+      "Tensor? patch_mask, Tensor stats, float? similarity_threshold) "
+      "-> (Tensor grad_patch_embeds, Tensor grad_token_embeds)");
+  m.def(
+      "alignment_weights_forward(Tensor patch_embeds, Tensor token_embeds, Tensor? patch_mask, "
+      "float? similarity_threshold) -> (Tensor weights, Tensor stats)");
+  m.def(
+      "alignment_weights_backward(Tensor grad_weights, Tensor patch_embeds, Tensor token_embeds, "
+      "Tensor? patch_mask, Tensor stats, float? similarity_threshold) "
+      "-> (Tensor grad_patch_embeds, Tensor grad_token_embeds)");
+  m.def("cuda_build_info(Tensor tensor) -> Tensor");
+  m.def("cpu_capability() -> str");
+  m.def("set_cpu_capability(str name) -> str");
+}

@@ -1,0 +1,171 @@
+"""Builds the native extension; everything else about the package stands in pyproject.toml.
+
+Two shared objects, both on PyTorch's stable ABI, loaded with ``torch.ops.load_library`` and free of Python symbols:
+``libsparc_cpu.so`` needs a C++17 compiler only, ``libsparc_cuda.so`` needs nvcc, but neither a GPU nor a CUDA build of PyTorch.
+
+Environment: ``SPARC_BUILD_CUDA`` = ``auto`` (default: where nvcc is found), ``0`` or ``1`` (fail without nvcc); ``CXX``, ``CUDA_HOME``
+and ``MAX_JOBS`` as usual.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
+CUDA_ARCHITECTURES = ("80", "90", "100", "120")
+
+# The library uses nothing that is newer than this release of PyTorch, so one build serves it and every later one.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+# No -march: the kernels choose their instruction set at run time. No -ffast-math: NaN must stay NaN.
+CXX_FLAGS = [
+    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-fno-math-errno",
+    "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", TORCH_TARGET,
+]  # fmt: skip
+
+
+def torch_root() -> Path:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("building sparc_kernels needs PyTorch >= 2.10 installed (its headers and libraries)")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def find_nvcc() -> Path | None:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    candidates = [Path(home, "bin", "nvcc") for home in homes if home]
+    on_path = shutil.which("nvcc")
+    if on_path:
+        candidates.append(Path(on_path).resolve())
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def wanted_nvcc() -> Path | None:
+    """The nvcc to build the CUDA half with, or None where it is not to be built."""
+    choice = os.environ.get("SPARC_BUILD_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        raise RuntimeError(f"SPARC_BUILD_CUDA must be auto, 0 or 1, got {choice!r}")
+    if choice == "0":
+        return None
+    nvcc = find_nvcc()
+    if nvcc is None and choice == "1":
+        raise RuntimeError("SPARC_BUILD_CUDA=1, but no nvcc was found (CUDA_HOME, PATH, /usr/local/cuda)")
+    return nvcc
+
+
+def cuda_architectures(nvcc: Path) -> list[str]:
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout
+    known = set(re.findall(r"compute_(\d+)", listed))
+    chosen = [arch for arch in CUDA_ARCHITECTURES if arch in known]
+    if not chosen:
+        raise RuntimeError(f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
+    return chosen
+
+
+def ninja_escape(path: object) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+class BuildNative(build_ext):
+    """Compiles with ninja, so that sources build side by side and only what changed is built again."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", os.sep) + ".so"  # no Python version in the name: no Python symbol inside
+
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        work = Path(self.build_temp).resolve() / ext.name
+        work.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sources = [(ROOT / source).resolve() for source in ext.sources]
+        rules = self.cuda_rules() if ext.name.endswith("_cuda") else self.cpu_rules()
+        lines = [rules, f"build {ninja_escape(output)}: link $"]
+        builds = []
+        for source in sources:
+            obj = ninja_escape(work / (str(source.relative_to(CSRC)).replace(os.sep, "_") + ".o"))
+            rule = "nvcc" if source.suffix == ".cu" else "cxx"
+            builds.append(f"build {obj}: {rule} {ninja_escape(source)}")
+            lines.append(f"    {obj} $")
+        (work / "build.ninja").write_text("\n".join([*lines, "", *builds, ""]))
+        command = [sys.executable, "-m", "ninja", "-C", str(work)]
+        if os.environ.get("MAX_JOBS"):
+            command += ["-j", os.environ["MAX_JOBS"]]
+        if self.verbose > 1:
+            command.append("-v")
+        subprocess.run(command, check=True)
+
+    def cpu_rules(self) -> str:
+        return compile_rule(CXX_FLAGS) + link_rule(["-ltorch_cpu", "-Wl,--no-undefined"])
+
+    def cuda_rules(self) -> str:
+        nvcc = wanted_nvcc()
+        assert nvcc is not None
+        home = nvcc.parent.parent
+        architectures = cuda_architectures(nvcc)
+        newest = architectures[-1]
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
+        codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        marker = ",".join([*(f"sm_{arch}" for arch in architectures), f"compute_{newest}"])
+        flags = [*CXX_FLAGS, "-DUSE_CUDA", f"-I{home / 'include'}", f"-DSPARC_CUDA_ARCHITECTURES={marker}"]
+        nvcc_flags = [
+            "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", TORCH_TARGET, "-DUSE_CUDA", *codes,
+        ]  # fmt: skip
+        nvcc_rule = (
+            f"rule nvcc\n  command = {nvcc} {' '.join(nvcc_flags)} -I{CSRC} -MMD -MF $out.d -c $in -o $out\n"
+            "  depfile = $out.d\n  deps = gcc\n\n"
+        )
+        # libtorch pulls in libtorch_cuda where PyTorch has one; its symbols are looked up when the library is loaded.
+        libraries = [
+            "-ltorch_cpu", "-Wl,--push-state,--no-as-needed", "-ltorch", "-Wl,--pop-state",
+            f"-L{home / 'lib64'}", "-lcudart_static", "-lrt", "-ldl", "-lpthread",
+        ]  # fmt: skip
+        return compile_rule(flags) + nvcc_rule + link_rule(libraries)
+
+
+def compile_rule(flags: list[str]) -> str:
+    compiler = os.environ.get("CXX", "g++")
+    flags = [*flags, f"-I{CSRC}", f"-isystem {torch_root() / 'include'}"]
+    return (
+        f"rule cxx\n  command = {compiler} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out\n"
+        "  depfile = $out.d\n  deps = gcc\n\n"
+    )
+
+
+def link_rule(libraries: list[str]) -> str:
+    compiler = os.environ.get("CXX", "g++")
+    flags = f"-shared -Wl,-s -L{torch_root() / 'lib'} {' '.join(libraries)}"
+    return f"rule link\n  command = {compiler} $in {flags} -o $out\n\n"
+
+
+class AnyPythonWheel(bdist_wheel):
+    """Tags the wheel ``py3-none-<platform>``: the shared objects know nothing of the interpreter."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def extensions() -> list[Extension]:
+    headers = [str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*.h"))]
+
+    def sources(*patterns: str) -> list[str]:
+        return [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted(CSRC.glob(pattern))]
+
+    on_cuda = set(sources("**/*_cuda.cpp", "**/*.cu"))
+    on_cpu = [path for path in sources("**/*.cpp") if path not in on_cuda]
+    built = [Extension("sparc_kernels.libsparc_cpu", on_cpu, depends=headers)]
+    if wanted_nvcc() is not None:
+        built.append(Extension("sparc_kernels.libsparc_cuda", sorted(on_cuda), depends=headers))
+    return built
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPythonWheel})
