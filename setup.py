@@ -1,10 +1,11 @@
 """Builds the native extension; everything else about the package stands in pyproject.toml.
 
 Two shared objects, both on PyTorch's stable ABI, loaded with ``torch.ops.load_library`` and free of Python symbols:
-``libsparc_cpu.so`` needs a C++17 compiler only, ``libsparc_cuda.so`` needs nvcc, but neither a GPU nor a CUDA build of PyTorch.
+``libsparc_cpu.so`` needs a C++17 compiler only, ``libsparc_cuda.so`` needs nvcc, but neither a GPU nor a CUDA build
+of PyTorch.
 
-Environment: ``SPARC_BUILD_CUDA`` = ``auto`` (default: where nvcc is found), ``0`` or ``1`` (fail without nvcc); ``CXX``, ``CUDA_HOME``
-and ``MAX_JOBS`` as usual.
+Environment: ``SPARC_BUILD_CUDA`` = ``auto`` (default: where nvcc is found), ``0`` or ``1`` (fail without nvcc);
+``CXX``, ``CUDA_HOME`` and ``MAX_JOBS`` as usual.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Loads the native library; keeps the reason where it cannot.
 
-Two shared objects beside this file, on PyTorch's stable ABI: ``libsparc_cpu.so`` declares the ops and implements them on the CPU,
-``libsparc_cuda.so`` implements them on CUDA and can be loaded by a CUDA build of PyTorch only. Nothing here raises: a half that
-cannot be used says why.
+Two shared objects beside this file, on PyTorch's stable ABI: ``libsparc_cpu.so`` declares the ops and implements them
+on the CPU, ``libsparc_cuda.so`` implements them on CUDA and can be loaded by a CUDA build of PyTorch only. Nothing here
+raises: a half that cannot be used says why.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ def cuda_reason() -> str | None:
 def build_info() -> dict[str, str | None]:
     """What was built and what of it is in use.
 
-    Keys: ``cpu_library`` and ``cuda_library`` (paths, None where missing), ``cpu_capability`` (the instruction set that the CPU
-    kernels use here, None where they are not loaded), ``cuda_architectures`` (what the CUDA half holds code for).
+    Keys: ``cpu_library`` and ``cuda_library`` (paths, None where missing), ``cpu_capability`` (the instruction set that
+    the CPU kernels use here, None where they are not loaded), ``cuda_architectures`` (what the CUDA half holds code
+    for).
     """
     architectures = None
     if _CUDA_LIBRARY.is_file():

@@ -25,7 +25,7 @@ def fine_grained_forward(
     similarity_threshold: float | None,
 ) -> tuple[Tensor, Tensor]:
     """``(token_loss [B, L], stats [6, B, L])``; see ``MATH.md``, the op's signature."""
-    return torch.ops.sparc_kernels.fine_grained_forward(  # type: ignore[no-any-return]
+    return torch.ops.sparc_kernels.fine_grained_forward(
         patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold
     )
 
@@ -41,7 +41,7 @@ def fine_grained_backward(
     similarity_threshold: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(grad_patch_embeds [B, P, D], grad_token_embeds [B, L, D], grad_logit_scale [B])``."""
-    return torch.ops.sparc_kernels.fine_grained_backward(  # type: ignore[no-any-return]
+    return torch.ops.sparc_kernels.fine_grained_backward(
         grad_token_loss,
         patch_embeds,
         token_embeds,

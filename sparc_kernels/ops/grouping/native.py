@@ -25,7 +25,7 @@ def grouped_embeddings_forward(
     similarity_threshold: float | None,
 ) -> tuple[Tensor, Tensor]:
     """``(embeddings [B, L, D], stats [3, B, L])``; see ``MATH.md``, the ops' signatures."""
-    return torch.ops.sparc_kernels.grouped_embeddings_forward(  # type: ignore[no-any-return]
+    return torch.ops.sparc_kernels.grouped_embeddings_forward(
         patch_embeds, token_embeds, patch_mask, similarity_threshold
     )
 
@@ -39,7 +39,7 @@ def grouped_embeddings_backward(
     similarity_threshold: float | None,
 ) -> tuple[Tensor, Tensor]:
     """``(grad_patch_embeds [B, P, D], grad_token_embeds [B, L, D])``."""
-    return torch.ops.sparc_kernels.grouped_embeddings_backward(  # type: ignore[no-any-return]
+    return torch.ops.sparc_kernels.grouped_embeddings_backward(
         grad_embeddings, patch_embeds, token_embeds, patch_mask, stats, similarity_threshold
     )
 
@@ -51,7 +51,7 @@ def alignment_weights_forward(
     similarity_threshold: float | None,
 ) -> tuple[Tensor, Tensor]:
     """``(weights [B, L, P], stats [3, B, L])``; see ``MATH.md``, the ops' signatures."""
-    return torch.ops.sparc_kernels.alignment_weights_forward(  # type: ignore[no-any-return]
+    return torch.ops.sparc_kernels.alignment_weights_forward(
         patch_embeds, token_embeds, patch_mask, similarity_threshold
     )
 
@@ -65,6 +65,6 @@ def alignment_weights_backward(
     similarity_threshold: float | None,
 ) -> tuple[Tensor, Tensor]:
     """``(grad_patch_embeds [B, P, D], grad_token_embeds [B, L, D])``."""
-    return torch.ops.sparc_kernels.alignment_weights_backward(  # type: ignore[no-any-return]
+    return torch.ops.sparc_kernels.alignment_weights_backward(
         grad_weights, patch_embeds, token_embeds, patch_mask, stats, similarity_threshold
     )
