@@ -1,0 +1,122 @@
+"""Checkpoints that are whole or absent, and the CSV log that follows them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+CHECKPOINT = "checkpoint.pt"
+VERSION = 1
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that replaces ``path`` in one step when the block ends: a crash leaves the old one whole."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_atomic(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def save(run: Path, state: dict[str, Any]) -> None:
+    with atomic_file(run / CHECKPOINT) as file:
+        torch.save({"version": VERSION, **state}, file)
+    for left in run.glob(f".{CHECKPOINT}.*.tmp"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
+
+
+def load(run: Path) -> dict[str, Any]:
+    """The last checkpoint of a run, on the CPU; loads tensors and plain values only, never code."""
+    path = run / CHECKPOINT
+    if not path.is_file():
+        raise ValueError(f"no checkpoint to resume from: {str(path)!r} does not exist")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a checkpoint: {error}") from error
+    if state.get("version") != VERSION:
+        raise ValueError(f"{str(path)!r} has version {state.get('version')}, expected {VERSION}")
+    return state
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every generator that a step might draw from."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+class CsvLog:
+    """One row per step. On resume, rows past the checkpoint (and a torn last row) are dropped."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], keep_steps: int) -> None:
+        self.columns = columns
+        kept = [row for row in read_log(path) if int(row["step"]) <= keep_steps] if keep_steps else []
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(kept)
+        write_atomic(path, text.getvalue())
+        self._file: IO[str] = open(path, "a", encoding="utf-8", newline="", buffering=1)  # noqa: SIM115
+        self._writer = csv.DictWriter(self._file, columns)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._writer.writerow(row)
+
+    def sync(self) -> None:
+        """Rows so far reach the disk: called before the checkpoint that counts on them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The complete rows of a CSV log; none if there is no file."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return list(csv.DictReader(io.StringIO(whole)))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,226 @@
+"""The command line: which runs to make, what to print and draw."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from . import checkpoint
+from .config import DEVICES, LOSSES, PRECISIONS, PRESETS, TrainConfig
+from .data import Data, load_data
+from .engine import LOG, Trainer, pick_device
+from .evaluate import evaluate
+from .figures import draw_alignment, draw_curves
+from .report import table
+from .speed import PAPER_SHAPE, compare_speed, fused_backend
+
+# sigma = 0.5 instead of 1 / patches: a word then gathers few patches, which grounds it sooner (docs/training.md).
+# So small a model gains nothing from a second thread; the second core draws the scenes.
+DEMO: dict[str, Any] = {
+    "out": "runs/demo",
+    "steps": 1000,
+    "similarity_threshold": 0.5,
+    "threads": 1,
+    "workers": 1,
+}
+EXAMPLES = """\
+examples:
+  python -m sparc_kernels.train --demo
+  python -m sparc_kernels.train --compare --steps 2000 --out runs/scenes
+  python -m sparc_kernels.train --data pictures/ --steps 1500 --out runs/pictures
+  python -m sparc_kernels.train --resume runs/pictures
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sparc_kernels.train",
+        description="Train an image tower and a text tower with the SPARC loss (or CLIP's), then measure "
+        "retrieval and grounding and draw what each word looks at.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+
+    def option(group: Any, name: str, text: str, kind: Any = None, **more: Any) -> None:
+        value = getattr(TrainConfig, name)
+        shown = "" if value is None else f" (default: {value})"
+        more |= {} if "choices" in more else {"metavar": more.pop("metavar", "N")}
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind or type(value), help=text + shown, **more)
+
+    run = parser.add_argument_group("the run")
+    run.add_argument("--demo", action="store_true", help="the tiny preset on scenes with both losses, in minutes")
+    run.add_argument("--compare", action="store_true", help="both losses, same seed and budget; one table")
+    run.add_argument("--resume", metavar="DIR", help="continue a run from its last checkpoint, exactly")
+    run.add_argument("--overwrite", action="store_true", help="replace a run that stands in --out")
+    run.add_argument("--quiet", action="store_true", help="no progress bars")
+    option(run, "out", "folder for checkpoints, logs, results and figures", metavar="DIR")
+    option(run, "data", "'scenes', drawn on the fly, or a folder of pictures with .txt captions", metavar="X")
+    option(run, "seed", "decides weights, scenes, order and crops")
+    option(run, "eval_pairs", "held-out pairs (at most a fifth of a folder)")
+    option(run, "checkpoint_every", "steps between checkpoints")
+
+    model = parser.add_argument_group("model and loss")
+    option(model, "preset", "sizes of the towers", choices=tuple(PRESETS))
+    option(model, "loss", "sparc: local and global loss; clip: the global one alone", choices=LOSSES)
+    option(model, "backend", "who computes the local loss: auto, cuda, triton, cpu or eager", metavar="NAME")
+    option(model, "global_weight", "weight of the global loss", metavar="X")
+    option(model, "local_weight", "weight of the local loss", metavar="X")
+    option(model, "similarity_threshold", "sigma in [0, 1]; 1 / patches unless given", float, metavar="X")
+
+    optimisation = parser.add_argument_group("optimisation (AdamW, linear warm-up, cosine)")
+    option(optimisation, "steps", "steps of training")
+    option(optimisation, "batch_size", "pairs per step")
+    option(optimisation, "lr", "peak learning rate; 0 takes the preset's", metavar="X")
+    option(optimisation, "min_lr", "rate at the end of the cosine", metavar="X")
+    option(optimisation, "warmup_steps", "steps of linear warm-up")
+    option(optimisation, "weight_decay", "of the matrices; the rest is free of it", metavar="X")
+    option(optimisation, "beta2", "second moment of AdamW", metavar="X")
+    option(optimisation, "clip_norm", "largest norm of the gradient", metavar="X")
+    option(optimisation, "precision", "bf16: the towers run under autocast", choices=PRECISIONS)
+
+    machine = parser.add_argument_group("machine")
+    option(machine, "device", "where to train", choices=DEVICES)
+    option(machine, "threads", "threads of torch on the CPU; as torch chooses unless given", int)
+    option(machine, "workers", "processes that prepare batches; 0 = none beside the trainer")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 with a message on standard error where the input is at fault."""
+    options = vars(build_parser().parse_args(arguments))
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        run(options)
+    except (ValueError, TypeError, NotImplementedError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; --resume continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(options: dict[str, Any]) -> None:
+    switches = ("demo", "compare", "overwrite", "quiet")
+    demo, compare, overwrite, quiet = (options.pop(name, False) for name in switches)
+    resumed: str | None = options.pop("resume", None)
+    if resumed is not None:
+        if demo or overwrite or options.get("out", resumed) != resumed:
+            raise ValueError("--resume continues one folder: leave out --demo, --overwrite and --out")
+        config, compare = _read_config(Path(resumed), options)
+    else:
+        config = _configure((DEMO if demo else {}) | options)
+        compare = compare or demo
+        _claim(Path(config.out), overwrite or (demo and "out" not in options))
+    if compare and "loss" in options:
+        raise ValueError("--compare and --demo train both losses: leave out --loss")
+    device, threads = pick_device(config.device), torch.get_num_threads()
+    data = load_data(config, print, progress=not quiet)
+    out = Path(config.out)
+    if compare:
+        _write_json(out / "config.json", config.to_dict() | {"compare": True})
+    trainers = []
+    for loss in ("clip", "sparc") if compare else (config.loss,):
+        part = replace(config, loss=loss, out=str(out / loss)) if compare else config
+        again = resumed is not None and (not compare or (Path(part.out) / checkpoint.CHECKPOINT).exists())
+        trainers.append(_train(part, data, again, quiet))
+    _conclude(trainers, data, out)
+    if demo:
+        torch.set_num_threads(threads)
+        _report_speed(trainers[-1], data, device)
+
+
+def _configure(options: dict[str, Any]) -> TrainConfig:
+    if options.get("data", "scenes") != "scenes":
+        options = options | {"data": str(Path(options["data"]).resolve())}
+    if "steps" in options and "warmup_steps" not in options:
+        options = options | {"warmup_steps": min(TrainConfig.warmup_steps, options["steps"] // 4)}
+    return TrainConfig(**options)
+
+
+def _read_config(folder: Path, options: dict[str, Any]) -> tuple[TrainConfig, bool]:
+    """What a run wrote, with the options given now on top, and whether it was a comparison."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"no run to resume in {str(folder)!r}: it has no config.json")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    compare = bool(values.pop("compare", False))
+    values["out"] = str(folder)
+    if options.get("data", "scenes") != "scenes":
+        options = options | {"data": str(Path(options["data"]).resolve())}
+    options = {name: value for name, value in options.items() if name != "out"}
+    return TrainConfig.from_dict(values | options), compare
+
+
+def _claim(out: Path, overwrite: bool) -> None:
+    """Make sure that no other run stands in ``out``; with ``overwrite``, remove what a run wrote there."""
+    for folder in (out, *(out / loss for loss in LOSSES)):
+        files = (folder / name for name in ("config.json", checkpoint.CHECKPOINT, LOG))
+        standing = [path for path in files if path.exists()]
+        if standing and not overwrite:
+            raise ValueError(f"{str(out)!r} holds a run: give --resume {out}, --overwrite or another --out")
+        for path in (*standing, folder / "results.json"):
+            path.unlink(missing_ok=True)
+        if standing and (folder / "tensorboard").is_dir():
+            shutil.rmtree(folder / "tensorboard")
+
+
+def _train(config: TrainConfig, data: Data, resume: bool, quiet: bool) -> Trainer:
+    trainer = Trainer(config, data, resume, progress=not quiet)
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    start = f"resumed after step {trainer.step} of" if resume else "for"
+    tqdm.write(
+        f"{config.loss}: preset {config.preset}, {parameters / 1e6:.2f} M parameters, vocabulary "
+        f"{trainer.tokenizer.vocab_size}, {start} {config.steps} steps of {config.batch_size} pairs "
+        f"on {trainer.device}"
+    )
+    trainer.fit()
+    return trainer
+
+
+def _conclude(trainers: list[Trainer], data: Data, out: Path) -> None:
+    """Evaluate, print the table, write results and figures."""
+    results = {trainer.config.loss: evaluate(trainer, data) for trainer in trainers}
+    for trainer in trainers:
+        _write_json(trainer.run / "results.json", results[trainer.config.loss])
+    print(f"\n{len(data.captions)} held-out pairs\n")
+    print(table(results))
+    if len(trainers) > 1:
+        _write_json(out / "results.json", results)
+    (out / "results.md").write_text(table(results), encoding="utf-8")
+    draw_alignment(trainers, data, out / "alignment.png")
+    draw_curves([trainer.run for trainer in trainers], list(results), out / "curves.png")
+    for name in ("alignment.png", "curves.png", "results.json", "results.md"):
+        print(out / name)
+    for trainer in trainers:
+        steps, seconds = trainer.config.steps, trainer.seconds
+        print(f"{trainer.run}: {steps} steps in {seconds:.0f} s")
+
+
+def _report_speed(trainer: Trainer, data: Data, device: Any) -> None:
+    backend, why = fused_backend(device)
+    print()
+    if backend is None:
+        print(f"No fused backend serves this machine, so the runs above used eager: {why}")
+        return
+    model = trainer.config.model
+    longest = trainer.tokenizer(data.captions).ids.shape[1]
+    own = (trainer.config.batch_size, model.patches, longest, model.embed_dim)
+    for shape in (own, PAPER_SHAPE):
+        print(compare_speed(shape, backend, device))
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_atomic(path, json.dumps(values, indent=2))

@@ -1,0 +1,151 @@
+"""Training pairs addressed by their position in the run, and the held-out pairs.
+
+Position ``step * batch_size + slot`` decides the pair and its crop, so a run resumes from its step number
+alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .config import TrainConfig
+from .data_folder import Folder, Pixels, scan
+from .data_scenes import Scene, caption, scene
+
+TOKENIZER_CAPTIONS = 2000  # scenes whose captions train the tokenizer
+Pair = tuple[Pixels, str]
+
+
+class SceneStream(Dataset[Pair]):
+    """Fresh scenes without end."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.seed, self.image_size = config.seed, config.model.image_size
+
+    def __getitem__(self, position: int) -> Pair:
+        drawn = scene(self.seed, "train", position, self.image_size)
+        return drawn.image, drawn.caption
+
+
+class FolderStream(Dataset[Pair]):
+    """Epochs of a folder's pictures, each in its own order; what does not fill a batch is left out."""
+
+    def __init__(self, folder: Folder, members: list[int], config: TrainConfig) -> None:
+        if len(members) < config.batch_size:
+            raise ValueError(
+                f"batch size {config.batch_size} exceeds the {len(members)} training pairs of {str(folder.root)!r}"
+            )
+        self.folder, self.members, self.seed = folder, np.asarray(members), config.seed
+        self.epoch_pairs = len(members) // config.batch_size * config.batch_size
+        self._order: tuple[int, Tensor | np.ndarray] = (-1, self.members)
+
+    def __getitem__(self, position: int) -> Pair:
+        epoch, place = divmod(position, self.epoch_pairs)
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(self.members))
+        number = int(self._order[1][place])
+        pixels = self.folder.crop(number, np.random.default_rng((self.seed, 2, position)))
+        return pixels, self.folder.captions[number]
+
+
+@dataclass
+class Data:
+    """``train`` by position; held out: ``pixels`` [N, S, S, 3] uint8, ``captions``, ``scenes`` if drawn.
+
+    ``fingerprint`` changes with the data, so that a run is not resumed on other pictures.
+    """
+
+    train: Dataset[Pair]
+    train_captions: list[str]
+    pixels: Pixels
+    captions: list[str]
+    fingerprint: str
+    scenes: list[Scene] = field(default_factory=list)
+
+
+def load_data(config: TrainConfig, write: Callable[[str], object] = print, progress: bool = False) -> Data:
+    """The data that ``config.data`` names; ``write`` receives the report on a folder."""
+    size = config.model.image_size
+    if config.data == "scenes":
+        scenes = [scene(config.seed, "heldout", index, size) for index in range(config.eval_pairs)]
+        texts = [caption(config.seed, "train", index, size) for index in range(TOKENIZER_CAPTIONS)]
+        pixels = np.stack([drawn.image for drawn in scenes])
+        return Data(SceneStream(config), texts, pixels, [drawn.caption for drawn in scenes], "scenes", scenes)
+    folder = scan(config.data, size, progress)
+    folder.report(write)
+    _list_skipped(folder, Path(config.out))
+    training, heldout = split(folder, config)
+    write(f"  {len(training)} pairs to train on, {len(heldout)} held out")
+    return Data(
+        FolderStream(folder, training, config),
+        [folder.captions[number] for number in training],
+        np.stack([folder.crop(number) for number in heldout]),
+        [folder.captions[number] for number in heldout],
+        fingerprint(folder),
+    )
+
+
+def fingerprint(folder: Folder) -> str:
+    """Digest of the usable pictures' names, sizes in bytes and captions."""
+    digest = hashlib.sha256()
+    for path, text in zip(folder.paths, folder.captions):
+        digest.update(f"{path.relative_to(folder.root)}\0{path.stat().st_size}\0{text}\0".encode())
+    return digest.hexdigest()
+
+
+def split(folder: Folder, config: TrainConfig) -> tuple[list[int], list[int]]:
+    """A fifth of the pairs, at most ``eval_pairs``, held out; pairs with one caption stay on one side."""
+    captions = sorted(set(folder.captions))
+    if len(captions) < 2:
+        raise ValueError(f"{str(folder.root)!r} has a single caption; two are needed, one to hold out")
+    wanted = max(1, min(config.eval_pairs, len(folder) // 5))
+    groups: dict[str, list[int]] = {}
+    for number, text in enumerate(folder.captions):
+        groups.setdefault(text, []).append(number)
+    heldout: list[int] = []
+    for which in np.random.default_rng((config.seed, 0)).permutation(len(captions))[:-1]:
+        if len(heldout) >= wanted:
+            break
+        heldout += groups[captions[which]]
+    away = set(heldout)
+    return [number for number in range(len(folder)) if number not in away], sorted(heldout)
+
+
+def batches(data: Data, config: TrainConfig, start: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """Batches from step ``start`` to the last: ``pixels`` [B, 3, S, S] uint8 and captions."""
+    size = config.batch_size
+    positions = [list(range(step * size, (step + 1) * size)) for step in range(start, config.steps)]
+    return iter(
+        DataLoader(
+            data.train,
+            batch_sampler=positions,
+            collate_fn=_collate,
+            num_workers=config.workers,
+            persistent_workers=False,
+            generator=torch.Generator(),  # or the loader would draw from, and shift, the run's own generator
+        )
+    )
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
+    """[N, S, S, 3] -> [N, 3, S, S]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _collate(pairs: list[Pair]) -> tuple[Tensor, list[str]]:
+    return to_tensor(np.stack([pixels for pixels, _ in pairs])), [text for _, text in pairs]
+
+
+def _list_skipped(folder: Folder, out: Path) -> None:
+    if folder.skipped:
+        out.mkdir(parents=True, exist_ok=True)
+        lines = (f"{path.relative_to(folder.root)}\t{reason}\n" for path, reason in folder.skipped)
+        (out / "skipped.txt").write_text("".join(lines), encoding="utf-8")

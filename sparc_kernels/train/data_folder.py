@@ -1,0 +1,158 @@
+"""A folder of pictures, each with a ``.txt`` of the same stem whose first line is its caption.
+
+What cannot be used (a broken picture, a format without a decoder, a missing or empty caption) is left
+out, counted and named. Alpha channels are composited on white; pictures are padded to a square with white.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+Pixels = npt.NDArray[np.uint8]
+
+# Pictures that Pillow cannot decode: named as skipped, not passed over in silence.
+UNSUPPORTED = frozenset({".svg", ".svgz", ".heic", ".heif", ".raw", ".psd", ".xcf"})
+CACHE_BYTES = 2 << 30
+MARGIN = 1.125  # pictures are kept this much larger than the model's input, for random crops
+
+
+@dataclass
+class Folder:
+    """The usable pairs below ``root``, sorted by path, and the skipped files with their reasons."""
+
+    root: Path
+    image_size: int
+    paths: list[Path] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    cache: list[Pixels] = field(default_factory=list)
+
+    @property
+    def stored_size(self) -> int:
+        return round(self.image_size * MARGIN)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def picture(self, number: int) -> Pixels:
+        """Picture ``number``, [stored_size, stored_size, 3] uint8."""
+        return self.cache[number] if self.cache else load_image(self.paths[number], self.stored_size)
+
+    def crop(self, number: int, rng: np.random.Generator | None = None) -> Pixels:
+        """A random crop (the middle without ``rng``), [image_size, image_size, 3]."""
+        room = self.stored_size - self.image_size
+        top, left = (int(v) for v in rng.integers(0, room + 1, 2)) if rng else (room // 2, room // 2)
+        return self.picture(number)[top : top + self.image_size, left : left + self.image_size]
+
+    def report(self, write: Callable[[str], object], name_at_most: int = 20) -> None:
+        """What was found, what was skipped and why, naming the first files of each reason."""
+        write(f"{self.root}: {len(self)} pictures with captions, {len(self.skipped)} files skipped")
+        for reason, count in Counter(_kind(reason) for _, reason in self.skipped).most_common():
+            write(f"  {count} x {reason}")
+        for path, reason in self.skipped[:name_at_most]:
+            write(f"    {path.relative_to(self.root)}: {reason}")
+        if len(self.skipped) > name_at_most:
+            write(f"    ... and {len(self.skipped) - name_at_most} more (all of them in skipped.txt)")
+
+
+def scan(root: str | Path, image_size: int, progress: bool = False) -> Folder:
+    """Decode every picture below ``root`` once and pair it with its caption."""
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"data folder {str(root)!r} is not a folder (nor the word 'scenes')")
+    Image.init()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    listed = (path for path in root.rglob("*") if path.suffix.lower() in known | UNSUPPORTED)
+    files = sorted(path for path in listed if path.is_file())
+    folder = Folder(root, image_size)
+    keep = len(files) * folder.stored_size**2 * 3 <= CACHE_BYTES
+    for path in tqdm(files, desc="reading pictures", unit="file", disable=not progress):
+        try:
+            if path.suffix.lower() not in known:
+                raise Unusable(f"no decoder for {path.suffix.lower()} files")
+            caption = read_caption(path.with_suffix(".txt"))
+            pixels = load_image(path, folder.stored_size)
+        except Unusable as error:
+            folder.skipped.append((path, str(error)))
+            continue
+        folder.paths.append(path)
+        folder.captions.append(caption)
+        if keep:
+            folder.cache.append(pixels)
+    if not folder.paths:
+        found = f"{len(files)} pictures, none usable" if files else "no picture"
+        detail = "".join(f"; {path.name}: {reason}" for path, reason in folder.skipped[:3])
+        raise ValueError(f"no picture with a same-stem .txt caption in {str(root)!r} ({found}{detail})")
+    return folder
+
+
+class Unusable(Exception):
+    """Why a file is skipped."""
+
+
+def read_caption(path: Path) -> str:
+    """The first line of a text file in UTF-8 or UTF-16 (by its mark), else as Windows-1252 or Latin-1."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Unusable("no caption file") from None
+    except OSError as error:
+        raise Unusable(f"caption cannot be read ({error.strerror})") from None
+    lines = _decode(data).split("\n", 1)
+    caption = " ".join(lines[0].replace("\0", " ").split())
+    if not caption:
+        raise Unusable("empty caption")
+    return caption
+
+
+def _decode(data: bytes) -> str:
+    encodings = ["utf-8-sig", "cp1252", "latin-1"]
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encodings.insert(0, "utf-16")
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise AssertionError("latin-1 decodes every byte")
+
+
+def load_image(path: Path, size: int) -> Pixels:
+    """Any picture Pillow reads, turned upright, on white, padded to a square: [size, size, 3] uint8."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as opened:
+                picture = ImageOps.exif_transpose(opened)
+                if picture.has_transparency_data:
+                    layer = picture.convert("RGBA")
+                    white = Image.new("RGBA", layer.size, "white")
+                    picture = Image.alpha_composite(white, layer)
+                picture = ImageOps.pad(_rgb(picture), (size, size), Image.Resampling.BICUBIC, color="white")
+                return np.asarray(picture, np.uint8)
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ...
+        raise Unusable(f"broken picture ({type(error).__name__}: {error})") from error
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """To RGB; 16- and 32-bit grey is scaled to its own range, where Pillow would clip it."""
+    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+        grey = np.asarray(picture, np.float64)
+        low, high = grey.min(), grey.max()
+        scaled = (grey - low) / max(high - low, 1e-12) * 255
+        picture = Image.fromarray(scaled.astype(np.uint8))
+    return picture.convert("RGB")
+
+
+def _kind(reason: str) -> str:
+    """The reason without the file's particulars."""
+    return reason.split(" (", 1)[0]

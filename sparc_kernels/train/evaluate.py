@@ -1,0 +1,132 @@
+"""What the towers learned: retrieval on held-out pairs, grounding of words in the patches they name."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..functional import alignment_weights
+from .data import Data, to_tensor
+from .data_scenes import KINDS, Scene
+from .engine import Trainer
+from .model import pooled
+from .tokenizer import TokenBatch
+
+PEAK_SHARE = 0.5  # a patch belongs to a word's map from this share of the map's maximum on
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of held-out pairs: ``patches`` [B, P, D], ``tokens`` [B, L, D]; ``start`` is its first pair."""
+
+    start: int
+    patches: Tensor
+    tokens: Tensor
+    batch: TokenBatch
+
+
+@torch.no_grad()
+def encode(trainer: Trainer, data: Data, batch_size: int = 64) -> Iterator[Encoded]:
+    """The held-out pairs in their order, embedded in float32."""
+    trainer.model.eval()
+    for start in range(0, len(data.captions), batch_size):
+        part = slice(start, start + batch_size)
+        batch = trainer.tokenizer(data.captions[part])
+        pixels = to_tensor(data.pixels[part]).to(trainer.device)
+        with trainer.autocast():
+            patches, tokens = trainer.model(pixels, batch.ids.to(trainer.device), batch.mask.to(trainer.device))
+        yield Encoded(start, patches.float(), tokens.float(), batch)
+
+
+def evaluate(trainer: Trainer, data: Data) -> dict[str, float]:
+    """Retrieval, and grounding where the data are scenes, by name."""
+    images, texts, maps = [], [], []
+    for encoded in encode(trainer, data):
+        mask = encoded.batch.mask.to(trainer.device)
+        images.append(encoded.patches.mean(1))
+        texts.append(pooled(encoded.tokens, mask))
+        if data.scenes:
+            weights = alignment_weights(encoded.patches, encoded.tokens).cpu()
+            maps += [
+                word_maps(data.scenes[encoded.start + row], weights[row], encoded.batch, row)
+                for row in range(len(weights))
+            ]
+    results = retrieval(torch.cat(images), torch.cat(texts), data.captions)
+    if data.scenes:
+        results |= grounding(data.scenes, maps, trainer.config.model.patch_size)
+    return results
+
+
+def retrieval(images: Tensor, texts: Tensor, captions: list[str]) -> dict[str, float]:
+    """R@1 and R@5 both ways for [N, D] embeddings, by cosine.
+
+    A pair with the very same caption counts as right. Ties count against the model: a constant
+    embedding finds nothing.
+    """
+    similarity = F.normalize(images.double(), dim=1) @ F.normalize(texts.double(), dim=1).T
+    number = {text: place for place, text in enumerate(dict.fromkeys(captions))}
+    label = torch.tensor([number[text] for text in captions], device=similarity.device)
+    same = label[:, None] == label[None, :]
+    results = {}
+    for way, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+        best_right = scores.masked_fill(~same, -torch.inf).amax(1, keepdim=True)
+        ahead = ((scores >= best_right) & ~same).sum(1)
+        for k in (1, 5):
+            results[f"{way}_r{k}"] = (ahead < k).double().mean().item()
+    for k in (1, 5):
+        results[f"chance_r{k}"] = min(1.0, k * same.double().mean().item())
+    return results
+
+
+def word_maps(scene: Scene, weights: Tensor, batch: TokenBatch, row: int) -> Tensor:
+    """Alignment weights [L, P] of one caption to a map per word [words, P]: the mean over its tokens.
+
+    A word that was cut off with the end of its caption has a map of zeros.
+    """
+    maps = torch.zeros(len(scene.words), weights.shape[1])
+    for number, word in enumerate(scene.words):
+        if tokens := batch.tokens_of(row, word.start, word.end):
+            maps[number] = weights[tokens].mean(0)
+    return maps
+
+
+def grounding(scenes: list[Scene], maps: list[Tensor], patch_size: int) -> dict[str, float]:
+    """Pointing and IoU of word maps ([words, P] per scene) against the patches that each word speaks of.
+
+    - ``pointing``: share of words whose strongest patch lies in the word's mask.
+    - ``iou``: mean IoU of the mask and the patches with at least half of the map's largest weight.
+    - ``chance``: a patch drawn at random, which is also the IoU of a uniform map: the mean area of the masks.
+    - ``object_chance``: a patch drawn at random from those of all the scene's shapes: knows where, not what.
+    """
+    hits, overlaps, chances, object_chances = [], [], [], []
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for scene, rows in zip(scenes, maps):
+        masks = torch.from_numpy(scene.patch_masks(patch_size))
+        anything = masks.any(0).sum().item()
+        for word, weights in zip(scene.words, rows):
+            mask = masks[word.item]
+            peak = weights.max()
+            hit = float(peak > 0 and mask[weights.argmax()])
+            chosen = (weights >= PEAK_SHARE * peak) & (weights > 0)
+            hits.append(hit)
+            by_kind[word.kind].append(hit)
+            overlaps.append(((chosen & mask).sum() / (chosen | mask).sum()).item())
+            chances.append(mask.float().mean().item())
+            object_chances.append(mask.sum().item() / anything)
+    results = {
+        "pointing": _mean(hits),
+        "iou": _mean(overlaps),
+        "chance": _mean(chances),
+        "object_chance": _mean(object_chances),
+        "words": float(len(hits)),
+    }
+    return results | {f"pointing_{kind}": _mean(by_kind[kind]) for kind in KINDS if by_kind[kind]}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))

@@ -1,0 +1,168 @@
+"""Pictures of a run: alignment maps over the pixels, and loss curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..functional import alignment_weights
+from .checkpoint import read_log
+from .data import Data, to_tensor
+from .data_scenes import Scene
+from .engine import LOG, Trainer
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+Floats = npt.NDArray[np.float64]
+COLOURS = {"sparc": "#0b6e99", "clip": "#d1602d"}
+PANELS = {
+    "global_loss": "global loss",
+    "local_loss": "local loss",
+    "logit_scale": "logit scale",
+    "lr": "learning rate",
+}
+TITLE, SMALL, INK = 11, 8, "#222222"
+
+
+@torch.no_grad()
+def caption_maps(trainer: Trainer, data: Data, number: int) -> list[tuple[str, Floats]]:
+    """Each word of a held-out caption with the mean alignment map of its tokens, [grid, grid]."""
+    trainer.model.eval()
+    text = data.captions[number]
+    batch = trainer.tokenizer([text])
+    pixels = to_tensor(data.pixels[number : number + 1]).to(trainer.device)
+    patches, tokens = trainer.model(pixels, batch.ids.to(trainer.device), batch.mask.to(trainer.device))
+    weights = alignment_weights(patches, tokens)[0].cpu().double().numpy()
+    grid = trainer.config.model.grid
+    maps, place = [], 0
+    for word in text.split():
+        start = text.index(word, place)
+        place = start + len(word)
+        if rows := batch.tokens_of(0, start, place):
+            maps.append((word, weights[rows].mean(0).reshape(grid, grid)))
+    return maps
+
+
+def named_words(data: Data, number: int, at_most: int) -> list[int]:
+    """Which words of a caption to draw: on scenes those that speak of a shape, else the longest ones."""
+    words = data.captions[number].split()
+    if data.scenes:
+        spoken = {word.start for word in data.scenes[number].words}
+        starts = np.cumsum([0] + [len(word) + 1 for word in words])
+        chosen = [place for place in range(len(words)) if int(starts[place]) in spoken]
+    else:
+        chosen = sorted(sorted(range(len(words)), key=lambda place: -len(words[place]))[:at_most])
+    return chosen[:at_most]
+
+
+def draw_alignment(trainers: Sequence[Trainer], data: Data, path: Path, pictures: int = 4, words: int = 8) -> None:
+    """One row per picture and loss: the picture, then each word's map over the greyed pixels."""
+    pictures = min(pictures, len(data.captions))
+    rows = pictures * len(trainers)
+    figure, axes = plt.subplots(
+        rows, words + 1, figsize=(1.32 * (words + 1), 1.5 * rows + 0.5), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number in range(pictures):
+        for which, trainer in enumerate(trainers):
+            line = axes[number * len(trainers) + which]
+            _label_row(line[0], data, number, trainer.config.loss, first=which == 0)
+            maps = caption_maps(trainer, data, number)
+            chosen = [place for place in named_words(data, number, words) if place < len(maps)]
+            for axis, place in zip(line[1:], chosen):
+                _draw_map(axis, data.pixels[number], *maps[place])
+                if data.scenes:
+                    _draw_outline(axis, data.scenes[number], place, trainer.config.model.grid)
+    note = "white: the patches the word speaks of" if data.scenes else "weights scaled to each word's maximum"
+    title = f"Where each word looks: alignment weights over the patches ({note})"
+    figure.suptitle(title, fontsize=TITLE, color=INK)
+    _save(figure, path)
+
+
+def _label_row(axis: Any, data: Data, number: int, loss: str, first: bool) -> None:
+    axis.imshow(data.pixels[number])
+    colour = COLOURS.get(loss, INK)
+    place = {"transform": axis.transAxes, "rotation": 90, "va": "center", "ha": "right"}
+    axis.text(-0.08, 0.5, loss, color=colour, size=TITLE, **place)
+    if first:
+        text = data.captions[number]
+        short = text if len(text) <= 110 else text[:107] + "..."
+        axis.set_title(short, loc="left", fontsize=SMALL + 1, color=INK, pad=14)
+
+
+def _draw_map(axis: Any, pixels: npt.NDArray[np.uint8], word: str, weights: Floats) -> None:
+    grey = pixels.mean(2) / 255
+    side = pixels.shape[0]
+    axis.imshow(0.35 + 0.5 * grey, cmap="gray", vmin=0, vmax=1)
+    heat = weights / max(weights.max(), 1e-12)
+    extent = (-0.5, side - 0.5, side - 0.5, -0.5)
+    axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.25 + 0.6 * heat, extent=extent)
+    axis.set_title(word, fontsize=SMALL, color=INK, pad=2)
+
+
+def _draw_outline(axis: Any, scene: Scene, place: int, grid: int) -> None:
+    """The border of the patches that word number ``place`` of a scene's caption speaks of."""
+    start = len(" ".join(scene.caption.split()[:place])) + (place > 0)
+    word = next((word for word in scene.words if word.start == start), None)
+    if word is None:
+        return
+    side = scene.image.shape[0]
+    mask = scene.patch_masks(side // grid)[word.item].reshape(grid, grid)
+    padded = np.pad(mask, 1)
+    lines = []
+    for y, x in zip(*np.nonzero(padded)):  # corners in units of patches, one to the right and below by the padding
+        sides = {(0, -1): ((x, y), (x, y + 1)), (0, 1): ((x + 1, y), (x + 1, y + 1))}
+        sides |= {(-1, 0): ((x, y), (x + 1, y)), (1, 0): ((x, y + 1), (x + 1, y + 1))}
+        lines += [corners for (dy, dx), corners in sides.items() if not padded[y + dy, x + dx]]
+    corners = (np.array(lines, float) - 1) * (scene.image.shape[0] / grid) - 0.5
+    axis.add_collection(LineCollection(list(corners), colors="white", linewidths=1.2))
+
+
+def draw_curves(runs: Sequence[Path], names: Sequence[str], path: Path) -> None:
+    """``PANELS`` over the steps, from the CSV logs of one run or several."""
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.3 * len(PANELS), 2.9), layout="constrained")
+    for run, name in zip(runs, names):
+        rows = read_log(run / LOG)
+        steps = np.array([int(row["step"]) for row in rows])
+        for axis, column in zip(axes, PANELS):
+            values = np.array([float(row[column] or "nan") for row in rows])
+            if np.isnan(values).all():
+                continue
+            colour = COLOURS.get(name, INK)
+            smooth = _smoothed(values) if column.endswith("loss") else values
+            if column.endswith("loss"):
+                axis.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
+            axis.plot(steps, smooth, color=colour, linewidth=1.7, label=name)
+    for axis, title in zip(axes, PANELS.values()):
+        axis.set_title(title, fontsize=TITLE, color=INK)
+        axis.set_xlabel("step", fontsize=SMALL + 1)
+        axis.tick_params(labelsize=SMALL)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=SMALL + 1)
+    axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    _save(figure, path)
+
+
+def _smoothed(values: Floats) -> Floats:
+    """A centred mean over about a fortieth of the curve."""
+    width = min(len(values), 2 * (len(values) // 80) + 1)
+    padded = np.pad(values, width // 2, mode="edge")
+    smooth: Floats = np.convolve(padded, np.ones(width) / width, mode="valid")
+    return smooth
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, facecolor="white")
+    plt.close(figure)

@@ -1,0 +1,82 @@
+"""The towers: shapes, what may look at what, and indifference to padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sparc_kernels.train.config import PRESETS, TrainConfig
+from sparc_kernels.train.model import INITIAL_SCALE, ClipLoss, DualEncoder, blocked_pairs, build_loss, pooled
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.mark.parametrize("preset", [TINY, replace(TINY, conv_stem=False, positions=True, text_reach=None)])
+def test_shapes(preset) -> None:  # type: ignore[no-untyped-def]
+    model = DualEncoder(preset, 300)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    ids, mask = torch.randint(0, 300, (2, 7)), torch.ones(2, 7, dtype=torch.bool)
+    patches, tokens = model(pixels, ids, mask)
+    assert patches.shape == (2, 64, 64)
+    assert tokens.shape == (2, 7, 64)
+
+
+def test_blocked_pairs() -> None:
+    mask = torch.tensor([[True, True, True, False]])
+    everything = blocked_pairs(mask, None)[0].int().tolist()
+    assert everything == [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    near = blocked_pairs(mask, 1)[0].int().tolist()
+    assert near == [[0, 0, 1, 1], [0, 0, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("reach", [0, 1, None])
+def test_padding_changes_nothing(reach: int | None) -> None:
+    torch.manual_seed(0)
+    model = DualEncoder(replace(TINY, text_reach=reach, positions=True), 300)
+    for block in model.text_tower.encoder.layers:  # zero at the start, where nothing could leak
+        torch.nn.init.normal_(block.self_attn.out_proj.weight)
+    ids = torch.randint(0, 300, (1, 9))
+    mask = torch.arange(9)[None] < 5
+    short = model.encode_texts(ids[:, :5], mask[:, :5])
+    long = model.encode_texts(ids, mask)
+    torch.testing.assert_close(long[:, :5], short)
+    other = ids.clone()
+    other[:, 5:] = 7
+    torch.testing.assert_close(model.encode_texts(other, mask)[:, :5], short)
+    assert long.isfinite().all()
+
+
+def test_reach_limits_what_a_token_sees() -> None:
+    model = DualEncoder(TINY, 300)
+    for block in model.text_tower.encoder.layers:
+        torch.nn.init.normal_(block.self_attn.out_proj.weight)
+    ids, mask = torch.randint(0, 300, (1, 6)), torch.ones(1, 6, dtype=torch.bool)
+    other = ids.clone()
+    other[0, 3] = (ids[0, 3] + 1) % 300
+    change = (model.encode_texts(other, mask) - model.encode_texts(ids, mask))[0].norm(dim=1)
+    assert (change > 1e-4).tolist() == [False, False, True, True, True, False]
+
+
+def test_pooling_leaves_padding_out() -> None:
+    embeds = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]]])
+    assert pooled(embeds, torch.tensor([[True, True, False]])).tolist() == [[2.0, 3.0]]
+
+
+@pytest.mark.parametrize("loss", ["sparc", "clip"])
+def test_scales_start_alike_and_stay_below_100(loss: str) -> None:
+    module = build_loss(TrainConfig(loss=loss))
+    assert module.logit_scale.item() == pytest.approx(INITIAL_SCALE)
+    with torch.no_grad():
+        module.log_logit_scale.fill_(10.0)
+    embeds = torch.randn(3, 4, 8), torch.randn(3, 4, 8), torch.ones(3, 4, dtype=torch.bool)
+    module(*embeds)
+    assert module.logit_scale.item() == pytest.approx(100)
+
+
+def test_both_losses_share_the_global_loss() -> None:
+    patches, tokens = torch.randn(5, 6, 8), torch.randn(5, 4, 8)
+    mask = torch.arange(4)[None] < torch.tensor([4, 3, 2, 1, 4])[:, None]
+    sparc = build_loss(TrainConfig())(patches, tokens, mask)
+    torch.testing.assert_close(sparc.global_loss, ClipLoss()(patches, tokens, mask))
