@@ -12,6 +12,8 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from sparc_kernels.ops._registration import complete
+
 # torch.get_float32_matmul_precision() -> the precision of a Triton product with float32 operands
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
@@ -83,4 +85,4 @@ def register_op(name: str, schema: str, implementation: Callable[..., Any], fake
     qualified_name = f"sparc_kernels::{name}"
     torch.library.define(qualified_name, schema)
     torch.library.impl(qualified_name, ("CPU", "CUDA"), implementation)
-    torch.library.register_fake(qualified_name, fake)
+    complete(qualified_name, fake)

@@ -66,48 +66,55 @@ def row_extrema(b_similarity, m_patches):
 
 
 @triton.jit
-def is_flat(b_min, b_max):
-    """[L]: the row's similarities are equal up to rounding (a row without a valid patch counts as flat)."""
-    return (b_max - b_min) <= FLAT_RANGE * tl.maximum(tl.abs(b_min), tl.abs(b_max))
-
-
-@triton.jit
 def min_max_heights(b_similarity, b_min, b_max, m_patches):
-    """H [L, P]: 0 in flat rows and at masked patches."""
-    m_flat = is_flat(b_min, b_max)
-    b_range = tl.where(m_flat, 1.0, b_max - b_min)
-    b_height = (b_similarity - b_min[:, None]) / b_range[:, None]
-    return tl.where(m_patches[None, :] & (~m_flat)[:, None], b_height, 0.0)
+    """H [L, P] and the range [L] of the row, 0 in flat rows.
 
-
-@triton.jit
-def is_kept(b_height, b_similarity, b_max, sigma):
-    """K [L, P] of rows that are not flat. Written as "not cut", so that a NaN is kept and seen."""
-    return ~((b_height < sigma) & (b_similarity < b_max[:, None]))
-
-
-@triton.jit
-def alignment(b_height, b_similarity, b_min, b_max, m_patches, sigma):
-    """U [L, P] in units of the row's range: K * H, and 1 on every valid patch of a flat row."""
-    b_weight = tl.where(is_kept(b_height, b_similarity, b_max, sigma), b_height, 0.0)
-    b_weight = tl.where(is_flat(b_min, b_max)[:, None], 1.0, b_weight)
-    return tl.where(m_patches[None, :], b_weight, 0.0)
-
-
-@triton.jit
-def product_with_similarities(b_weight, b_height, b_min, b_max, PRECISION: tl.constexpr):
-    """Z = U S^T [L, L'] from U [L, P] (operand dtype) and the heights [L', P], with S = m + (M - m) H.
-
-    Half precision splits H into two operands: Z then carries the rounding of U alone, as C' = U V does.
+    H replaces S and the masks in registers: S = m + (M - m) H, kept patches have H >= sigma, minima (and every patch of a
+    flat row) H = 0, the maximum H = 1, masked patches H = -1.
     """
-    b_high = b_height.to(b_weight.dtype)
-    b_product = tl.dot(b_weight, tl.trans(b_high), input_precision=PRECISION)
-    if b_weight.dtype != tl.float32:
-        b_low = (b_height - b_high.to(tl.float32)).to(b_weight.dtype)
-        b_product = tl.dot(b_weight, tl.trans(b_low), b_product)
-    b_range = tl.where(is_flat(b_min, b_max), 0.0, b_max - b_min)
-    b_mass = tl.sum(b_weight.to(tl.float32), axis=1)
-    return b_product * b_range[None, :] + b_mass[:, None] * b_min[None, :]
+    b_range = b_max - b_min
+    b_range = tl.where(b_range <= FLAT_RANGE * tl.maximum(tl.abs(b_min), tl.abs(b_max)), 0.0, b_range)
+    b_height = (b_similarity - b_min[:, None]) * (1.0 / tl.where(b_range == 0.0, 1.0, b_range))[:, None]
+    b_height = tl.where(b_similarity == b_max[:, None], 1.0, b_height)
+    b_height = tl.where((b_range == 0.0)[:, None], 0.0, b_height)
+    return tl.where(m_patches[None, :], b_height, -1.0), b_range
+
+
+@triton.jit
+def alignment(b_height, b_range, sigma):
+    """U [L, P] in units of the row's range: K * H, and 1 on every valid patch of a flat row. ``sigma``: scalar or [L, 1].
+
+    K is written as "not cut", so that a NaN is kept and seen.
+    """
+    m_flat = (b_range == 0.0)[:, None]
+    b_weight = tl.where(m_flat, 1.0, b_height)
+    return tl.where(b_height < tl.where(m_flat, 0.0, sigma), 0.0, b_weight)
+
+
+@triton.jit
+def group_chunk(b_weight, b_patches, SHRINK: tl.constexpr, PRECISION: tl.constexpr):
+    """C' [L, D'] = U V of some channels. In float16 a sum over patches may leave the range: SHRINK makes it a mean."""
+    return tl.dot(b_weight, b_patches, input_precision=PRECISION) * SHRINK
+
+
+@triton.jit
+def split_dot(b_left, b_right, b_sum, PRECISION: tl.constexpr):
+    """b_sum + b_left @ b_right, the float32 left operand in two halves where the right one has half precision."""
+    b_high = b_left.to(b_right.dtype)
+    b_sum = tl.dot(b_high, b_right, b_sum, input_precision=PRECISION)
+    if b_right.dtype != tl.float32:
+        b_sum = tl.dot((b_left - b_high.to(tl.float32)).to(b_right.dtype), b_right, b_sum)
+    return b_sum
+
+
+@triton.jit
+def split_dot_right(b_left, b_right, b_sum, PRECISION: tl.constexpr):
+    """b_sum + b_left @ b_right, the float32 right operand in two halves where the left one has half precision."""
+    b_high = b_right.to(b_left.dtype)
+    b_sum = tl.dot(b_left, b_high, b_sum, input_precision=PRECISION)
+    if b_left.dtype != tl.float32:
+        b_sum = tl.dot(b_left, (b_right - b_high.to(tl.float32)).to(b_left.dtype), b_sum)
+    return b_sum
 
 
 @triton.jit
@@ -128,6 +135,28 @@ def masked_logsumexp(b_logits, m_logits, AXIS: tl.constexpr):
 
 
 @triton.jit
+def grad_logits(
+    b_z, b_w_row, b_w_column, b_group_norm, b_token_norm, b_row, b_column, scale, m_diagonal, m_pairs,
+    IS_HALF: tl.constexpr,
+):  # fmt: skip
+    """cos dY, whose sum is dscale, and dZ, of a tile [L, L'] of Z; 0 where ``m_pairs`` is False.
+
+    In float16 a token without a length would set the unit of all others (1 / |t| = 1e12): the product dZ T multiplies
+    it with zeros, so its column of dZ goes without 1 / |t| and the caller puts it back into dT.
+    """
+    b_r, _ = clamped_inverse_norm(b_group_norm)
+    b_q, _ = clamped_inverse_norm(b_token_norm)
+    b_cosine = b_z * (b_r[:, None] * b_q[None, :])
+    b_y = tl.where(m_pairs, scale * b_cosine, -float("inf"))
+    b_dy = 0.5 * b_w_row[:, None] * tl.exp(b_y - b_row[:, None])
+    b_dy += 0.5 * b_w_column[None, :] * tl.exp(b_y - b_column[None, :])
+    b_dy -= tl.where(m_diagonal, b_w_row[:, None], 0.0)
+    if IS_HALF:
+        b_q = tl.where(b_token_norm <= MIN_NORM, 1.0, b_q)
+    return b_cosine * b_dy, scale * (b_r[:, None] * b_q[None, :]) * b_dy
+
+
+@triton.jit
 def largest_magnitude(b_tile):
     """max |x| of a block, 1 if all of it is 0: the unit in which float16 can hold it."""
     b_top = tl.max(tl.max(tl.abs(b_tile), axis=1), axis=0)
@@ -135,14 +164,11 @@ def largest_magnitude(b_tile):
 
 
 @triton.jit
-def grad_similarities(b_grad, b_similarity, b_min, b_max, m_patches, sigma):
+def grad_similarities(b_grad, b_height, b_range, sigma):
     """dS [L, P] from dU [L, P], U in units of the row's range: K dU, less its row sum at the minima; 0 in flat rows."""
-    m_flat = is_flat(b_min, b_max)
-    b_height = min_max_heights(b_similarity, b_min, b_max, m_patches)
-    m_kept = is_kept(b_height, b_similarity, b_max, sigma) & m_patches[None, :]
-    m_lowest = (b_similarity == b_min[:, None]) & m_patches[None, :]
-    b_grad = tl.where(m_kept, b_grad, 0.0)
-    b_shared = tl.sum(b_grad, axis=1) / tl.maximum(tl.sum(m_lowest.to(tl.float32), axis=1), 1.0)
-    b_grad = b_grad - tl.where(m_lowest, b_shared[:, None], 0.0)
-    b_range = tl.where(m_flat, 1.0, b_max - b_min)
-    return tl.where(m_flat[:, None], 0.0, b_grad / b_range[:, None])
+    b_grad = tl.where(b_height < sigma, 0.0, b_grad)
+    b_ties = tl.sum(tl.where(b_height == 0.0, 1.0, 0.0), axis=1)
+    b_shared = tl.sum(b_grad, axis=1) / tl.maximum(b_ties, 1.0)
+    b_inverse_range = tl.where(b_range == 0.0, 0.0, 1.0 / tl.where(b_range == 0.0, 1.0, b_range))
+    b_grad = b_grad - tl.where(b_height == 0.0, b_shared[:, None], 0.0)
+    return b_grad * b_inverse_range[:, None]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .._triton.config import TiledConfig, choose_tiled, next_power_of_2
+
 
 @dataclass(frozen=True)
 class PairConfig:
@@ -14,11 +16,6 @@ class PairConfig:
     block_d: int
     num_warps: int
     num_stages: int
-
-
-def next_power_of_2(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << (n - 1).bit_length()
 
 
 def choose(n_tokens: int, n_patches: int, n_channels: int, itemsize: int, backward: bool) -> PairConfig:

@@ -20,9 +20,10 @@ from .._triton.launch import (
     strides,
     unsupported_reason,
 )
-from .config import PairConfig, choose
+from .config import PairConfig, TiledConfig, choose
 from .schema import BACKWARD, FORWARD, fake_backward, fake_forward
 from .triton_pair import pair_backward_kernel, pair_forward_kernel
+from .triton_plans import tiled_backward, tiled_forward
 
 __all__ = ["backward", "backward_plan", "forward", "forward_plan", "unsupported_reason"]
 
@@ -68,13 +69,15 @@ def forward_plan(
     patch_mask: Tensor | None,
     logit_scale: Tensor,
     similarity_threshold: float | None,
-    config: PairConfig | None = None,
+    config: PairConfig | TiledConfig | None = None,
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
     """The outputs of ``fine_grained_forward``, not yet computed, and the launches that compute them."""
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold)
     token_loss, stats = fake_forward(*inputs)
     b, l, d = token_embeds.shape
     config = config or choose(l, patch_embeds.shape[1], d, token_embeds.element_size(), backward=False)
+    if isinstance(config, TiledConfig):
+        return (token_loss, stats), tiled_forward(*inputs, token_loss, stats, config)
     arguments = _arguments(*inputs, config) | {"p_loss": token_loss, "p_stats": stats}
     launch = Launch(pair_forward_kernel, (b,), arguments, config.num_warps, config.num_stages)
     return (token_loss, stats), [launch]
@@ -89,13 +92,15 @@ def backward_plan(
     logit_scale: Tensor,
     stats: Tensor,
     similarity_threshold: float | None,
-    config: PairConfig | None = None,
+    config: PairConfig | TiledConfig | None = None,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Launch]]:
     """The outputs of ``fine_grained_backward``, not yet computed, and the launches that compute them."""
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale)
     grads = fake_backward(grad_token_loss, *inputs, stats, similarity_threshold)
     b, l, d = token_embeds.shape
     config = config or choose(l, patch_embeds.shape[1], d, token_embeds.element_size(), backward=True)
+    if isinstance(config, TiledConfig):
+        return grads, tiled_backward(grad_token_loss, *inputs, stats, similarity_threshold, grads, config)
     arguments = _arguments(*inputs, similarity_threshold, config) | {
         "p_grad_loss": grad_token_loss,
         "p_stats": stats,
@@ -103,7 +108,6 @@ def backward_plan(
         "p_grad_tokens": grads[1],
         "p_grad_scale": grads[2],
         **strides(grad_token_loss, "stride_gb", "stride_gl"),
-        "IS_HALF": token_embeds.dtype == torch.float16,
     }
     return grads, [Launch(pair_backward_kernel, (b,), arguments, config.num_warps, config.num_stages)]
 
@@ -115,7 +119,7 @@ def forward(
     patch_mask: Tensor | None,
     logit_scale: Tensor,
     similarity_threshold: float | None,
-    config: PairConfig | None = None,
+    config: PairConfig | TiledConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """token_loss [B, L] and stats [6, B, L] of patch_embeds [B, P, D] and token_embeds [B, L, D]."""
     outputs, launches = forward_plan(
@@ -134,7 +138,7 @@ def backward(
     logit_scale: Tensor,
     stats: Tensor,
     similarity_threshold: float | None,
-    config: PairConfig | None = None,
+    config: PairConfig | TiledConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of patch_embeds [B, P, D], token_embeds [B, L, D] and, per pair, of logit_scale [B]."""
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, stats, similarity_threshold)

@@ -12,13 +12,16 @@ from .._triton.tiles import (
     MIN_NORM,
     alignment,
     clamped_inverse_norm,
+    grad_logits,
     grad_similarities,
+    group_chunk,
     largest_magnitude,
     load_mask,
     load_tile,
     masked_logsumexp,
     min_max_heights,
-    product_with_similarities,
+    split_dot,
+    split_dot_right,
     row_extrema,
     store_tile,
     threshold_of,
@@ -65,6 +68,8 @@ def pair_forward_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
+    IS_HALF: tl.constexpr = p_patches.dtype.element_ty == tl.float16
+    SHRINK: tl.constexpr = 1.0 / BLOCK_P if IS_HALF else 1.0
     o_b = tl.program_id(0).to(tl.int64)
     o_l = tl.arange(0, BLOCK_L)
     o_p = tl.arange(0, BLOCK_P)
@@ -79,17 +84,19 @@ def pair_forward_kernel(
         p_v, p_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
-    b_height = min_max_heights(b_s, b_min, b_max, m_p)
-    b_u = alignment(b_height, b_s, b_min, b_max, m_p, sigma)
+    b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
+    b_u = alignment(b_height, b_range, sigma)
     b_u = b_u.to(tl.float32 if UPCAST else p_patches.dtype.element_ty)  # [BLOCK_L, BLOCK_P]
-    b_z = product_with_similarities(b_u, b_height, b_min, b_max, PRECISION)  # [BLOCK_L, BLOCK_L]
+    b_z = tl.zeros([BLOCK_L, BLOCK_L], tl.float32)
 
     b_group_square = tl.zeros([BLOCK_L], tl.float32)  # |C'|^2
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
         b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
-        b_c = tl.dot(b_u, b_v, input_precision=PRECISION)  # [BLOCK_L, BLOCK_D]
+        b_c = group_chunk(b_u, b_v, SHRINK, PRECISION)  # C' [BLOCK_L, BLOCK_D]
         b_group_square += tl.sum(b_c * b_c, axis=1)
+        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
+        b_z = split_dot(b_c, tl.trans(b_t), b_z, PRECISION)
 
     b_group_norm = tl.maximum(tl.sqrt(b_group_square), MIN_NORM)
     b_token_norm = tl.maximum(tl.sqrt(b_square), MIN_NORM)
@@ -111,38 +118,6 @@ def pair_forward_kernel(
     tl.store(p_stats + (o_out + 3 * stride_stat), tl.where(m_l, b_token_norm, 0.0), mask=m_out)
     tl.store(p_stats + (o_out + 4 * stride_stat), tl.where(m_l, b_row, 0.0), mask=m_out)
     tl.store(p_stats + (o_out + 5 * stride_stat), tl.where(m_l, b_column, 0.0), mask=m_out)
-
-
-@triton.jit
-def pair_grad_logits(b_z, b_grad_loss, p_stats, stride_stat, scale, o_out, o_l, m_l, IS_HALF: tl.constexpr):
-    """dZ / unit [L, L] (all that later products need of the loss), its unit, and the pair's part of dscale.
-
-    In float16 a token without a length would set the unit of all others (1 / |t| = 1e12): the product dZ T
-    multiplies it with zeros, so its column of dZ goes without 1 / |t|, and the caller puts it back into dT.
-    """
-    b_group_norm = tl.load(p_stats + (o_out + 2 * stride_stat), mask=m_l, other=1.0)
-    b_token_norm = tl.load(p_stats + (o_out + 3 * stride_stat), mask=m_l, other=1.0)
-    b_row = tl.load(p_stats + (o_out + 4 * stride_stat), mask=m_l, other=float("inf"))
-    b_column = tl.load(p_stats + (o_out + 5 * stride_stat), mask=m_l, other=float("inf"))
-    b_r, b_alpha = clamped_inverse_norm(b_group_norm)
-    b_q, b_beta = clamped_inverse_norm(b_token_norm)
-    b_cosine = b_z * (b_r[:, None] * b_q[None, :])
-    b_y = tl.where(m_l[:, None] & m_l[None, :], scale * b_cosine, -float("inf"))
-    b_dy = 0.5 * b_grad_loss[:, None] * tl.exp(b_y - b_row[:, None])
-    b_dy += 0.5 * b_grad_loss[None, :] * tl.exp(b_y - b_column[None, :])
-    b_dy -= tl.where(o_l[:, None] == o_l[None, :], b_grad_loss[:, None], 0.0)
-    b_grad_scale = tl.sum(tl.sum(b_cosine * b_dy, axis=1), axis=0)
-    unit = 1.0
-    b_restore = b_q * 0.0 + 1.0
-    if IS_HALF:
-        m_short = b_token_norm <= MIN_NORM
-        b_restore = tl.where(m_short, b_q, 1.0)
-        b_q = tl.where(m_short, 1.0, b_q)
-    b_dz = scale * (b_r[:, None] * b_q[None, :]) * b_dy
-    if IS_HALF:
-        unit = largest_magnitude(b_dz)
-        b_dz = b_dz / unit
-    return b_dz, unit, b_grad_scale, b_alpha, b_beta, b_restore
 
 
 @triton.jit
@@ -168,8 +143,9 @@ def pair_backward_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
-    IS_HALF: tl.constexpr,
 ):  # fmt: skip
+    IS_HALF: tl.constexpr = p_patches.dtype.element_ty == tl.float16
+    SHRINK: tl.constexpr = 1.0 / BLOCK_P if IS_HALF else 1.0
     OPERAND: tl.constexpr = tl.float32 if UPCAST else p_patches.dtype.element_ty
     o_b = tl.program_id(0).to(tl.int64)
     o_l = tl.arange(0, BLOCK_L)
@@ -185,52 +161,62 @@ def pair_backward_kernel(
         p_v, p_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
-    b_height = min_max_heights(b_s, b_min, b_max, m_p)
-    b_u = alignment(b_height, b_s, b_min, b_max, m_p, sigma).to(OPERAND)  # [BLOCK_L, BLOCK_P]
-    b_z = product_with_similarities(b_u, b_height, b_min, b_max, PRECISION)  # [BLOCK_L, BLOCK_L]
+    b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
+    b_u = alignment(b_height, b_range, sigma).to(OPERAND)  # [BLOCK_L, BLOCK_P]
 
-    b_w = tl.load(p_grad_loss + o_b * stride_gb + o_l.to(tl.int64) * stride_gl, mask=m_l, other=0.0)
-    b_dz, unit_z, b_grad_scale, b_alpha, b_beta, b_restore = pair_grad_logits(
-        b_z, b_w, p_stats, stride_stat, tl.load(p_scale), o_b * L + o_l, o_l, m_l, IS_HALF
-    )
-    tl.store(p_grad_scale + o_b, b_grad_scale + tl.where(tl.max(m_l.to(tl.int32), axis=0) > 0, poison, 0.0))
-    b_a = b_dz.to(OPERAND)  # [BLOCK_L, BLOCK_L]
-    # from the rounded dZ: what the products below leave along C' and t, these take away
-    b_alpha = b_alpha * tl.sum(b_a.to(tl.float32) * b_z, axis=1)
-    b_beta = b_beta * tl.sum(b_a.to(tl.float32) * b_z, axis=0)
-
-    b_du = tl.zeros([BLOCK_L, BLOCK_P], tl.float32)
+    b_z = tl.zeros([BLOCK_L, BLOCK_L], tl.float32)  # Z = C' T^T
+    b_du = tl.zeros([BLOCK_L, BLOCK_P], tl.float32)  # C' V^T
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
         b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
         b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)  # [BLOCK_L, BLOCK_D]
-        b_c = tl.dot(b_u, b_v, input_precision=PRECISION)  # C' [BLOCK_L, BLOCK_D]
-        b_dc = tl.dot(b_a, b_t, input_precision=PRECISION) - b_alpha[:, None] * b_c  # dC'
-        b_du = tl.dot(b_dc.to(OPERAND), tl.trans(b_v), b_du, input_precision=PRECISION)
+        b_c = group_chunk(b_u, b_v, SHRINK, PRECISION)  # C' [BLOCK_L, BLOCK_D]
+        b_z = split_dot(b_c, tl.trans(b_t), b_z, PRECISION)
+        b_du = tl.dot(b_c.to(OPERAND), tl.trans(b_v), b_du, input_precision=PRECISION)
 
-    b_ds = grad_similarities(b_du, b_s, b_min, b_max, m_p, sigma)
-    unit_s = 1.0
-    if IS_HALF:
-        unit_s = largest_magnitude(b_ds)
-        b_ds = b_ds / unit_s
-    b_e = b_ds.to(OPERAND)  # [BLOCK_L, BLOCK_P]
+    b_w = tl.load(p_grad_loss + o_b * stride_gb + o_l.to(tl.int64) * stride_gl, mask=m_l, other=0.0)
+    o_stat = o_b * L + o_l
+    b_group_norm = tl.load(p_stats + (o_stat + 2 * stride_stat), mask=m_l, other=1.0)
+    b_token_norm = tl.load(p_stats + (o_stat + 3 * stride_stat), mask=m_l, other=1.0)
+    b_row = tl.load(p_stats + (o_stat + 4 * stride_stat), mask=m_l, other=0.0)
+    b_column = tl.load(p_stats + (o_stat + 5 * stride_stat), mask=m_l, other=0.0)
+    b_scaled, b_dz = grad_logits(
+        b_z, b_w, b_w, b_group_norm, b_token_norm, b_row, b_column, tl.load(p_scale),
+        o_l[:, None] == o_l[None, :], m_l[:, None] & m_l[None, :], IS_HALF
+    )  # fmt: skip
+    grad_scale = tl.sum(tl.sum(b_scaled, axis=1), axis=0)
+    tl.store(p_grad_scale + o_b, grad_scale + tl.where(tl.max(m_l.to(tl.int32), axis=0) > 0, poison, 0.0))
+    unit = largest_magnitude(b_dz) if IS_HALF else 1.0
+    b_a = (b_dz * (1.0 / unit)).to(OPERAND)  # [BLOCK_L, BLOCK_L]
+    _, b_alpha = clamped_inverse_norm(b_group_norm)
+    b_q, b_beta = clamped_inverse_norm(b_token_norm)
+    b_restore = tl.where(IS_HALF & (b_token_norm <= MIN_NORM), b_q, 1.0)
+    # from the rounded dZ: what the products below leave along C' and t, these take away
+    b_alpha = b_alpha * tl.sum(b_a.to(tl.float32) * b_z, axis=1)
+    b_beta = b_beta * tl.sum(b_a.to(tl.float32) * b_z, axis=0)
+    b_s = b_min[:, None] + b_range[:, None] * b_height
+    reach = tl.max(tl.maximum(tl.abs(b_min), tl.abs(b_max)), axis=0) if IS_HALF else 1.0  # S may leave its range
+    reach = tl.where(reach > 0.0, reach, 1.0) if IS_HALF else 1.0
+    b_du = split_dot_right(b_a, b_s * (1.0 / reach), b_du * (-b_alpha * (1.0 / reach))[:, None], PRECISION) * reach
+    b_ds = grad_similarities(b_du, b_height, b_range, sigma)
 
+    # X [BLOCK_L, BLOCK_P] = dZ^T U + dS: both dV and dT take it
+    b_x = (b_ds + tl.dot(tl.trans(b_a), b_u, input_precision=PRECISION)).to(OPERAND)
     p_gv = p_grad_patches + o_b * P * D
     p_gt = p_grad_tokens + o_b * L * D
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
         b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
         b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
-        b_c = tl.dot(b_u, b_v, input_precision=PRECISION)
-        b_dc = tl.dot(b_a, b_t, input_precision=PRECISION) - b_alpha[:, None] * b_c
-        b_gv = tl.dot(tl.trans(b_e), b_t, input_precision=PRECISION) * unit_s  # [BLOCK_P, BLOCK_D]
-        b_gv = tl.dot(tl.trans(b_u), b_dc.to(OPERAND), b_gv, input_precision=PRECISION) * unit_z
-        b_gt = tl.dot(b_e, b_v, input_precision=PRECISION) * unit_s  # [BLOCK_L, BLOCK_D]
-        # a sum of up to BLOCK_P patches would leave float16's range: as a mean it cannot
-        b_mean = (b_c * (1.0 / BLOCK_P)).to(OPERAND)
-        b_gt += tl.dot(tl.trans(b_a), b_mean, input_precision=PRECISION) * BLOCK_P
-        b_gt = (b_gt - b_beta[:, None] * b_t.to(tl.float32)) * (b_restore * unit_z)[:, None] + poison
-        b_gv = tl.where(m_p[:, None], b_gv, 0.0)
-        b_gt = tl.where(m_l[:, None], b_gt, 0.0)
-        store_tile(p_gv, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)
+        b_gt = tl.dot(b_x, b_v, input_precision=PRECISION) * SHRINK - b_beta[:, None] * b_t.to(tl.float32)
+        b_gt = tl.where(m_l[:, None], b_gt * (b_restore * unit)[:, None] + poison, 0.0)  # [BLOCK_L, BLOCK_D]
         store_tile(p_gt, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
+        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
+        b_c = group_chunk(b_u, b_v, SHRINK, PRECISION) * -b_alpha[:, None]
+        b_gv = tl.dot(tl.trans(b_x), b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
+        b_gv = tl.dot(tl.trans(b_u), b_c.to(OPERAND), b_gv, input_precision=PRECISION)
+        b_gv = tl.where(m_p[:, None], b_gv * (SHRINK * unit), 0.0)
+        store_tile(p_gv, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)

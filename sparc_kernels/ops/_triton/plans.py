@@ -1,0 +1,245 @@
+"""Launches of the tiled kernels that both rooms use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from .config import TiledConfig, next_power_of_2, tiles
+from .launch import Launch, interpreted, product_precision, strides
+from .tiled import (
+    tiled_grad_patches_kernel,
+    tiled_grad_rows_kernel,
+    tiled_grad_tokens_kernel,
+    tiled_groups_kernel,
+    tiled_rows_kernel,
+    tiled_similarities_kernel,
+)
+
+_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+def tiled_groups(
+    config: TiledConfig,
+    patches: Tensor,
+    tokens: Tensor,
+    token_mask: Tensor | None,
+    patch_mask: Tensor | None,
+    threshold: float | None,
+    shapes: tuple[tuple[int, ...], ...],
+) -> Iterator[tuple[slice, Tiled, list[Tensor]]]:
+    """Groups of pairs that fit into the workspace: (which pairs, their tensors, workspaces [N, *shape] of float32).
+
+    All groups share one set of workspaces: they run one after the other on one stream.
+    """
+    workspaces: list[Tensor] = []
+    for pairs in config.groups(tokens.shape[0], sum(math.prod(shape) for shape in shapes)):
+        n = pairs.stop - pairs.start
+        if not workspaces:
+            workspaces = [tokens.new_empty((n, *shape), dtype=torch.float32) for shape in shapes]
+        masks = (mask[pairs] if mask is not None else None for mask in (token_mask, patch_mask))
+        yield (
+            pairs,
+            Tiled(patches[pairs], tokens[pairs], *masks, threshold, config),
+            [workspace[:n] for workspace in workspaces],
+        )
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """Some pairs of a batch on the tiled path: patches [N, P, D], tokens [N, L, D], their masks, and their workspaces."""
+
+    patches: Tensor
+    tokens: Tensor
+    token_mask: Tensor | None
+    patch_mask: Tensor | None
+    threshold: float | None
+    config: TiledConfig
+
+    @property
+    def n_pairs(self) -> int:
+        """N"""
+        return self.tokens.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, L, P, D)"""
+        n, l, d = self.tokens.shape
+        return n, l, self.patches.shape[1], d
+
+    @property
+    def upcast(self) -> bool:
+        """The interpreter computes wrongly in bfloat16: it casts to float32 after each load."""
+        return interpreted() and self.tokens.dtype == torch.bfloat16
+
+    @property
+    def operand(self) -> tl.dtype:
+        """The dtype of the operands of matrix products."""
+        return tl.float32 if self.upcast else _DTYPES[self.tokens.dtype]
+
+    @property
+    def is_half(self) -> bool:
+        """float16: range is scarce, so operands are scaled."""
+        return self.tokens.dtype == torch.float16
+
+    @property
+    def shrink(self) -> float:
+        """What C' is multiplied with: in float16 a mean over patches stands for the sum."""
+        return 1.0 / next_power_of_2(self.shape[2]) if self.is_half else 1.0
+
+    def sizes(self, *names: str) -> dict[str, Any]:
+        """Kernel arguments for tiles: L, P and D, their blocks and numbers of tiles, as named."""
+        _, l, p, d = self.shape
+        c = self.config
+        block_d = min(c.block_d, max(16, next_power_of_2(d)))
+        every = {
+            "L": l,
+            "P": p,
+            "D": d,
+            "BLOCK_L": c.block_l,
+            "BLOCK_P": c.block_p,
+            "BLOCK_D": block_d,
+            "TILES_L": tiles(l, c.block_l),
+            "TILES_P": tiles(p, c.block_p),
+            "TILES_D": tiles(d, block_d),
+            "PRECISION": product_precision(self.tokens.dtype),
+            "UPCAST": self.upcast,
+        }
+        return {name: every[name] for name in names}
+
+    def row_sizes(self) -> dict[str, int]:
+        """Kernel arguments for the passes over rows."""
+        _, l, p, _ = self.shape
+        c = self.config
+        row_tiles = {"TILES_L": tiles(l, c.row_l), "TILES_P": tiles(p, c.row_p)}
+        return {"L": l, "P": p, "BLOCK_L": c.row_l, "BLOCK_P": c.row_p, **row_tiles}
+
+    def launch(self, kernel: Any, programs: int, **arguments: Any) -> Launch:
+        """A launch with this path's number of warps and stages."""
+        return Launch(kernel, (programs,), arguments, self.config.num_warps, self.config.num_stages)
+
+    def similarities(self, left: Tensor, left_mask: Tensor | None, square: Tensor) -> Launch:
+        """square [N, L, P] = left [N, L, D] @ patches^T."""
+        sizes = self.sizes("L", "P", "D", "TILES_L", "TILES_P", "BLOCK_L", "BLOCK_P", "BLOCK_D", "PRECISION", "UPCAST")
+        return self.launch(
+            tiled_similarities_kernel,
+            self.n_pairs * sizes["TILES_L"] * sizes["TILES_P"],
+            p_left=left,
+            p_patches=self.patches,
+            p_left_mask=left_mask,
+            p_patch_mask=self.patch_mask,
+            p_square=square,
+            **strides(left, "stride_ab", "stride_al", "stride_ad"),
+            **strides(self.patches, "stride_vb", "stride_vp", "stride_vd"),
+            **strides(left_mask, "stride_lb", "stride_ll"),
+            **strides(self.patch_mask, "stride_pb", "stride_pp"),
+            **sizes,
+        )
+
+    def heights(self, heights: Tensor, rows: Tensor) -> list[Launch]:
+        """heights [N, L, P] and rows [N, 5, L] from the embeddings."""
+        sizes = self.row_sizes()
+        rows_launch = self.launch(
+            tiled_rows_kernel,
+            self.n_pairs * sizes["TILES_L"],
+            p_heights=heights,
+            p_rows=rows,
+            p_patch_mask=self.patch_mask,
+            threshold=self.threshold,
+            **strides(self.patch_mask, "stride_pb", "stride_pp"),
+            **sizes,
+            OPERAND=self.operand,
+        )
+        return [self.similarities(self.tokens, self.token_mask, heights), rows_launch]
+
+    def groups(self, heights: Tensor, rows: Tensor, groups: Tensor, normalize: bool) -> Launch:
+        """groups [N, L, D] = U V (times ``shrink``), or A V."""
+        sizes = self.sizes(
+            "L", "P", "D", "TILES_L", "TILES_P", "TILES_D", "BLOCK_L", "BLOCK_P", "BLOCK_D", "PRECISION", "UPCAST"
+        )
+        return self.launch(
+            tiled_groups_kernel,
+            self.n_pairs * sizes["TILES_L"] * sizes["TILES_D"],
+            p_heights=heights,
+            p_rows=rows,
+            p_patches=self.patches,
+            p_patch_mask=self.patch_mask,
+            p_groups=groups,
+            **strides(self.patches, "stride_vb", "stride_vp", "stride_vd"),
+            **strides(self.patch_mask, "stride_pb", "stride_pp"),
+            **sizes,
+            SHRINK=self.shrink,
+            NORMALIZE=normalize,
+        )
+
+    def grad_rows(self, grads: Tensor, heights: Tensor, rows: Tensor, tops: Tensor | None, normalize: bool) -> Launch:
+        """grads [N, L, P]: dS from dU, or from dA."""
+        sizes = self.row_sizes()
+        return self.launch(
+            tiled_grad_rows_kernel,
+            self.n_pairs * sizes["TILES_L"],
+            p_grads=grads,
+            p_heights=heights,
+            p_rows=rows,
+            p_tops=tops,
+            **sizes,
+            NORMALIZE=normalize,
+        )
+
+    def grads(
+        self,
+        grads: Tensor,
+        tops: Tensor | None,
+        heights: Tensor,
+        rows: Tensor,
+        groups: Tensor | None,
+        factors: Tensor | None,
+        pair_factor: Tensor | None,
+        grad_patches: Tensor,
+        grad_tokens: Tensor,
+    ) -> list[Launch]:
+        """grad_patches [N, P, D] and grad_tokens [N, L, D] from X and what flows through the groups."""
+        sizes = self.sizes(
+            "L", "P", "D", "TILES_L", "TILES_P", "TILES_D", "BLOCK_L", "BLOCK_P", "BLOCK_D", "PRECISION", "UPCAST"
+        )
+        shared = {
+            "p_grads": grads,
+            "p_tops": tops,
+            "p_tokens": self.tokens,
+            "p_token_mask": self.token_mask,
+            "p_patch_mask": self.patch_mask,
+            "p_factors": factors,
+            **strides(self.tokens, "stride_tb", "stride_tl", "stride_td"),
+            **strides(self.token_mask, "stride_lb", "stride_ll"),
+            **strides(self.patch_mask, "stride_pb", "stride_pp"),
+            **sizes,
+            "TOPS": tops.shape[1] if tops is not None else 1,
+            "BLOCK_TOPS": next_power_of_2(tops.shape[1]) if tops is not None else 1,
+        }
+        tokens = self.launch(
+            tiled_grad_tokens_kernel,
+            self.n_pairs * sizes["TILES_L"] * sizes["TILES_D"],
+            p_patches=self.patches,
+            p_grad_tokens=grad_tokens,
+            **strides(self.patches, "stride_vb", "stride_vp", "stride_vd"),
+            SHRINK=self.shrink if factors is not None else 1.0,
+            **shared,
+        )
+        patches = self.launch(
+            tiled_grad_patches_kernel,
+            self.n_pairs * sizes["TILES_P"] * sizes["TILES_D"],
+            p_heights=heights,
+            p_rows=rows,
+            p_groups=groups,
+            p_pair_factor=pair_factor,
+            p_grad_patches=grad_patches,
+            **strides(groups, "stride_cb", "stride_cl", "stride_cd"),
+            **shared,
+        )
+        return [tokens, patches]

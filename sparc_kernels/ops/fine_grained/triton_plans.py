@@ -1,0 +1,160 @@
+"""Launches of the tiled path of the loss."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .._triton.config import TiledConfig
+from .._triton.launch import Launch, strides
+from .._triton.plans import Tiled, tiled_groups
+from .triton_tiled import (
+    tiled_grad_logits_kernel,
+    tiled_grad_products_kernel,
+    tiled_grad_weights_kernel,
+    tiled_logits_kernel,
+    tiled_loss_kernel,
+)
+
+
+def _logits(tile: Tiled, groups: Tensor, logits: Tensor, stats: Tensor | None) -> Launch:
+    """logits [N, L, L] = C' T^T; the norms of both into stats [6, N, L] if they are given."""
+    sizes = tile.sizes("L", "D", "TILES_L", "BLOCK_L", "BLOCK_D", "PRECISION", "UPCAST")
+    return tile.launch(
+        tiled_logits_kernel,
+        tile.n_pairs * sizes["TILES_L"] ** 2,
+        p_groups=groups,
+        p_tokens=tile.tokens,
+        p_token_mask=tile.token_mask,
+        p_logits=logits,
+        p_stats=stats,
+        **strides(tile.tokens, "stride_tb", "stride_tl", "stride_td"),
+        **strides(tile.token_mask, "stride_lb", "stride_ll"),
+        stride_stat=stats.stride(0) if stats is not None else 0,
+        **sizes,
+    )
+
+
+def tiled_forward(
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    token_mask: Tensor | None,
+    patch_mask: Tensor | None,
+    logit_scale: Tensor,
+    similarity_threshold: float | None,
+    token_loss: Tensor,
+    stats: Tensor,
+    config: TiledConfig,
+) -> list[Launch]:
+    """Five launches per group of pairs. Workspace per pair: L (P + D + L + 5) floats."""
+    (l, d), p = token_embeds.shape[1:], patch_embeds.shape[1]
+    launches = []
+    inputs = (patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold)
+    for pairs, tile, workspaces in tiled_groups(config, *inputs, ((l, p), (5, l), (l, d), (l, l))):
+        heights, rows, groups, logits = workspaces
+        some_stats = stats[:, pairs]
+        sizes = tile.sizes("L", "TILES_L", "BLOCK_L")
+        launches += tile.heights(heights, rows)
+        launches.append(tile.groups(heights, rows, groups, normalize=False))
+        launches.append(_logits(tile, groups, logits, some_stats))
+        launches.append(
+            tile.launch(
+                tiled_loss_kernel,
+                tile.n_pairs * sizes["TILES_L"],
+                p_logits=logits,
+                p_rows=rows,
+                p_token_mask=tile.token_mask,
+                p_scale=logit_scale,
+                p_loss=token_loss[pairs],
+                p_stats=some_stats,
+                **strides(tile.token_mask, "stride_lb", "stride_ll"),
+                stride_stat=stats.stride(0),
+                **sizes,
+            )
+        )
+    return launches
+
+
+def tiled_backward(
+    grad_token_loss: Tensor,
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    token_mask: Tensor | None,
+    patch_mask: Tensor | None,
+    logit_scale: Tensor,
+    stats: Tensor,
+    similarity_threshold: float | None,
+    grads: tuple[Tensor, Tensor, Tensor],
+    config: TiledConfig,
+) -> list[Launch]:
+    """Ten launches per group of pairs. Workspace per pair: L (2 P + D + 2 L + 8) floats."""
+    (l, d), p = token_embeds.shape[1:], patch_embeds.shape[1]
+    launches = []
+    inputs = (patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold)
+    shapes = ((l, p), (l, p), (5, l), (3, l), (l, d), (l, l), (l, l), (1,))
+    for pairs, tile, workspaces in tiled_groups(config, *inputs, shapes):
+        heights, grad_weights, rows, factors, groups, logits, grad_logits, pair_factor = workspaces
+        sizes = tile.sizes("L", "P", "TILES_L", "TILES_P", "BLOCK_L", "BLOCK_P")
+        n_tiles = sizes["TILES_L"] * sizes["TILES_P"]
+        tops = rows.new_empty((tile.n_pairs, n_tiles)) if tile.is_half else None
+        launches += tile.heights(heights, rows)
+        launches.append(tile.groups(heights, rows, groups, normalize=False))
+        launches.append(_logits(tile, groups, logits, None))
+        launches.append(
+            tile.launch(
+                tiled_grad_logits_kernel,
+                tile.n_pairs,
+                p_z=logits,
+                p_dz=grad_logits,
+                p_rows=rows,
+                p_stats=stats[:, pairs],
+                p_grad_loss=grad_token_loss[pairs],
+                p_token_mask=tile.token_mask,
+                p_scale=logit_scale,
+                p_factors=factors,
+                p_pair_factor=pair_factor,
+                p_grad_scale=grads[2][pairs],
+                **strides(grad_token_loss, "stride_gb", "stride_gl"),
+                **strides(tile.token_mask, "stride_lb", "stride_ll"),
+                stride_stat=stats.stride(0),
+                **tile.sizes("L", "TILES_L", "BLOCK_L"),
+                SHRINK=tile.shrink,
+                OPERAND=tile.operand,
+            )
+        )
+        launches.append(
+            tile.launch(
+                tiled_grad_weights_kernel,
+                tile.n_pairs * n_tiles,
+                p_groups=groups,
+                p_dz=grad_logits,
+                p_heights=heights,
+                p_rows=rows,
+                p_factors=factors,
+                p_patches=tile.patches,
+                p_patch_mask=tile.patch_mask,
+                p_grads=grad_weights,
+                **strides(patch_embeds, "stride_vb", "stride_vp", "stride_vd"),
+                **strides(patch_mask, "stride_pb", "stride_pp"),
+                **sizes,
+                **tile.sizes("D", "BLOCK_D", "PRECISION", "UPCAST"),
+            )
+        )
+        launches.append(tile.grad_rows(grad_weights, heights, rows, None, normalize=False))
+        launches.append(
+            tile.launch(
+                tiled_grad_products_kernel,
+                tile.n_pairs * n_tiles,
+                p_dz=grad_logits,
+                p_heights=heights,
+                p_rows=rows,
+                p_grads=grad_weights,
+                p_tops=tops,
+                **sizes,
+                **tile.sizes("PRECISION"),
+                OPERAND=tile.operand,
+            )
+        )
+        launches += tile.grads(
+            grad_weights, tops, heights, rows, groups, factors, pair_factor, grads[0][pairs], grads[1][pairs]
+        )
+    return launches

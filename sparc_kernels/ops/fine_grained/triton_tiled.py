@@ -1,0 +1,317 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Kernels of the tiled path that only the loss needs: logits, softmaxes and their gradients, for any number of tokens.
+
+Workspaces of N pairs, float32: ``groups`` [N, L, D] (C'), ``logits`` [N, L, L] (Z, then dZ), ``factors`` [N, 3, L] (-alpha,
+beta, the factor of dT's row); the others are those of ``ops/_triton/tiled.py``.
+"""
+
+import triton
+import triton.language as tl
+
+from .._triton.tiled import (
+    ROW_MASS,
+    ROW_MIN,
+    ROW_RANGE,
+    load_alignment,
+    load_heights,
+    load_row,
+    load_square,
+    locate,
+    square_offsets,
+    store_row,
+)
+from .._triton.tiles import (
+    MIN_NORM,
+    clamped_inverse_norm,
+    grad_logits,
+    largest_magnitude,
+    load_mask,
+    load_tile,
+    split_dot,
+    split_dot_right,
+)
+
+
+@triton.jit
+def load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, FIELD: tl.constexpr):
+    """[ROWS] of one of the op's statistics [6, B, L]; 1 at padded tokens."""
+    return tl.load(p_stats + (o_b * L + o_l + FIELD * stride_stat), mask=m_l, other=1.0)
+
+
+@triton.jit
+def tiled_logits_kernel(
+    p_groups,  # [N, L, D] float32
+    p_tokens,  # [N, L, D]
+    p_token_mask,  # [N, L] bool or None
+    p_logits,  # [N, L, L] float32: Z = C' T^T
+    p_stats,  # [6, B, L] float32 or None: takes |C'| and |t|
+    stride_tb, stride_tl, stride_td, stride_lb, stride_ll, stride_stat,
+    L,
+    D: tl.constexpr,
+    TILES_L: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    o_b, tile_l, tile_j = locate(TILES_L, TILES_L)
+    o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
+    o_j = tile_j * BLOCK_L + tl.arange(0, BLOCK_L)
+    m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
+    b_z = tl.zeros([BLOCK_L, BLOCK_L], tl.float32)
+    b_group_square = tl.zeros([BLOCK_L], tl.float32)
+    b_token_square = tl.zeros([BLOCK_L], tl.float32)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_c = load_tile(p_groups + o_b * L * D, o_l, o_d, o_l < L, D, D, 1, False)  # [BLOCK_L, BLOCK_D]
+        b_t = load_tile(p_tokens + o_b * stride_tb, o_j, o_d, m_j, D, stride_tl, stride_td, UPCAST)
+        b_z = split_dot(b_c, tl.trans(b_t), b_z, PRECISION)
+        b_group_square += tl.sum(b_c * b_c, axis=1)
+        b_token_square += tl.sum(b_t.to(tl.float32) * b_t.to(tl.float32), axis=1)
+    o_out, m_out = square_offsets(o_b, o_l, o_j, L, L)
+    tl.store(p_logits + o_out, b_z, mask=m_out)
+    if p_stats is not None:
+        m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
+        b_group_norm = tl.where(m_l, tl.maximum(tl.sqrt(b_group_square), MIN_NORM), 0.0)
+        b_token_norm = tl.where(m_j, tl.maximum(tl.sqrt(b_token_square), MIN_NORM), 0.0)
+        o_row = o_b * L + o_l + 2 * stride_stat
+        o_column = o_b * L + o_j + 3 * stride_stat
+        tl.store(p_stats + o_row, b_group_norm, mask=(o_l < L) & (tile_j == 0))
+        tl.store(p_stats + o_column, b_token_norm, mask=(o_j < L) & (tile_l == 0))
+
+
+@triton.jit
+def logits_tile(p_logits, p_stats, o_b, o_l, o_j, m_l, m_j, stride_stat, L, scale):
+    """Y [ROWS, COLS], -inf where one of the tokens is padding."""
+    b_r, _ = clamped_inverse_norm(load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 2))
+    b_q, _ = clamped_inverse_norm(load_stat(p_stats, o_b, o_j, m_j, stride_stat, L, 3))
+    b_y = scale * (load_square(p_logits, o_b, o_l, o_j, L, L) * (b_r[:, None] * b_q[None, :]))
+    return tl.where(m_l[:, None] & m_j[None, :], b_y, -float("inf"))
+
+
+@triton.jit
+def add_logsumexp(b_top, b_sum, b_logits, AXIS: tl.constexpr):
+    """Running maximum and sum of exponentials along one axis, with one more tile."""
+    b_new = tl.maximum(b_top, tl.max(b_logits, axis=AXIS))
+    b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
+    b_sum = b_sum * tl.exp(b_top - b_safe)
+    return b_new, b_sum + tl.sum(tl.exp(b_logits - tl.expand_dims(b_safe, AXIS)), axis=AXIS)
+
+
+@triton.jit
+def tiled_loss_kernel(
+    p_logits,  # [N, L, L] float32
+    p_rows,  # [N, 5, L] float32
+    p_token_mask,  # [N, L] bool or None
+    p_scale,  # []
+    p_loss,  # [N, L] float32 contiguous
+    p_stats,  # [6, B, L] float32: |C'| and |t| are there; takes the rest
+    stride_lb, stride_ll, stride_stat,
+    L,
+    TILES_L: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    o_b, tile_l, _ = locate(TILES_L, 1)
+    o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
+    m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
+    scale = tl.load(p_scale)
+    b_row_top = tl.full([BLOCK_L], -float("inf"), tl.float32)
+    b_column_top = tl.full([BLOCK_L], -float("inf"), tl.float32)
+    b_row_sum = tl.zeros([BLOCK_L], tl.float32)
+    b_column_sum = tl.zeros([BLOCK_L], tl.float32)
+    b_target = tl.zeros([BLOCK_L], tl.float32)
+    for tile in range(0, TILES_L):
+        o_j = tile * BLOCK_L + tl.arange(0, BLOCK_L)
+        m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
+        b_y = logits_tile(p_logits, p_stats, o_b, o_l, o_j, m_l, m_j, stride_stat, L, scale)
+        b_row_top, b_row_sum = add_logsumexp(b_row_top, b_row_sum, b_y, 1)
+        b_target += tl.sum(tl.where(o_l[:, None] == o_j[None, :], b_y, 0.0), axis=1)
+        b_y = logits_tile(p_logits, p_stats, o_b, o_j, o_l, m_j, m_l, stride_stat, L, scale)
+        b_column_top, b_column_sum = add_logsumexp(b_column_top, b_column_sum, b_y, 0)
+    b_row = tl.where(m_l, b_row_top + tl.log(tl.where(m_l, b_row_sum, 1.0)), 0.0)
+    b_column = tl.where(m_l, b_column_top + tl.log(tl.where(m_l, b_column_sum, 1.0)), 0.0)
+    b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target)
+    b_loss = tl.where(load_row(p_rows, o_b, o_l, L, ROW_MASS, 5) == 0.0, float("nan"), b_loss)
+    b_min = load_row(p_rows, o_b, o_l, L, ROW_MIN, 5)
+    b_max = b_min + load_row(p_rows, o_b, o_l, L, ROW_RANGE, 5)
+    o_out = o_b * L + o_l
+    m_out = o_l < L
+    tl.store(p_loss + o_out, tl.where(m_l, b_loss, 0.0), mask=m_out)
+    tl.store(p_stats + o_out, tl.where(m_l, b_min, 0.0), mask=m_out)
+    tl.store(p_stats + (o_out + stride_stat), tl.where(m_l, b_max, 0.0), mask=m_out)
+    tl.store(p_stats + (o_out + 4 * stride_stat), b_row, mask=m_out)
+    tl.store(p_stats + (o_out + 5 * stride_stat), b_column, mask=m_out)
+
+
+@triton.jit
+def grad_logits_tile(
+    p_z, p_stats, p_grad_loss, o_b, o_l, o_j, m_l, m_j, stride_gb, stride_gl, stride_stat, L, scale,
+    IS_HALF: tl.constexpr,
+):  # fmt: skip
+    """cos dY and dZ of one tile (``grad_logits``), and Z."""
+    b_z = load_square(p_z, o_b, o_l, o_j, L, L)
+    b_w_row = tl.load(p_grad_loss + o_b * stride_gb + o_l.to(tl.int64) * stride_gl, mask=m_l, other=0.0)
+    b_w_column = tl.load(p_grad_loss + o_b * stride_gb + o_j.to(tl.int64) * stride_gl, mask=m_j, other=0.0)
+    b_scaled, b_dz = grad_logits(
+        b_z,
+        b_w_row,
+        b_w_column,
+        load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 2),
+        load_stat(p_stats, o_b, o_j, m_j, stride_stat, L, 3),
+        load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 4),
+        load_stat(p_stats, o_b, o_j, m_j, stride_stat, L, 5),
+        scale,
+        o_l[:, None] == o_j[None, :],
+        m_l[:, None] & m_j[None, :],
+        IS_HALF,
+    )
+    return b_z, b_scaled, b_dz
+
+
+@triton.jit
+def tiled_grad_logits_kernel(
+    p_z,  # [N, L, L] float32
+    p_dz,  # [N, L, L] float32: dZ / unit, rounded to OPERAND
+    p_rows,  # [N, 5, L] float32
+    p_stats,  # [6, B, L] float32
+    p_grad_loss,  # [N, L] float32
+    p_token_mask,  # [N, L] bool or None
+    p_scale,  # []
+    p_factors,  # [N, 3, L] float32
+    p_pair_factor,  # [N] float32: what dV lacks
+    p_grad_scale,  # [N] float32
+    stride_gb, stride_gl, stride_lb, stride_ll, stride_stat,
+    L,
+    TILES_L: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    SHRINK: tl.constexpr,
+    OPERAND: tl.constexpr,
+):  # fmt: skip
+    """One program per pair: its L x L numbers are few beside its other products."""
+    IS_HALF: tl.constexpr = OPERAND == tl.float16
+    o_b = tl.program_id(0).to(tl.int64)
+    scale = tl.load(p_scale)
+    grad_scale = 0.0
+    unit = 0.0
+    for tile_l in range(0, TILES_L):
+        o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
+        m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
+        for tile_j in range(0, TILES_L):
+            o_j = tile_j * BLOCK_L + tl.arange(0, BLOCK_L)
+            m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
+            _, b_scaled, b_dz = grad_logits_tile(
+                p_z, p_stats, p_grad_loss, o_b, o_l, o_j, m_l, m_j, stride_gb, stride_gl, stride_stat, L, scale, IS_HALF
+            )  # fmt: skip
+            grad_scale += tl.sum(tl.sum(b_scaled, axis=1), axis=0)
+            unit = tl.maximum(unit, tl.max(tl.max(tl.abs(b_dz), axis=1), axis=0))
+    if IS_HALF:
+        unit = tl.where(unit > 0.0, unit, 1.0)
+    else:
+        unit = 1.0
+    poison = 0.0
+    for tile_l in range(0, TILES_L):
+        o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
+        m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
+        b_alpha = tl.zeros([BLOCK_L], tl.float32)
+        b_beta = tl.zeros([BLOCK_L], tl.float32)
+        for tile_j in range(0, TILES_L):
+            o_j = tile_j * BLOCK_L + tl.arange(0, BLOCK_L)
+            m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
+            b_z, _, b_dz = grad_logits_tile(
+                p_z, p_stats, p_grad_loss, o_b, o_l, o_j, m_l, m_j, stride_gb, stride_gl, stride_stat, L, scale, IS_HALF
+            )  # fmt: skip
+            b_a = (b_dz * (1.0 / unit)).to(OPERAND).to(tl.float32)
+            b_alpha += tl.sum(b_a * b_z, axis=1)
+            o_out, m_out = square_offsets(o_b, o_l, o_j, L, L)
+            tl.store(p_dz + o_out, b_a, mask=m_out)
+            b_z, _, b_dz = grad_logits_tile(
+                p_z, p_stats, p_grad_loss, o_b, o_j, o_l, m_j, m_l, stride_gb, stride_gl, stride_stat, L, scale, IS_HALF
+            )  # fmt: skip
+            b_beta += tl.sum((b_dz * (1.0 / unit)).to(OPERAND).to(tl.float32) * b_z, axis=0)
+        _, b_r2 = clamped_inverse_norm(load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 2))
+        b_token_norm = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 3)
+        b_q, b_q2 = clamped_inverse_norm(b_token_norm)
+        b_restore = tl.where(IS_HALF & (b_token_norm <= MIN_NORM), b_q, 1.0)
+        b_lost = tl.where(load_row(p_rows, o_b, o_l, L, ROW_MASS, 5) == 0.0, float("nan"), 0.0)
+        poison += tl.sum(tl.where(m_l, b_lost, 0.0), axis=0)
+        store_row(p_factors, -b_alpha * b_r2, o_b, o_l, L, 0, 3)
+        store_row(p_factors, b_beta * b_q2, o_b, o_l, L, 1, 3)
+        store_row(p_factors, b_restore * unit + b_lost, o_b, o_l, L, 2, 3)
+    tl.store(p_pair_factor + o_b, unit * SHRINK)
+    tl.store(p_grad_scale + o_b, grad_scale + poison)
+
+
+@triton.jit
+def tiled_grad_weights_kernel(
+    p_groups,  # [N, L, D] float32
+    p_dz,  # [N, L, L] float32
+    p_heights,  # [N, L, P] float32
+    p_rows,  # [N, 5, L] float32
+    p_factors,  # [N, 3, L] float32
+    p_patches,  # [N, P, D]
+    p_patch_mask,  # [N, P] bool or None
+    p_grads,  # [N, L, P] float32: dU
+    stride_vb, stride_vp, stride_vd, stride_pb, stride_pp,
+    L, P,
+    D: tl.constexpr,
+    TILES_L: tl.constexpr,
+    TILES_P: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    OPERAND: tl.constexpr = tl.float32 if UPCAST else p_patches.dtype.element_ty
+    IS_HALF: tl.constexpr = OPERAND == tl.float16
+    o_b, tile_l, tile_p = locate(TILES_L, TILES_P)
+    o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
+    o_p = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
+    b_du = tl.zeros([BLOCK_L, BLOCK_P], tl.float32)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_c = load_tile(p_groups + o_b * L * D, o_l, o_d, o_l < L, D, D, 1, False).to(OPERAND)
+        b_v = load_tile(p_patches + o_b * stride_vb, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
+        b_du = tl.dot(b_c, tl.trans(b_v), b_du, input_precision=PRECISION)
+    b_du = b_du * load_row(p_factors, o_b, o_l, L, 0, 3)[:, None]
+    for tile in range(0, TILES_L):
+        o_j = tile * BLOCK_L + tl.arange(0, BLOCK_L)
+        b_a = load_square(p_dz, o_b, o_l, o_j, L, L).to(OPERAND)  # [BLOCK_L, BLOCK_L]
+        b_height = load_heights(p_heights, o_b, o_j, o_p, L, P)
+        b_s = load_row(p_rows, o_b, o_j, L, ROW_MIN, 5)[:, None]
+        b_s = b_s + load_row(p_rows, o_b, o_j, L, ROW_RANGE, 5)[:, None] * b_height  # [BLOCK_L, BLOCK_P]
+        reach = largest_magnitude(b_s) if IS_HALF else 1.0  # S may leave the range of float16
+        b_du = split_dot_right(b_a, b_s * (1.0 / reach), b_du * (1.0 / reach), PRECISION) * reach
+    o_out, m_out = square_offsets(o_b, o_l, o_p, L, P)
+    tl.store(p_grads + o_out, b_du, mask=m_out)
+
+
+@triton.jit
+def tiled_grad_products_kernel(
+    p_dz,  # [N, L, L] float32
+    p_heights,  # [N, L, P] float32
+    p_rows,  # [N, 5, L] float32
+    p_grads,  # [N, L, P] float32: dS, overwritten with X = dZ^T U + dS
+    p_tops,  # [N, TILES_L * TILES_P] float32 or None
+    L, P,
+    TILES_L: tl.constexpr,
+    TILES_P: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    o_b, tile_j, tile_p = locate(TILES_L, TILES_P)
+    o_j = tile_j * BLOCK_L + tl.arange(0, BLOCK_L)
+    o_p = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    o_out, m_out = square_offsets(o_b, o_j, o_p, L, P)
+    b_x = tl.load(p_grads + o_out, mask=m_out, other=0.0)
+    for tile in range(0, TILES_L):
+        o_l = tile * BLOCK_L + tl.arange(0, BLOCK_L)
+        b_a = load_square(p_dz, o_b, o_l, o_j, L, L).to(OPERAND)
+        b_u = load_alignment(p_heights, p_rows, o_b, o_l, o_p, L, P).to(OPERAND)
+        b_x = tl.dot(tl.trans(b_a), b_u, b_x, input_precision=PRECISION)
+    tl.store(p_grads + o_out, b_x, mask=m_out)
+    if p_tops is not None:
+        tl.store(p_tops + tl.program_id(0), largest_magnitude(b_x))
