@@ -183,9 +183,17 @@ class Result:
         return list(vars(self).items())
 
 
-def terms_of(name: str, inputs: Inputs) -> float:
-    """Total size of the terms that a result sums into one number: cosines are at most 1, each token's weigh its upstream."""
-    return float(inputs.upstream.sum()) if name == "grad_logit_scale" else 0.0
+def least_of(name: str, inputs: Inputs) -> float:
+    """Size under which an element of a result is what cancellation leaves over, from the scale of its terms."""
+    upstream, scale = float(inputs.upstream.abs().mean().nan_to_num()), float(inputs.logit_scale)
+    if name == "grad_logit_scale":  # each token's cosines, at most 1, weighed by its upstream gradient
+        return 0.01 * upstream * inputs.upstream.numel()
+    if name == "token_loss":
+        return 1e-3
+    embeds = inputs.patch_embeds if name == "grad_patch_embeds" else inputs.token_embeds
+    rms, width = float(embeds.nan_to_num().square().mean().sqrt()), embeds.shape[-1]
+    rows = inputs.patch_embeds.shape[1] if name == "grad_patch_embeds" else 1
+    return 0.1 * scale * upstream / max(rms * width * rows, 1e-30)
 
 
 def reference(inputs: Inputs, compute_dtype: torch.dtype | None = None) -> Result:

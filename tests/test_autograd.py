@@ -52,8 +52,7 @@ def test_opcheck(backend: str, masks: bool) -> None:
     patches, tokens = inputs.patch_embeds.detach(), inputs.token_embeds.detach()
     scale = inputs.logit_scale.detach()
     token_mask, patch_mask = (inputs.token_mask, inputs.patch_mask) if masks else (None, None)
-    # the ops themselves carry no autograd formula: that is the Functions' part
-    utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
     args: tuple[Any, ...] = (patches, tokens, token_mask, patch_mask, scale, None)
     forward = _op("fine_grained_forward", backend)
@@ -133,8 +132,26 @@ def test_second_derivative_raises(backend: str) -> None:
     ]
     for output in outputs:
         (grad,) = torch.autograd.grad(output, inputs.patch_embeds, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
+        with pytest.raises(RuntimeError, match="is not differentiable: the fused kernels have first derivatives only"):
             torch.autograd.grad(grad.sum(), inputs.patch_embeds)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_gradient_penalty_raises(backend: str) -> None:
+    """The loss is linear in what flows in from above, so PyTorch alone would take the second derivative for zero."""
+    inputs = _inputs(backend)
+    loss = sk.fine_grained_loss(inputs.patch_embeds, inputs.token_embeds, backend=backend)
+    (grad,) = torch.autograd.grad(loss, inputs.patch_embeds, create_graph=True)
+    with pytest.raises(RuntimeError, match="is not differentiable"):
+        (loss + grad.square().sum()).backward()
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_ops_called_directly_do_not_pass_for_constants(backend: str) -> None:
+    inputs = _inputs(backend)
+    output, _ = _op("grouped_embeddings_forward", backend)(inputs.patch_embeds, inputs.token_embeds, None, None)
+    with pytest.raises(RuntimeError, match=r"grouped_embeddings_forward.* is not differentiable"):
+        output.sum().backward()
 
 
 def test_eager_second_derivative() -> None:

@@ -21,9 +21,9 @@ def results(request: pytest.FixtureRequest) -> tuple[torch.dtype, cases.Inputs, 
     return dtype, inputs, cases.reference(inputs), cases.reference(inputs.to(dtype), compute_dtype=dtype)
 
 
-def _fails(name: str, wrong: Tensor, truth: Tensor, eager: Tensor, dtype: torch.dtype, terms: float = 0.0) -> None:
+def _fails(name: str, wrong: Tensor, truth: Tensor, eager: Tensor, dtype: torch.dtype, least: float = 0.0) -> None:
     with pytest.raises(AssertionError, match=name):
-        tolerance.assert_close(name, wrong, truth, eager, dtype, terms)
+        tolerance.assert_close(name, wrong, truth, eager, dtype, least)
 
 
 def test_eager_passes(results) -> None:
@@ -48,7 +48,7 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_planted_fault_fails(results, fault: str) -> None:
     dtype, inputs, truth, eager = results
     for (name, expected), (_, found) in zip(truth.named(), eager.named()):
-        _fails(name, FAULTS[fault](expected), expected, found, dtype, cases.terms_of(name, inputs))
+        _fails(name, FAULTS[fault](expected), expected, found, dtype, cases.least_of(name, inputs))
 
 
 @pytest.mark.parametrize("mask", ["token_mask", "patch_mask"])
@@ -63,7 +63,7 @@ def test_off_by_one_mask_fails(results, mask: str) -> None:
     for (name, expected), (_, found), (_, fault) in zip(truth.named(), eager.named(), wrong.named()):
         if name == "grad_logit_scale" and dtype == torch.bfloat16:
             continue  # one number; bfloat16 eager errs by as much as one token weighs
-        _fails(name, fault, expected, found, dtype, cases.terms_of(name, inputs))
+        _fails(name, fault, expected, found, dtype, cases.least_of(name, inputs))
 
 
 def test_wrong_shape_fails() -> None:

@@ -84,19 +84,20 @@ T cross_entropies_backward(T* z, int64_t n, int64_t lp, T scale, const LogitRows
   T grad_scale = 0;
   for (int64_t l = 0; l < n; ++l) {
     T* y = z + l * lp;
-    const T half_w = rows.a[l], inv_group = rows.inv_group[l], row_lse = rows.row_lse[l];
+    const T half_w = rows.a[l], inv_group = rows.inv_group[l], row_lse = rows.row_lse[l], factor = scale * inv_group;
     Vec<T, kN> dot = {};
     for (int64_t j = 0; j < lp; j += kN) {
       const Vec<T, kN> inv_token = load<kN>(rows.inv_token + j);
-      const Vec<T, kN> cosine = load<kN>(y + j) * (inv_group * inv_token);
-      const Vec<T, kN> logit = cosine * scale + load<kN>(rows.exclude + j);
+      const Vec<T, kN> raw = load<kN>(y + j), cosine = raw * (inv_group * inv_token);
+      // as in the forward, to the bit: a caption of one token then has a gradient of exactly 0
+      const Vec<T, kN> logit = raw * (factor * inv_token) + load<kN>(rows.exclude + j);
       Vec<T, kN> dy = exp_vec<kN>(logit - row_lse) * half_w +
                       exp_vec<kN>(logit - load<kN>(rows.column_lse + j)) * load<kN>(rows.a + j);
       dy = lane == static_cast<T>(l - j) ? dy - 2 * half_w : dy;
       const Vec<T, kN> weighted = cosine * dy;
       dot += weighted;
       store(rows.b + j, load<kN>(rows.b + j) + weighted);
-      store(y + j, dy * inv_token * (scale * inv_group));
+      store(y + j, dy * inv_token * factor);
     }
     const T row_dot = sum_lanes<T>(dot);
     grad_scale += row_dot;

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sparc_kernels.ops._dtype import accumulation_dtype
 
@@ -59,8 +58,7 @@ class FineGrainedLossFunction(torch.autograd.Function):
         return token_loss
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_token_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_token_loss: Tensor) -> tuple[Tensor | None, ...]:
         _, kernel = _kernels(ctx.backend)
         patch_embeds, token_embeds, token_mask, patch_mask, scale, stats = ctx.saved_tensors
         grad_patches, grad_tokens, grad_scale = kernel(

@@ -1,4 +1,4 @@
-"""The fine-grained ops of the native library: typed calls and fake implementations.
+"""The fine-grained ops of the native library: typed calls, fake implementations.
 
 One op for every device that the library has kernels for; the dispatcher chooses by where the tensors are.
 """
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from sparc_kernels import _native
+from sparc_kernels.ops._registration import complete
 from sparc_kernels.ops.fine_grained import schema
 
 if _native.cpu_reason() is None:
-    torch.library.register_fake("sparc_kernels::fine_grained_forward", schema.fake_forward)
-    torch.library.register_fake("sparc_kernels::fine_grained_backward", schema.fake_backward)
+    complete("sparc_kernels::fine_grained_forward", schema.fake_forward)
+    complete("sparc_kernels::fine_grained_backward", schema.fake_backward)
 
 
 def fine_grained_forward(

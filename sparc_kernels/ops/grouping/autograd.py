@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def _kernels(backend: str, op: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -73,8 +72,7 @@ class LanguageGroupedEmbeddingsFunction(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_embeddings: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_embeddings: Tensor) -> tuple[Tensor | None, ...]:
         return _backward(ctx, "grouped_embeddings", grad_embeddings)
 
 
@@ -97,6 +95,5 @@ class AlignmentWeightsFunction(torch.autograd.Function):
         return _forward(ctx, "alignment_weights", patch_embeds, token_embeds, patch_mask, similarity_threshold, backend)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_weights: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_weights: Tensor) -> tuple[Tensor | None, ...]:
         return _backward(ctx, "alignment_weights", grad_weights)

@@ -1,4 +1,4 @@
-"""The grouping ops of the native library: typed calls and fake implementations.
+"""The grouping ops of the native library: typed calls, fake implementations.
 
 One op for every device that the library has kernels for; the dispatcher chooses by where the tensors are.
 """
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from sparc_kernels import _native
+from sparc_kernels.ops._registration import complete
 from sparc_kernels.ops.grouping import schema
 
 if _native.cpu_reason() is None:
-    torch.library.register_fake("sparc_kernels::grouped_embeddings_forward", schema.fake_embeddings_forward)
-    torch.library.register_fake("sparc_kernels::grouped_embeddings_backward", schema.fake_backward)
-    torch.library.register_fake("sparc_kernels::alignment_weights_forward", schema.fake_weights_forward)
-    torch.library.register_fake("sparc_kernels::alignment_weights_backward", schema.fake_backward)
+    complete("sparc_kernels::grouped_embeddings_forward", schema.fake_embeddings_forward)
+    complete("sparc_kernels::grouped_embeddings_backward", schema.fake_backward)
+    complete("sparc_kernels::alignment_weights_forward", schema.fake_weights_forward)
+    complete("sparc_kernels::alignment_weights_backward", schema.fake_backward)
 
 
 def grouped_embeddings_forward(
