@@ -28,7 +28,7 @@ from .speed import PAPER_SHAPE, compare_speed, fused_backend
 # So small a model gains nothing from a second thread; the second core draws the scenes.
 DEMO: dict[str, Any] = {
     "out": "runs/demo",
-    "steps": 1000,
+    "steps": 600,
     "similarity_threshold": 0.5,
     "threads": 1,
     "workers": 1,

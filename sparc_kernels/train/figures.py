@@ -69,7 +69,11 @@ def draw_alignment(trainers: Sequence[Trainer], data: Data, path: Path, pictures
     pictures = min(pictures, len(data.captions))
     rows = pictures * len(trainers)
     figure, axes = plt.subplots(
-        rows, words + 1, figsize=(1.32 * (words + 1), 1.5 * rows + 0.5), squeeze=False, layout="constrained"
+        rows,
+        words + 1,
+        figsize=(1.32 * (words + 1), 1.27 * rows + 0.28 * pictures + 0.3),
+        squeeze=False,
+        layout="constrained",
     )
     for axis in axes.flat:
         axis.set_axis_off()
@@ -97,7 +101,9 @@ def _label_row(axis: Any, data: Data, number: int, loss: str, first: bool) -> No
     if first:
         text = data.captions[number]
         short = text if len(text) <= 110 else text[:107] + "..."
-        axis.set_title(short, loc="left", fontsize=SMALL + 1, color=INK, pad=14)
+        axis.set_title(" ", fontsize=SMALL + 1, pad=14)  # room for the caption, which is wider than its column
+        title = axis.annotate(short, (0, 1), (0, 16), "axes fraction", "offset points", size=SMALL + 1, color=INK)
+        title.set_in_layout(False)
 
 
 def _draw_map(axis: Any, pixels: npt.NDArray[np.uint8], word: str, weights: Floats) -> None:
@@ -106,7 +112,7 @@ def _draw_map(axis: Any, pixels: npt.NDArray[np.uint8], word: str, weights: Floa
     axis.imshow(0.35 + 0.5 * grey, cmap="gray", vmin=0, vmax=1)
     heat = weights / max(weights.max(), 1e-12)
     extent = (-0.5, side - 0.5, side - 0.5, -0.5)
-    axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.25 + 0.6 * heat, extent=extent)
+    axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.7 * heat, extent=extent)
     axis.set_title(word, fontsize=SMALL, color=INK, pad=2)
 
 

@@ -70,12 +70,18 @@ class DualEncoder(nn.Module):
 
 
 def conv_stem(preset: Preset) -> nn.Module:
-    """[B, 3, S, S] -> [B, width, grid, grid] by two strided convolutions that look beyond the patch's edge."""
+    """[B, 3, S, S] -> [B, width, grid, grid] by two strided convolutions that look beyond the patch's edge.
+
+    Both are centred on their patch, and repeat the picture's edge beyond it: with zeros there, patches could tell that
+    they lie at the border.
+    """
     if preset.patch_size % 2:
         raise ValueError(f"a convolutional stem needs an even patch size, got {preset.patch_size}")
-    first, half = preset.patch_size // 2, preset.image_width // 2
+    stride, half = preset.patch_size // 2, preset.image_width // 2
     return nn.Sequential(
-        nn.Conv2d(3, half, first + 1, first, first // 2), nn.GELU(), nn.Conv2d(half, preset.image_width, 3, 2, 1)
+        nn.Conv2d(3, half, stride + 2, stride, 1, padding_mode="replicate"),
+        nn.GELU(),
+        nn.Conv2d(half, preset.image_width, 4, 2, 1, padding_mode="replicate"),
     )
 
 
