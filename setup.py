@@ -83,6 +83,12 @@ class BuildNative(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"  # no Python version in the name: no Python symbol inside
 
+    def copy_extensions_to_source(self) -> None:
+        for ext in self.extensions:  # a running process may have the old file mapped: replace it, do not overwrite it
+            target = ROOT / self.get_ext_filename(self.get_ext_fullname(ext.name))
+            target.unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         work = Path(self.build_temp).resolve() / ext.name

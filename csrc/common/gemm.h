@@ -188,12 +188,17 @@ struct RowSink {
   const int32_t* index;  // nullptr: rows stay in place
 };
 
-// The same product, written in another dtype, to chosen rows, or with N no multiple of the granule (rows of B
-// are padded).
+// The product as the embeddings' dtype, in chosen rows, N of any size (rows of B are padded): tiles that do
+// not fit the output as they are go through a buffer in L1.
 template <class Ops, ALayout kLayout, class Store>
 void gemm_to_rows(int64_t m, int64_t n, int64_t k, const typename Ops::Unit* a, int64_t lda,
                   const typename Ops::Unit* b, int64_t ldb, RowSink<Store> sink) {
   using Acc = typename Ops::Acc;
+  if constexpr (sizeof(Store) == sizeof(Acc)) {
+    if (!sink.index && n % kGranule<Acc> == 0) {
+      return gemm<Ops, kLayout>(m, n, k, a, lda, b, ldb, sink.data, sink.stride);
+    }
+  }
   constexpr int64_t kStride = kPanelColumns<Acc>;
   alignas(64) Acc buffer[kMaxRows * kStride];
   const EvenParts panels(ceil_div(n, kGranule<Acc>), kStride / kGranule<Acc>), blocks(m, kMaxRows);

@@ -84,56 +84,82 @@ void gather_rows(const Rows& rows, int64_t d, Elem* out, int64_t ld) {
   }
 }
 
-// In-register transpose of kN x kN words by halving blocks.
-template <int kN, class T>
+// Exchange of the off-diagonal kStep x kStep blocks of two rows: the upper or the lower of the pair that
+// results. Lane numbers are template arguments, since GCC builds a mask that it must fold itself lane by
+// lane.
+template <bool kLower, int kStep, class V, int... kLane>
+SPARC_INLINE V exchange(V upper, V lower, std::integer_sequence<int, kLane...>) {
+  constexpr int kN = sizeof...(kLane);
+  return __builtin_shufflevector(upper, lower,
+                                 (kLower ? (kLane & kStep ? kN + kLane : kLane + kStep)
+                                         : (kLane & kStep ? kN + kLane - kStep : kLane))...);
+}
+
+// In-register transpose of kN x kN words, blocks of kStep and smaller.
+template <int kN, int kStep, class T>
 SPARC_INLINE void transpose_block(Vec<T, kN>* rows) {
-  using Lanes = decltype(Vec<T, kN>{} < Vec<T, kN>{});  // integers as wide as T
-  SPARC_UNROLL for (int s = kN / 2; s > 0; s /= 2) {
-    Vec<T, kN> next[kN];
+  if constexpr (kStep > 0) {
+    using Lanes = std::make_integer_sequence<int, kN>;
     SPARC_UNROLL for (int i = 0; i < kN; ++i) {
-      const Vec<T, kN> upper = rows[i & ~s], lower = rows[i | s];
-      Lanes lanes;
-      SPARC_UNROLL for (int j = 0; j < kN; ++j) {
-        lanes[j] = (i & s) ? ((j & s) ? kN + j : j + s) : ((j & s) ? kN + j - s : j);
-      }
-      next[i] = __builtin_shuffle(upper, lower, lanes);
+      if (i & kStep) continue;
+      const Vec<T, kN> upper = rows[i], lower = rows[i + kStep];
+      rows[i] = exchange<false, kStep>(upper, lower, Lanes{});
+      rows[i + kStep] = exchange<true, kStep>(upper, lower, Lanes{});
     }
-    SPARC_UNROLL for (int i = 0; i < kN; ++i) rows[i] = next[i];
+    transpose_block<kN, kStep / 2, T>(rows);
   }
 }
 
 // out [columns, ldo] = x [rows, ldx] transposed; columns of `out` from `rows` to `padded` become 0. `columns`
-// and `padded` are multiples of the granule.
+// and `padded` are multiples of the granule. Walks down the rows within one cache line of columns, so that
+// both sides are touched line by line.
 template <class T>
 void transpose(const T* x, int64_t rows, int64_t columns, int64_t ldx, T* out, int64_t ldo, int64_t padded) {
   constexpr int kN = kGranule<T>;
-  for (int64_t i = 0; i < padded; i += kN) {
-    for (int64_t j = 0; j < columns; j += kN) {
-      Vec<T, kN> block[kN];
-      SPARC_UNROLL for (int r = 0; r < kN; ++r) {
-        block[r] = i + r < rows ? load<kN>(x + (i + r) * ldx + j) : Vec<T, kN>{};
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t line = 0; line < columns; line += kLine) {
+    for (int64_t i = 0; i < padded; i += kN) {
+      for (int64_t j = line; j < smaller(line + kLine, columns); j += kN) {
+        Vec<T, kN> block[kN];
+        SPARC_UNROLL for (int r = 0; r < kN; ++r) {
+          block[r] = i + r < rows ? load<kN>(x + (i + r) * ldx + j) : Vec<T, kN>{};
+        }
+        transpose_block<kN, kN / 2, T>(block);
+        SPARC_UNROLL for (int r = 0; r < kN; ++r) store(out + (j + r) * ldo + i, block[r]);
       }
-      transpose_block<kN, T>(block);
-      SPARC_UNROLL for (int r = 0; r < kN; ++r) store(out + (j + r) * ldo + i, block[r]);
     }
   }
+}
+
+// One row of units: out[i] = (low[i], high[i]) as bfloat16.
+template <class From>
+SPARC_INLINE void pair_row(const From* low, const From* high, int64_t count, uint32_t* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = Convert<Bf16>::from(low[i]).bits | static_cast<uint32_t>(Convert<Bf16>::from(high[i]).bits)
+                                                    << 16;
+  }
+}
+
+SPARC_INLINE void pair_row(const Bf16* low, const Bf16* high, int64_t count, uint32_t* out) {
+  using Halves = Vec<uint16_t, 16>;
+  const Halves first = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const Halves a = load<16>(&low[i].bits), b = load<16>(&high[i].bits);
+    store(out + i, __builtin_shuffle(a, b, first));
+    store(out + i + 8, __builtin_shuffle(a, b, first + 8));
+  }
+  for (; i < count; ++i) out[i] = low[i].bits | static_cast<uint32_t>(high[i].bits) << 16;
 }
 
 // Units along the rows: out [ceil(rows / 2), columns] of (x[2k], x[2k + 1]), 0 beyond the last row.
 template <class From>
 void pair_rows(const From* x, int64_t rows, int64_t columns, int64_t ldx, uint32_t* out, int64_t ldo) {
-  for (int64_t k = 0; 2 * k < rows; ++k) {
-    const From* low = x + 2 * k * ldx;
-    uint32_t* o = out + k * ldo;
-    if (2 * k + 1 < rows) {
-      const From* high = low + ldx;
-      for (int64_t i = 0; i < columns; ++i) {
-        o[i] = Convert<Bf16>::from(low[i]).bits | static_cast<uint32_t>(Convert<Bf16>::from(high[i]).bits)
-                                                      << 16;
-      }
-    } else {
-      for (int64_t i = 0; i < columns; ++i) o[i] = Convert<Bf16>::from(low[i]).bits;
-    }
+  for (int64_t k = 0; k < rows / 2; ++k)
+    pair_row(x + 2 * k * ldx, x + (2 * k + 1) * ldx, columns, out + k * ldo);
+  if (rows % 2) {
+    const From* last = x + (rows - 1) * ldx;
+    for (int64_t i = 0; i < columns; ++i) out[rows / 2 * ldo + i] = Convert<Bf16>::from(last[i]).bits;
   }
 }
 

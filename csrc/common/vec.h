@@ -4,9 +4,7 @@
 // that the linker shares between translation units could otherwise be the one compiled for AVX-512.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
+#include "common/isa/detect.h"
 #include "common/types.h"
 
 #define SPARC_INLINE inline __attribute__((always_inline))

@@ -84,7 +84,8 @@ T cross_entropies_backward(T* z, int64_t n, int64_t lp, T scale, const LogitRows
   T grad_scale = 0;
   for (int64_t l = 0; l < n; ++l) {
     T* y = z + l * lp;
-    const T half_w = rows.a[l], inv_group = rows.inv_group[l], row_lse = rows.row_lse[l], factor = scale * inv_group;
+    const T half_w = rows.a[l], inv_group = rows.inv_group[l], row_lse = rows.row_lse[l],
+            factor = scale * inv_group;
     Vec<T, kN> dot = {};
     for (int64_t j = 0; j < lp; j += kN) {
       const Vec<T, kN> inv_token = load<kN>(rows.inv_token + j);

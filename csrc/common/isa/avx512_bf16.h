@@ -2,8 +2,6 @@
 // later). See isa/baseline.h.
 #pragma once
 
-#include <immintrin.h>
-
 #define SPARC_ISA avx512_bf16
 #define SPARC_VECTOR_BYTES 64
 #define SPARC_VECTOR_REGISTERS 32
