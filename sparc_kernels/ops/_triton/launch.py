@@ -60,6 +60,14 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def capability(tensor: Tensor) -> int:
+    """Ten times the major plus the minor compute capability of the tensor's device; 90 where there is none."""
+    if not tensor.is_cuda or torch.version.hip is not None:
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
 def product_precision(dtype: torch.dtype) -> str:
     """``input_precision`` of ``tl.dot``: float32 operands follow ``torch.set_float32_matmul_precision``."""
     return _PRECISIONS[torch.get_float32_matmul_precision()] if dtype == torch.float32 else "ieee"

@@ -43,17 +43,23 @@ def tiled_groups(
         n = pairs.stop - pairs.start
         if not workspaces:
             workspaces = [tokens.new_empty((n, *shape), dtype=torch.float32) for shape in shapes]
-        masks = (mask[pairs] if mask is not None else None for mask in (token_mask, patch_mask))
         yield (
             pairs,
-            Tiled(patches[pairs], tokens[pairs], *masks, threshold, config),
+            Tiled(
+                patches[pairs],
+                tokens[pairs],
+                token_mask[pairs] if token_mask is not None else None,
+                patch_mask[pairs] if patch_mask is not None else None,
+                threshold,
+                config,
+            ),
             [workspace[:n] for workspace in workspaces],
         )
 
 
 @dataclass(frozen=True)
 class Tiled:
-    """Some pairs of a batch on the tiled path: patches [N, P, D], tokens [N, L, D], their masks, and their workspaces."""
+    """Some pairs of a batch on the tiled path: patches [N, P, D], tokens [N, L, D] and their masks."""
 
     patches: Tensor
     tokens: Tensor
@@ -142,16 +148,18 @@ class Tiled:
             **sizes,
         )
 
-    def heights(self, heights: Tensor, rows: Tensor) -> list[Launch]:
-        """heights [N, L, P] and rows [N, 5, L] from the embeddings."""
+    def heights(self, heights: Tensor, rows: Tensor, stats: Tensor | None = None) -> list[Launch]:
+        """heights [N, L, P], rows [N, 5, L] and, if given, stats [3, N, L] of ``grouping`` from the embeddings."""
         sizes = self.row_sizes()
         rows_launch = self.launch(
             tiled_rows_kernel,
             self.n_pairs * sizes["TILES_L"],
             p_heights=heights,
             p_rows=rows,
+            p_stats=stats,
             p_patch_mask=self.patch_mask,
             threshold=self.threshold,
+            stride_stat=stats.stride(0) if stats is not None else 0,
             **strides(self.patch_mask, "stride_pb", "stride_pp"),
             **sizes,
             OPERAND=self.operand,

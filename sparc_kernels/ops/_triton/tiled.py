@@ -1,15 +1,15 @@
 # mypy: disable-error-code="no-untyped-def"
 """Kernels of the tiled path that both rooms use: any number of tokens and patches, one matrix product each.
 
-Workspaces of N pairs, contiguous float32: ``heights`` [N, L, P] (S, then H: see ``min_max_heights``), ``rows`` [N, 5, L]
-(minimum, range, sigma, number of minima, sum of U), ``grads`` [N, L, P] (dU or dA, then dS or X). Grid axis 0 holds
-pair, row tile, column tile. Numbers of tiles are constexprs: loops over them then need no bound from the device.
+Workspaces of N pairs, contiguous float32: ``heights`` [N, L, P] (S, then H: see ``min_max_heights``), ``rows``
+[N, 5, L] (minimum, range, sigma, number of minima, sum of U), ``grads`` [N, L, P] (dU or dA, then dS or X). Grid axis 0
+holds pair, row tile, column tile. Numbers of tiles are constexprs: loops over them then need no bound from the device.
 """
 
 import triton
 import triton.language as tl
 
-from .tiles import alignment, largest_magnitude, load_mask, load_tile, min_max_heights, store_tile, threshold_of
+from .tiles import alignment, load_mask, load_tile, min_max_heights, store_tile, threshold_of
 
 ROW_MIN = tl.constexpr(0)
 ROW_RANGE = tl.constexpr(1)
@@ -115,9 +115,10 @@ def tiled_similarities_kernel(
 def tiled_rows_kernel(
     p_heights,  # [N, L, P] float32: S, overwritten with H
     p_rows,  # [N, 5, L] float32
+    p_stats,  # [3, B, L] float32 or None: minimum, maximum, sum of U
     p_patch_mask,  # [N, P] bool or None
     threshold,  # float or None
-    stride_pb, stride_pp,
+    stride_pb, stride_pp, stride_stat,
     L, P,
     TILES_L: tl.constexpr,
     TILES_P: tl.constexpr,
@@ -130,7 +131,7 @@ def tiled_rows_kernel(
     n_patches = 0
     b_min = tl.full([BLOCK_L], float("inf"), tl.float32)
     b_max = tl.full([BLOCK_L], -float("inf"), tl.float32)
-    for tile in range(0, TILES_P):
+    for tile in range(TILES_P):
         o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
         b_s = load_square(p_heights, o_b, o_l, o_p, L, P)
@@ -144,7 +145,7 @@ def tiled_rows_kernel(
     b_mass = tl.zeros([BLOCK_L], tl.float32)
     b_range = b_min * 0.0
     tl.debug_barrier()  # all of S is read before any of it is overwritten
-    for tile in range(0, TILES_P):
+    for tile in range(TILES_P):
         o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
         b_height, b_range = min_max_heights(load_square(p_heights, o_b, o_l, o_p, L, P), b_min, b_max, m_p)
@@ -157,6 +158,11 @@ def tiled_rows_kernel(
     store_row(p_rows, b_min * 0.0 + sigma, o_b, o_l, L, ROW_SIGMA, 5)
     store_row(p_rows, b_ties, o_b, o_l, L, ROW_TIES, 5)
     store_row(p_rows, b_mass, o_b, o_l, L, ROW_MASS, 5)
+    if p_stats is not None:
+        o_stat = o_b * L + o_l
+        tl.store(p_stats + o_stat, b_min, mask=o_l < L)
+        tl.store(p_stats + (o_stat + stride_stat), b_max, mask=o_l < L)
+        tl.store(p_stats + (o_stat + 2 * stride_stat), b_mass, mask=o_l < L)
 
 
 @triton.jit
@@ -185,15 +191,15 @@ def tiled_groups_kernel(
     o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
     o_d = tile_d * BLOCK_D + tl.arange(0, BLOCK_D)
     b_c = tl.zeros([BLOCK_L, BLOCK_D], tl.float32)
-    for tile in range(0, TILES_P):
+    for tile in range(TILES_P):
         o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
         b_u = load_alignment(p_heights, p_rows, o_b, o_l, o_p, L, P).to(OPERAND)  # [BLOCK_L, BLOCK_P]
         b_v = load_tile(p_patches + o_b * stride_vb, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
         b_c = tl.dot(b_u, b_v, b_c, input_precision=PRECISION)
-    if NORMALIZE:  # by 0 for an image without a valid patch: NaN
-        b_c = b_c / load_row(p_rows, o_b, o_l, L, ROW_MASS, 5)[:, None]
-        b_c = tl.where(load_row(p_rows, o_b, o_l, L, ROW_MASS, 5)[:, None] == 0.0, float("nan"), b_c)
+    if NORMALIZE:
+        b_mass = load_row(p_rows, o_b, o_l, L, ROW_MASS, 5)  # 0 for an image without a valid patch
+        b_c = b_c * tl.where(b_mass == 0.0, float("nan"), 1.0 / tl.where(b_mass == 0.0, 1.0, b_mass))[:, None]
     else:
         b_c = b_c * SHRINK
     store_tile(p_groups + o_b * L * D, b_c, o_l, o_d, o_l < L, D, D, UPCAST and NORMALIZE)
@@ -221,12 +227,12 @@ def tiled_grad_rows_kernel(
     if NORMALIZE:
         b_inverse_mass = 1.0 / tl.maximum(load_row(p_rows, o_b, o_l, L, ROW_MASS, 5), 1.0)
         b_factor = b_factor * b_inverse_mass
-        for tile in range(0, TILES_P):
+        for tile in range(TILES_P):
             o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
             b_u = load_alignment(p_heights, p_rows, o_b, o_l, o_p, L, P)
             b_mean += tl.sum(b_u * load_square(p_grads, o_b, o_l, o_p, L, P), axis=1) * b_inverse_mass
     b_shared = tl.zeros([BLOCK_L], tl.float32)
-    for tile in range(0, TILES_P):
+    for tile in range(TILES_P):
         o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         b_height = load_heights(p_heights, o_b, o_l, o_p, L, P)
         b_grad = load_square(p_grads, o_b, o_l, o_p, L, P) - b_mean[:, None]
@@ -234,7 +240,7 @@ def tiled_grad_rows_kernel(
     b_shared = b_shared / tl.maximum(load_row(p_rows, o_b, o_l, L, ROW_TIES, 5), 1.0)
     b_top = tl.zeros([BLOCK_L], tl.float32)
     tl.debug_barrier()  # all of dU is read before any of it is overwritten
-    for tile in range(0, TILES_P):
+    for tile in range(TILES_P):
         o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         b_height = load_heights(p_heights, o_b, o_l, o_p, L, P)
         b_grad = load_square(p_grads, o_b, o_l, o_p, L, P) - b_mean[:, None]
@@ -279,7 +285,7 @@ def tiled_grad_tokens_kernel(
     o_d = tile_d * BLOCK_D + tl.arange(0, BLOCK_D)
     unit = unit_of(p_tops, o_b, TOPS, BLOCK_TOPS)
     b_gt = tl.zeros([BLOCK_L, BLOCK_D], tl.float32)
-    for tile in range(0, TILES_P):
+    for tile in range(TILES_P):
         o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
         b_x = (load_square(p_grads, o_b, o_l, o_p, L, P) * (1.0 / unit)).to(OPERAND)  # [BLOCK_L, BLOCK_P]
@@ -327,7 +333,7 @@ def tiled_grad_patches_kernel(
     o_d = tile_d * BLOCK_D + tl.arange(0, BLOCK_D)
     unit = unit_of(p_tops, o_b, TOPS, BLOCK_TOPS)
     b_gv = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
-    for tile in range(0, TILES_L):
+    for tile in range(TILES_L):
         o_l = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
         b_x = (load_square(p_grads, o_b, o_l, o_p, L, P) * (1.0 / unit)).to(OPERAND)  # [BLOCK_L, BLOCK_P]
@@ -335,7 +341,7 @@ def tiled_grad_patches_kernel(
         b_gv = tl.dot(tl.trans(b_x), b_t, b_gv, input_precision=PRECISION)
     b_gv = b_gv * unit
     if p_groups is not None:
-        for tile in range(0, TILES_L):
+        for tile in range(TILES_L):
             o_l = tile * BLOCK_L + tl.arange(0, BLOCK_L)
             m_l = o_l < L
             b_u = load_alignment(p_heights, p_rows, o_b, o_l, o_p, L, P)  # [BLOCK_L, BLOCK_P]

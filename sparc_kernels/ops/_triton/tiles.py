@@ -69,8 +69,8 @@ def row_extrema(b_similarity, m_patches):
 def min_max_heights(b_similarity, b_min, b_max, m_patches):
     """H [L, P] and the range [L] of the row, 0 in flat rows.
 
-    H replaces S and the masks in registers: S = m + (M - m) H, kept patches have H >= sigma, minima (and every patch of a
-    flat row) H = 0, the maximum H = 1, masked patches H = -1.
+    H replaces S and the masks in registers: S = m + (M - m) H, kept patches have H >= sigma, minima (and every patch of
+    a flat row) H = 0, the maximum H = 1, masked patches H = -1.
     """
     b_range = b_max - b_min
     b_range = tl.where(b_range <= FLAT_RANGE * tl.maximum(tl.abs(b_min), tl.abs(b_max)), 0.0, b_range)
@@ -82,9 +82,9 @@ def min_max_heights(b_similarity, b_min, b_max, m_patches):
 
 @triton.jit
 def alignment(b_height, b_range, sigma):
-    """U [L, P] in units of the row's range: K * H, and 1 on every valid patch of a flat row. ``sigma``: scalar or [L, 1].
+    """U [L, P] in units of the row's range: K * H, and 1 on every valid patch of a flat row.
 
-    K is written as "not cut", so that a NaN is kept and seen.
+    ``sigma`` is a scalar or [L, 1]. K is written as "not cut", so that a NaN is kept and seen.
     """
     m_flat = (b_range == 0.0)[:, None]
     b_weight = tl.where(m_flat, 1.0, b_height)
@@ -159,8 +159,8 @@ def grad_logits(
 @triton.jit
 def largest_magnitude(b_tile):
     """max |x| of a block, 1 if all of it is 0: the unit in which float16 can hold it."""
-    b_top = tl.max(tl.max(tl.abs(b_tile), axis=1), axis=0)
-    return tl.where(b_top > 0.0, b_top, 1.0)
+    top = tl.max(tl.abs(b_tile))
+    return tl.where(top > 0.0, top, 1.0)
 
 
 @triton.jit

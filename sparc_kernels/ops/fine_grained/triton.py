@@ -1,7 +1,8 @@
 """Launchers of the Triton kernels, registered as ``sparc_kernels::fine_grained_{forward,backward}_triton``.
 
 ``forward`` and ``backward`` take the op's arguments (``MATH.md``, the op's signature) and, for tests and tuning, a
-``config``. The plans behind them build outputs and launches and run nothing: compile-time tests use them on meta tensors.
+``config``. The plans behind them build outputs and launches and run nothing: compile-time tests use them on meta
+tensors.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .._triton.launch import (
     Launch,
+    capability,
     interpreted,
     product_precision,
     register_op,
@@ -75,7 +77,7 @@ def forward_plan(
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold)
     token_loss, stats = fake_forward(*inputs)
     b, l, d = token_embeds.shape
-    config = config or choose(l, patch_embeds.shape[1], d, token_embeds.element_size(), backward=False)
+    config = config or choose(l, patch_embeds.shape[1], d, token_embeds.element_size(), capability(token_embeds))
     if isinstance(config, TiledConfig):
         return (token_loss, stats), tiled_forward(*inputs, token_loss, stats, config)
     arguments = _arguments(*inputs, config) | {"p_loss": token_loss, "p_stats": stats}
@@ -98,7 +100,7 @@ def backward_plan(
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale)
     grads = fake_backward(grad_token_loss, *inputs, stats, similarity_threshold)
     b, l, d = token_embeds.shape
-    config = config or choose(l, patch_embeds.shape[1], d, token_embeds.element_size(), backward=True)
+    config = config or choose(l, patch_embeds.shape[1], d, token_embeds.element_size(), capability(token_embeds))
     if isinstance(config, TiledConfig):
         return grads, tiled_backward(grad_token_loss, *inputs, stats, similarity_threshold, grads, config)
     arguments = _arguments(*inputs, similarity_threshold, config) | {

@@ -20,9 +20,9 @@ from .._triton.tiles import (
     load_tile,
     masked_logsumexp,
     min_max_heights,
+    row_extrema,
     split_dot,
     split_dot_right,
-    row_extrema,
     store_tile,
     threshold_of,
 )
@@ -184,7 +184,7 @@ def pair_backward_kernel(
         b_z, b_w, b_w, b_group_norm, b_token_norm, b_row, b_column, tl.load(p_scale),
         o_l[:, None] == o_l[None, :], m_l[:, None] & m_l[None, :], IS_HALF
     )  # fmt: skip
-    grad_scale = tl.sum(tl.sum(b_scaled, axis=1), axis=0)
+    grad_scale = tl.sum(b_scaled)
     tl.store(p_grad_scale + o_b, grad_scale + tl.where(tl.max(m_l.to(tl.int32), axis=0) > 0, poison, 0.0))
     unit = largest_magnitude(b_dz) if IS_HALF else 1.0
     b_a = (b_dz * (1.0 / unit)).to(OPERAND)  # [BLOCK_L, BLOCK_L]

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def"
 """Kernels of the tiled path that only the loss needs: logits, softmaxes and their gradients, for any number of tokens.
 
-Workspaces of N pairs, float32: ``groups`` [N, L, D] (C'), ``logits`` [N, L, L] (Z, then dZ), ``factors`` [N, 3, L] (-alpha,
-beta, the factor of dT's row); the others are those of ``ops/_triton/tiled.py``.
+Workspaces of N pairs, float32: ``groups`` [N, L, D] (C'), ``logits`` [N, L, L] (Z, then dZ), ``factors`` [N, 3, L]
+(-alpha, beta, the factor of dT's row); the others are those of ``ops/_triton/tiled.py``.
 """
 
 import triton
@@ -120,7 +120,7 @@ def tiled_loss_kernel(
     b_row_sum = tl.zeros([BLOCK_L], tl.float32)
     b_column_sum = tl.zeros([BLOCK_L], tl.float32)
     b_target = tl.zeros([BLOCK_L], tl.float32)
-    for tile in range(0, TILES_L):
+    for tile in range(TILES_L):
         o_j = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
         b_y = logits_tile(p_logits, p_stats, o_b, o_l, o_j, m_l, m_j, stride_stat, L, scale)
@@ -188,33 +188,33 @@ def tiled_grad_logits_kernel(
     OPERAND: tl.constexpr,
 ):  # fmt: skip
     """One program per pair: its L x L numbers are few beside its other products."""
-    IS_HALF: tl.constexpr = OPERAND == tl.float16
+    IS_HALF: tl.constexpr = tl.float16 == OPERAND
     o_b = tl.program_id(0).to(tl.int64)
     scale = tl.load(p_scale)
     grad_scale = 0.0
     unit = 0.0
-    for tile_l in range(0, TILES_L):
+    for tile_l in range(TILES_L):
         o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
         m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
-        for tile_j in range(0, TILES_L):
+        for tile_j in range(TILES_L):
             o_j = tile_j * BLOCK_L + tl.arange(0, BLOCK_L)
             m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
             _, b_scaled, b_dz = grad_logits_tile(
                 p_z, p_stats, p_grad_loss, o_b, o_l, o_j, m_l, m_j, stride_gb, stride_gl, stride_stat, L, scale, IS_HALF
             )  # fmt: skip
-            grad_scale += tl.sum(tl.sum(b_scaled, axis=1), axis=0)
-            unit = tl.maximum(unit, tl.max(tl.max(tl.abs(b_dz), axis=1), axis=0))
+            grad_scale += tl.sum(b_scaled)
+            unit = tl.maximum(unit, tl.max(tl.abs(b_dz)))
     if IS_HALF:
         unit = tl.where(unit > 0.0, unit, 1.0)
     else:
         unit = 1.0
     poison = 0.0
-    for tile_l in range(0, TILES_L):
+    for tile_l in range(TILES_L):
         o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
         m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
         b_alpha = tl.zeros([BLOCK_L], tl.float32)
         b_beta = tl.zeros([BLOCK_L], tl.float32)
-        for tile_j in range(0, TILES_L):
+        for tile_j in range(TILES_L):
             o_j = tile_j * BLOCK_L + tl.arange(0, BLOCK_L)
             m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
             b_z, _, b_dz = grad_logits_tile(
@@ -263,7 +263,7 @@ def tiled_grad_weights_kernel(
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     OPERAND: tl.constexpr = tl.float32 if UPCAST else p_patches.dtype.element_ty
-    IS_HALF: tl.constexpr = OPERAND == tl.float16
+    IS_HALF: tl.constexpr = tl.float16 == OPERAND
     o_b, tile_l, tile_p = locate(TILES_L, TILES_P)
     o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
     o_p = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -275,7 +275,7 @@ def tiled_grad_weights_kernel(
         b_v = load_tile(p_patches + o_b * stride_vb, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
         b_du = tl.dot(b_c, tl.trans(b_v), b_du, input_precision=PRECISION)
     b_du = b_du * load_row(p_factors, o_b, o_l, L, 0, 3)[:, None]
-    for tile in range(0, TILES_L):
+    for tile in range(TILES_L):
         o_j = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         b_a = load_square(p_dz, o_b, o_l, o_j, L, L).to(OPERAND)  # [BLOCK_L, BLOCK_L]
         b_height = load_heights(p_heights, o_b, o_j, o_p, L, P)
@@ -307,7 +307,7 @@ def tiled_grad_products_kernel(
     o_p = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)
     o_out, m_out = square_offsets(o_b, o_j, o_p, L, P)
     b_x = tl.load(p_grads + o_out, mask=m_out, other=0.0)
-    for tile in range(0, TILES_L):
+    for tile in range(TILES_L):
         o_l = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         b_a = load_square(p_dz, o_b, o_l, o_j, L, L).to(OPERAND)
         b_u = load_alignment(p_heights, p_rows, o_b, o_l, o_p, L, P).to(OPERAND)

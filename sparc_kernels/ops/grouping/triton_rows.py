@@ -1,0 +1,161 @@
+# mypy: disable-error-code="no-untyped-def"
+"""The row path of ``grouping``: a program holds the similarities of some tokens of one pair with all its patches.
+
+Products of size L x P x D: forward 1 (weights) or 2 (embeddings), backward 3 (weights) or 5 (embeddings: S, dC V^T,
+A^T dC, dS^T T, dS V).
+"""
+
+import triton
+import triton.language as tl
+
+from .._triton.tiles import (
+    alignment,
+    grad_similarities,
+    largest_magnitude,
+    load_mask,
+    load_tile,
+    min_max_heights,
+    row_extrema,
+    store_tile,
+    threshold_of,
+)
+
+
+@triton.jit
+def rows_similarities(
+    p_v, p_a, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_al, stride_ad,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A V^T [L, P] of rows A [L, D] of one pair: tokens, or gradients of groups."""
+    b_s = tl.zeros([o_l.shape[0], o_p.shape[0]], tl.float32)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_a = load_tile(p_a, o_l, o_d, m_l, D, stride_al, stride_ad, UPCAST)  # [L, BLOCK_D]
+        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [P, BLOCK_D]
+        b_s = tl.dot(b_a, tl.trans(b_v), b_s, input_precision=PRECISION)
+    return b_s
+
+
+@triton.jit
+def rows_forward_kernel(
+    p_patches,  # [B, P, D]
+    p_tokens,  # [B, L, D]
+    p_patch_mask,  # [B, P] bool or None
+    threshold,  # float or None
+    p_out,  # [B, L, D] groups, or [B, L, P] weights; contiguous
+    p_stats,  # [3, B, L] float32, contiguous
+    stride_vb, stride_vp, stride_vd, stride_tb, stride_tl, stride_td, stride_pb, stride_pp,
+    stride_stat,  # B * L
+    L, P,
+    D: tl.constexpr,
+    TILES_L: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    OPERAND: tl.constexpr = tl.float32 if UPCAST else p_patches.dtype.element_ty
+    o_b = (tl.program_id(0) // TILES_L).to(tl.int64)
+    o_l = (tl.program_id(0) % TILES_L) * BLOCK_L + tl.arange(0, BLOCK_L)
+    o_p = tl.arange(0, BLOCK_P)
+    m_l = o_l < L
+    m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
+    sigma, poison = threshold_of(threshold, tl.sum(m_p.to(tl.int32), axis=0))
+    p_v = p_patches + o_b * stride_vb
+    b_s = rows_similarities(
+        p_v, p_tokens + o_b * stride_tb, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
+        D, BLOCK_D, PRECISION, UPCAST
+    )  # fmt: skip
+    b_min, b_max = row_extrema(b_s, m_p)
+    b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
+    b_u = alignment(b_height, b_range, sigma)
+    if not WEIGHTS:
+        b_u = b_u.to(OPERAND).to(tl.float32)  # the sum is that of what the product takes
+    b_mass = tl.sum(b_u, axis=1)
+    b_inverse = 1.0 / tl.where(b_mass == 0.0, 1.0, b_mass) + poison
+    if WEIGHTS:
+        store_tile(p_out + o_b * L * P, b_u * b_inverse[:, None], o_l, o_p, m_l, P, P, UPCAST)
+    else:
+        b_a = b_u.to(OPERAND)  # [BLOCK_L, BLOCK_P]
+        for o_chunk in range(0, D, BLOCK_D):
+            o_d = o_chunk + tl.arange(0, BLOCK_D)
+            b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
+            b_c = tl.dot(b_a, b_v, input_precision=PRECISION) * b_inverse[:, None]  # [BLOCK_L, BLOCK_D]
+            store_tile(p_out + o_b * L * D, b_c, o_l, o_d, m_l, D, D, UPCAST)
+    o_stat = o_b * L + o_l
+    tl.store(p_stats + o_stat, b_min, mask=m_l)
+    tl.store(p_stats + (o_stat + stride_stat), b_max, mask=m_l)
+    tl.store(p_stats + (o_stat + 2 * stride_stat), b_mass, mask=m_l)
+
+
+@triton.jit
+def rows_backward_kernel(
+    p_grad,  # [B, L, D] of the groups, or [B, L, P] of the weights
+    p_patches,  # [B, P, D]
+    p_tokens,  # [B, L, D]
+    p_patch_mask,  # [B, P] bool or None
+    threshold,  # float or None
+    p_grad_patches,  # [B, P, D], contiguous
+    p_grad_tokens,  # [B, L, D], contiguous
+    stride_gb, stride_gl, stride_gd, stride_vb, stride_vp, stride_vd, stride_tb, stride_tl, stride_td,
+    stride_pb, stride_pp,
+    L, P,
+    D: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    OPERAND: tl.constexpr = tl.float32 if UPCAST else p_patches.dtype.element_ty
+    IS_HALF: tl.constexpr = OPERAND == tl.float16  # noqa: SIM300
+    o_b = tl.program_id(0).to(tl.int64)
+    o_l = tl.arange(0, BLOCK_L)
+    o_p = tl.arange(0, BLOCK_P)
+    m_l = o_l < L
+    m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
+    sigma, poison = threshold_of(threshold, tl.sum(m_p.to(tl.int32), axis=0))
+    p_v = p_patches + o_b * stride_vb
+    p_t = p_tokens + o_b * stride_tb
+    p_g = p_grad + o_b * stride_gb
+    b_s = rows_similarities(
+        p_v, p_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
+    )  # fmt: skip
+    b_min, b_max = row_extrema(b_s, m_p)
+    b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
+    if WEIGHTS:
+        b_da = load_tile(p_g, o_l, o_p, m_l, P, stride_gl, stride_gd, UPCAST).to(tl.float32)
+    else:
+        b_da = rows_similarities(
+            p_v, p_g, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_gl, stride_gd, D, BLOCK_D, PRECISION, UPCAST
+        )  # fmt: skip
+    b_u = alignment(b_height, b_range, sigma)
+    b_mass = tl.sum(b_u, axis=1)
+    b_inverse = 1.0 / tl.where(b_mass == 0.0, 1.0, b_mass)
+    b_a = b_u * b_inverse[:, None]  # A [BLOCK_L, BLOCK_P]
+    b_da = tl.where(m_p[None, :], b_da, 0.0)  # what is asked of a masked patch is asked in vain
+    b_du = (b_da - tl.sum(b_da * b_a, axis=1)[:, None]) * b_inverse[:, None]
+    b_ds = grad_similarities(b_du, b_height, b_range, sigma)
+    unit = largest_magnitude(b_ds) if IS_HALF else 1.0
+    b_e = (b_ds * (1.0 / unit)).to(OPERAND)
+    b_a = b_a.to(OPERAND)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
+        b_gt = tl.dot(b_e, b_v, input_precision=PRECISION) * unit + poison  # [BLOCK_L, BLOCK_D]
+        store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, m_l, D, D, UPCAST)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)  # [BLOCK_L, BLOCK_D]
+        b_gv = tl.dot(tl.trans(b_e), b_t, input_precision=PRECISION) * unit  # [BLOCK_P, BLOCK_D]
+        if not WEIGHTS:
+            b_g = load_tile(p_g, o_l, o_d, m_l, D, stride_gl, stride_gd, UPCAST)  # [BLOCK_L, BLOCK_D]
+            b_gv = tl.dot(tl.trans(b_a), b_g, b_gv, input_precision=PRECISION)
+        b_gv = tl.where(m_p[:, None], b_gv, 0.0)
+        store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)
