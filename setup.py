@@ -43,11 +43,12 @@ def torch_root() -> Path:
 
 
 def find_nvcc() -> Path | None:
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    candidates = [Path(home, "bin", "nvcc") for home in homes if home]
-    on_path = shutil.which("nvcc")
-    if on_path:
-        candidates.append(Path(on_path).resolve())
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:  # named by the user: look nowhere else
+        candidates = [Path(home, "bin", "nvcc")]
+    else:
+        on_path = shutil.which("nvcc")
+        candidates = [Path("/usr/local/cuda/bin/nvcc"), *([Path(on_path).resolve()] if on_path else [])]
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -60,7 +61,7 @@ def wanted_nvcc() -> Path | None:
         return None
     nvcc = find_nvcc()
     if nvcc is None and choice == "1":
-        raise RuntimeError("SPARC_BUILD_CUDA=1, but no nvcc was found (CUDA_HOME, PATH, /usr/local/cuda)")
+        raise RuntimeError("SPARC_BUILD_CUDA=1, but no nvcc was found (CUDA_HOME, else /usr/local/cuda or PATH)")
     return nvcc
 
 

@@ -1,0 +1,283 @@
+"""The native library: how it is built, how it loads, and every instruction set that its CPU half holds code for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparc_kernels
+from sparc_kernels import _native
+from sparc_kernels.ops.fine_grained import schema as fine_grained_schema
+from sparc_kernels.ops.grouping import schema as grouping_schema
+from tests import cases
+from tests.ops import test_fine_grained, test_grouping
+
+PACKAGE = Path(sparc_kernels.__file__).parent
+CHECKOUT = PACKAGE.parent
+CAPABILITIES = ("baseline", "avx2", "avx512", "avx512_bf16")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+needs_cpu_half = pytest.mark.skipif(_native.cpu_reason() is not None, reason=str(_native.cpu_reason()))
+needs_checkout = pytest.mark.skipif(not (CHECKOUT / "setup.py").is_file(), reason="runs from a checkout only")
+
+SCHEMAS = {
+    "fine_grained_forward": fine_grained_schema.FORWARD,
+    "fine_grained_backward": fine_grained_schema.BACKWARD,
+    "grouped_embeddings_forward": grouping_schema.EMBEDDINGS_FORWARD,
+    "grouped_embeddings_backward": grouping_schema.EMBEDDINGS_BACKWARD,
+    "alignment_weights_forward": grouping_schema.WEIGHTS_FORWARD,
+    "alignment_weights_backward": grouping_schema.WEIGHTS_BACKWARD,
+}
+
+
+# Loading
+
+
+@needs_cpu_half
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_schemas_of_both_languages_agree(op: str) -> None:
+    registered = getattr(torch.ops.sparc_kernels, op).default._schema
+    assert str(registered) == str(torch._C.parse_schema(f"sparc_kernels::{op}{SCHEMAS[op]}"))
+
+
+def test_missing_library_gives_a_reason(tmp_path: Path) -> None:
+    reason = _native._load(tmp_path / "libsparc_cpu.so", "`pip install .` builds it")
+    assert reason is not None
+    assert "libsparc_cpu.so is missing" in reason
+    assert "pip install" in reason
+
+
+def test_broken_library_gives_a_reason(tmp_path: Path) -> None:
+    library = tmp_path / "libsparc_cpu.so"
+    library.write_bytes(b"no shared object")
+    reason = _native._load(library, "")
+    assert reason is not None
+    assert "cannot be loaded by PyTorch" in reason
+
+
+def test_cuda_half_wants_a_cuda_build_of_torch() -> None:
+    reason = _native.cuda_reason()
+    if torch.version.cuda is None:
+        assert reason is not None
+        assert "not a CUDA build" in reason
+
+
+def test_package_without_the_library_runs_eager(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "sparc_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = """
+import torch, sparc_kernels as sk
+assert sk.available_backends()["eager"] is None
+assert "not built" in sk.available_backends()["cpu"], sk.available_backends()
+patches, tokens = torch.randn(2, 4, 8), torch.randn(2, 3, 8)
+assert sk.fine_grained_loss(patches, tokens).isfinite()
+try:
+    sk.fine_grained_loss(patches, tokens, backend="cpu")
+except NotImplementedError as error:
+    assert "libsparc_cpu.so is missing" in str(error), error
+else:
+    raise AssertionError("an explicit request fell back")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+
+
+@needs_cpu_half
+def test_build_info() -> None:
+    info = _native.build_info()
+    assert info["cpu_capability"] in CAPABILITIES
+    assert Path(str(info["cpu_library"])).parent == PACKAGE
+    assert (info["cuda_library"] is None) == (info["cuda_architectures"] is None)
+
+
+@needs_cpu_half
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_library_knows_nothing_of_the_interpreter() -> None:
+    listed = subprocess.run(
+        ["nm", "-D", PACKAGE / "libsparc_cpu.so"], check=True, capture_output=True, text=True
+    ).stdout
+    names = [line.split()[-1] for line in listed.splitlines()]
+    assert not [name for name in names if name.startswith(("Py", "_Py"))]
+    assert not [name for name in names if "c10" in name or "2at" in name], "symbols outside the stable ABI"
+
+
+# Instruction sets
+
+
+@pytest.fixture(params=CAPABILITIES)
+def capability(request: pytest.FixtureRequest) -> Iterator[str]:
+    if _native.cpu_reason() is not None:
+        pytest.skip(str(_native.cpu_reason()))
+    ops = torch.ops.sparc_kernels
+    try:
+        before = ops.set_cpu_capability(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error).splitlines()[0])
+    assert ops.cpu_capability() == request.param
+    yield request.param
+    ops.set_cpu_capability(before)
+
+
+@pytest.mark.parametrize("case", (*cases.CASES, cases.LARGE[0]), ids=str)
+def test_fine_grained_on_every_instruction_set(case: cases.Case, capability: str) -> None:
+    for dtype in DTYPES:
+        test_fine_grained.check(case, dtype, "cpu")
+
+
+@pytest.mark.parametrize("op", test_grouping.OPS)
+@pytest.mark.parametrize("case", (*cases.CASES, cases.LARGE[0]), ids=str)
+def test_grouping_on_every_instruction_set(op: str, case: cases.Case, capability: str) -> None:
+    for dtype in DTYPES:
+        test_grouping.check(op, case, dtype, "cpu")
+
+
+def test_bits_do_not_depend_on_the_threads(capability: str) -> None:
+    case = cases.Case("ragged", B=7, P=49, L=12, D=40, lengths=(12, 3, 0, 7, 1, 12, 5))
+    before = torch.get_num_threads()
+    try:
+        for dtype in DTYPES:
+            inputs = cases.draw(case, dtype).to(dtype)
+            results = []
+            for threads in (1, 2, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(test_fine_grained.run(inputs, "cpu"))
+            for other in results[1:]:
+                for (name, first), (_, second) in zip(results[0].named(), other.named()):
+                    assert torch.equal(first, second), name
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_cpu_half
+def test_unknown_capability() -> None:
+    with pytest.raises(RuntimeError, match="expected baseline, avx2, avx512 or avx512_bf16, got 'sse9'"):
+        torch.ops.sparc_kernels.set_cpu_capability("sse9")
+
+
+# The ops' own checks: what reaches memory is checked where it is touched.
+
+
+@needs_cpu_half
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_embeds": torch.zeros(2, 6)}, r"patch_embeds: expected 3 dimensions \[B, P, D\], got 2"),
+        ({"token_embeds": torch.zeros(2, 5, 4)}, r"token_embeds: expected shape \[2, 5, 8\], got \[2, 5, 4\]"),
+        ({"token_embeds": torch.zeros(2, 5, 8).double()}, "token_embeds: expected dtype Float, got Double"),
+        ({"token_mask": torch.ones(2, 5)}, "token_mask: expected dtype Bool, got Float"),
+        ({"token_mask": torch.ones(2, 6).bool()}, r"token_mask: expected shape \[2, 5\], got \[2, 6\]"),
+        ({"patch_mask": torch.ones(1, 6).bool()}, r"patch_mask: expected shape \[2, 6\], got \[1, 6\]"),
+        ({"logit_scale": torch.ones(2)}, r"logit_scale: expected shape \[\], got \[2\]"),
+        ({"logit_scale": torch.ones(()).double()}, "logit_scale: expected dtype Float, got Double"),
+    ],
+)
+def test_op_checks(change: dict[str, torch.Tensor], message: str) -> None:
+    arguments: dict[str, object] = {
+        "patch_embeds": torch.zeros(2, 6, 8),
+        "token_embeds": torch.zeros(2, 5, 8),
+        "token_mask": None,
+        "patch_mask": None,
+        "logit_scale": torch.ones(()),
+        "similarity_threshold": None,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.sparc_kernels.fine_grained_forward(**{**arguments, **change})
+
+
+@needs_cpu_half
+def test_op_refuses_half_precision() -> None:
+    with pytest.raises(RuntimeError, match="the CPU kernels take Float, Double and BFloat16, got Half"):
+        torch.ops.sparc_kernels.grouped_embeddings_forward(
+            torch.zeros(2, 6, 8).half(), torch.zeros(2, 5, 8).half(), None, None
+        )
+
+
+# Building
+
+
+def _setup(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("CUDA_HOME", "CUDA_PATH")}
+    return subprocess.run(
+        [sys.executable, "setup.py", *arguments],
+        cwd=CHECKOUT,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_checkout
+def test_build_choice_is_checked() -> None:
+    result = _setup({"SPARC_BUILD_CUDA": "yes"}, "--name")
+    assert result.returncode != 0
+    assert "SPARC_BUILD_CUDA must be auto, 0 or 1, got 'yes'" in result.stderr
+
+
+@needs_checkout
+def test_cuda_build_without_nvcc_fails_loudly() -> None:
+    result = _setup({"SPARC_BUILD_CUDA": "1", "CUDA_HOME": "/nowhere"}, "--name")
+    assert result.returncode != 0
+    assert "SPARC_BUILD_CUDA=1, but no nvcc was found" in result.stderr
+    assert _setup({"SPARC_BUILD_CUDA": "auto", "CUDA_HOME": "/nowhere"}, "--name").returncode == 0
+
+
+@needs_checkout
+@pytest.mark.slow
+def test_cuda_half_is_left_out_on_request(tmp_path: Path) -> None:
+    result = _setup(
+        {"SPARC_BUILD_CUDA": "0", "MAX_JOBS": "2"},
+        *("build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")),
+    )
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in (tmp_path / "lib").rglob("*.so")] == ["libsparc_cpu.so"]
+
+
+def _cuobjdump() -> str | None:
+    """The disassembler of the CUDA toolkit, or the one that lies in the Triton wheel."""
+    bundled = Path(sysconfig.get_paths()["purelib"], "triton/backends/nvidia/bin/cuobjdump")
+    return shutil.which("cuobjdump") or (str(bundled) if bundled.exists() else None)
+
+
+@pytest.mark.skipif(not (PACKAGE / "libsparc_cuda.so").exists(), reason="the CUDA half is not built")
+def test_cuda_half_holds_every_architecture() -> None:
+    cuobjdump = _cuobjdump()
+    if cuobjdump is None:
+        pytest.skip("needs cuobjdump")
+
+    def listed(what: str) -> str:
+        return subprocess.run(
+            [cuobjdump, what, PACKAGE / "libsparc_cuda.so"], check=True, capture_output=True, text=True
+        ).stdout
+
+    binaries, portable = listed("-lelf"), listed("-lptx")
+    for architecture in ("sm_80", "sm_90", "sm_100", "sm_120"):
+        assert architecture in binaries, architecture
+    assert "sm_120" in portable, "PTX for GPUs that are newer than the build"
+    assert _native.build_info()["cuda_architectures"] == "sm_80,sm_90,sm_100,sm_120,compute_120"
+
+
+@pytest.mark.skipif(not (PACKAGE / "libsparc_cuda.so").exists(), reason="the CUDA half is not built")
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_cuda_half_brings_its_runtime() -> None:
+    dynamic = subprocess.run(
+        ["readelf", "-d", PACKAGE / "libsparc_cuda.so"], check=True, capture_output=True, text=True
+    ).stdout
+    assert "libcudart" not in dynamic
+    assert "libtorch.so" in dynamic, "libtorch pulls in libtorch_cuda when the library is loaded"
+
+
+@pytest.mark.gpu
+def test_cuda_half_runs() -> None:
+    assert _native.cuda_reason() is None
+    architecture, warp = torch.ops.sparc_kernels.cuda_build_info(torch.empty(0, device="cuda")).tolist()
+    major, minor = torch.cuda.get_device_capability()
+    assert architecture <= 100 * major + 10 * minor
+    assert warp == 32
