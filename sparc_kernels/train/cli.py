@@ -24,12 +24,10 @@ from .figures import draw_alignment, draw_curves
 from .report import table
 from .speed import PAPER_SHAPE, compare_speed, fused_backend
 
-# sigma = 0.5 instead of 1 / patches: a word then gathers few patches, which grounds it sooner (docs/training.md).
 # So small a model gains nothing from a second thread; the second core draws the scenes.
 DEMO: dict[str, Any] = {
     "out": "runs/demo",
     "steps": 600,
-    "similarity_threshold": 0.5,
     "threads": 1,
     "workers": 1,
 }

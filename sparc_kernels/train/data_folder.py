@@ -7,7 +7,6 @@ out, counted and named. Alpha channels are composited on white; pictures are pad
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,15 +52,19 @@ class Folder:
         top, left = (int(v) for v in rng.integers(0, room + 1, 2)) if rng else (room // 2, room // 2)
         return self.picture(number)[top : top + self.image_size, left : left + self.image_size]
 
-    def report(self, write: Callable[[str], object], name_at_most: int = 20) -> None:
+    def report(self, write: Callable[[str], object], name_at_most: int = 5) -> None:
         """What was found, what was skipped and why, naming the first files of each reason."""
         write(f"{self.root}: {len(self)} pictures with captions, {len(self.skipped)} files skipped")
-        for reason, count in Counter(_kind(reason) for _, reason in self.skipped).most_common():
-            write(f"  {count} x {reason}")
-        for path, reason in self.skipped[:name_at_most]:
-            write(f"    {path.relative_to(self.root)}: {reason}")
-        if len(self.skipped) > name_at_most:
-            write(f"    ... and {len(self.skipped) - name_at_most} more (all of them in skipped.txt)")
+        groups: dict[str, list[tuple[Path, str]]] = {}
+        for path, reason in self.skipped:
+            groups.setdefault(_kind(reason), []).append((path, reason))
+        for kind, files in groups.items():
+            write(f"  {len(files)} x {kind}")
+            for path, reason in files[:name_at_most]:
+                detail = "" if reason == kind else f": {reason}"
+                write(f"    {path.relative_to(self.root)}{detail}")
+            if len(files) > name_at_most:
+                write(f"    ... and {len(files) - name_at_most} more, all of them in skipped.txt")
 
 
 def scan(root: str | Path, image_size: int, progress: bool = False) -> Folder:

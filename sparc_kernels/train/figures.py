@@ -67,6 +67,7 @@ def named_words(data: Data, number: int, at_most: int) -> list[int]:
 def draw_alignment(trainers: Sequence[Trainer], data: Data, path: Path, pictures: int = 4, words: int = 8) -> None:
     """One row per picture and loss: the picture, then each word's map over the greyed pixels."""
     pictures = min(pictures, len(data.captions))
+    words = max(len(named_words(data, number, words)) for number in range(pictures))
     rows = pictures * len(trainers)
     figure, axes = plt.subplots(
         rows,

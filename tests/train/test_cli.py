@@ -66,7 +66,7 @@ def test_a_folder_end_to_end(pictures: Path, tmp_path: Path, capsys: pytest.Capt
     assert main([*FAST, "--data", str(pictures), "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "12 pictures with captions, 5 files skipped" in printed
-    assert "vector.svg: no decoder for .svg files" in printed
+    assert "1 x no decoder for .svg files" in printed
     assert "grounding" not in printed
     skipped = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
     assert len(skipped) == 5
