@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "common/checks.h"
+#include "common/huge_pages.h"
 #include "common/isa_table.h"
 #include "common/parallel.h"
 #include "fine_grained/fine_grained.h"
@@ -101,7 +102,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_token_loss, const
   const char* upstream = static_cast<const char*>(grad_token_loss.const_data_ptr());
   char* stats_data = static_cast<char*>(const_cast<void*>(stats.const_data_ptr()));
   char* patches_data = static_cast<char*>(grad_patches.mutable_data_ptr());
+  prefer_huge_pages(patches_data, grad_patches.numel() * grad_patches.element_size());
   char* tokens_data = static_cast<char*>(grad_tokens.mutable_data_ptr());
+  prefer_huge_pages(tokens_data, grad_tokens.numel() * grad_tokens.element_size());
   char* scale_data = static_cast<char*>(grad_scale.mutable_data_ptr());
   const int64_t acc_bytes = stats.element_size(), in_bytes = patch_embeds.element_size();
   const int64_t upstream_bytes = grad_token_loss.stride(0) * acc_bytes,

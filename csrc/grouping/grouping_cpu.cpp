@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "common/checks.h"
+#include "common/huge_pages.h"
 #include "common/isa_table.h"
 #include "common/parallel.h"
 #include "grouping/grouping.h"
@@ -81,7 +82,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& patch_embe
   const auto run = kOutput == Output::kEmbeddings ? kernel.embeddings_backward : kernel.weights_backward;
   const char* upstream = static_cast<const char*>(grad.const_data_ptr());
   char* patches_data = static_cast<char*>(grad_patches.mutable_data_ptr());
+  prefer_huge_pages(patches_data, grad_patches.numel() * grad_patches.element_size());
   char* tokens_data = static_cast<char*>(grad_tokens.mutable_data_ptr());
+  prefer_huge_pages(tokens_data, grad_tokens.numel() * grad_tokens.element_size());
   const int64_t bytes = patch_embeds.element_size();
   const int64_t strides[3] = {grad.stride(0), grad.stride(1), grad.stride(2)};
   for_each_image(batch, threshold, kernel, [&](GroupingPair& pair, int64_t i, void* workspace) {

@@ -1,0 +1,1 @@
+"""Benchmarks: the shipped kernels against the shipped references, through the public API."""

@@ -1,0 +1,120 @@
+"""The CPU figures of the fine-grained loss as JSON: ``python -m benchmarks.cpu_report --out <file>``.
+
+Every shape is timed in one process, all contenders in turn; ratios are medians over rounds, with the ratio of the
+fastest calls beside them (which a machine that is busy with other things disturbs least). Losing rows are reported like
+the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.fine_grained import CHANNELS, TOKENS, Setup
+from benchmarks.harness import environment, interleaved, peak_memory, quantiles, ratio
+from sparc_kernels import _native
+
+BATCHES, PATCHES, DTYPES = (16, 64, 256), (49, 196, 576), (torch.float32, torch.bfloat16)
+
+
+def measure(batch: int, patches: int, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
+    """One row: times, ratios and memory of every contender at one shape."""
+    setup = Setup(batch, patches, dtype)
+    contenders = {
+        "fused": setup.fused(),
+        "fused_forward": setup.fused_forward(),
+        "bare_products": setup.bare_products(),
+        "bare_products_kept": setup.bare_products(kept=True),
+        "eager": setup.eager(),
+        "compiled": setup.compiled(),
+    }
+    if dtype != torch.float32:  # the definition as the `eager` backend runs it, float32 inside
+        contenders["eager_float32"] = setup.eager(torch.float32)
+    parity = setup.assert_parity(contenders["fused"])
+    times = interleaved(contenders, seconds)
+    milliseconds = {name: quantiles(values) for name, values in times.items()}
+    name = str(dtype).removeprefix("torch.")
+    memory = {
+        contender: peak_memory("benchmarks.fine_grained", contender, batch, patches, name)
+        for contender in ("fused", "eager")
+    }
+
+    def fastest(contender: str) -> float:
+        return milliseconds[contender]["min"]
+
+    flop = 16 * batch * patches * setup.tokens * setup.channels
+    kept = batch * setup.tokens * (patches + setup.channels) * 4
+    return {
+        "batch": batch,
+        "patches": patches,
+        "tokens": setup.tokens,
+        "channels": setup.channels,
+        "dtype": name,
+        "rounds": len(times["fused"]),
+        "milliseconds": milliseconds,
+        "product_gflop": flop / 1e9,
+        "product_gflop_per_second": flop / milliseconds["fused"]["p50"] / 1e6,
+        "fused_over_bare_products": ratio(times, "fused", "bare_products"),
+        "eager_over_fused": ratio(times, "eager", "fused"),
+        "compiled_over_fused": ratio(times, "compiled", "fused"),
+        "fastest_calls": {
+            "fused_over_bare_products": fastest("fused") / fastest("bare_products"),
+            "eager_over_fused": fastest("eager") / fastest("fused"),
+            "compiled_over_fused": fastest("compiled") / fastest("fused"),
+        },
+        "memory_beyond_inputs_and_gradients": memory,
+        "memory_share_of_eager": memory["fused"] / max(1, memory["eager"]),
+        # The backward pass computes S, its cut and C' again; it would save at most the time of a whole forward pass.
+        "keeping_similarities": {
+            "saves_at_most": ratio(times, "fused_forward", "fused"),
+            "bare_products_would_save": 1 - ratio(times, "bare_products_kept", "bare_products"),
+            "bytes_kept": kept,
+        },
+        "parity": parity,
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    times, fastest = row["milliseconds"], row["fastest_calls"]
+    contenders = ("fused", "bare_products", "eager", "compiled")
+    ratios = ("fused_over_bare_products", "eager_over_fused", "compiled_over_fused")
+    return " | ".join(
+        [
+            f"B={row['batch']:<4}P={row['patches']:<4}{row['dtype']:<9}",
+            "ms " + "  ".join(f"{name} {times[name]['p50']:.1f}" for name in contenders),
+            "  ".join(f"{name.replace('_over_', '/')} {row[name]:.2f} ({fastest[name]:.2f})" for name in ratios),
+            f"memory {100 * row['memory_share_of_eager']:.2f} % of eager",
+            f"keeping S saves <= {100 * row['keeping_similarities']['saves_at_most']:.0f} %",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--seconds", type=float, default=8.0, help="time spent on each row (default 8)")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--patches", type=int, nargs="+", default=PATCHES)
+    options = parser.parse_args()
+    report: dict[str, object] = {
+        "what": f"fine_grained_loss, forward + backward, L={TOKENS}, D={CHANNELS}, every token valid",
+        "environment": {**environment(), "cpu_capability": _native.build_info()["cpu_capability"]},
+    }
+    rows = []
+    for dtype in DTYPES:
+        for batch in options.batches:
+            for patches in options.patches:
+                rows.append(measure(batch, patches, dtype, options.seconds))
+                print(line(rows[-1]), flush=True)
+    report["rows"] = rows
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
