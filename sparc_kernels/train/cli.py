@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import checkpoint
-from .config import DEVICES, LOSSES, PRECISIONS, PRESETS, TrainConfig
-from .data import Data, load_data
-from .engine import LOG, Trainer, pick_device
-from .evaluate import evaluate
-from .figures import draw_alignment, draw_curves
-from .report import table
-from .speed import PAPER_SHAPE, compare_speed, fused_backend
+from sparc_kernels.train import checkpoint
+from sparc_kernels.train.config import DEVICES, LOSSES, PRECISIONS, PRESETS, TrainConfig
+from sparc_kernels.train.data import Data, load_data
+from sparc_kernels.train.engine import LOG, Trainer, pick_device
+from sparc_kernels.train.evaluate import evaluate
+from sparc_kernels.train.figures import draw_alignment, draw_curves
+from sparc_kernels.train.report import table
+from sparc_kernels.train.speed import PAPER_SHAPE, compare_speed, fused_backend
 
 # So small a model gains nothing from a second thread; the second core draws the scenes.
 DEMO: dict[str, Any] = {

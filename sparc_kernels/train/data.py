@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .config import TrainConfig
-from .data_folder import Folder, Pixels, scan
-from .data_scenes import Scene, caption, scene
+from sparc_kernels.train.config import TrainConfig
+from sparc_kernels.train.data_folder import Folder, Pixels, scan
+from sparc_kernels.train.data_scenes import Scene, caption, scene
 
 TOKENIZER_CAPTIONS = 2000  # scenes whose captions train the tokenizer
 Pair = tuple[Pixels, str]

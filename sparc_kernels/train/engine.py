@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ..modules import SparcLoss
-from . import checkpoint
-from .config import TrainConfig, differences
-from .data import Data, batches
-from .model import ClipLoss, DualEncoder, build_loss
-from .tokenizer import CaptionTokenizer
+from sparc_kernels.modules import SparcLoss
+from sparc_kernels.train import checkpoint
+from sparc_kernels.train.config import TrainConfig, differences
+from sparc_kernels.train.data import Data, batches
+from sparc_kernels.train.model import ClipLoss, DualEncoder, build_loss
+from sparc_kernels.train.tokenizer import CaptionTokenizer
 
 LOG = "log.csv"
 STATEFUL = ("model", "loss", "optimizer", "schedule")

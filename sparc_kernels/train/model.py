@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..functional import contrastive_loss
-from ..modules import SparcLoss
-from .config import Preset, TrainConfig
+from sparc_kernels.functional import contrastive_loss
+from sparc_kernels.modules import SparcLoss
+from sparc_kernels.train.config import Preset, TrainConfig
 
 INITIAL_SCALE = 1 / 0.07
 LARGEST_SCALE = 100.0

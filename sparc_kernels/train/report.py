@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .data_scenes import KINDS
+from sparc_kernels.train.data_scenes import KINDS
 
 # (name of the result, name of its chance level, what the row says)
 ROWS = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..functional import fine_grained_loss
+from sparc_kernels.functional import fine_grained_loss
 
 PAPER_SHAPE = (64, 196, 55, 512)  # B, P, L, D of ViT-B/16 at 224 pixels, with a batch that a CPU can hold
 

@@ -12,8 +12,7 @@ from PIL import Image
 
 from sparc_kernels.train.cli import main
 from sparc_kernels.train.config import PRESETS, TrainConfig
-
-from .conftest import CLI
+from tests.train.conftest import CLI
 
 TUXPAINT = Path("/usr/share/tuxpaint/stamps")
 FAST = ["--steps", "4", "--batch-size", "4", "--eval-pairs", "4", "--threads", "1", "--quiet", "--device", "cpu"]

@@ -18,8 +18,7 @@ from sparc_kernels.train.config import PRESETS, TrainConfig
 from sparc_kernels.train.data import load_data
 from sparc_kernels.train.engine import COLUMNS, LOG, Trainer, lr_factor, make_optimizer
 from sparc_kernels.train.model import ClipLoss, DualEncoder
-
-from .conftest import CLI
+from tests.train.conftest import CLI
 
 
 def curve(run: str | Path) -> list[dict[str, str]]:
