@@ -181,9 +181,11 @@ struct PatchOperand {
     rows = copy;
     ld = s.dp;
     if constexpr (sizeof(In) == sizeof(Elem)) {
-      // Vector loads run up to dp, so a row must end there.
-      if (patches.leading && patches.column_stride == 1 && s.dp == s.d &&
-          patches.row_stride % E::kPair == 0) {
+      // Vector loads run up to dp, so a row must end there; a unit is read as one word, so it must lie on its
+      // boundary.
+      const bool whole_units =
+          patches.row_stride % E::kPair == 0 && reinterpret_cast<uintptr_t>(patches.data) % sizeof(Unit) == 0;
+      if (patches.leading && patches.column_stride == 1 && s.dp == s.d && whole_units) {
         rows = static_cast<const Elem*>(patches.data);
         ld = patches.row_stride;
         return;
