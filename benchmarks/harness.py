@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
+import gc
 import os
 import platform
 import statistics
@@ -63,12 +65,34 @@ def peak_memory(module: str, *arguments: object) -> int:
     return int(result.stdout.split()[-1])
 
 
+class OthersShare:
+    """Context manager: ``share`` is how much of the machine other processes used meanwhile (1: all cores; Linux)."""
+
+    share: float
+
+    def __enter__(self) -> OthersShare:
+        self._before = self._now()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        busy, own, wall = (after - before for after, before in zip(self._now(), self._before))
+        self.share = max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+        times = os.times()
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK"), times.user + times.system, time.perf_counter()
+
+
 class PeakResidentMemory:
     """Context manager: ``bytes`` is by how much the resident memory of this process rose at its highest (Linux)."""
 
     bytes: int
 
     def __enter__(self) -> PeakResidentMemory:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but not given back would hide a rise
         self._before = self._status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         return self
