@@ -11,9 +11,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .config import TiledConfig, next_power_of_2, tiles
-from .launch import Launch, interpreted, product_precision, strides
-from .tiled import (
+from sparc_kernels.ops._triton.config import TiledConfig, next_power_of_2, tiles
+from sparc_kernels.ops._triton.launch import Launch, interpreted, product_precision, strides
+from sparc_kernels.ops._triton.tiled import (
     tiled_grad_patches_kernel,
     tiled_grad_rows_kernel,
     tiled_grad_tokens_kernel,
@@ -119,6 +119,11 @@ class Tiled:
         }
         return {name: every[name] for name in names}
 
+    def square_sizes(self) -> dict[str, int]:
+        """Kernel arguments for the passes over [L, L]."""
+        l, block = self.shape[1], self.config.square_l
+        return {"L": l, "BLOCK_L": block, "TILES_L": tiles(l, block)}
+
     def row_sizes(self) -> dict[str, int]:
         """Kernel arguments for the passes over rows."""
         _, l, p, _ = self.shape
@@ -127,8 +132,12 @@ class Tiled:
         return {"L": l, "P": p, "BLOCK_L": c.row_l, "BLOCK_P": c.row_p, **row_tiles}
 
     def launch(self, kernel: Any, programs: int, **arguments: Any) -> Launch:
-        """A launch with this path's number of warps and stages."""
+        """A launch of a matrix product."""
         return Launch(kernel, (programs,), arguments, self.config.num_warps, self.config.num_stages)
+
+    def launch_pass(self, kernel: Any, programs: int, **arguments: Any) -> Launch:
+        """A launch of a pass over rows or squares."""
+        return Launch(kernel, (programs,), arguments, self.config.pass_warps, self.config.num_stages)
 
     def similarities(self, left: Tensor, left_mask: Tensor | None, square: Tensor) -> Launch:
         """square [N, L, P] = left [N, L, D] @ patches^T."""
@@ -151,7 +160,7 @@ class Tiled:
     def heights(self, heights: Tensor, rows: Tensor, stats: Tensor | None = None) -> list[Launch]:
         """heights [N, L, P], rows [N, 5, L] and, if given, stats [3, N, L] of ``grouping`` from the embeddings."""
         sizes = self.row_sizes()
-        rows_launch = self.launch(
+        rows_launch = self.launch_pass(
             tiled_rows_kernel,
             self.n_pairs * sizes["TILES_L"],
             p_heights=heights,
@@ -189,7 +198,7 @@ class Tiled:
     def grad_rows(self, grads: Tensor, heights: Tensor, rows: Tensor, tops: Tensor | None, normalize: bool) -> Launch:
         """grads [N, L, P]: dS from dU, or from dA."""
         sizes = self.row_sizes()
-        return self.launch(
+        return self.launch_pass(
             tiled_grad_rows_kernel,
             self.n_pairs * sizes["TILES_L"],
             p_grads=grads,

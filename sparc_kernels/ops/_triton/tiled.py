@@ -9,7 +9,7 @@ holds pair, row tile, column tile. Numbers of tiles are constexprs: loops over t
 import triton
 import triton.language as tl
 
-from .tiles import alignment, load_mask, load_tile, min_max_heights, store_tile, threshold_of
+from sparc_kernels.ops._triton.tiles import alignment, load_mask, load_tile, min_max_heights, store_tile, threshold_of
 
 ROW_MIN = tl.constexpr(0)
 ROW_RANGE = tl.constexpr(1)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._triton.launch import (
+from sparc_kernels.ops._triton.config import TiledConfig, choose_tiled
+from sparc_kernels.ops._triton.launch import (
     Launch,
     capability,
     interpreted,
@@ -22,10 +23,10 @@ from .._triton.launch import (
     strides,
     unsupported_reason,
 )
-from .config import PairConfig, TiledConfig, choose
-from .schema import BACKWARD, FORWARD, fake_backward, fake_forward
-from .triton_pair import pair_backward_kernel, pair_forward_kernel
-from .triton_plans import tiled_backward, tiled_forward
+from sparc_kernels.ops.fine_grained.config import PairConfig, choose
+from sparc_kernels.ops.fine_grained.schema import BACKWARD, FORWARD, fake_backward, fake_forward
+from sparc_kernels.ops.fine_grained.triton_pair import pair_backward_kernel, pair_forward_kernel
+from sparc_kernels.ops.fine_grained.triton_plans import tiled_backward, tiled_forward
 
 __all__ = ["backward", "backward_plan", "forward", "forward_plan", "unsupported_reason"]
 
@@ -64,6 +65,12 @@ def _arguments(
     }
 
 
+def _choose(patch_embeds: Tensor, token_embeds: Tensor) -> PairConfig | TiledConfig:
+    _, l, d = token_embeds.shape
+    size = token_embeds.element_size()
+    return choose(l, patch_embeds.shape[1], d, size, capability(token_embeds)) or choose_tiled(size)
+
+
 def forward_plan(
     patch_embeds: Tensor,
     token_embeds: Tensor,
@@ -76,8 +83,8 @@ def forward_plan(
     """The outputs of ``fine_grained_forward``, not yet computed, and the launches that compute them."""
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold)
     token_loss, stats = fake_forward(*inputs)
-    b, l, d = token_embeds.shape
-    config = config or choose(l, patch_embeds.shape[1], d, token_embeds.element_size(), capability(token_embeds))
+    b = token_embeds.shape[0]
+    config = config or _choose(patch_embeds, token_embeds)
     if isinstance(config, TiledConfig):
         return (token_loss, stats), tiled_forward(*inputs, token_loss, stats, config)
     arguments = _arguments(*inputs, config) | {"p_loss": token_loss, "p_stats": stats}
@@ -99,8 +106,8 @@ def backward_plan(
     """The outputs of ``fine_grained_backward``, not yet computed, and the launches that compute them."""
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale)
     grads = fake_backward(grad_token_loss, *inputs, stats, similarity_threshold)
-    b, l, d = token_embeds.shape
-    config = config or choose(l, patch_embeds.shape[1], d, token_embeds.element_size(), capability(token_embeds))
+    b = token_embeds.shape[0]
+    config = config or _choose(patch_embeds, token_embeds)
     if isinstance(config, TiledConfig):
         return grads, tiled_backward(grad_token_loss, *inputs, stats, similarity_threshold, grads, config)
     arguments = _arguments(*inputs, similarity_threshold, config) | {

@@ -8,7 +8,7 @@ size L x P x D: forward 2 (S, C'), backward 7 (S, C' twice, dC' V^T, U^T dC', dS
 import triton
 import triton.language as tl
 
-from .._triton.tiles import (
+from sparc_kernels.ops._triton.tiles import (
     MIN_NORM,
     alignment,
     clamped_inverse_norm,
@@ -195,13 +195,12 @@ def pair_backward_kernel(
     b_alpha = b_alpha * tl.sum(b_a.to(tl.float32) * b_z, axis=1)
     b_beta = b_beta * tl.sum(b_a.to(tl.float32) * b_z, axis=0)
     b_s = b_min[:, None] + b_range[:, None] * b_height
-    reach = tl.max(tl.maximum(tl.abs(b_min), tl.abs(b_max)), axis=0) if IS_HALF else 1.0  # S may leave its range
-    reach = tl.where(reach > 0.0, reach, 1.0) if IS_HALF else 1.0
+    reach = largest_magnitude(b_s) if IS_HALF else 1.0  # S may leave the range of float16
     b_du = split_dot_right(b_a, b_s * (1.0 / reach), b_du * (-b_alpha * (1.0 / reach))[:, None], PRECISION) * reach
     b_ds = grad_similarities(b_du, b_height, b_range, sigma)
 
     # X [BLOCK_L, BLOCK_P] = dZ^T U + dS: both dV and dT take it
-    b_x = (b_ds + tl.dot(tl.trans(b_a), b_u, input_precision=PRECISION)).to(OPERAND)
+    b_x = tl.dot(tl.trans(b_a), b_u, b_ds, input_precision=PRECISION).to(OPERAND)
     p_gv = p_grad_patches + o_b * P * D
     p_gt = p_grad_tokens + o_b * L * D
     for o_chunk in range(0, D, BLOCK_D):

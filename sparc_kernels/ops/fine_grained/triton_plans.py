@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .._triton.config import TiledConfig
-from .._triton.launch import Launch, strides
-from .._triton.plans import Tiled, tiled_groups
-from .triton_tiled import (
+from sparc_kernels.ops._triton.config import TiledConfig
+from sparc_kernels.ops._triton.launch import Launch, strides
+from sparc_kernels.ops._triton.plans import Tiled, tiled_groups
+from sparc_kernels.ops.fine_grained.triton_tiled import (
     tiled_grad_logits_kernel,
     tiled_grad_products_kernel,
     tiled_grad_weights_kernel,
@@ -52,12 +52,12 @@ def tiled_forward(
     for pairs, tile, workspaces in tiled_groups(config, *inputs, ((l, p), (5, l), (l, d), (l, l))):
         heights, rows, groups, logits = workspaces
         some_stats = stats[:, pairs]
-        sizes = tile.sizes("L", "TILES_L", "BLOCK_L")
+        sizes = tile.square_sizes()
         launches += tile.heights(heights, rows)
         launches.append(tile.groups(heights, rows, groups, normalize=False))
         launches.append(_logits(tile, groups, logits, some_stats))
         launches.append(
-            tile.launch(
+            tile.launch_pass(
                 tiled_loss_kernel,
                 tile.n_pairs * sizes["TILES_L"],
                 p_logits=logits,
@@ -100,7 +100,7 @@ def tiled_backward(
         launches.append(tile.groups(heights, rows, groups, normalize=False))
         launches.append(_logits(tile, groups, logits, None))
         launches.append(
-            tile.launch(
+            tile.launch_pass(
                 tiled_grad_logits_kernel,
                 tile.n_pairs,
                 p_z=logits,
@@ -116,7 +116,7 @@ def tiled_backward(
                 **strides(grad_token_loss, "stride_gb", "stride_gl"),
                 **strides(tile.token_mask, "stride_lb", "stride_ll"),
                 stride_stat=stats.stride(0),
-                **tile.sizes("L", "TILES_L", "BLOCK_L"),
+                **tile.square_sizes(),
                 SHRINK=tile.shrink,
                 OPERAND=tile.operand,
             )

@@ -8,7 +8,7 @@ Workspaces of N pairs, float32: ``groups`` [N, L, D] (C'), ``logits`` [N, L, L] 
 import triton
 import triton.language as tl
 
-from .._triton.tiled import (
+from sparc_kernels.ops._triton.tiled import (
     ROW_MASS,
     ROW_MIN,
     ROW_RANGE,
@@ -20,7 +20,7 @@ from .._triton.tiled import (
     square_offsets,
     store_row,
 )
-from .._triton.tiles import (
+from sparc_kernels.ops._triton.tiles import (
     MIN_NORM,
     clamped_inverse_norm,
     grad_logits,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._triton.config import tiles
-from .._triton.launch import (
+from sparc_kernels.ops._triton.config import TiledConfig, choose_tiled, tiles
+from sparc_kernels.ops._triton.launch import (
     Launch,
     capability,
     interpreted,
@@ -21,9 +21,9 @@ from .._triton.launch import (
     strides,
     unsupported_reason,
 )
-from .._triton.plans import Tiled, tiled_groups
-from .config import RowConfig, TiledConfig, choose
-from .schema import (
+from sparc_kernels.ops._triton.plans import Tiled, tiled_groups
+from sparc_kernels.ops.grouping.config import RowConfig, choose
+from sparc_kernels.ops.grouping.schema import (
     EMBEDDINGS_BACKWARD,
     EMBEDDINGS_FORWARD,
     WEIGHTS_BACKWARD,
@@ -32,8 +32,8 @@ from .schema import (
     fake_embeddings_forward,
     fake_weights_forward,
 )
-from .triton_rows import rows_backward_kernel, rows_forward_kernel
-from .triton_tiled import tiled_given_grads_kernel, tiled_weights_kernel
+from sparc_kernels.ops.grouping.triton_rows import rows_backward_kernel, rows_forward_kernel
+from sparc_kernels.ops.grouping.triton_tiled import tiled_given_grads_kernel, tiled_weights_kernel
 
 __all__ = ["backward", "backward_plan", "forward", "forward_plan", "unsupported_reason"]
 
@@ -43,7 +43,8 @@ Config = RowConfig | TiledConfig
 def _choose(patch_embeds: Tensor, token_embeds: Tensor, backward: bool) -> Config:
     _, l, d = token_embeds.shape
     size = token_embeds.element_size()
-    return choose(l, patch_embeds.shape[1], d, size, capability(token_embeds), backward)
+    config = choose(l, patch_embeds.shape[1], d, size, capability(token_embeds), backward)
+    return config or choose_tiled(size)
 
 
 def _row_launch(
@@ -117,13 +118,13 @@ def _weights(tile: Tiled, heights: Tensor, rows: Tensor, weights: Tensor) -> Lau
     """weights [N, L, P] from the workspaces."""
     sizes = tile.sizes("L", "P", "TILES_L", "TILES_P", "BLOCK_L", "BLOCK_P", "UPCAST")
     programs = tile.n_pairs * sizes["TILES_L"] * sizes["TILES_P"]
-    return tile.launch(tiled_weights_kernel, programs, p_heights=heights, p_rows=rows, p_weights=weights, **sizes)
+    return tile.launch_pass(tiled_weights_kernel, programs, p_heights=heights, p_rows=rows, p_weights=weights, **sizes)
 
 
 def _given_grads(tile: Tiled, given: Tensor, grads: Tensor) -> Launch:
     """grads [N, L, P] = the gradient of the weights, 0 at masked patches."""
     sizes = tile.sizes("L", "P", "TILES_L", "TILES_P", "BLOCK_L", "BLOCK_P", "UPCAST")
-    return tile.launch(
+    return tile.launch_pass(
         tiled_given_grads_kernel,
         tile.n_pairs * sizes["TILES_L"] * sizes["TILES_P"],
         p_given=given,

@@ -8,7 +8,7 @@ A^T dC, dS^T T, dS V).
 import triton
 import triton.language as tl
 
-from .._triton.tiles import (
+from sparc_kernels.ops._triton.tiles import (
     alignment,
     grad_similarities,
     largest_magnitude,

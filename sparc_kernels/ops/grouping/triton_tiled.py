@@ -4,8 +4,8 @@
 import triton
 import triton.language as tl
 
-from .._triton.tiled import ROW_MASS, load_alignment, load_row, locate, square_offsets
-from .._triton.tiles import load_mask, load_tile, store_tile
+from sparc_kernels.ops._triton.tiled import ROW_MASS, load_alignment, load_row, locate, square_offsets
+from sparc_kernels.ops._triton.tiles import load_mask, load_tile, store_tile
 
 
 @triton.jit

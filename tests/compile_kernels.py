@@ -1,0 +1,177 @@
+"""Compiles the Triton kernels as their launchers would launch them, for GPUs that need not be there.
+
+Run as a script in a process of its own, because under test Triton's interpreter has taken the place of its compiler:
+``python tests/compile_kernels.py 90 bfloat16 paper`` prints one JSON object per kernel. The launches are those of the
+launchers' plans, built on meta tensors; what the launcher passes (constexprs, warps, stages) is what is compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+# kB of shared memory that one block may take, by compute capability (CUDA C++ Programming Guide)
+SHARED_MEMORY_KB = {80: 163, 90: 227, 100: 227, 120: 99}
+# name -> (P, L, D) of the pairs
+SHAPES = {
+    "paper": [(49, 55, 512), (196, 55, 512), (256, 55, 512)],
+    "large": [(1024, 256, 1024)],
+}
+MATRIX_INSTRUCTION = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+
+
+def plans(capability: int, dtype_name: str, p: int, l: int, d: int, precision: str) -> dict[str, list[Any]]:
+    """The launches of every op of both rooms for a batch of 1024 pairs."""
+    import torch
+
+    from sparc_kernels.ops.fine_grained import triton as fine_grained
+    from sparc_kernels.ops.grouping import triton as grouping
+
+    torch.set_float32_matmul_precision(precision)
+    b, dtype = 1024, getattr(torch, dtype_name)
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    patches, tokens, mask = meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), meta(b, l, dtype=torch.bool)
+    scale, weight = meta(), meta(b, l)
+    masks = (mask, None, scale)
+    found = {}
+    with (
+        mock.patch.object(fine_grained, "capability", return_value=capability),
+        mock.patch.object(grouping, "capability", return_value=capability),
+    ):
+        (_, stats), found["forward"] = fine_grained.forward_plan(patches, tokens, *masks, None)
+        _, found["backward"] = fine_grained.backward_plan(weight, patches, tokens, *masks, stats, None)
+        for name, is_weights, n in (("embeddings", False, d), ("weights", True, p)):
+            plan = grouping.forward_plan(patches, tokens, None, None, weights=is_weights)
+            (_, stats), found[f"{name}_forward"] = plan
+            grad = meta(b, l, n, dtype=dtype)
+            plan = grouping.backward_plan(grad, patches, tokens, None, stats, None, weights=is_weights)
+            found[f"{name}_backward"] = plan[1]
+    return found
+
+
+def source(launch: Any) -> Any:
+    """A launch as Triton's compiler takes it, specialised as its own launcher does.
+
+    1 and None become constants; multiples of 16 are marked, and addresses are such (torch's allocator aligns to more).
+    """
+    import torch
+    from triton.compiler import ASTSource
+
+    names = {
+        torch.float16: "*fp16",
+        torch.bfloat16: "*bf16",
+        torch.float32: "*fp32",
+        torch.bool: "*u1",
+    }
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        name, value = parameter.name, launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name], attributes[(index,)] = names[value.dtype], [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    assert set(launch.arguments) == set(signature), launch.kernel
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def specialization(launch: Any, capability: int) -> list[tuple[str, Any]] | None:
+    """What Triton's launcher itself would specialise on, (type, key) per parameter; None in a release that hides it."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+
+    try:
+        from triton.runtime.jit import create_function_from_signature
+    except ImportError:
+        return None
+    backend = make_backend(GPUTarget("cuda", capability, 32))
+    bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
+    return list(bind(**launch.arguments)[1])
+
+
+def agrees(launch: Any, capability: int) -> bool:
+    """Whether ``source`` specialises a launch exactly as Triton's launcher does."""
+    theirs = specialization(launch, capability)
+    if theirs is None:
+        return True
+    ours = source(launch)
+    for index, (name, (kind, key)) in enumerate(zip(ours.signature, theirs, strict=True)):
+        if ours.signature[name] != kind:
+            return False
+        if kind != "constexpr" and ((index,) in ours.attrs) != (key is not None and "D" in str(key)):
+            return False
+    return True
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers per thread and bytes of stack (spills) of a kernel, read by the cuobjdump in Triton's wheel."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return {"registers": found["REG"], "stack": found["STACK"] + found["LOCAL"]}
+
+
+def compile_launch(launch: Any, capability: int) -> dict[str, Any]:
+    """What the compiler made of a launch."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
+    kernel = triton.compile(source(launch), target=GPUTarget("cuda", capability, 32), options=options)
+    blocks = {name: value for name, value in launch.arguments.items() if name.startswith("BLOCK_")}
+    return {
+        "kernel": launch.kernel.__name__,
+        "warps": launch.num_warps,
+        "blocks": "x".join(str(blocks[name]) for name in ("BLOCK_L", "BLOCK_P", "BLOCK_D") if name in blocks),
+        "shared_kb": kernel.metadata.shared / 1024,
+        "matrix": sorted(set(MATRIX_INSTRUCTION.findall(kernel.asm["ptx"]))),
+        "agrees": agrees(launch, capability),
+        "has_products": "tt.dot" in kernel.asm["ttir"],
+        **resources(kernel.asm["cubin"]),
+    }
+
+
+def main() -> None:
+    """``compile_kernels.py <capability> <dtype> <shapes> [float32 precision]``"""
+    os.environ.pop("TRITON_INTERPRET", None)
+    capability, dtype, shapes = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    precision = sys.argv[4] if len(sys.argv) > 4 else "highest"
+    for p, l, d in SHAPES[shapes]:
+        done = set()
+        for op, launches in plans(capability, dtype, p, l, d, precision).items():
+            for launch in launches:
+                key = (
+                    launch.kernel.__name__,
+                    str(sorted((k, str(v)) for k, v in launch.arguments.items() if k.isupper())),
+                )
+                if key not in done:  # one group of pairs is compiled for all
+                    done.add(key)
+                    print(
+                        json.dumps({"op": op, "P": p, "L": l, "D": d, **compile_launch(launch, capability)}), flush=True
+                    )
+
+
+if __name__ == "__main__":
+    main()
