@@ -38,7 +38,7 @@ def main() -> None:
         "threads": str(torch.get_num_threads()),
         "GPUs": _devices(),
     }
-    rows |= {f"native {key}": value for key, value in _native.build_info().items()}
+    rows |= {key.replace("_", " "): value or "none" for key, value in _native.build_info().items()}
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
