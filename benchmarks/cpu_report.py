@@ -43,7 +43,7 @@ def times_when_quiet(
 def measure(batch: int, patches: int, dtype: torch.dtype, seconds: float, patience: int) -> dict[str, Any]:
     """One row: times, ratios and memory of every contender at one shape."""
     setup = Setup(batch, patches, dtype)
-    contenders = {
+    contenders: dict[str, Callable[[], object]] = {
         "fused": setup.fused(),
         "fused_forward": setup.fused_forward(),
         "bare_products": setup.bare_products(),
@@ -53,7 +53,7 @@ def measure(batch: int, patches: int, dtype: torch.dtype, seconds: float, patien
     }
     if dtype != torch.float32:  # the definition as the `eager` backend runs it, float32 inside
         contenders["eager_float32"] = setup.eager(torch.float32)
-    parity = setup.assert_parity(contenders["fused"])
+    parity = setup.assert_parity(setup.fused())
     times, others = times_when_quiet(contenders, seconds, patience)
     milliseconds = {name: quantiles(values) for name, values in times.items()}
     name = str(dtype).removeprefix("torch.")
@@ -143,16 +143,14 @@ def main() -> None:
         "what": f"fine_grained_loss, forward + backward, L={TOKENS}, D={CHANNELS}, every token valid",
         "environment": {**environment(), "cpu_capability": _native.build_info()["cpu_capability"]},
     }
-    earlier = earlier_rows(options.out if options.improve else None)
-    rows = []
+    rows = earlier_rows(options.out if options.improve else None)
     for dtype, batch, patches in itertools.product(DTYPES, options.batches, options.patches):
-        row = earlier.get((str(dtype).removeprefix("torch."), batch, patches))
-        if not quiet(row):
+        shape = (str(dtype).removeprefix("torch."), batch, patches)
+        if not quiet(rows.get(shape)):
             again = measure(batch, patches, dtype, options.seconds, options.patience)
-            row = min((row, again), key=lambda r: r["machine_used_by_others"]) if row else again
-        rows.append(row)
-        print(line(row), flush=True)
-    report["rows"] = rows
+            rows[shape] = min(again, rows.get(shape, again), key=lambda row: row["machine_used_by_others"])
+        print(line(rows[shape]), flush=True)
+    report["rows"] = list(rows.values())
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
