@@ -2,8 +2,8 @@
 //
 // Why not the BLAS: the operands of a pair fit in L2, are reused by the next product, and at these sizes a
 // register tile that reads them in place runs at 95 % and more of the multiply-add peak, where batched calls
-// reach 60 % (measured on Zen 4 through torch.bmm, docs/performance_log.md). It also keeps results independent of
-// the number of threads.
+// reach 60 % (measured on Zen 4 through torch.bmm, docs/performance_log.md). It also keeps results
+// independent of the number of threads.
 //
 // Operands are matrices of "units": one number for the multiply-add, a pair of neighbouring bfloat16 numbers
 // (along the contraction) for the bfloat16 dot product. C[m, n] (+)= sum_k A(m, k) . B(k, n).
