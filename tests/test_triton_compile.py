@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
-from tests.compile_kernels import SHARED_MEMORY_KB
+from tests.compile_kernels import SHARED_MEMORY_KB  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+TUNED_WITH = "3.6."
 CAPABILITIES = sorted(SHARED_MEMORY_KB)
 # A backward in one program holds S, dU and U at once, and spills: bytes per thread at 256 patches. No other may.
-MAY_SPILL = {"pair_backward_kernel": 1536, "rows_backward_kernel": 256}
+MAY_SPILL = {"pair_backward_kernel": 1536, "rows_backward_kernel": 512}
 
 
 @cache
@@ -47,6 +48,8 @@ def check(kernels: list[dict[str, Any]], capability: int, *, half: bool = True, 
             assert kernel["matrix"], f"{where}: no matrix instruction"
         # some words given up for the next step of occupancy (80, 96, 128 registers) are no want of registers
         rounding = 16 if not half and kernel["registers"] <= 128 else 0
+        if not triton.__version__.startswith(TUNED_WITH):
+            rounding = 32  # the tiles are chosen with one release; another's compiler may differ by some words
         allowed = MAY_SPILL.get(kernel["kernel"], rounding)
         assert kernel["stack"] <= allowed, f"{where}: spills {kernel['stack']} bytes"
 

@@ -30,7 +30,10 @@ def alignment_weights(
     constant = row_range <= rounding * torch.maximum(row_min.abs(), row_max.abs())
 
     normalised = (similarity - row_min) / row_range.masked_fill(constant, 1)  # eq 2
-    threshold = 1 / valid_patches if similarity_threshold is None else similarity_threshold
+    if similarity_threshold is None:  # 1 / (a count) would be float32 whatever the embeddings are
+        threshold: Tensor | float = 1 / valid_patches.to(torch.promote_types(similarity.dtype, torch.float32))
+    else:
+        threshold = similarity_threshold
     kept = (normalised >= threshold) | (similarity == row_max)
     sparse = normalised.masked_fill(~kept, 0)  # eq 3
     sparse = sparse.masked_fill(constant, 1).masked_fill(~valid, 0)

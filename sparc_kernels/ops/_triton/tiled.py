@@ -332,10 +332,12 @@ def tiled_grad_patches_kernel(
     o_p = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)
     o_d = tile_d * BLOCK_D + tl.arange(0, BLOCK_D)
     unit = unit_of(p_tops, o_b, TOPS, BLOCK_TOPS)
+    n_tokens = 0
     b_gv = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     for tile in range(TILES_L):
         o_l = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
+        n_tokens += tl.sum(m_l.to(tl.int32), axis=0)
         b_x = (load_square(p_grads, o_b, o_l, o_p, L, P) * (1.0 / unit)).to(OPERAND)  # [BLOCK_L, BLOCK_P]
         b_t = load_tile(p_tokens + o_b * stride_tb, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
         b_gv = tl.dot(tl.trans(b_x), b_t, b_gv, input_precision=PRECISION)
@@ -353,6 +355,6 @@ def tiled_grad_patches_kernel(
             b_gv = tl.dot(tl.trans(b_u.to(OPERAND)), b_c.to(OPERAND), b_gv, input_precision=PRECISION)
     if p_pair_factor is not None:
         b_gv = b_gv * tl.load(p_pair_factor + o_b)
-    m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
+    m_p = load_mask(p_patch_mask, o_b, o_p, tl.minimum(n_tokens, 1) * P, stride_pb, stride_pp)
     b_gv = tl.where(m_p[:, None], b_gv, 0.0)
     store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)

@@ -153,7 +153,7 @@ def grad_logits(
     b_dy -= tl.where(m_diagonal, b_w_row[:, None], 0.0)
     if IS_HALF:
         b_q = tl.where(b_token_norm <= MIN_NORM, 1.0, b_q)
-    return b_cosine * b_dy, scale * (b_r[:, None] * b_q[None, :]) * b_dy
+    return tl.where(m_pairs, b_cosine * b_dy, 0.0), scale * (b_r[:, None] * b_q[None, :]) * b_dy
 
 
 @triton.jit

@@ -2,7 +2,11 @@
 """The pair path: one program computes the fine-grained loss, or its gradients, of one image-text pair.
 
 S [L, P] stays in registers; V and T are streamed in chunks of channels, once from DRAM and then from L2. Products of
-size L x P x D: forward 2 (S, C'), backward 7 (S, C' twice, dC' V^T, U^T dC', dS^T T, dS V).
+size L x P x D: forward 2 (S, C'), backward 7 (S, C' twice, C' V^T, U^T C', X^T T, X V with X = dZ^T U + dS).
+
+Z is C' T^T with C' in two halves, not U S^T: it then carries the rounding of U alone, as C' does. At scale 100 in
+bfloat16 the logits are off by at most 0.03 so, 0.04 with U S^T, 0.31 with C' rounded once where one channel is large,
+and 0.16 to 0.40 in plain PyTorch. And S need not live as an operand: the forward has no spill.
 """
 
 import triton
@@ -74,9 +78,9 @@ def pair_forward_kernel(
     o_l = tl.arange(0, BLOCK_L)
     o_p = tl.arange(0, BLOCK_P)
     m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
-    m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
+    has_tokens = tl.max(m_l.to(tl.int32), axis=0)  # an empty caption reads nothing
+    m_p = load_mask(p_patch_mask, o_b, o_p, has_tokens * P, stride_pb, stride_pp)
     sigma, poison = threshold_of(threshold, tl.sum(m_p.to(tl.int32), axis=0))
-    m_p = m_p & (tl.max(m_l.to(tl.int32), axis=0) > 0)  # an empty caption reads nothing
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
 
@@ -151,9 +155,9 @@ def pair_backward_kernel(
     o_l = tl.arange(0, BLOCK_L)
     o_p = tl.arange(0, BLOCK_P)
     m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
-    m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
+    has_tokens = tl.max(m_l.to(tl.int32), axis=0)  # an empty caption reads nothing
+    m_p = load_mask(p_patch_mask, o_b, o_p, has_tokens * P, stride_pb, stride_pp)
     sigma, poison = threshold_of(threshold, tl.sum(m_p.to(tl.int32), axis=0))
-    m_p = m_p & (tl.max(m_l.to(tl.int32), axis=0) > 0)  # an empty caption reads nothing
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
 
@@ -185,7 +189,7 @@ def pair_backward_kernel(
         o_l[:, None] == o_l[None, :], m_l[:, None] & m_l[None, :], IS_HALF
     )  # fmt: skip
     grad_scale = tl.sum(b_scaled)
-    tl.store(p_grad_scale + o_b, grad_scale + tl.where(tl.max(m_l.to(tl.int32), axis=0) > 0, poison, 0.0))
+    tl.store(p_grad_scale + o_b, grad_scale + tl.where(has_tokens > 0, poison, 0.0))
     unit = largest_magnitude(b_dz) if IS_HALF else 1.0
     b_a = (b_dz * (1.0 / unit)).to(OPERAND)  # [BLOCK_L, BLOCK_L]
     _, b_alpha = clamped_inverse_norm(b_group_norm)

@@ -74,10 +74,10 @@ def tiled_logits_kernel(
         m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
         b_group_norm = tl.where(m_l, tl.maximum(tl.sqrt(b_group_square), MIN_NORM), 0.0)
         b_token_norm = tl.where(m_j, tl.maximum(tl.sqrt(b_token_square), MIN_NORM), 0.0)
-        o_row = o_b * L + o_l + 2 * stride_stat
-        o_column = o_b * L + o_j + 3 * stride_stat
-        tl.store(p_stats + o_row, b_group_norm, mask=(o_l < L) & (tile_j == 0))
-        tl.store(p_stats + o_column, b_token_norm, mask=(o_j < L) & (tile_l == 0))
+        if tile_j == 0:
+            tl.store(p_stats + (o_b * L + o_l + 2 * stride_stat), b_group_norm, mask=o_l < L)
+        if tile_l == 0:
+            tl.store(p_stats + (o_b * L + o_j + 3 * stride_stat), b_token_norm, mask=o_j < L)
 
 
 @triton.jit
