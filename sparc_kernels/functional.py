@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparc_kernels import _validate
+from sparc_kernels import _arrays, _validate
+from sparc_kernels._arrays import ArrayT, DLPackArray
 from sparc_kernels._dispatch import resolve
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops.contrastive.reference import contrastive_reference
@@ -138,75 +139,86 @@ def fine_grained_loss(
 
 
 def language_grouped_embeddings(
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
+    patch_embeds: ArrayT,
+    token_embeds: ArrayT,
     *,
-    patch_mask: Tensor | None = None,
+    patch_mask: DLPackArray | None = None,
     similarity_threshold: float | None = None,
     backend: str = "auto",
-) -> Tensor:
+) -> ArrayT:
     """Language-grouped vision embeddings: for every token the weighted mean of the patches it aligns with.
 
-    Equations 2-5 of Bica et al. (2024).
+    Equations 2-5 of Bica et al. (2024). Takes tensors, or arrays of another library (NumPy, CuPy, ...: whatever has
+    ``__dlpack__``), and returns the same kind, without a copy on the way in or out.
 
     Args:
-        patch_embeds: [B, P, D] patch embeddings; float16, bfloat16, float32 or float64.
-        token_embeds: [B, L, D] token embeddings, of the same dtype and device.
-        patch_mask: [B, P] bool, True = valid; None = all valid.
+        patch_embeds: [B, P, D] patch embeddings; float16, bfloat16, float32 or float64 (NumPy has no bfloat16). Arrays
+            may be read-only and strided, but not by negative strides.
+        token_embeds: [B, L, D] token embeddings, of the same kind, dtype and device.
+        patch_mask: [B, P] bool, a tensor or any DLPack array, True = valid; None = all valid.
         similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
         backend: as in :func:`fine_grained_loss`.
 
     Returns:
-        [B, L, D] in the embeddings' dtype, differentiable once in both (the eager backend: any number of times).
+        [B, L, D] in the embeddings' dtype and kind. Of tensors: differentiable once in both (the eager backend: any
+        number of times). Of arrays: no gradient, and autocast does not apply.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as :func:`fine_grained_loss`.
+        TypeError: an argument of a wrong type or dtype; embeddings of two kinds; an array in foreign byte order.
+        ValueError: shapes, devices, threshold or backend that do not fit; negative strides; an image whose every patch
+            is masked (looked at on the CPU only).
+        NotImplementedError: a backend that cannot serve this dtype, device or machine.
     """
-    patch_embeds, token_embeds, backend = _grouping_inputs(
-        patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
+    return _arrays.call(
+        _language_grouped_embeddings, patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
     )
+
+
+def _language_grouped_embeddings(
+    patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, threshold: float | None, backend: str
+) -> Tensor:
+    patch_embeds, token_embeds, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend)
     if backend == "eager":
-        return grouped_embeddings_reference(patch_embeds, token_embeds, patch_mask, similarity_threshold)
-    return LanguageGroupedEmbeddingsFunction.apply(
-        patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
-    )
+        return grouped_embeddings_reference(patch_embeds, token_embeds, patch_mask, threshold)
+    return LanguageGroupedEmbeddingsFunction.apply(patch_embeds, token_embeds, patch_mask, threshold, backend)
 
 
 def alignment_weights(
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
+    patch_embeds: ArrayT,
+    token_embeds: ArrayT,
     *,
-    patch_mask: Tensor | None = None,
+    patch_mask: DLPackArray | None = None,
     similarity_threshold: float | None = None,
     backend: str = "auto",
-) -> Tensor:
+) -> ArrayT:
     """Alignment weights of every token over the patches of its image; each row sums to 1.
 
-    Equations 2-4 of Bica et al. (2024). The arguments and errors are those of :func:`language_grouped_embeddings`.
+    Equations 2-4 of Bica et al. (2024). The arguments, tensors or arrays of another library, and the errors are those
+    of :func:`language_grouped_embeddings`.
 
     Returns:
-        [B, L, P] in the embeddings' dtype, exactly 0 below the threshold and at masked patches, differentiable once
-        (the eager backend: any number of times).
+        [B, L, P] in the embeddings' dtype and kind, exactly 0 below the threshold and at masked patches. Of tensors:
+        differentiable once (the eager backend: any number of times). Of arrays: no gradient.
     """
-    patch_embeds, token_embeds, backend = _grouping_inputs(
-        patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
-    )
+    return _arrays.call(_alignment_weights, patch_embeds, token_embeds, patch_mask, similarity_threshold, backend)
+
+
+def _alignment_weights(
+    patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, threshold: float | None, backend: str
+) -> Tensor:
+    patch_embeds, token_embeds, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend)
     if backend == "eager":
-        return alignment_weights_reference(patch_embeds, token_embeds, patch_mask, similarity_threshold)
-    return AlignmentWeightsFunction.apply(patch_embeds, token_embeds, patch_mask, similarity_threshold, backend)
+        return alignment_weights_reference(patch_embeds, token_embeds, patch_mask, threshold)
+    return AlignmentWeightsFunction.apply(patch_embeds, token_embeds, patch_mask, threshold, backend)
 
 
 def _grouping_inputs(
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    patch_mask: Tensor | None,
-    similarity_threshold: float | None,
-    backend: str,
+    patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, threshold: float | None, backend: str
 ) -> tuple[Tensor, Tensor, str]:
     patch_embeds, token_embeds = _patches_and_tokens(patch_embeds, token_embeds)
     _validate.mask("patch_mask", patch_mask, "patch_embeds", patch_embeds)
     _validate.images_have_patches(patch_mask)
-    _validate.similarity_threshold(similarity_threshold)
+    _validate.similarity_threshold(threshold)
     return (
         patch_embeds,
         token_embeds,

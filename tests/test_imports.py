@@ -27,6 +27,7 @@ RULES = {
     "ops._eager": SHARED,
     "ops._dtype": set(),
     "modules": {"sparc_kernels._validate", "sparc_kernels.functional"},
+    "_arrays": set(),
     "_validate": set(),
     "_native": set(),
     "_version": set(),
@@ -66,6 +67,8 @@ def test_import_rules(name: str) -> None:
     assert not {m for m in imports if m.split(".")[0] in ("tests", "benchmarks")}
     if not short.startswith("train"):
         assert not {m for m in imports if m.startswith("sparc_kernels.train")}, "nothing imports train"
+    if short not in ("functional", "_arrays"):
+        assert "sparc_kernels._arrays" not in imports, "arrays become tensors at the door, the rooms know tensors only"
     room = next((r for r in ROOMS if short.startswith(f"ops.{r}")), None)
     if room is not None:
         others = {m for m in imports for r in ROOMS if r != room and m.startswith(f"sparc_kernels.ops.{r}")}
@@ -117,6 +120,19 @@ def test_import_is_light() -> None:
         "heavy = ('sparc_kernels.train', 'sparc_kernels.ops.fine_grained.triton', 'matplotlib', 'tokenizers')\n"
         "found = [m for m in sys.modules if m.startswith(heavy)]\n"
         "assert not found, found"
+    )
+
+
+def test_works_without_numpy() -> None:
+    """NumPy is no dependency: only its own arrays need it."""
+    _run(
+        "import sys; sys.modules['numpy'] = None\n"
+        "import torch, sparc_kernels as sk\n"
+        "v = torch.randn(2, 3, 4)\n"
+        "assert sk.alignment_weights(v, v).shape == (2, 3, 3)\n"
+        "try: sk.alignment_weights([1.0], v)\n"
+        "except TypeError as error: assert 'got list' in str(error), error\n"
+        "else: raise AssertionError\n"
     )
 
 
