@@ -1,0 +1,77 @@
+// Between numpy and kernels: global memory as exactly sized heap allocations, so that AddressSanitizer sees
+// what leaves them.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace sparc {
+namespace emulation {
+
+// An array of T in global memory. 16-bit floats come and go as uint16 (or any other dtype of their size). The
+// first element lies at a multiple of 16 bytes.
+template <class T>
+class GlobalArray {
+ public:
+  // A copy of `array`, which must have elements of T's size.
+  explicit GlobalArray(const pybind11::array& array) : dtype_(array.dtype()) {
+    if (array.itemsize() != static_cast<pybind11::ssize_t>(sizeof(T))) {
+      throw std::invalid_argument("an array of items of " + std::to_string(array.itemsize()) +
+                                  " bytes, not " + std::to_string(sizeof(T)));
+    }
+    const pybind11::array packed = pybind11::array::ensure(array, pybind11::array::c_style);
+    shape_.assign(packed.shape(), packed.shape() + packed.ndim());
+    allocate();
+    std::memcpy(data_.get(), packed.data(), bytes());
+  }
+  // For results. Every byte is 0xFF (in floats: NaN) until it is written.
+  GlobalArray(const char* dtype, std::vector<pybind11::ssize_t> shape)
+      : dtype_(pybind11::dtype(dtype)), shape_(std::move(shape)) {
+    if (dtype_.itemsize() != static_cast<pybind11::ssize_t>(sizeof(T))) throw std::invalid_argument("dtype");
+    allocate();
+    std::memset(static_cast<void*>(data_.get()), 0xFF, bytes());
+  }
+
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  pybind11::ssize_t shape(size_t dimension) const { return shape_.at(dimension); }
+  size_t size() const {
+    size_t count = 1;
+    for (const pybind11::ssize_t extent : shape_) count *= static_cast<size_t>(extent);
+    return count;
+  }
+  size_t bytes() const { return size() * sizeof(T); }
+
+  pybind11::array to_numpy() const {
+    pybind11::array result(dtype_, shape_);
+    std::memcpy(result.mutable_data(), data_.get(), bytes());
+    return result;
+  }
+
+ private:
+  struct Free {
+    void operator()(T* pointer) const { std::free(pointer); }
+  };
+
+  void allocate() {
+    data_.reset(static_cast<T*>(std::malloc(bytes())));
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+
+  pybind11::dtype dtype_;
+  std::vector<pybind11::ssize_t> shape_;
+  std::unique_ptr<T[], Free> data_;
+};
+
+}  // namespace emulation
+}  // namespace sparc

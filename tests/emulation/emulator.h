@@ -1,0 +1,28 @@
+// Launches kernels on the host. See runtime.h for what is watched and fibers.h for how threads run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "runtime.h"
+
+namespace sparc {
+namespace emulation {
+
+// Global memory that a launch uses through scratch_at. Its bytes are poisoned during the launch (the contents
+// lie in the emulator), so that nothing reads it past the Scratch pointers, and undefined after it.
+struct ScratchRegion {
+  void* base;
+  size_t bytes;
+};
+
+// Runs `kernel` once in every thread of `grid` blocks. The blocks run one after another; their order, and
+// that of their threads between synchronisation points, is drawn from `seed`. Throws EmulationError at the
+// first fault.
+void emulate(int64_t grid, int threads, size_t shared_bytes, const std::vector<ScratchRegion>& scratch,
+             uint64_t seed, const std::function<void()>& kernel);
+
+}  // namespace emulation
+}  // namespace sparc

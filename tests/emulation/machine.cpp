@@ -1,0 +1,286 @@
+#include "machine.h"
+
+#include <sanitizer/asan_interface.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include "collectives.h"
+
+namespace sparc {
+namespace emulation {
+namespace {
+
+Machine* running = nullptr;
+
+Machine& machine() {
+  if (running == nullptr) throw std::logic_error("a device function was called outside of emulate()");
+  return *running;
+}
+
+const char* name_of(Collective kind) {
+  switch (kind) {
+    case Collective::kWarpBarrier:
+      return "warp_barrier";
+    case Collective::kShuffle:
+      return "shuffle";
+    case Collective::kShuffleXor:
+      return "shuffle_xor";
+    case Collective::kBallot:
+      return "ballot";
+    case Collective::kLoadMatrices:
+      return "load_matrices";
+    case Collective::kLoadMatricesTransposed:
+      return "load_matrices_transposed";
+    case Collective::kMultiplyAddBf16:
+      return "multiply_add_bf16";
+    case Collective::kMultiplyAddF16:
+      return "multiply_add_f16";
+    case Collective::kMultiplyAddTf32:
+      return "multiply_add_tf32";
+    case Collective::kNone:
+      break;
+  }
+  return "nothing";
+}
+
+}  // namespace
+
+Machine::Machine(int64_t grid, int threads, size_t shared_bytes, const std::vector<ScratchRegion>& scratch,
+                 uint64_t seed, const std::function<void()>& kernel)
+    : grid_(grid),
+      kernel_(kernel),
+      shadow_(threads, shared_bytes),
+      random_(seed),
+      threads_(threads),
+      warps_(threads / kWarpSize) {
+  for (const ScratchRegion& region : scratch) shadow_.add_scratch(region.base, region.bytes);
+}
+
+void Machine::run() {
+  std::vector<int64_t> order(grid_);
+  std::iota(order.begin(), order.end(), int64_t{0});
+  for (size_t left = order.size(); left > 1; --left) std::swap(order[left - 1], order[draw(left)]);
+  for (int thread = 0; thread < static_cast<int>(threads_.size()); ++thread) {
+    threads_[thread].fiber = std::make_unique<Fiber>([this, thread] { body(thread); });
+  }
+  for (const int64_t block : order) {
+    block_ = block;
+    run_block();
+    if (error_ == nullptr) continue;
+    try {
+      std::rethrow_exception(error_);
+    } catch (const EmulationError& error) {
+      throw EmulationError("block " + std::to_string(block) + ": " + error.what());
+    }
+  }
+}
+
+void Machine::run_block() {
+  shadow_.start_block();
+  finished_ = 0;
+  ready_.resize(threads_.size());
+  std::iota(ready_.begin(), ready_.end(), 0);
+  for (Warp& warp : warps_) warp.stopped = 0;
+  for (Thread& thread : threads_) {
+    thread.finished = false;
+    thread.groups = 0;
+  }
+  // Every way to a state that nobody leaves is caught where the last thread enters it.
+  while (!ready_.empty() && error_ == nullptr) {
+    std::swap(ready_[draw(ready_.size())], ready_.back());
+    current_ = ready_.back();
+    ready_.pop_back();
+    threads_[current_].fiber->resume();
+  }
+}
+
+void Machine::body(int thread) {
+  for (;;) {  // once per block
+    try {
+      kernel_();
+      finish_thread();
+    } catch (...) {
+      error_ = std::current_exception();
+    }
+    // No exception may be in flight across a switch: the C++ runtime keeps them per thread of the host.
+    threads_[thread].fiber->suspend();
+  }
+}
+
+void Machine::finish_thread() {
+  Thread& thread = threads_[current_];
+  if (!thread.copies.empty()) {
+    fail("ends with " + std::to_string(thread.copies.size()) +
+         " copies that no copy_async_wait has completed");
+  }
+  Warp& warp = warps_[current_ / kWarpSize];
+  if (warp.waiting > 0) {
+    fail(std::string("ends while lanes of its warp wait at ") + name_of(warp.kind) +
+         " (divergent collective)");
+  }
+  if (waiting_for_block_ > 0) {
+    fail("ends while " + std::to_string(waiting_for_block_) +
+         " threads wait at block_barrier (divergent barrier)");
+  }
+  thread.finished = true;
+  ++warp.stopped;
+  ++finished_;
+}
+
+void Machine::block_barrier() {
+  Warp& warp = warps_[current_ / kWarpSize];
+  if (warp.waiting > 0) {
+    fail(std::string("reaches block_barrier while lanes of its warp wait at ") + name_of(warp.kind) +
+         " (divergent collective)");
+  }
+  if (finished_ > 0) {
+    fail("reaches block_barrier after " + std::to_string(finished_) +
+         " threads have ended (divergent barrier)");
+  }
+  threads_[current_].waits_for_block = true;
+  ++warp.stopped;
+  if (++waiting_for_block_ == static_cast<int>(threads_.size())) {
+    waiting_for_block_ = 0;
+    for (Thread& thread : threads_) thread.waits_for_block = false;
+    for (Warp& each : warps_) each.stopped = 0;
+    shadow_.order_block();
+    ready_.resize(threads_.size());
+    std::iota(ready_.begin(), ready_.end(), 0);
+  }
+  suspend_current();
+}
+
+void Machine::warp_collective(Collective kind, LaneArguments& lane) {
+  const int index = current_ / kWarpSize;
+  Warp& warp = warps_[index];
+  if (warp.waiting > 0 && warp.kind != kind) {
+    fail(std::string("reaches ") + name_of(kind) + " while lanes of its warp wait at " + name_of(warp.kind) +
+         " (divergent collective)");
+  }
+  for (int thread = index * kWarpSize; warp.stopped > 0 && thread < (index + 1) * kWarpSize; ++thread) {
+    if (!threads_[thread].finished && !threads_[thread].waits_for_block) continue;
+    fail(std::string("reaches ") + name_of(kind) + " but " + name_thread(thread) +
+         (threads_[thread].finished ? " has ended" : " waits at block_barrier") + " (divergent collective)");
+  }
+  warp.kind = kind;
+  warp.lanes[current_ % kWarpSize] = &lane;
+  if (++warp.waiting == kWarpSize) {
+    warp.waiting = 0;
+    complete(index);
+    for (int i = 0; i < kWarpSize; ++i) ready_.push_back(index * kWarpSize + i);
+  }
+  suspend_current();
+}
+
+void Machine::complete(int index) {
+  Warp& warp = warps_[index];
+  switch (warp.kind) {
+    case Collective::kNone:
+      break;
+    case Collective::kWarpBarrier:
+      shadow_.order_warp(index);
+      break;
+    case Collective::kShuffle:
+    case Collective::kShuffleXor:
+    case Collective::kBallot:
+      exchange(warp.kind, warp.lanes);
+      break;
+    case Collective::kLoadMatrices:
+    case Collective::kLoadMatricesTransposed: {
+      uint16_t rows[kWarpSize][8];
+      for (int lane = 0; lane < kWarpSize; ++lane) {
+        shadow_.read_row(index * kWarpSize + lane, warp.lanes[lane]->row, rows[lane]);
+      }
+      distribute_matrices(warp.kind == Collective::kLoadMatricesTransposed, rows, warp.lanes);
+      break;
+    }
+    case Collective::kMultiplyAddBf16:
+    case Collective::kMultiplyAddF16:
+    case Collective::kMultiplyAddTf32:
+      multiply_add(warp.kind, warp.lanes);
+      break;
+  }
+}
+
+void Machine::copy_async(void* shared, const void* global, int bytes) {
+  if (bytes < 0 || bytes > 16) fail("calls copy_async with " + std::to_string(bytes) + " bytes, not 0 to 16");
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    fail("calls copy_async with a misaligned global address");
+  Copy copy = {threads_[current_].groups, shared, global, bytes, false, {}};
+  if (bytes > 0) {
+    copy.source_watched = shadow_.read_if_watched(current_, global, bytes, copy.value);
+    if (!copy.source_watched) {
+      if (__asan_region_is_poisoned(const_cast<void*>(global), bytes) != nullptr) {
+        fail("calls copy_async whose source is out of bounds: " + std::to_string(bytes) +
+             " bytes of global memory");
+      }
+      std::memcpy(copy.value, global, bytes);
+    }
+  }
+  shadow_.claim(current_, shared);
+  threads_[current_].copies.push_back(copy);
+}
+
+void Machine::copy_async_commit() { ++threads_[current_].groups; }
+
+void Machine::copy_async_wait(int pending) {
+  Thread& thread = threads_[current_];
+  const int64_t complete_below = thread.groups - pending;
+  auto copy = thread.copies.begin();
+  for (; copy != thread.copies.end() && copy->group < complete_below; ++copy) {
+    if (copy->source_watched) {  // the device may have read it at any time until now
+      unsigned char value[16] = {};
+      shadow_.read_if_watched(current_, copy->source, copy->bytes, value);
+      if (std::memcmp(value, copy->value, sizeof(value)) != 0) {
+        fail("waits for a copy_async whose source in scratch was changed in the meantime");
+      }
+    }
+    shadow_.complete(current_, copy->destination, copy->value);
+  }
+  thread.copies.erase(thread.copies.begin(), copy);
+}
+
+void Machine::suspend_current() { threads_[current_].fiber->suspend(); }
+
+size_t Machine::draw(size_t count) { return random_() % count; }
+
+void Machine::fail(const std::string& what) const {
+  throw EmulationError(name_thread(current_) + " " + what);
+}
+
+void emulate(int64_t grid, int threads, size_t shared_bytes, const std::vector<ScratchRegion>& scratch,
+             uint64_t seed, const std::function<void()>& kernel) {
+  if (threads <= 0 || threads > 1024 || threads % kWarpSize != 0) {
+    throw std::invalid_argument("emulate: threads must be a multiple of 32 up to 1024");
+  }
+  if (running != nullptr) throw std::logic_error("emulate: called by a kernel");
+  struct Reset {
+    ~Reset() { running = nullptr; }
+  } reset;
+  Machine launch(grid, threads, shared_bytes, scratch, seed, kernel);
+  running = &launch;
+  launch.run();
+}
+
+int thread_index() { return machine().thread(); }
+int64_t block_index() { return machine().block(); }
+int64_t block_count() { return machine().grid(); }
+void* shared_base() { return machine().shadow().shared_base(); }
+void read_watched(const void* address, size_t bytes, size_t alignment, void* value) {
+  machine().shadow().read(machine().thread(), address, bytes, alignment, value);
+}
+void write_watched(void* address, size_t bytes, size_t alignment, const void* value) {
+  machine().shadow().write(machine().thread(), address, bytes, alignment, value);
+}
+void block_barrier() { machine().block_barrier(); }
+void warp_collective(Collective kind, LaneArguments& lane) { machine().warp_collective(kind, lane); }
+void copy_async(void* shared, const void* global, int bytes) { machine().copy_async(shared, global, bytes); }
+void copy_async_commit() { machine().copy_async_commit(); }
+void copy_async_wait(int pending) { machine().copy_async_wait(pending); }
+
+}  // namespace emulation
+}  // namespace sparc

@@ -1,0 +1,85 @@
+// One launch: the fibers of a block, what they wait for, their copies under way.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "emulator.h"
+#include "fibers.h"
+#include "runtime.h"
+#include "shadow.h"
+
+namespace sparc {
+namespace emulation {
+
+class Machine {
+ public:
+  Machine(int64_t grid, int threads, size_t shared_bytes, const std::vector<ScratchRegion>& scratch,
+          uint64_t seed, const std::function<void()>& kernel);
+
+  void run();
+
+  // Called by fibers.
+  int thread() const { return current_; }
+  int64_t block() const { return block_; }
+  int64_t grid() const { return grid_; }
+  Shadow& shadow() { return shadow_; }
+  void block_barrier();
+  void warp_collective(Collective kind, LaneArguments& lane);
+  void copy_async(void* shared, const void* global, int bytes);
+  void copy_async_commit();
+  void copy_async_wait(int pending);
+
+ private:
+  struct Copy {
+    int64_t group;
+    void* destination;
+    const void* source;
+    int bytes;
+    bool source_watched;
+    unsigned char value[16];
+  };
+  struct Thread {
+    std::unique_ptr<Fiber> fiber;
+    bool waits_for_block = false;
+    bool finished = false;
+    int64_t groups = 0;  // committed
+    std::vector<Copy> copies;
+  };
+  struct Warp {
+    Collective kind = Collective::kNone;  // what its lanes wait for
+    int waiting = 0;
+    int stopped = 0;  // lanes that have ended or wait for the block
+    LaneArguments* lanes[kWarpSize] = {};
+  };
+
+  void run_block();
+  void body(int thread);
+  void finish_thread();
+  void complete(int warp);
+  void suspend_current();
+  size_t draw(size_t count);
+  [[noreturn]] void fail(const std::string& what) const;
+
+  int64_t grid_;
+  const std::function<void()>& kernel_;
+  Shadow shadow_;
+  std::mt19937_64 random_;
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::vector<int> ready_;
+  int current_ = 0;
+  int64_t block_ = 0;
+  int waiting_for_block_ = 0;
+  int finished_ = 0;
+  std::exception_ptr error_;
+};
+
+}  // namespace emulation
+}  // namespace sparc

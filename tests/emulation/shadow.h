@@ -1,0 +1,88 @@
+// The contents of shared memory and scratch, with a record per byte of who touched it last and when.
+//
+// Time is one clock per launch that every barrier advances. Two accesses by different threads are ordered if
+// a block barrier was completed between them or, within a warp, a warp barrier. Other warp collectives
+// exchange registers and order no memory. Each byte keeps its last writer and two readers since: two are
+// enough, as two of different warps are in the way of any writer that no block barrier orders behind them,
+// and two of one warp, at its present barrier, of any writer of that warp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime.h"
+
+namespace sparc {
+namespace emulation {
+
+class Shadow {
+ public:
+  Shadow(int threads, size_t shared_bytes);
+  ~Shadow();
+  Shadow(const Shadow&) = delete;
+  Shadow& operator=(const Shadow&) = delete;
+
+  void add_scratch(void* base, size_t bytes);
+  void* shared_base() const { return reinterpret_cast<void*>(regions_[0].begin); }
+
+  void start_block();
+  void order_block();
+  void order_warp(int warp);
+
+  void read(int thread, const void* address, size_t bytes, size_t alignment, void* value);
+  void write(int thread, void* address, size_t bytes, size_t alignment, const void* value);
+  // A row for ldmatrix, which reads shared memory only.
+  void read_row(int thread, const void* address, void* row);
+
+  // The destination of an asynchronous copy, of 16 bytes, between issue and completion.
+  void claim(int thread, void* destination);
+  void complete(int thread, void* destination, const void* value);
+  // The source of one: true if it lies in a region and was read from there.
+  bool read_if_watched(int thread, const void* address, size_t bytes, void* value);
+
+ private:
+  struct Byte {
+    uint32_t write_clock;  // 0: never
+    uint32_t read_clock[2];
+    uint16_t writer;
+    uint16_t reader[2];
+    uint16_t copier;  // 1 + the thread whose copy is under way to this byte, 0: none
+  };
+  struct Free {
+    void operator()(void* pointer) const;
+  };
+  struct Region {
+    uintptr_t begin;
+    size_t bytes;
+    std::string name;
+    std::unique_ptr<unsigned char[], Free> contents;
+    std::unique_ptr<Byte[], Free> shadow;  // from calloc: pages that are never used cost nothing
+  };
+
+  void add_region(uintptr_t begin, size_t bytes, std::string name);
+  Region* find(const void* address);
+  Region& locate(int thread, const void* address, size_t bytes, size_t alignment, const char* verb);
+  bool ordered(int thread, int earlier_thread, uint32_t earlier_clock) const;
+  void record_read(Region& region, size_t offset, size_t bytes, int thread);
+  void record_write(Region& region, size_t offset, size_t bytes, int thread, const char* verb);
+  void check_free(Region& region, size_t offset, size_t at, size_t bytes, int thread, const char* verb);
+  [[noreturn]] void fail(int thread, const std::string& verb, const std::string& where,
+                         const std::string& why);
+  static std::string range(const Region& region, size_t offset, size_t bytes);
+
+  std::unique_ptr<unsigned char[], Free> shared_addresses_;  // poisoned; only its addresses are used
+  std::vector<Region> regions_;                              // the first is shared memory
+  uint32_t clock_ = 0;
+  uint32_t block_start_ = 0;
+  uint32_t block_ordered_ = 0;
+  std::vector<uint32_t> warp_ordered_;
+};
+
+// "thread 37 (warp 1, lane 5)"
+std::string name_thread(int thread);
+
+}  // namespace emulation
+}  // namespace sparc
