@@ -1,142 +1,207 @@
-"""Timing side by side, peak memory, and the description of the machine; shared by every benchmark."""
+"""One setup for speed and memory: who can serve a case, parity, then time and memory side by side, as one row.
+
+A contender that cannot serve is recorded with its reason, one that fails (out of memory, a wrong result) with its
+error, and the others are measured all the same.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import datetime
 import gc
-import os
-import platform
-import statistics
-import subprocess
-import sys
+import itertools
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-CHECKOUT = Path(__file__).parent.parent
+from benchmarks import machine, memory
+from benchmarks.cases import Case, Inputs, draw, floor_milliseconds, model
+from benchmarks.parity import assert_parity, run
+from benchmarks.providers import Op, Provider, select
+from benchmarks.timing import graph_times, interleaved, quantiles, ratio
+
+QUIET = 0.02  # a row is measured again while other processes use more of the CPUs than this
+ERROR_LENGTH = 200
+MEMORY_KINDS = ("ours", "eager", "listing")  # on the CPU, where a compiled one would compile again in a fresh process
+Row = dict[str, Any]
 
 
-def interleaved(
-    functions: dict[str, Callable[[], object]], seconds: float = 8.0, least: int = 5, most: int = 60
-) -> dict[str, list[float]]:
-    """Seconds of every call of every function, called in turn: what disturbs the machine disturbs all of them alike.
+@dataclass
+class Context:
+    """How to measure. ``budget``: seconds for everything; None = no limit."""
 
-    Rounds start with another function each time, until ``seconds`` have passed or ``most`` rounds were run. The first
-    round, which warms up, is not counted.
+    device: torch.device
+    seconds: float = 8.0
+    patience: int = 1
+    quick: bool = False
+    budget: float | None = None
+    without: tuple[str, ...] = ()
+    commit: str | None = None
+    started: float = field(default_factory=time.monotonic)
+    longest: float = 0.0  # seconds of the longest row so far
+
+    def out_of_time(self) -> bool:
+        """Whether a row like the longest one so far would pass the budget."""
+        return self.budget is not None and time.monotonic() - self.started + self.longest > self.budget
+
+    def roofs(self, dtype: torch.dtype) -> dict[str, float]:
+        return machine.roofs(self.device, dtype, self.quick)
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return {"failed": text[:ERROR_LENGTH]}
+
+
+def release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def cold_copies(case: Case, device: torch.device) -> list[Inputs]:
+    """Inputs to take in turn: on a GPU so many that together they are four times its second-level cache."""
+    first = draw(case, device)
+    cache = machine.l2_bytes(device)
+    copies = min(64, 1 + 4 * cache // max(1, first.gradient_bytes)) if cache else 1
+    return [first, *(draw(case, device, seed) for seed in range(1, copies))]
+
+
+def times_when_quiet(
+    functions: Mapping[str, Callable[[], object]], context: Context
+) -> tuple[dict[str, list[float]], float | None]:
+    """Times, and the share of the CPUs that others used meanwhile: of ``patience`` tries the quietest one.
+
+    On a GPU that share says little, and is None.
     """
-    names = list(functions)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for function in functions.values():
-        function()
-    start = time.perf_counter()
-    for done in range(most):
-        if done >= least and time.perf_counter() - start > seconds:
+    least = 3 if context.quick else 5
+    if context.device.type != "cpu":
+        return interleaved(functions, context.device, context.seconds, least), None
+    best: tuple[dict[str, list[float]], float] | None = None
+    for _ in range(max(1, context.patience)):
+        with machine.OthersShare() as others:
+            times = interleaved(functions, context.device, context.seconds, least)
+        if best is None or others.share < best[1]:
+            best = times, others.share
+        if best[1] < QUIET:
             break
-        shift = done % len(names)
-        for name in names[shift:] + names[:shift]:
-            begin = time.perf_counter()
-            functions[name]()
-            times[name].append(time.perf_counter() - begin)
-    return times
+    assert best is not None
+    return best
 
 
-def quantiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Milliseconds: median, 20th and 80th percentile, minimum."""
-    ordered = sorted(1e3 * value for value in seconds)
-
-    def at(share: float) -> float:
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-    return {"p20": at(0.2), "p50": statistics.median(ordered), "p80": at(0.8), "min": ordered[0]}
-
-
-def ratio(times: dict[str, list[float]], over: str, under: str) -> float:
-    """Median over the rounds of (time of ``over``) / (time of ``under``), each pair taken from one round."""
-    return statistics.median(a / b for a, b in zip(times[over], times[under]))
-
-
-def peak_memory(module: str, *arguments: object) -> int:
-    """Bytes that ``python -m module arguments`` prints: a fresh process, where nothing freed earlier hides a peak."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    result = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, text=True)
-    return int(result.stdout.split()[-1])
-
-
-class OthersShare:
-    """Context manager: ``share`` is how much of the machine other processes used meanwhile (1: all cores; Linux)."""
-
-    share: float
-
-    def __enter__(self) -> OthersShare:
-        self._before = self._now()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        busy, own, wall = (after - before for after, before in zip(self._now(), self._before))
-        self.share = max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
-
-    @staticmethod
-    def _now() -> tuple[float, float, float]:
-        user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
-        times = os.times()
-        return (user + nice + system) / os.sysconf("SC_CLK_TCK"), times.user + times.system, time.perf_counter()
+def prepare(
+    providers: list[Provider], case: Case, inputs: Inputs, device: torch.device
+) -> tuple[dict[str, Op], dict[str, dict[str, Any]]]:
+    """Those that serve and compute the op, and a record of every provider."""
+    ops: dict[str, Op] = {}
+    records: dict[str, dict[str, Any]] = {}
+    for provider in providers:
+        record = records[provider.name] = {"kind": provider.kind}
+        try:
+            if reason := provider.reason(case, device):
+                record["unsupported"] = reason
+                continue
+            op = provider.build(case)
+            if provider.kind == "floor":
+                op(inputs)
+            else:
+                distances = assert_parity(op, case, inputs, provider.kind == "ours")
+                record["parity"] = {name: float(f"{value:.2g}") for name, value in distances.items()}
+            ops[provider.name] = op
+        except Exception as error:  # out of memory, a wrong result, a compiler's own: the row says so
+            record |= failure(error)
+            release(device)
+    return ops, records
 
 
-class PeakResidentMemory:
-    """Context manager: ``bytes`` is by how much the resident memory of this process rose at its highest (Linux)."""
-
-    bytes: int
-
-    def __enter__(self) -> PeakResidentMemory:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but not given back would hide a rise
-        self._before = self._status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bytes = max(0, self._status("VmHWM") - self._before)
-
-    @staticmethod
-    def _status(field: str) -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return 1024 * int(line.split()[1])
-        raise RuntimeError(f"no {field} in /proc/self/status")
-
-
-def _cpu_model() -> str:
+def measure_memory(name: str, kind: str, op: Op, case: Case, inputs: Inputs, device: torch.device) -> dict[str, Any]:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    named = {key.strip(): value.strip() for key, value in fields.items()}
-    return (
-        f"{named.get('model name', platform.machine())} (family {named.get('cpu family')}, model {named.get('model')})"
-    )
+        if device.type == "cuda":
+            return {"memory_bytes": memory.gpu_peak(op, case, inputs)}
+        if kind in MEMORY_KINDS:
+            return {"memory_bytes": memory.cpu_peak(name, case)}
+    except Exception as error:
+        release(device)
+        return {"memory_failed": failure(error)["failed"]}
+    return {}
 
 
-def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=CHECKOUT, check=False, capture_output=True, text=True)
-    return result.stdout.strip()
+def chosen(measured: Iterable[str], records: dict[str, dict[str, Any]]) -> str | None:
+    """The backend of ours that ``auto`` would take."""
+    return next((name for name in measured if records[name]["kind"] == "ours"), None)
 
 
-def environment() -> dict[str, object]:
-    """What a row of results has to say about where it was measured."""
-    changed = _git(
-        "status", "--porcelain", "--untracked-files=no", "--", "csrc", "sparc_kernels", "setup.py", "benchmarks/*.py"
-    )
+def graph_record(op: Op, case: Case, copies: list[Inputs]) -> dict[str, Any]:
+    def one_pass() -> None:
+        for inputs in copies:
+            run(op, case, inputs)
+
+    try:
+        return {"graph_ms": quantiles(graph_times(one_pass, len(copies)))}
+    except Exception as error:
+        torch.cuda.synchronize()
+        return {"graph_failed": failure(error)["failed"]}
+
+
+def measure(case: Case, context: Context, compiled: tuple[str, ...] = ("compile",)) -> Row:
+    """One row: every provider at one case."""
+    device = context.device
+    release(device)
+    roofs = context.roofs(case.torch_dtype)
+    copies = cold_copies(case, device)
+    ops, records = prepare(select(compiled, context.without), case, copies[0], device)
+    for name, op in ops.items():
+        if records[name]["kind"] != "floor":
+            records[name] |= measure_memory(name, records[name]["kind"], op, case, copies[0], device)
+
+    def stepper(op: Op) -> Callable[[], object]:
+        turn = itertools.cycle(copies)
+        return lambda: run(op, case, next(turn))
+
+    def floor(op: Op) -> Callable[[], object]:
+        turn = itertools.cycle(copies)
+        return lambda: op(next(turn))
+
+    steps = {name: (floor if records[name]["kind"] == "floor" else stepper)(op) for name, op in ops.items()}
+    times, others = times_when_quiet(steps, context)
+    ours = chosen(ops, records)
+    add_times(records, times, ours)
+    if device.type == "cuda":
+        for name, op in ops.items():  # last: a failed capture disturbs nothing that was measured
+            if records[name]["kind"] not in ("floor", "compile"):
+                records[name] |= graph_record(op, case, copies)
+    work = model(case)
+    floor_ms, bound = floor_milliseconds(work, roofs)
+    add_shares(records, floor_ms)
+    return row(case, context, records, ours, others) | {
+        "roofs": {name: round(value, 2) for name, value in roofs.items()},
+        "model": work | {"floor_ms": round(floor_ms, 6), "bound": bound},
+        "input_copies": len(copies),
+    }
+
+
+def add_times(records: dict[str, dict[str, Any]], times: dict[str, list[float]], ours: str | None) -> None:
+    for name, seconds in times.items():
+        records[name] |= {"ms": quantiles(seconds), "rounds": len(seconds)}
+        if ours is not None and name != ours:
+            records[name]["over_ours"] = round(ratio(times, name, ours), 4)
+
+
+def add_shares(records: dict[str, dict[str, Any]], floor_ms: float) -> None:
+    """``share_of_floor``: 1 would be as fast as the machine's rates allow; from the device's own time if known."""
+    for record in records.values():
+        if record["kind"] != "floor" and "ms" in record:
+            record["share_of_floor"] = round(floor_ms / record.get("graph_ms", record["ms"])["p50"], 4)
+
+
+def row(
+    case: Case, context: Context, records: dict[str, dict[str, Any]], ours: str | None, others: float | None
+) -> Row:
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _git("rev-parse", "--short=12", "HEAD") + (" (with changes)" if changed else ""),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_before": [round(value, 2) for value in os.getloadavg()],
+        "case": case.to_dict(),
+        "environment": machine.environment(context.device, context.commit),
+        "ours": ours,
+        "machine_used_by_others": None if others is None else round(others, 4),
+        "contenders": records,
     }

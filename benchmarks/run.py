@@ -1,0 +1,102 @@
+"""Measure suites: ``python -m benchmarks.run --suite NAME --out benchmarks/results/<device>/NAME.json``.
+
+The file is written after every row. Rows of other suites in it stay; those of the suites measured are begun anew,
+unless ``--improve`` says to keep what was measured well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.harness import QUIET, Context, Row, release
+from benchmarks.machine import pick_device, sources_digest
+from benchmarks.providers import PROVIDERS
+from benchmarks.results import ResultFile, settled
+from benchmarks.suites import SUITES, Plan, Suite
+
+
+def line(row: Row) -> str:
+    """One row for the terminal: milliseconds and ratios to ours; what failed or does not serve is named."""
+    parts = []
+    for name, record in row["contenders"].items():
+        if "ms" in record:
+            best = record.get("graph_ms", record["ms"])["p50"]
+            parts.append(f"{name} {best:.4g} ms" + (f" ({record['over_ours']:.2f} x)" if "over_ours" in record else ""))
+        elif "failed" in record:
+            parts.append(f"{name} FAILED {record['failed'][:60]}")
+    ours = row["contenders"].get(row["ours"] or "", {})
+    if "share_of_floor" in ours:
+        parts.append(f"{100 * ours['share_of_floor']:.0f} % of the {row['model']['bound']} floor")
+    if others := row.get("machine_used_by_others"):
+        parts.append(f"others used {100 * others:.0f} %")
+    return " | ".join(parts)
+
+
+def measure_suite(name: str, suite: Suite, context: Context, out: Path, improve: bool) -> int:
+    """Measures what is missing in order of importance until the budget ends; the number of rows left out."""
+    file = ResultFile(out, name, improve)
+    sources = sources_digest(context.device.type)
+    plans = suite.plans(context.device, context.quick)
+    for place, plan in enumerate(plans):
+        if settled(file.get(plan.case), sources, QUIET):
+            continue
+        if context.out_of_time():
+            print(f"{name}: the budget is used up, {len(plans) - place} of {len(plans)} rows left", flush=True)
+            return len(plans) - place
+        print(f"{plan.case}", flush=True)
+        row = _measured(suite, plan, context)
+        if row is not None:
+            file.put(row)
+            print(f"  {line(row)}", flush=True)
+    return 0
+
+
+def _measured(suite: Suite, plan: Plan, context: Context) -> Row | None:
+    begin = time.monotonic()
+    try:
+        return suite.measure(plan, context)
+    except (ImportError, RuntimeError, AssertionError) as error:  # of the case as a whole: the next one may do
+        print(f"  not measured: {type(error).__name__}: {str(error)[:300]}", flush=True)
+        release(context.device)
+        return None
+    finally:
+        context.longest = max(context.longest, time.monotonic() - begin)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", nargs="+", choices=[*SUITES, "all"], default=["all"])
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write, after every row")
+    parser.add_argument("--quick", action="store_true", help="few and tiny cases: a rehearsal, not a measurement")
+    parser.add_argument("--budget", type=float, help="begin no row that would pass this many seconds")
+    parser.add_argument("--improve", action="store_true", help="keep quiet rows of the same sources")
+    parser.add_argument("--seconds", type=float, help="time spent on each row (default 8 on a CPU, 2 on a GPU)")
+    parser.add_argument("--patience", type=int, default=1, help="tries per row until a CPU is quiet (default 1)")
+    parser.add_argument("--without", nargs="+", default=[], choices=PROVIDERS, help="contenders to leave out")
+    parser.add_argument("--commit", help="what to record as the commit, where the checkout has no history")
+    options = parser.parse_args(arguments)
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    device = pick_device(options.device)
+    default = 0.2 if options.quick else 2.0 if device.type == "cuda" else 8.0
+    context = Context(
+        device=device,
+        seconds=default if options.seconds is None else options.seconds,
+        patience=options.patience,
+        quick=options.quick,
+        budget=options.budget,
+        without=tuple(options.without),
+        commit=options.commit,
+    )
+    names = list(SUITES) if "all" in options.suite else options.suite
+    for name in names:
+        measure_suite(name, SUITES[name], context, options.out, options.improve)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
