@@ -9,6 +9,8 @@ TORCH ?= torch==2.13.0
 # Installed only where torch has not brought its own Triton along.
 TRITON ?= triton==3.6.0
 PYTEST_ARGS ?=
+# For example: --torch 2.10.0 newest --python 3.11 3.13
+MATRIX_ARGS ?=
 
 BIN := $(VENV)/bin
 NATIVE := setup.py $(shell find csrc -type f)
@@ -57,8 +59,12 @@ benchmark: install ## time the CPU kernels against eager, torch.compile and bare
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 .PHONY: wheel
-wheel: install ## build the wheel into dist/
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+wheel: install ## build the wheel into dist/, with the manylinux tag that it may carry; prints its size
+	$(BIN)/python -m tools.build_wheel
+
+.PHONY: wheel-matrix
+wheel-matrix: wheel ## run the wheel under torch 2.10 to the newest and Python 3.10 to 3.13 (downloads 25 GB)
+	$(BIN)/python -m tools.wheel_matrix $(MATRIX_ARGS)
 
 .PHONY: doctor
 doctor: install ## print versions, and which backends this machine can use

@@ -53,7 +53,7 @@ def _imports(path: Path) -> set[str]:
             found |= {
                 full if (full := f"{node.module}.{alias.name}") in MODULES else str(node.module) for alias in node.names
             }
-    return {name for name in found if name.split(".")[0] in ("sparc_kernels", "tests", "benchmarks")}
+    return {name for name in found if name.split(".")[0] in ("sparc_kernels", "tests", "benchmarks", "tools")}
 
 
 def test_rooms_are_found() -> None:
@@ -64,7 +64,7 @@ def test_rooms_are_found() -> None:
 def test_import_rules(name: str) -> None:
     imports = _imports(MODULES[name]) - {"sparc_kernels.ops"}
     short = name.removeprefix("sparc_kernels.")
-    assert not {m for m in imports if m.split(".")[0] in ("tests", "benchmarks")}
+    assert not {m for m in imports if m.split(".")[0] in ("tests", "benchmarks", "tools")}
     if not short.startswith("train"):
         assert not {m for m in imports if m.startswith("sparc_kernels.train")}, "nothing imports train"
     if short not in ("functional", "_arrays"):

