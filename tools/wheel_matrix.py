@@ -111,7 +111,9 @@ def row(result: dict[str, Any]) -> str:
     ]
     half = result.get("cuda_half", {}).get("loads")
     cuda = f"loads ({len(result['cuda_half']['ops'])} ops)" if half else ""
-    build = "" if result["ok"] is None else (f"CUDA {result['cuda']}" if result.get("cuda") else "CPU")
+    build = ""  # not known where nothing ran
+    if result["ok"]:
+        build = f"CUDA {result['cuda']}" if result["cuda"] else "CPU"
     torch, python = result.get("torch", result["asked"]), result.get("python", result["minor"])
     return f"| {torch} | {build} | {python} | {outcome} | {cuda} |"
 
