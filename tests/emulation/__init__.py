@@ -1,1 +1,1 @@
-"""Kernels of ``csrc/`` that are written over ``common/device.cuh``, compiled for the host and watched while they run."""
+"""Kernels of ``csrc/`` over ``common/device.cuh``, compiled for the host and watched while they run."""

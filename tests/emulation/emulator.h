@@ -1,4 +1,8 @@
-// Launches kernels on the host. See runtime.h for what is watched and fibers.h for how threads run.
+// Launches kernels on the host. Faults that are found: accesses to shared memory and scratch that race, leave
+// their bounds or read what was never written; asynchronous copies that are used before they are waited for,
+// or never waited for; barriers and warp collectives that not all threads reach; misaligned addresses.
+// AddressSanitizer sees to global memory (arrays.h); races between threads or blocks on plain global pointers
+// are not looked for.
 #pragma once
 
 #include <cstddef>

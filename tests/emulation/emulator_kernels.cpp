@@ -52,6 +52,8 @@ FaultKernel find_fault_kernel(const std::string& name) {
   if (name == #kernel) return &kernel
   SPARC_FAULT(missing_block_barrier);
   SPARC_FAULT(write_after_read);
+  SPARC_FAULT(one_writes_what_all_read);
+  SPARC_FAULT(write_after_read_in_warp);
   SPARC_FAULT(missing_warp_barrier);
   SPARC_FAULT(warp_barrier_across_warps);
   SPARC_FAULT(shared_out_of_bounds);
@@ -69,6 +71,8 @@ FaultKernel find_fault_kernel(const std::string& name) {
   SPARC_FAULT(copy_out_of_bounds);
   SPARC_FAULT(wait_for_the_wrong_group);
   SPARC_FAULT(scratch_race);
+  SPARC_FAULT(scratch_changed_under_way);
+  SPARC_FAULT(copy_from_shared);
   SPARC_FAULT(scratch_of_another_block);
   SPARC_FAULT(scratch_out_of_bounds);
   SPARC_FAULT(plain_read_of_shared);
@@ -160,7 +164,7 @@ struct alignas(16) Four {
   T values[4];
 };
 
-// Types that shared memory can hold, through every operator of its references: 1 where all came out right.
+// Whether a value of the type comes back from shared memory.
 template <class T>
 bool holds(T first, T second) {
   bool right = true;
@@ -186,6 +190,30 @@ bool holds_all_types() {
   return holds<float>(1.5f, -2.0f) && holds<int>(3, -4) && holds<uint32_t>(3u, ~0u) &&
          holds<int64_t>(-1, 1) && holds<BFloat16>({0x3F80}, {0x4000}) && holds<Float16>({1}, {2}) &&
          holds<unsigned char>(7, 255) && holds<bool>(true, false) && holds<Four<uint32_t>>(first, second);
+}
+
+// Every operator of references and pointers.
+py::array operators() {
+  GlobalArray<int32_t> out("int32", {8});
+  emulate(1, 32, 2048, {}, 0, [&] {
+    if (device::thread_index() != 0) return;
+    device::Shared<int> p = device::shared_at<int>(0);
+    p[0] = p[1] = 12;
+    p[1] += p[0];
+    *++p -= 3;
+    out.data()[0] = p[0];                      // 21
+    out.data()[1] = (p[0] /= 2) * 2;           // 20
+    out.data()[2] = p[0] *= 5;                 // 50
+    out.data()[3] = p[0] &= 0x33;              // 50
+    out.data()[4] = (p[0] |= 1) ^ (p[0] & 3);  // 51 ^ 3 = 48
+    out.data()[5] = p[0] ^= 1;                 // 50
+    device::Shared<int> q = p;
+    q += 10;
+    q -= 3;
+    out.data()[6] = static_cast<int32_t>(q - p);  // 7
+    out.data()[7] = q != p && --p == device::shared_at<int>(0) ? 1 : 0;
+  });
+  return out.to_numpy();
 }
 
 py::array to_float(const py::array& array, const std::string& type) {
@@ -225,6 +253,7 @@ PYBIND11_MODULE(emulator_kernels, module) {
   module.def("exchanges", &sparc::exchanges, py::arg("values"), py::arg("mask"), py::arg("source"));
   module.def("order_of_threads", &sparc::order_of_threads, py::arg("seed"));
   module.def("holds_all_types", &sparc::holds_all_types);
+  module.def("operators", &sparc::operators);
   module.def("to_float", &sparc::to_float, py::arg("array"), py::arg("type"));
   module.def("from_float", &sparc::from_float, py::arg("array"), py::arg("type"));
 }

@@ -45,6 +45,35 @@ SPARC_DEVICE void write_after_read(const FaultArguments& arguments) {
   own_result(arguments) = shared[thread];
 }
 
+// A place that all have read is written by one, whoever came last or before.
+SPARC_DEVICE void one_writes_what_all_read(const FaultArguments& arguments) {
+  const auto shared = device::shared_at<float>(0);
+  const int thread = device::thread_index();
+  if (thread == 50) shared[0] = 1.0f;
+  device::block_barrier();
+  const float before = shared[0];
+  device::warp_barrier();
+  const float again = shared[0];
+  if (!arguments.faulty) device::block_barrier();
+  if (thread == 20) shared[0] = 2.0f;
+  own_result(arguments) = before + again;
+}
+
+// Lanes pass a value around their warp.
+SPARC_DEVICE void write_after_read_in_warp(const FaultArguments& arguments) {
+  const auto shared = device::shared_at<float>(0) + device::warp_index() * 32;
+  const int lane = device::lane_index();
+  shared[lane] = arguments.in[lane];
+  device::warp_barrier();
+  for (int i = 0; i < 31; ++i) {
+    const float theirs = shared[(lane + 1) % 32];
+    if (!arguments.faulty) device::warp_barrier();
+    shared[lane] = theirs;
+    device::warp_barrier();
+  }
+  own_result(arguments) = shared[lane];
+}
+
 // Within a warp: a shuffle between write and read is no barrier for memory.
 SPARC_DEVICE void missing_warp_barrier(const FaultArguments& arguments) {
   const auto shared = device::shared_at<float>(0);
@@ -211,6 +240,29 @@ SPARC_DEVICE void scratch_race(const FaultArguments& arguments) {
   device::copy_async_commit();
   device::copy_async_wait<0>();
   own_result(arguments) = shared[thread * 4];
+}
+
+SPARC_DEVICE void scratch_changed_under_way(const FaultArguments& arguments) {
+  const auto scratch = own_scratch(arguments, device::block_index()) + device::thread_index() * 4;
+  const auto shared = device::shared_at<float>(0) + device::thread_index() * 4;
+  for (int i = 0; i < 4; ++i) scratch[i] = 1.0f;
+  device::copy_async(device::address_of(shared), device::address_of(scratch), 16);
+  device::copy_async_commit();
+  if (!arguments.faulty) device::copy_async_wait<0>();
+  scratch[2] = 3.0f;
+  device::copy_async_wait<0>();
+  own_result(arguments) = shared[2];
+}
+
+SPARC_DEVICE void copy_from_shared(const FaultArguments& arguments) {
+  const auto shared = device::shared_at<float>(0) + device::thread_index() * 4;
+  for (int i = 0; i < 4; ++i) shared[i] = 1.0f;
+  device::block_barrier();
+  const void* source = arguments.faulty ? device::address_of(shared) : arguments.in;
+  device::copy_async(device::address_of(shared), source, 16);
+  device::copy_async_commit();
+  device::copy_async_wait<0>();
+  own_result(arguments) = shared[0];
 }
 
 SPARC_DEVICE void scratch_of_another_block(const FaultArguments& arguments) {

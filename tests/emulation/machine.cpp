@@ -212,8 +212,8 @@ void Machine::copy_async(void* shared, const void* global, int bytes) {
     fail("calls copy_async with a misaligned global address");
   Copy copy = {threads_[current_].groups, shared, global, bytes, false, {}};
   if (bytes > 0) {
-    copy.source_watched = shadow_.read_if_watched(current_, global, bytes, copy.value);
-    if (!copy.source_watched) {
+    copy.source_in_scratch = shadow_.read_if_scratch(current_, global, bytes, copy.value);
+    if (!copy.source_in_scratch) {
       if (__asan_region_is_poisoned(const_cast<void*>(global), bytes) != nullptr) {
         fail("calls copy_async whose source is out of bounds: " + std::to_string(bytes) +
              " bytes of global memory");
@@ -232,9 +232,9 @@ void Machine::copy_async_wait(int pending) {
   const int64_t complete_below = thread.groups - pending;
   auto copy = thread.copies.begin();
   for (; copy != thread.copies.end() && copy->group < complete_below; ++copy) {
-    if (copy->source_watched) {  // the device may have read it at any time until now
+    if (copy->source_in_scratch) {  // the device may have read it at any time until now
       unsigned char value[16] = {};
-      shadow_.read_if_watched(current_, copy->source, copy->bytes, value);
+      shadow_.read_if_scratch(current_, copy->source, copy->bytes, value);
       if (std::memcmp(value, copy->value, sizeof(value)) != 0) {
         fail("waits for a copy_async whose source in scratch was changed in the meantime");
       }

@@ -42,7 +42,7 @@ class Machine {
     void* destination;
     const void* source;
     int bytes;
-    bool source_watched;
+    bool source_in_scratch;
     unsigned char value[16];
   };
   struct Thread {

@@ -239,8 +239,10 @@ void Shadow::complete(int thread, void* destination, const void* value) {
   std::memcpy(&region.contents[offset], value, kCopyBytes);
 }
 
-bool Shadow::read_if_watched(int thread, const void* address, size_t bytes, void* value) {
-  if (find(address) == nullptr) return false;
+bool Shadow::read_if_scratch(int thread, const void* address, size_t bytes, void* value) {
+  const Region* region = find(address);
+  if (region == nullptr) return false;
+  if (region == &regions_[0]) fail(thread, "copies asynchronously from", region->name, "not global memory");
   read(thread, address, bytes, 1, value);
   return true;
 }

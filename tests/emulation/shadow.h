@@ -40,8 +40,8 @@ class Shadow {
   // The destination of an asynchronous copy, of 16 bytes, between issue and completion.
   void claim(int thread, void* destination);
   void complete(int thread, void* destination, const void* value);
-  // The source of one: true if it lies in a region and was read from there.
-  bool read_if_watched(int thread, const void* address, size_t bytes, void* value);
+  // The source of one: true if it lies in scratch and was read from there.
+  bool read_if_scratch(int thread, const void* address, size_t bytes, void* value);
 
  private:
   struct Byte {

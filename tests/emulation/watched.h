@@ -10,7 +10,9 @@
 namespace sparc {
 namespace emulation {
 
-// What `p[i]` gives: reads where it is converted to T, writes where it is assigned to.
+// What `p[i]` gives: reads where it is converted to T, writes where it is assigned to. Both are for
+// temporaries only, so that `auto x = p[i]`, whose every use would read anew, does not compile where x is
+// used.
 template <class T>
 class Reference {
  public:
@@ -20,49 +22,30 @@ class Reference {
   explicit Reference(T* address) : address_(address) {}
   Reference(const Reference&) = default;
 
-  operator Value() const {
+  operator Value() const&& { return read(); }
+  const Reference operator=(const Value& value) const&& { return write(value); }
+  // Assigns the element, as a real reference does.
+  const Reference operator=(const Reference& other) const&& { return write(other.read()); }
+  const Reference operator+=(const Value& other) const&& { return write(static_cast<Value>(read() + other)); }
+  const Reference operator-=(const Value& other) const&& { return write(static_cast<Value>(read() - other)); }
+  const Reference operator*=(const Value& other) const&& { return write(static_cast<Value>(read() * other)); }
+  const Reference operator/=(const Value& other) const&& { return write(static_cast<Value>(read() / other)); }
+  const Reference operator|=(const Value& other) const&& { return write(static_cast<Value>(read() | other)); }
+  const Reference operator&=(const Value& other) const&& { return write(static_cast<Value>(read() & other)); }
+  const Reference operator^=(const Value& other) const&& { return write(static_cast<Value>(read() ^ other)); }
+
+ private:
+  Value read() const {
     Value value;
     read_watched(address_, sizeof(Value), alignof(Value), &value);
     return value;
   }
-  const Reference& operator=(const Value& value) const {
+  const Reference write(const Value& value) const {
     static_assert(!std::is_const<T>::value, "a write through a pointer to const");
     write_watched(address_, sizeof(Value), alignof(Value), &value);
     return *this;
   }
-  // Assigns the element, as a real reference does.
-  const Reference& operator=(const Reference& other) const { return *this = static_cast<Value>(other); }
 
-  template <class U>
-  const Reference& operator+=(const U& other) const {
-    return *this = static_cast<Value>(static_cast<Value>(*this) + other);
-  }
-  template <class U>
-  const Reference& operator-=(const U& other) const {
-    return *this = static_cast<Value>(static_cast<Value>(*this) - other);
-  }
-  template <class U>
-  const Reference& operator*=(const U& other) const {
-    return *this = static_cast<Value>(static_cast<Value>(*this) * other);
-  }
-  template <class U>
-  const Reference& operator/=(const U& other) const {
-    return *this = static_cast<Value>(static_cast<Value>(*this) / other);
-  }
-  template <class U>
-  const Reference& operator|=(const U& other) const {
-    return *this = static_cast<Value>(static_cast<Value>(*this) | other);
-  }
-  template <class U>
-  const Reference& operator&=(const U& other) const {
-    return *this = static_cast<Value>(static_cast<Value>(*this) & other);
-  }
-  template <class U>
-  const Reference& operator^=(const U& other) const {
-    return *this = static_cast<Value>(static_cast<Value>(*this) ^ other);
-  }
-
- private:
   T* address_;
 };
 
