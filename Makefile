@@ -17,7 +17,7 @@ NATIVE := setup.py $(shell find csrc -type f)
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 
 $(VENV)/.packages: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -55,8 +55,19 @@ format: install ## rewrite the code in the house format
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 .PHONY: benchmark
-benchmark: install ## time the CPU kernels against eager, torch.compile and bare matrix products
+benchmark: install ## time the kernels against eager, torch.compile and bare matrix products
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+.PHONY: benchmark-report
+benchmark-report: install ## write docs/benchmarks.md, its plots and the README's figures from benchmarks/results/
+	$(BIN)/python -m benchmarks.report
+
+# Needs no virtual environment, no network: where there is none it takes $(PYTHON) as it is.
+.PHONY: gpu-check
+gpu-check: ## tests, sanitizer and benchmarks on a GPU: OUT=folder [PART=...] [WHEEL=...] [BUDGET=540] [COMMIT=...] [DRY=1]
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check --out "$(or $(OUT),runs/gpu_check)" \
+	    $(if $(PART),--part $(PART)) $(if $(WHEEL),--wheel $(WHEEL)) $(if $(BUDGET),--budget $(BUDGET)) \
+	    $(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry)
 
 .PHONY: wheel
 wheel: install ## build the wheel into dist/, with the manylinux tag that it may carry; prints its size

@@ -150,7 +150,7 @@ def measure(case: Case, context: Context, compiled: tuple[str, ...] = ("compile"
     release(device)
     roofs = context.roofs(case.torch_dtype)
     copies = cold_copies(case, device)
-    ops, records = prepare(select(compiled, context.without), case, copies[0], device)
+    ops, records = prepare(select(case, device, compiled, context.without), case, copies[0], device)
     for name, op in ops.items():
         if records[name]["kind"] != "floor":
             records[name] |= measure_memory(name, records[name]["kind"], op, case, copies[0], device)

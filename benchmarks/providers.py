@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import sparc_kernels as sk
-from benchmarks.cases import SCALE, Case, Inputs
+from benchmarks.cases import BOTH, SCALE, Case, Inputs
 from benchmarks.listing import fine_grained_listing
 from sparc_kernels.ops.contrastive.reference import contrastive_reference
 from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
@@ -28,12 +28,16 @@ OURS = ("cuda", "triton", "cpu")  # the order in which `auto` takes them
 
 @dataclass(frozen=True)
 class Provider:
-    """``build`` may take long (it compiles); ``reason`` is None where the provider can serve the case."""
+    """``reason`` is None where the provider can serve the case; ``build`` may take long (it compiles).
+
+    ``takes_part`` is False where the provider has nothing to do with the case, which is not worth a line of a report.
+    """
 
     name: str
     kind: str  # ours, eager, compile, listing, peer or floor
     reason: Callable[[Case, torch.device], str | None]
     build: Callable[[Case], Op]
+    takes_part: Callable[[Case, torch.device], bool] = lambda case, device: True
 
 
 def token_mean(token_loss: Tensor, mask: Tensor | None) -> Tensor:
@@ -77,7 +81,7 @@ def _ours(backend: str) -> Provider:
         try:  # an empty batch launches nothing, but is refused for the same reasons
             public(case.op, backend)(Inputs(first, second, None, None, torch.ones((), device=device)))
         except NotImplementedError as error:
-            return str(error)
+            return str(error).split(": ", 1)[-1]
         return None
 
     return Provider(backend, "ours", reason, lambda case: public(case.op, backend))
@@ -85,10 +89,6 @@ def _ours(backend: str) -> Provider:
 
 def _serves(case: Case, device: torch.device) -> str | None:
     return None
-
-
-def _halves_only(case: Case, device: torch.device) -> str | None:
-    return None if case.dtype in ("bfloat16", "float16") else "in this dtype it is the same as eager"
 
 
 def _compiled(name: str, mode: str) -> Provider:
@@ -102,16 +102,23 @@ def _compiled(name: str, mode: str) -> Provider:
 
         return call
 
-    def reason(case: Case, device: torch.device) -> str | None:
-        if device.type == "cpu" and mode.endswith("no-cudagraphs"):
-            return "on the CPU it is the same as max-autotune"
-        return None
+    def takes_part(case: Case, device: torch.device) -> bool:
+        return device.type == "cuda" or not mode.endswith("no-cudagraphs")
 
-    return Provider(name, "compile", reason, build)
+    return Provider(name, "compile", _serves, build, takes_part)
 
 
-def _listing_reason(case: Case, device: torch.device) -> str | None:
-    return None if case.op == "fine_grained" else "the listing has the loss only"
+def _has_the_loss(case: Case, device: torch.device) -> bool:
+    return case.op == "fine_grained"
+
+
+def _in_half_precision(case: Case, device: torch.device) -> bool:
+    return case.dtype in ("bfloat16", "float16")  # elsewhere it is the same as eager
+
+
+def _in_products(case: Case, device: torch.device) -> bool:
+    """On a GPU the floor is memory, not these products."""
+    return case.op == "fine_grained" and case.mode == BOTH and device.type == "cpu"
 
 
 def _products(repeats: int) -> Callable[[Case], Op]:
@@ -138,21 +145,11 @@ def _products(repeats: int) -> Callable[[Case], Op]:
     return build
 
 
-def _products_reason(case: Case, device: torch.device) -> str | None:
-    if case.op != "fine_grained" or case.mode == "forward":
-        return "counted for the fine-grained loss, forward and backward"
-    return None if device.type == "cpu" else "on a GPU the floor is memory, and share_of_floor tells"
-
-
 def _peer(module: str, build: Callable[[Case], Op]) -> Provider:
     def reason(case: Case, device: torch.device) -> str | None:
-        if case.op != "contrastive":
-            return "it has the global loss only"
-        if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed"
-        return None
+        return None if importlib.util.find_spec(module) else f"{module} is not installed"
 
-    return Provider(module, "peer", reason, build)
+    return Provider(module, "peer", reason, build, lambda case, device: case.op == "contrastive")
 
 
 def _open_clip(case: Case) -> Op:
@@ -184,15 +181,15 @@ PROVIDERS: dict[str, Provider] = {
     for provider in (
         *map(_ours, OURS),
         Provider("eager", "eager", _serves, lambda case: definition(case, case.torch_dtype)),
-        Provider("eager_float32", "eager", _halves_only, lambda case: definition(case, torch.float32)),
-        Provider("listing", "listing", _listing_reason, lambda case: _listing),
+        Provider("eager_float32", "eager", _serves, lambda case: definition(case, torch.float32), _in_half_precision),
+        Provider("listing", "listing", _serves, lambda case: _listing, _has_the_loss),
         _compiled("compile", "default"),
         _compiled("compile_max_autotune", "max-autotune"),
         _compiled("compile_max_autotune_no_graphs", "max-autotune-no-cudagraphs"),
         _peer("open_clip", _open_clip),
         _peer("inf_cl", _inf_cl),
-        Provider("bare_products", "floor", _products_reason, _products(2)),
-        Provider("bare_products_kept", "floor", _products_reason, _products(1)),
+        Provider("bare_products", "floor", _serves, _products(2), _in_products),
+        Provider("bare_products_kept", "floor", _serves, _products(1), _in_products),
     )
 }
 
@@ -201,10 +198,12 @@ def _listing(x: Inputs) -> Tensor:
     return fine_grained_listing(x.first, x.second, x.mask, x.scale)
 
 
-def select(compiled: tuple[str, ...], without: tuple[str, ...]) -> list[Provider]:
-    """Every provider, of torch.compile's modes only those named, less those that ``without`` names."""
+def select(case: Case, device: torch.device, compiled: tuple[str, ...], without: tuple[str, ...]) -> list[Provider]:
+    """Every provider that has to do with the case, of torch.compile's modes only those named, less ``without``."""
     return [
         provider
         for name, provider in PROVIDERS.items()
-        if (provider.kind != "compile" or name in compiled) and name not in without
+        if provider.takes_part(case, device)
+        and (provider.kind != "compile" or name in compiled)
+        and name not in without
     ]

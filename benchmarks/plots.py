@@ -1,0 +1,140 @@
+"""Plots of the result rows, as small SVG files that depend on the rows alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from benchmarks.harness import QUIET
+from benchmarks.tables import RIVALS, median, over_ours, scaling_series
+
+Row = dict[str, Any]
+COLOURS = {
+    "cuda": "#1b7837",
+    "triton": "#2166ac",
+    "cpu": "#1b7837",
+    "eager": "#b2182b",
+    "listing": "#f4a582",
+    "compile": "#878787",
+}
+matplotlib.rcParams.update({"svg.hashsalt": "sparc_kernels", "svg.fonttype": "none", "font.size": 9})
+matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.figsize": (6.4, 3.6)})
+
+
+def quiet(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if (row.get("machine_used_by_others") or 0) < QUIET]
+
+
+def _save(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plt.tight_layout()
+    plt.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close()
+
+
+def _label(row: Row) -> str:
+    case = row["case"]
+    return f"B={case['batch']} P={case['patches']} L={case['tokens']} {case['dtype']}"
+
+
+def speed_up(rows: list[Row], path: Path, most: int = 10) -> bool:
+    """Bars of the contenders' times over ours; left of 1 we lose."""
+    rows = [row for row in quiet(rows) if row["case"]["mode"] == "forward+backward" and row["ours"]][:most]
+    names = [name for name in RIVALS if name != "bare_products" and any(over_ours(row, name) for row in rows)]
+    if not rows or not names:
+        return False
+    plt.figure(figsize=(6.4, 1.0 + 0.16 * len(rows) * (len(names) + 1)))
+    height = 0.8 / len(names)
+    for place, name in enumerate(names):
+        values = [over_ours(row, name) or 0 for row in rows]
+        at = [index + (place - (len(names) - 1) / 2) * height for index in range(len(rows))]
+        plt.barh(at, values, height, label=RIVALS[name], color=COLOURS.get(name, f"C{place}"))
+    plt.axvline(1, color="black", linewidth=1)
+    plt.yticks(range(len(rows)), [_label(row) for row in rows])
+    plt.gca().invert_yaxis()
+    plt.xlabel("time relative to ours, forward + backward")
+    plt.legend(frameon=False)
+    _save(path)
+    return True
+
+
+def roofline(rows: list[Row], path: Path) -> bool:
+    """What each contender reaches of the work model's flop, under the machine's measured roofs."""
+    rows = [row for row in quiet(rows) if row.get("roofs") and row.get("ours")]
+    if not rows:
+        return False
+    plt.figure()
+    axes = plt.gca()
+    intensities = [row["model"]["flop"] / row["model"]["bytes"] for row in rows]
+    low, high = min(intensities) / 4, max(intensities) * 4
+    roofs = {row["case"]["dtype"]: row["roofs"] for row in rows}
+    for place, (dtype, roof) in enumerate(sorted(roofs.items())):
+        edge = roof["matrix_gflop_per_s"] / roof["copy_gb_per_s"]
+        line = [low, min(max(edge, low), high), high]
+        heights = [min(x * roof["copy_gb_per_s"], roof["matrix_gflop_per_s"]) for x in line]
+        axes.plot(line, heights, color="black", linestyle=("-", "--", ":", "-.")[place % 4], label=f"roof, {dtype}")
+    _points(axes, rows)
+    axes.set(xscale="log", yscale="log", xlabel="flop per byte (work model)", ylabel="Gflop/s")
+    axes.legend(frameon=False)
+    _save(path)
+    return True
+
+
+def _points(axes: Axes, rows: list[Row]) -> None:
+    for name in (*("cuda", "triton", "cpu"), "eager", "compile"):
+        timed = [row for row in rows if "ms" in row["contenders"].get(name, {})]
+        if timed:
+            x = [row["model"]["flop"] / row["model"]["bytes"] for row in timed]
+            y = [row["model"]["flop"] / median(row["contenders"][name]) / 1e6 for row in timed]
+            axes.scatter(x, y, s=14, color=COLOURS[name], label=name, zorder=3)
+
+
+def memory_against_batch(rows: list[Row], path: Path) -> bool:
+    """Peak memory beyond inputs, result and gradients at the paper's B/16 shape, by batch."""
+    same = {"patches": 196, "tokens": 55, "channels": 512, "mode": "forward+backward", "captions": "full"}
+    rows = [row for row in rows if all(row["case"].get(name) == value for name, value in same.items())]
+    dtype = next((row["case"]["dtype"] for row in rows), "")
+    rows = [row for row in rows if row["case"]["dtype"] == dtype]
+    plt.figure()
+    drawn = False
+    for name in ("cuda", "triton", "cpu", "eager", "listing", "compile"):
+        found = {row["case"]["batch"]: row["contenders"].get(name, {}).get("memory_bytes") for row in rows}
+        points = sorted((batch, used / 1e6) for batch, used in found.items() if used)
+        if len(points) > 1:
+            drawn = True
+            plt.plot(*zip(*points), marker="o", markersize=3, color=COLOURS[name], label=name)
+    if not drawn:
+        plt.close()
+        return False
+    plt.xscale("log", base=2)
+    plt.yscale("log")
+    plt.xlabel(f"batch (P=196, L=55, D=512, {dtype})")
+    plt.ylabel("MB beyond inputs and gradients")
+    plt.legend(frameon=False)
+    _save(path)
+    return True
+
+
+def scaling(rows: list[Row], path: Path) -> bool:
+    """Time against each size that the scaling suite varies."""
+    axes_names = [axis for axis in ("batch", "patches", "tokens") if sum(r["case"]["axis"] == axis for r in rows) > 1]
+    if not axes_names:
+        return False
+    _, panels = plt.subplots(1, len(axes_names), figsize=(2.4 * len(axes_names) + 0.8, 3.0), squeeze=False)
+    for panel, axis in zip(panels[0], axes_names):
+        along = [row for row in rows if row["case"]["axis"] == axis]
+        for name in ("cuda", "triton", "cpu", "eager", "listing"):
+            sizes, times, _ = scaling_series(along, axis, name)
+            if sizes:
+                panel.plot(sizes, times, marker="o", markersize=3, color=COLOURS[name], label=name)
+        panel.set(xscale="log", yscale="log", xlabel=axis)
+    panels[0][0].set_ylabel("ms, forward + backward")
+    panels[0][0].legend(frameon=False)
+    _save(path)
+    return True
