@@ -1,7 +1,9 @@
 // The kernels that try the emulator, for Python.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -11,6 +13,7 @@
 #include "emulator.h"
 #include "fault_kernels.cuh"
 #include "product_kernel.cuh"
+#include "shadow_oracle.h"
 
 namespace py = pybind11;
 
@@ -253,6 +256,8 @@ PYBIND11_MODULE(emulator_kernels, module) {
   module.def("exchanges", &sparc::exchanges, py::arg("values"), py::arg("mask"), py::arg("source"));
   module.def("order_of_threads", &sparc::order_of_threads, py::arg("seed"));
   module.def("holds_all_types", &sparc::holds_all_types);
+  module.def("compare_with_oracle", &sparc::emulation::compare_with_oracle, py::arg("seed"),
+             py::arg("rounds"));
   module.def("operators", &sparc::operators);
   module.def("to_float", &sparc::to_float, py::arg("array"), py::arg("type"));
   module.def("from_float", &sparc::from_float, py::arg("array"), py::arg("type"));

@@ -165,6 +165,7 @@ def all_jobs() -> dict[str, Job]:
     jobs["exchanges"] = Job("exchanges", {"values": values, "mask": 5, "source": 13})
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         jobs[f"order {name}"] = Job("order_of_threads", {"seed": seed})
+    jobs["oracle"] = Job("compare_with_oracle", {"seed": 0, "rounds": 20000})
     jobs["operators"] = Job("operators")
     jobs["types"] = Job("holds_all_types")
     return jobs
@@ -262,6 +263,13 @@ def test_order_of_threads_is_drawn_from_the_seed() -> None:
 
 def test_shared_memory_holds_all_types() -> None:
     assert all_results()["types"].unwrap() is True
+
+
+def test_races_are_those_of_a_detector_that_remembers_everything() -> None:
+    accesses, races, disagreements = all_results()["oracle"].unwrap()
+    assert accesses > 20000
+    assert races > 5000
+    assert disagreements == 0
 
 
 def test_operators_of_watched_memory() -> None:
