@@ -58,7 +58,8 @@ def fresh_process(provider: str, case: Case, device: torch.device, cache: str) -
 
 
 def _rounds(provider: str, case: Case, context: Context) -> list[dict[str, float]]:
-    rounds = 1 if context.quick or PROVIDERS[provider].kind == "compile" else 3
+    compiles = context.device.type == "cuda" and case.axis == COLD
+    rounds = 1 if context.quick or compiles or PROVIDERS[provider].kind == "compile" else 3
     with tempfile.TemporaryDirectory() as warm:
         if case.axis == WARM:
             fresh_process(provider, case, context.device, warm)

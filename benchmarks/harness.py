@@ -37,6 +37,7 @@ class Context:
     quick: bool = False
     budget: float | None = None
     without: tuple[str, ...] = ()
+    memory: bool = True
     commit: str | None = None
     started: float = field(default_factory=time.monotonic)
     longest: float = 0.0  # seconds of the longest row so far
@@ -152,7 +153,7 @@ def measure(case: Case, context: Context, compiled: tuple[str, ...] = ("compile"
     copies = cold_copies(case, device)
     ops, records = prepare(select(case, device, compiled, context.without), case, copies[0], device)
     for name, op in ops.items():
-        if records[name]["kind"] != "floor":
+        if context.memory and records[name]["kind"] != "floor":
             records[name] |= measure_memory(name, records[name]["kind"], op, case, copies[0], device)
 
     def stepper(op: Op) -> Callable[[], object]:
@@ -169,7 +170,7 @@ def measure(case: Case, context: Context, compiled: tuple[str, ...] = ("compile"
     add_times(records, times, ours)
     if device.type == "cuda":
         for name, op in ops.items():  # last: a failed capture disturbs nothing that was measured
-            if records[name]["kind"] not in ("floor", "compile"):
+            if records[name]["kind"] != "floor" and name != "compile_max_autotune":  # which captures graphs itself
                 records[name] |= graph_record(op, case, copies)
     work = model(case)
     floor_ms, bound = floor_milliseconds(work, roofs)

@@ -17,7 +17,8 @@ RIVALS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-1, "float16": 1e-1}
 # Of the pairs: where rounding alone moves a similarity across the threshold, or makes another one the minimum, the
 # gradient of that row jumps. Seen at B = 256, P = 196: one row of 14080.
 SHARE = 0.9
-PAIRS_AT_ONCE = 64  # of the reference, whose float32 intermediates would not fit at the largest batches
+# Of the reference, whose float32 intermediates would not fit at the largest batches.
+PAIRS_AT_ONCE = {"cpu": 64, "cuda": 512}
 
 
 class ParityError(AssertionError):
@@ -37,8 +38,9 @@ def _parts(case: Case, inputs: Inputs) -> Iterator[tuple[slice, Inputs]]:
     if case.op == "contrastive":  # every pair meets every other
         yield slice(None), inputs
         return
-    for start in range(0, case.batch, PAIRS_AT_ONCE):
-        part = slice(start, start + PAIRS_AT_ONCE)
+    size = PAIRS_AT_ONCE[inputs.first.device.type]
+    for start in range(0, case.batch, size):
+        part = slice(start, start + size)
         first, second = (tensor.detach()[part].requires_grad_() for tensor in (inputs.first, inputs.second))
         mask = None if inputs.mask is None else inputs.mask[part]
         upstream = None if inputs.upstream is None else inputs.upstream[part]

@@ -84,9 +84,14 @@ class ResultFile:
         write(self.path, self.rows.values())
 
 
-def settled(row: Row | None, sources: str, quiet: float) -> bool:
-    """Whether an earlier row measured these very kernels on a machine that nobody else used."""
-    return row is not None and row["environment"].get("sources") == sources and _others(row) < quiet
+def settled(row: Row | None, sources: str, quiet: float, contenders: tuple[str, ...] = ()) -> bool:
+    """Whether an earlier row measured these very kernels and contenders on a machine that nobody else used."""
+    return (
+        row is not None
+        and row["environment"].get("sources") == sources
+        and _others(row) < quiet
+        and all(name in row["contenders"] for name in contenders)
+    )
 
 
 def _others(row: Row) -> float:

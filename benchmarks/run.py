@@ -42,7 +42,7 @@ def measure_suite(name: str, suite: Suite, context: Context, out: Path, improve:
     sources = sources_digest(context.device.type)
     plans = suite.plans(context.device, context.quick)
     for place, plan in enumerate(plans):
-        if settled(file.get(plan.case), sources, QUIET):
+        if settled(file.get(plan.case), sources, QUIET, plan.compiled):
             continue
         if context.out_of_time():
             print(f"{name}: the budget is used up, {len(plans) - place} of {len(plans)} rows left", flush=True)
@@ -78,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="time spent on each row (default 8 on a CPU, 2 on a GPU)")
     parser.add_argument("--patience", type=int, default=1, help="tries per row until a CPU is quiet (default 1)")
     parser.add_argument("--without", nargs="+", default=[], choices=PROVIDERS, help="contenders to leave out")
+    parser.add_argument("--no-memory", action="store_true", help="leave memory out (on a CPU a process per contender)")
     parser.add_argument("--commit", help="what to record as the commit, where the checkout has no history")
     options = parser.parse_args(arguments)
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         quick=options.quick,
         budget=options.budget,
         without=tuple(options.without),
+        memory=not options.no_memory,
         commit=options.commit,
     )
     names = list(SUITES) if "all" in options.suite else options.suite
