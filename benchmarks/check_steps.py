@@ -137,7 +137,7 @@ def _junit_detail(path: Path) -> str:
     return text + (f": {'; '.join(bad[:4])}" if bad else "")
 
 
-def build_steps(options: argparse.Namespace) -> list[Step]:
+def steps_of_build(options: argparse.Namespace) -> list[Step]:
     """The native library in its place, then what this machine can use."""
     report = (
         "from sparc_kernels import __main__, available_backends; __main__.main(); "
@@ -176,7 +176,7 @@ def unpack(wheel: Path, target: Path = CHECKOUT) -> str:
     )
 
 
-def test_steps(options: argparse.Namespace) -> list[Step]:
+def steps_of_tests(options: argparse.Namespace) -> list[Step]:
     def step(name: str, junit: str, *arguments: str, weight: float) -> Step:
         path = options.out / junit
         workers = ("-n", "4") if importlib.util.find_spec("xdist") and not options.dry else ()
@@ -195,7 +195,7 @@ def test_steps(options: argparse.Namespace) -> list[Step]:
     ]
 
 
-def sanitizer_steps(options: argparse.Namespace) -> list[Step]:
+def steps_of_sanitizer(options: argparse.Namespace) -> list[Step]:
     target = python("-m", "benchmarks.sanitizer_target")
     if options.dry:
         return [Step("sanitizer's target, without it", "sanitizer", target)]
@@ -214,7 +214,7 @@ def sanitizer_steps(options: argparse.Namespace) -> list[Step]:
     ]
 
 
-def bench_steps(options: argparse.Namespace) -> list[Step]:
+def steps_of_suites(options: argparse.Namespace) -> list[Step]:
     common = python("-m", "benchmarks.run", "--out", str(options.out / "results.json"), "--improve")
     if options.commit:
         common += ("--commit", options.commit)

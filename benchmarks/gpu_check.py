@@ -25,11 +25,11 @@ from benchmarks.check_steps import (
     SUITE_WEIGHTS,
     Outcome,
     Step,
-    bench_steps,
-    build_steps,
     run_step,
-    sanitizer_steps,
-    test_steps,
+    steps_of_build,
+    steps_of_sanitizer,
+    steps_of_suites,
+    steps_of_tests,
 )
 from benchmarks.results import read
 from benchmarks.tables import lost_to, median, over_ours
@@ -52,9 +52,9 @@ def _stop(*_: object) -> None:
 
 def steps_of(part: str, options: argparse.Namespace) -> list[Step]:
     makers: dict[str, Callable[[argparse.Namespace], list[Step]]] = {
-        "tests": test_steps,
-        "sanitizer": sanitizer_steps,
-        "bench": bench_steps,
+        "tests": steps_of_tests,
+        "sanitizer": steps_of_sanitizer,
+        "bench": steps_of_suites,
     }
     return makers[part](options)
 
@@ -71,7 +71,7 @@ def run_part(part: str, options: argparse.Namespace, end: float) -> Iterator[Out
 def check(options: argparse.Namespace, outcomes: list[Outcome]) -> None:
     end = time.monotonic() + options.budget - RESERVE
     parts = PARTS if options.part == "all" else (options.part,)
-    for step in build_steps(options):
+    for step in steps_of_build(options):
         outcomes.append(run_step(step, end - time.monotonic(), end - time.monotonic(), options))
         save(options.out, outcomes)
     for part in parts:

@@ -1,0 +1,112 @@
+"""The command for a GPU machine, rehearsed on the CPU; and how it takes failures, limits and a wheel."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_check
+from benchmarks.check_steps import SUITE_WEIGHTS, Outcome, Step, run_step, steps_of_suites, unpack
+from benchmarks.machine import CHECKOUT
+from benchmarks.results import read
+from benchmarks.suites import SUITES
+
+
+def options(out: Path, **changes: object) -> argparse.Namespace:
+    (out / "steps.log").touch()
+    values = {"out": out, "dry": True, "wheel": None, "commit": None, "suites": list(SUITE_WEIGHTS)}
+    return argparse.Namespace(**values | changes)
+
+
+@pytest.mark.slow
+def test_rehearsal(tmp_path: Path) -> None:
+    """Every step of every part runs on the CPU and says that it went well."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--dry", "--out", str(tmp_path)]
+    result = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr + (tmp_path / "steps.log").read_text()[-3000:]
+    steps = json.loads((tmp_path / "summary.json").read_text())["steps"]
+    assert {step["part"] for step in steps} == {"setup", "tests", "sanitizer", "bench"}
+    assert {step["status"] for step in steps} == {"ok"}
+    assert {row["case"]["suite"] for row in read(tmp_path / "results.json")} == set(SUITES)
+    table = (tmp_path / "table.txt").read_text().splitlines()
+    assert len(table) <= gpu_check.LINES
+    assert len(list(tmp_path.iterdir())) <= 8, "few files: they may have to travel one by one"
+
+
+def test_suites_are_all_there_and_budgeted(tmp_path: Path) -> None:
+    steps = steps_of_suites(options(tmp_path))
+    assert [step.command[-1] for step in steps] == list(SUITES)
+    assert all(step.budgeted for step in steps)
+    assert len(steps_of_suites(options(tmp_path, suites=["scaling"]))) == 1
+
+
+def test_a_step_that_fails_says_so(tmp_path: Path) -> None:
+    step = Step("fails", "tests", (sys.executable, "-c", "print('why'); raise SystemExit(3)"))
+    outcome = run_step(step, 30, 30, options(tmp_path))
+    assert (outcome.status, outcome.detail) == ("failed", "exit 3; why")
+    assert "=== fails" in (tmp_path / "steps.log").read_text()
+    raised = run_step(Step("raises", "tests", action=lambda: str(1 / 0)), 30, 30, options(tmp_path))
+    assert raised.status == "failed"
+    assert run_step(step, 1, 1, options(tmp_path)).status == "skipped"
+
+
+def test_a_step_over_its_time_is_stopped_with_its_children(tmp_path: Path) -> None:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    begin = time.monotonic()
+    outcome = run_step(Step("sleeps", "tests", (sys.executable, "-c", code)), 3, 3, options(tmp_path))
+    assert outcome.status == "timed out"
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "code"), [("tests", "failed", 1), ("tests", "ok", 0), ("bench", "failed", 0)]
+)
+def test_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, status: str, code: int) -> None:
+    monkeypatch.setattr(gpu_check, "check", lambda _, outcomes: outcomes.append(Outcome("a", part, status, 0.0)))
+    assert gpu_check.main(["--dry", "--out", str(tmp_path)]) == code
+
+
+def test_a_run_that_is_stopped_still_ends_with_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: object, outcomes: list[Outcome]) -> None:
+        outcomes.append(Outcome("first", "tests", "ok", 1.0))
+        raise gpu_check.Stopped
+
+    monkeypatch.setattr(gpu_check, "check", stopped)
+    assert gpu_check.main(["--dry", "--out", str(tmp_path)]) == 1
+    assert "first" in (tmp_path / "table.txt").read_text()
+
+
+def test_the_table_is_short(tmp_path: Path) -> None:
+    outcomes = [Outcome(f"step {number}", "tests", "ok", 1.0, "x" * 500) for number in range(12)]
+    text = gpu_check.table(tmp_path, outcomes)
+    assert len(text.splitlines()) == 13
+    assert max(map(len, text.splitlines())) <= 200
+
+
+def test_without_a_gpu_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu_check.main(["--out", str(tmp_path)]) == 2
+
+
+def test_the_library_comes_out_of_a_wheel(tmp_path: Path) -> None:
+    wheel, target = tmp_path / "some.whl", tmp_path / "checkout"
+    (target / "sparc_kernels").mkdir(parents=True)
+    (target / "sparc_kernels" / "same.py").write_text("1")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("sparc_kernels/libsparc_cpu.so", b"code")
+        archive.writestr("sparc_kernels/same.py", "1")
+        archive.writestr("sparc_kernels/older.py", "2")
+    said = unpack(wheel, target)
+    assert (target / "sparc_kernels" / "libsparc_cpu.so").read_bytes() == b"code"
+    assert "1 other Python files, e.g. sparc_kernels/older.py" in said
+    with zipfile.ZipFile(tmp_path / "pure.whl", "w") as archive:
+        archive.writestr("sparc_kernels/same.py", "1")
+    with pytest.raises(FileNotFoundError, match="no native library"):
+        unpack(tmp_path / "pure.whl", target)

@@ -1,0 +1,149 @@
+"""The benchmark harness itself: what it refuses, what it records, what its model counts. Nothing here is timed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import harness
+from benchmarks.cases import BOTH, FORWARD, OPS, Case, Inputs, draw, floor_milliseconds, model
+from benchmarks.harness import Context, measure
+from benchmarks.listing import fine_grained_listing
+from benchmarks.parity import ParityError, assert_parity, run
+from benchmarks.providers import PROVIDERS, Provider, definition
+from benchmarks.results import check
+from benchmarks.timing import fitted_exponent, interleaved, quantiles, ratio
+
+CPU = torch.device("cpu")
+SMALL = Case("tests", "fine_grained", 3, 9, 5, 16, "float32")
+
+
+def cases() -> list[Case]:
+    wide = [dataclasses.replace(SMALL, op=op, mode=mode) for op in OPS for mode in (BOTH, FORWARD)]
+    return [*wide, dataclasses.replace(SMALL, captions="ragged"), dataclasses.replace(SMALL, dtype="bfloat16")]
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_the_definition_and_its_backends_agree(case: Case) -> None:
+    inputs = draw(case, CPU)
+    for name in ("cpu", "eager"):
+        provider = PROVIDERS[name]
+        if provider.reason(case, CPU) is None:
+            assert_parity(provider.build(case), case, inputs, ours=provider.kind == "ours")
+
+
+def _wrong(case: Case, fault: str) -> Provider:
+    right = definition(case, torch.float32)
+
+    def op(x: Inputs) -> Tensor:
+        if fault == "value":
+            return right(x) * 1.01
+        if fault == "nan":
+            return right(x) * torch.nan
+        return right(dataclasses.replace(x, second=x.second.detach() + 0 * x.second))  # the tokens get no gradient
+
+    return Provider("wrong", "ours", lambda case, device: None, lambda case: op)
+
+
+@pytest.mark.parametrize("fault", ["value", "nan", "gradient"])
+def test_parity_refuses_a_wrong_provider(fault: str) -> None:
+    with pytest.raises(ParityError):
+        assert_parity(_wrong(SMALL, fault).build(SMALL), SMALL, draw(SMALL, CPU), ours=True)
+
+
+def test_a_wrong_or_failing_provider_is_recorded_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(case: Case) -> None:
+        raise RuntimeError("out of memory, say")
+
+    wrong = _wrong(SMALL, "value")
+    failing = Provider("failing", "eager", lambda case, device: None, explode)  # type: ignore[arg-type]
+    refusing = Provider(
+        "refusing", "ours", lambda case, device: "not today", lambda case: definition(case, torch.float32)
+    )
+    others = [wrong, failing, refusing, PROVIDERS["eager"]]
+    monkeypatch.setattr(harness, "select", lambda *_: others)
+    row = measure(SMALL, Context(CPU, seconds=0.01, quick=True, memory=False), ())
+    check(row)
+    contenders = row["contenders"]
+    assert "ParityError" in contenders["wrong"]["failed"]
+    assert "out of memory, say" in contenders["failing"]["failed"]
+    assert contenders["refusing"]["unsupported"] == "not today"
+    assert contenders["eager"]["ms"]["p50"] > 0
+    assert row["ours"] is None
+    assert "over_ours" not in contenders["eager"]
+
+
+def test_a_row_has_what_a_sceptic_asks_for() -> None:
+    context = Context(CPU, seconds=0.01, quick=True, commit="abc")
+    row = measure(SMALL, context, ())
+    check(row)
+    assert {"device", "driver", "torch", "triton", "commit", "date", "sources"} <= set(row["environment"])
+    assert row["environment"]["commit"] == "abc"
+    assert row["roofs"]["copy_gb_per_s"] > 0
+    assert row["model"]["floor_ms"] > 0
+    eager = row["contenders"]["eager"]
+    assert {"kind", "ms", "rounds", "parity", "memory_bytes", "share_of_floor"} <= set(eager)
+    assert "interpreter" in row["contenders"]["triton"]["unsupported"]
+    if row["ours"]:
+        assert row["ours"] == "cpu"
+        assert eager["over_ours"] > 0
+
+
+def test_the_model_of_bytes_and_flop() -> None:
+    """B/16 at L = 55, D = 512 in bf16: 771 kB and 88 Mflop of products per pair, and what L^2 P adds."""
+    case = Case("tests", "fine_grained", 1, 196, 55, 512, "bfloat16")
+    work = model(case)
+    assert work["bytes"] == 3 * (55 + 196) * 512 * 2
+    assert work["flop"] == 16 * 55 * 196 * 512 + 8 * 55**2 * 196
+    forward = model(dataclasses.replace(case, mode=FORWARD))
+    assert forward["bytes"] == work["bytes"] / 3
+    assert forward["flop"] == 4 * 55 * 196 * 512 + 2 * 55**2 * 196
+    assert floor_milliseconds({"bytes": 3e9, "flop": 1e9}, {"copy_gb_per_s": 3.0, "matrix_gflop_per_s": 10.0}) == (
+        pytest.approx(1000),
+        "memory",
+    )
+    ragged = model(dataclasses.replace(case, batch=64, captions="ragged"))
+    assert ragged["flop"] < 64 * work["flop"]
+
+
+def test_the_listing_is_the_definition_where_it_is_defined() -> None:
+    case = dataclasses.replace(SMALL, captions="ragged")
+    inputs = draw(case, CPU)
+    assert_parity(PROVIDERS["listing"].build(case), case, inputs, ours=True)
+    constant = torch.ones(1, 4, 8)
+    loss = fine_grained_listing(constant, torch.randn(1, 3, 8), None, inputs.scale)
+    assert loss.isnan(), "0/0 on equal similarities, as published"
+
+
+def test_forward_leaves_no_graph_behind() -> None:
+    case = dataclasses.replace(SMALL, mode=FORWARD)
+    (result,) = run(definition(case, torch.float32), case, draw(case, CPU))
+    assert not result.requires_grad
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_the_fit_recovers_an_exponent(exponent: float) -> None:
+    sizes = [8, 16, 32, 64, 128, 256]
+    values = [1e-3 * size**exponent for size in sizes]
+    values[0] = values[1] = 10.0  # a fixed cost at small sizes does not enter
+    assert fitted_exponent(sizes, values) == pytest.approx(exponent)
+    assert fitted_exponent(sizes[:2], values[:2]) is None
+
+
+def test_timing_calls_everything_equally_often() -> None:
+    calls = {"a": 0, "b": 0}
+
+    def counted(name: str) -> None:
+        calls[name] += 1
+
+    times = interleaved({name: lambda name=name: counted(name) for name in calls}, CPU, seconds=0.0, least=5, most=5)
+    assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5}
+    assert calls["a"] == calls["b"]
+
+
+def test_quantiles_and_ratios() -> None:
+    assert quantiles([0.001, 0.002, 0.003])["p50"] == 2.0
+    assert ratio({"a": [2.0, 4.0, 90.0], "b": [1.0, 2.0, 3.0]}, "a", "b") == 2.0

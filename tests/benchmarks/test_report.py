@@ -1,0 +1,107 @@
+"""The report: what is committed is what the result files give, and a lost row says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plots, report, tables
+from benchmarks.cases import Case
+from benchmarks.machine import CHECKOUT
+from benchmarks.results import read
+from tests.benchmarks.test_run import fake_row
+
+CASE = Case("fine_grained", "fine_grained", 64, 196, 55, 512, "float32")
+COMMAND = "make benchmark-report"
+
+
+@pytest.fixture(scope="module")
+def results() -> report.Results:
+    return report.load(report.RESULTS)
+
+
+def test_the_page_is_what_the_result_files_give(results: report.Results, tmp_path: Path) -> None:
+    drawn = report.draw_plots(results, tmp_path)
+    assert report.DOCUMENT.read_text() == report.document(results, drawn), COMMAND
+    assert {path.name for path in report.IMAGES.glob("benchmarks_*.svg")} == drawn, COMMAND
+
+
+def test_the_readme_states_the_figures_of_the_result_files(results: report.Results) -> None:
+    text = report.README.read_text()
+    assert text == report.with_figures(text, report.readme_figures(results)), COMMAND
+
+
+def test_committed_rows_are_whole_and_named_by_their_folder() -> None:
+    files = sorted(report.RESULTS.rglob("*.json"))
+    assert files
+    for file in files:
+        rows = read(file)
+        assert rows
+        assert len({row["environment"]["device"] for row in rows}) == 1, f"{file} mixes devices"
+
+
+def test_plots_depend_on_the_rows_alone(results: report.Results, tmp_path: Path) -> None:
+    (rows,) = list(results.values())[:1]
+    for name in ("a", "b"):
+        plots.speed_up(sorted(rows, key=tables.order), tmp_path / f"{name}.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def _row_with_rival(over_ours: float) -> dict[str, object]:
+    row = fake_row(CASE)
+    ms = {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    row["contenders"]["compile"] = {"kind": "compile", "ms": ms, "rounds": 3, "over_ours": over_ours}
+    row["contenders"]["bare_products"] = {"kind": "floor", "ms": ms, "rounds": 3, "over_ours": 0.5}
+    row["contenders"]["eager"] = {"kind": "eager", "failed": "OutOfMemoryError: 99 GB"}
+    return row
+
+
+@pytest.mark.parametrize(("over_ours", "lost"), [(0.8, True), (1.2, False)])
+def test_a_losing_row_is_marked(over_ours: float, lost: bool) -> None:
+    text = report.document({"device": [_row_with_rival(over_ours)]}, set())
+    assert ("**loses to compile**" in text) is lost
+    assert f"| {over_ours:.2f} |" in text, "and its ratio is printed either way"
+    assert "eager failed: OutOfMemoryError" in text
+    assert "- `eager`, 1 rows: OutOfMemoryError: 99 GB" in text
+
+
+def test_a_busy_row_is_marked() -> None:
+    row = fake_row(CASE, others=0.4)
+    assert "busy 40 %" in report.document({"device": [row]}, set())
+    assert not plots.quiet([row])
+
+
+def test_graph_times_are_compared_with_graph_times() -> None:
+    row = _row_with_rival(2.0)
+    contenders = row["contenders"]
+    assert isinstance(contenders, dict)
+    contenders["cpu"]["graph_ms"] = {"p20": 0.5, "p50": 0.5, "p80": 0.5}
+    assert tables.over_ours(row, "compile") == 2.0, "one of them has none: the ratio within rounds"
+    contenders["compile"]["graph_ms"] = {"p20": 0.25, "p50": 0.25, "p80": 0.25}
+    assert tables.over_ours(row, "compile") == 0.5
+
+
+def test_every_suite_renders(tmp_path: Path) -> None:
+    rows = [
+        fake_row(Case("scaling", "fine_grained", b, 9, 5, 8, "float32", axis="batch"), p50=float(b)) for b in (2, 4, 8)
+    ]
+    first = fake_row(Case("first_call", "fine_grained", 2, 9, 5, 8, "float32", axis="cold"))
+    first["contenders"]["cpu"]["second_ms"] = 1.0
+    step = fake_row(Case("training_step", "training_step", 2, 9, 5, 8, "float32", preset="tiny"), p50=3.0)
+    step["contenders"]["without"] = {"kind": "without", "ms": {"p20": 2.0, "p50": 2.0, "p80": 2.0}, "rounds": 3}
+    text = report.document({"device": [*rows, first, step]}, set())
+    assert "| batch | cpu | 2 to 8 | 1.00 |" in text
+    assert "3.00 (+50.0 %)" in text
+    assert "| cold | cpu |" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1234.4, "1234"), (123.44, "123"), (12.344, "12.3"), (1.2344, "1.23"), (0.12344, "0.123")]
+)
+def test_milliseconds(value: float, text: str) -> None:
+    assert tables.milliseconds(value) == text
+
+
+def test_the_text_names_no_machine_path() -> None:
+    assert str(CHECKOUT) not in report.DOCUMENT.read_text()

@@ -1,0 +1,123 @@
+"""The command: what it writes, what a budget leaves, what ``--improve`` keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import run
+from benchmarks.cases import Case
+from benchmarks.harness import Context, Row
+from benchmarks.results import FormatError, ResultFile, check, read, settled, write
+from benchmarks.suites import SUITES, Plan, Suite
+
+CASES = [Case("fake", "fine_grained", batch, 4, 3, 8, "float32") for batch in (1, 2, 3)]
+
+
+def fake_row(case: Case, others: float | None = 0.0, p50: float = 1.0, sources: str = "s") -> Row:
+    fields = ("device", "driver", "torch", "triton", "commit", "date")
+    ms = {"p20": p50, "p50": p50, "p80": p50}
+    return {
+        "case": case.to_dict(),
+        "environment": {name: f"some {name}" for name in fields} | {"sources": sources},
+        "ours": "cpu",
+        "machine_used_by_others": others,
+        "contenders": {"cpu": {"kind": "ours", "ms": ms, "rounds": 3}},
+    }
+
+
+def test_a_small_suite_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "deeper" / "results.json"
+    arguments = [
+        "--suite",
+        "grouping",
+        "--device",
+        "cpu",
+        "--quick",
+        "--seconds",
+        "0.01",
+        "--no-memory",
+        "--out",
+        str(out),
+    ]
+    assert run.main([*arguments, "--without", "compile"]) == 0
+    rows = read(out)
+    assert [row["case"]["op"] for row in rows] == ["grouping", "weights"]
+
+
+def test_a_budget_cut_keeps_the_rows(tmp_path: Path) -> None:
+    """Rows are on disk before the next one begins; one that would pass the budget does not begin."""
+    out, context = tmp_path / "results.json", Context(torch.device("cpu"), budget=1000.0)
+    on_disk = []
+
+    def measured(plan: Plan, context: Context) -> Row:
+        on_disk.append(len(read(out)) if out.exists() else 0)
+        if plan.case is CASES[1]:
+            context.budget = 0.0
+        return fake_row(plan.case)
+
+    suite = Suite(lambda device, quick: [Plan(case) for case in CASES], measured)
+    assert run.measure_suite("fake", suite, context, out, improve=False) == 1
+    assert on_disk == [0, 1]
+    assert [row["case"]["batch"] for row in read(out)] == [1, 2]
+
+
+def test_a_row_that_fails_as_a_whole_does_not_end_the_suite(tmp_path: Path) -> None:
+    def measured(plan: Plan, context: Context) -> Row:
+        if plan.case is CASES[0]:
+            raise RuntimeError("no")
+        return fake_row(plan.case)
+
+    suite = Suite(lambda device, quick: [Plan(case) for case in CASES], measured)
+    out = tmp_path / "results.json"
+    run.measure_suite("fake", suite, Context(torch.device("cpu")), out, improve=False)
+    assert [row["case"]["batch"] for row in read(out)] == [2, 3]
+
+
+def test_improve_keeps_quiet_rows_and_begins_others_anew(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    other = Case("another", "fine_grained", 9, 4, 3, 8, "float32")
+    write(out, [fake_row(CASES[0]), fake_row(CASES[1], others=0.4), fake_row(other)])
+    assert len(ResultFile(out, "fake", improve=False).rows) == 1, "rows of other suites stay"
+    file = ResultFile(out, "fake", improve=True)
+    assert settled(file.get(CASES[0]), "s", 0.02)
+    assert not settled(file.get(CASES[0]), "other sources", 0.02)
+    assert not settled(file.get(CASES[0]), "s", 0.02, ("compile",)), "a contender is missing"
+    assert not settled(file.get(CASES[1]), "s", 0.02)
+    assert not settled(file.get(CASES[2]), "s", 0.02)
+    file.put(fake_row(CASES[1], others=0.6, p50=9.0))
+    assert file.get(CASES[1]) == fake_row(CASES[1], others=0.4), "the quieter one of two stays"
+    file.put(fake_row(CASES[1], others=0.6, p50=9.0, sources="newer"))
+    assert file.get(CASES[1]) == fake_row(CASES[1], others=0.6, p50=9.0, sources="newer")
+
+
+@pytest.mark.parametrize("fault", ["environment", "outcome", "quantile", "format"])
+def test_an_incomplete_file_is_refused(tmp_path: Path, fault: str) -> None:
+    row, out = fake_row(CASES[0]), tmp_path / "results.json"
+    if fault == "environment":
+        del row["environment"]["commit"]
+    elif fault == "outcome":
+        row["contenders"]["cpu"]["unsupported"] = "and measured all the same"
+    elif fault == "quantile":
+        del row["contenders"]["cpu"]["ms"]["p80"]
+    else:
+        out.write_text(json.dumps({"rows": []}))
+        with pytest.raises(FormatError, match="format"):
+            read(out)
+        return
+    with pytest.raises(FormatError):
+        check(row)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", SUITES)
+def test_plans_name_their_suite_and_survive_a_file(name: str, device: str, quick: bool) -> None:
+    plans = SUITES[name].plans(torch.device(device), quick)
+    assert plans
+    for plan in plans:
+        assert plan.case.suite == name
+        assert Case.from_dict(json.loads(json.dumps(plan.case.to_dict()))) == plan.case
