@@ -56,8 +56,10 @@ def failure(error: BaseException) -> dict[str, str]:
 
 
 def release(device: torch.device) -> None:
+    """Frees what a contender left. Raises where it broke the device for this process: no later figure could be trusted."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 
@@ -141,7 +143,7 @@ def graph_record(op: Op, case: Case, copies: list[Inputs]) -> dict[str, Any]:
     try:
         return {"graph_ms": quantiles(graph_times(one_pass, len(copies)))}
     except Exception as error:
-        torch.cuda.synchronize()
+        release(torch.device("cuda"))
         return {"graph_failed": failure(error)["failed"]}
 
 
