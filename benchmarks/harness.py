@@ -56,7 +56,7 @@ def failure(error: BaseException) -> dict[str, str]:
 
 
 def release(device: torch.device) -> None:
-    """Frees what a contender left. Raises where it broke the device for this process: no later figure could be trusted."""
+    """Frees what a contender left; raises where it broke the device, since no later figure could be trusted."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
