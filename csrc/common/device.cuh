@@ -1,0 +1,191 @@
+// What the kernels ask of the machine: indices, shared memory, barriers, shuffles, matrix instructions,
+// asynchronous copies, conversions. The kernels' own headers (*_kernel.cuh) use nothing of CUDA but this, so
+// that they can be compiled for the host, where tests/emulation/ implements the same functions with one fiber
+// per thread and watches every access to shared memory.
+//
+// Semantics are those of the PTX ISA 9.0, sections 9.7.13-9.7.16 (ldmatrix, mma.sync, cp.async).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sparc {
+
+// 16-bit floating numbers as they lie in memory; arithmetic is done in float32.
+struct alignas(2) BFloat16 {
+  uint16_t bits;
+};
+struct alignas(2) Float16 {
+  uint16_t bits;
+};
+
+}  // namespace sparc
+
+#if defined(SPARC_EMULATED)
+
+#define SPARC_HOST_DEVICE inline
+#define SPARC_DEVICE_NOINLINE inline
+#include "emulated_device.h"  // tests/emulation/, on the include path of the emulation only
+
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define SPARC_DEVICE __device__ __forceinline__
+#define SPARC_HOST_DEVICE __host__ __device__ __forceinline__
+#define SPARC_DEVICE_NOINLINE __device__ __noinline__
+#define SPARC_UNROLL _Pragma("unroll")
+
+namespace sparc {
+namespace device {
+
+// Indices. Blocks have one dimension, and so has the grid.
+
+SPARC_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+SPARC_DEVICE int64_t block_index() { return blockIdx.x; }
+SPARC_DEVICE int64_t block_count() { return gridDim.x; }
+SPARC_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) & 31; }
+SPARC_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) >> 5; }
+
+// Memory that threads of a block share. On the device these are plain pointers; in the emulation they watch for
+// races between threads that no barrier orders, for reads of what was never written, and for their bounds.
+
+template <class T>
+using Shared = T*;  // in shared memory
+template <class T>
+using Scratch = T*;  // in global memory that belongs to this block
+
+// The block's dynamic shared memory, `offset` bytes (a multiple of 16) from its start.
+template <class T>
+SPARC_DEVICE Shared<T> shared_at(size_t offset) {
+  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  return reinterpret_cast<T*>(shared_bytes + offset);
+}
+
+template <class T>
+SPARC_DEVICE Scratch<T> scratch_at(void* base, size_t offset) {
+  return reinterpret_cast<T*>(static_cast<unsigned char*>(base) + offset);
+}
+
+// The address behind a Shared or Scratch pointer, for ldmatrix and copy_async.
+template <class T>
+SPARC_DEVICE T* address_of(T* pointer) {
+  return pointer;
+}
+
+// Barriers and exchanges. All threads of the block (the warp) must reach them.
+
+SPARC_DEVICE void block_barrier() { __syncthreads(); }
+SPARC_DEVICE void warp_barrier() { __syncwarp(); }
+SPARC_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
+SPARC_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
+SPARC_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
+SPARC_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(0xFFFFFFFFu, predicate); }
+SPARC_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+
+// Four 8 x 8 tiles of 16-bit elements from shared memory. Lane i gives the address (16-byte aligned) of row
+// i % 8 of tile i / 8; lane i receives in r[k] the elements (row i / 4, columns 2 (i % 4) and the next) of tile
+// k, or those of its transpose.
+SPARC_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
+SPARC_DEVICE void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
+
+// c += a b: a [16, 16], b [16, 8], c [16, 8] float32, fragments as PTX lays them over the lanes.
+SPARC_DEVICE void multiply_add_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+SPARC_DEVICE void multiply_add_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// c += a b: a [16, 8], b [8, 8], of tf32 (float32 whose last 13 bits are not looked at).
+SPARC_DEVICE void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// float32 rounded to tf32 (to nearest, ties away from zero).
+SPARC_DEVICE uint32_t round_to_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+// 16 bytes of shared memory become the first `bytes` (0 to 16) of `global` and zeros. Both addresses are
+// 16-byte aligned. The data is there for this thread after the wait, for others after a barrier behind it.
+SPARC_DEVICE void copy_async(void* shared, const void* global, int bytes) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(global), "r"(bytes) : "memory");
+}
+SPARC_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+// Waits until at most kPending of this thread's latest groups are unfinished.
+template <int kPending>
+SPARC_DEVICE void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+}
+
+// Numbers.
+
+SPARC_DEVICE float to_float(float x) { return x; }
+SPARC_DEVICE float to_float(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+SPARC_DEVICE float to_float(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+
+template <class T>
+SPARC_DEVICE T from_float(float x);  // rounded to nearest even
+template <>
+SPARC_DEVICE float from_float<float>(float x) {
+  return x;
+}
+template <>
+SPARC_DEVICE BFloat16 from_float<BFloat16>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+template <>
+SPARC_DEVICE Float16 from_float<Float16>(float x) {
+  return {__half_as_ushort(__float2half_rn(x))};
+}
+
+// Two neighbours in one register, the first in the lower half.
+template <class T>
+SPARC_DEVICE uint32_t pack(float first, float second) {
+  return static_cast<uint32_t>(from_float<T>(first).bits) |
+         static_cast<uint32_t>(from_float<T>(second).bits) << 16;
+}
+
+SPARC_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+SPARC_DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+SPARC_DEVICE float exp(float x) { return ::expf(x); }
+SPARC_DEVICE float log(float x) { return ::logf(x); }
+SPARC_DEVICE float sqrt(float x) { return ::sqrtf(x); }
+SPARC_DEVICE float abs(float x) { return ::fabsf(x); }
+SPARC_DEVICE float min(float a, float b) { return ::fminf(a, b); }  // the other one where one is NaN
+SPARC_DEVICE float max(float a, float b) { return ::fmaxf(a, b); }
+SPARC_DEVICE float fused_multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
+SPARC_DEVICE float infinity() { return __int_as_float(0x7F800000); }
+SPARC_DEVICE float nan() { return __int_as_float(0x7FFFFFFF); }
+
+}  // namespace device
+}  // namespace sparc
+
+#endif

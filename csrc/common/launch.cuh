@@ -1,0 +1,29 @@
+// One launch with its error check, and the list of instances of the tiled path.
+#pragma once
+
+#include "common/block.cuh"
+#include "common/launch.h"
+
+namespace sparc {
+
+#define SPARC_PRODUCTS(X)                \
+  X(kBFloat16, HalfProducts<BFloat16>)   \
+  X(kFloat16, HalfProducts<Float16>)     \
+  X(kTf32, Tf32Products)                 \
+  X(kFloat32, Float32Products)
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchPlan& plan, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  constexpr int64_t kWithoutAsking = 48 << 10;
+  if (plan.shared_bytes > kWithoutAsking) {
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                    static_cast<int>(plan.shared_bytes));
+    if (status != cudaSuccess) return status;
+  }
+  kernel<<<static_cast<unsigned>(plan.grid), kThreads, static_cast<size_t>(plan.shared_bytes), stream>>>(
+      arguments...);
+  return cudaGetLastError();
+}
+
+}  // namespace sparc

@@ -1,0 +1,327 @@
+// The fine-grained loss on the tiled path (common/tiled_path.cuh), forward and backward. Names follow MATH.md.
+//
+//     W = dZ T - diag(alpha) C'    dU = W V^T    dV = dS^T T + U^T W    dT = dS V + dZ^T C' - diag(beta) T
+#pragma once
+
+#include "common/tiled_path.cuh"
+#include "fine_grained/fine_grained_cuda.h"
+
+namespace sparc {
+
+template <class E>
+struct FineGrainedScratch : TiledScratch<E> {
+  int64_t groups, groups_rest;     // C' [L, D] E, and what rounding left of it (half precision)
+  int64_t logits;                  // Z, then Y [L, L] float
+  int64_t group_norm, token_norm;  // [L] float
+  // Backward
+  int64_t grads, grad_groups;                                 // dZ [L, L], W [L, D] E
+  int64_t row_lse, column_lse, upstream, alpha, beta, restore;  // [L] float; alpha and beta negated
+
+  SPARC_HOST_DEVICE FineGrainedScratch(const PairInputs& in, bool backward) : TiledScratch<E>(in, backward) {
+    Plan<int64_t>& plan = this->plan;
+    const int64_t rows = in.tokens * 4, element = sizeof(E), wide = in.tokens * this->channels_pitch * element;
+    groups = plan.take(wide);
+    groups_rest = plan.take(sizeof(E) == 2 ? wide : 0);
+    logits = plan.take(in.tokens * this->tokens_pitch * 4);
+    group_norm = plan.take(rows);
+    token_norm = plan.take(rows);
+    grads = grad_groups = row_lse = column_lse = upstream = alpha = beta = restore = 0;
+    if (!backward) return;
+    grads = plan.take(in.tokens * this->tokens_pitch * element);
+    grad_groups = sizeof(E) == 2 ? groups_rest : plan.take(wide);  // Z no longer needs the rest by then
+    int64_t* const arrays[] = {&row_lse, &column_lse, &upstream, &alpha, &beta, &restore};
+    for (int64_t* offset : arrays) *offset = plan.take(rows);
+  }
+};
+
+template <class Products>
+struct FineGrainedTiled : TiledPair<Products> {
+  using Base = TiledPair<Products>;
+  using E = typename Products::Element;
+  static constexpr bool kHalf = sizeof(E) == 2;
+
+  const FineGrainedScratch<E>& plan;
+  const FineGrainedArguments& args;
+
+  SPARC_DEVICE FineGrainedTiled(const FineGrainedScratch<E>& plan_, const FineGrainedArguments& args_,
+                                unsigned char* base, int64_t pair, int n, int p)
+      : Base{plan_, args_.in, base, pair, n, p}, plan(plan_), args(args_) {}
+
+  SPARC_DEVICE device::Scratch<float> z_row(int l) const {
+    return this->template row_of<float>(plan.logits, l, plan.tokens_pitch);
+  }
+  SPARC_DEVICE device::Scratch<float> row_array(int64_t offset) const { return this->template scratch<float>(offset); }
+  SPARC_DEVICE int64_t result_at(int l) const {
+    return this->pair * this->in.tokens + this->template scratch<int>(plan.token_index)[l];
+  }
+  SPARC_DEVICE Operand<E> groups(int64_t which) const {
+    return this->stored(which, this->n, this->in.channels, plan.channels_pitch);
+  }
+
+  // S, U, C' and Z; `keep` is called with each row's alignment.
+  template <class Keep>
+  SPARC_DEVICE void compare(const Keep& keep) const {
+    const int n = this->n, channels = this->in.channels;
+    this->similarities(this->tokens(), plan.similarities);
+    this->align([&](int l, const RowAlignment& row, device::Scratch<float> s) {
+      const device::Scratch<E> u = this->template row_of<E>(plan.weights, l, plan.patches_pitch);
+      this->for_patches([&](int i) { u[i] = device::from_float<E>(row.weight(s[i])); });
+      keep(l, row);
+    });
+    Product<E> groups_product(n, channels);
+    groups_product.add(this->weights(), false, this->patches(), true);
+    groups_product.scale = group_unit<E>(this->p);
+    groups_product.to_rounded = true;
+    groups_product.with_rest = kHalf;
+    groups_product.rounded = this->template scratch<E>(plan.groups);
+    groups_product.rest = this->template scratch<E>(plan.groups_rest);
+    groups_product.pitch = plan.channels_pitch;
+    multiply<Products>(groups_product);
+
+    Product<E> z(n, n);
+    z.add(groups(plan.groups), false, this->tokens(), false);
+    if (kHalf) z.add(groups(plan.groups_rest), false, this->tokens(), false);
+    z.to_sums = true;
+    z.sums = this->template scratch<float>(plan.logits);
+    z.pitch = plan.tokens_pitch;
+    multiply<Products>(z);
+  }
+
+  SPARC_DEVICE float logit_factor(int l) const { return *args.logit_scale * (1.0f / row_array(plan.group_norm)[l]); }
+  SPARC_DEVICE float logit_at(int l, int j, float factor) const {
+    return z_row(l)[j] * (factor * (1.0f / row_array(plan.token_norm)[j]));
+  }
+
+  // |C'| and |t|, clamped.
+  SPARC_DEVICE void norms() const {
+    const Operand<E> t = this->tokens();
+    this->for_rows([&](int l) {
+      const device::Scratch<E> high = this->template row_of<E>(plan.groups, l, plan.channels_pitch),
+                               low = this->template row_of<E>(plan.groups_rest, l, plan.channels_pitch);
+      float group = 0.0f, token = 0.0f;
+      for (int d = device::lane_index(); d < this->in.channels; d += 32) {
+        float c = device::to_float(static_cast<E>(high[d]));
+        if constexpr (kHalf) c += device::to_float(static_cast<E>(low[d]));
+        const float x = t.get(l, d);
+        group += c * c;
+        token += x * x;
+      }
+      group = warp_sum(group);
+      token = warp_sum(token);
+      if (device::lane_index() == 0) {
+        row_array(plan.group_norm)[l] = clamped_norm(group);
+        row_array(plan.token_norm)[l] = clamped_norm(token);
+      }
+    });
+    device::block_barrier();
+  }
+
+  SPARC_DEVICE void forward() const {
+    const int n = this->n;
+    const int64_t stride = args.stats_stride;
+    compare([&](int l, const RowAlignment& row) {
+      if (device::lane_index() == 0) {
+        args.stats[kRowMin * stride + result_at(l)] = row.low;
+        args.stats[kRowMax * stride + result_at(l)] = row.high;
+      }
+    });
+    norms();
+    this->for_rows([&](int l) {
+      const float factor = logit_factor(l);
+      float top = -device::infinity(), total = 0.0f;
+      for (int j = device::lane_index(); j < n; j += 32) top = device::max(top, logit_at(l, j, factor));
+      top = warp_max(top);
+      for (int j = device::lane_index(); j < n; j += 32) total += device::exp(logit_at(l, j, factor) - top);
+      total = warp_sum(total);
+      if (device::lane_index() == 0) args.stats[kRowLogSumExp * stride + result_at(l)] = top + device::log(total);
+    });
+    device::block_barrier();
+    for (int j = device::thread_index(); j < n; j += kThreads) {
+      float top = -device::infinity(), total = 0.0f;
+      for (int l = 0; l < n; ++l) top = device::max(top, logit_at(l, j, logit_factor(l)));
+      for (int l = 0; l < n; ++l) total += device::exp(logit_at(l, j, logit_factor(l)) - top);
+      const float column_lse = top + device::log(total), diagonal = logit_at(j, j, logit_factor(j));
+      float* const stat = args.stats + result_at(j);
+      stat[kColumnLogSumExp * stride] = column_lse;
+      stat[kGroupNorm * stride] = row_array(plan.group_norm)[j];
+      stat[kTokenNorm * stride] = row_array(plan.token_norm)[j];
+      args.token_loss[result_at(j)] =
+          0.5f * (stat[kRowLogSumExp * stride] - diagonal) + 0.5f * (column_lse - diagonal);
+    }
+  }
+
+  SPARC_DEVICE void read_stats() const {
+    const int64_t stride = args.stats_stride;
+    for (int l = device::thread_index(); l < this->n; l += kThreads) {
+      const int64_t at = result_at(l);
+      const float* const stat = args.stats + at;
+      row_array(plan.group_norm)[l] = stat[kGroupNorm * stride];
+      row_array(plan.token_norm)[l] = stat[kTokenNorm * stride];
+      row_array(plan.row_lse)[l] = stat[kRowLogSumExp * stride];
+      row_array(plan.column_lse)[l] = stat[kColumnLogSumExp * stride];
+      const int64_t token = at - this->pair * this->in.tokens;
+      row_array(plan.upstream)[l] =
+          args.grad_token_loss[this->pair * args.grad_batch_stride + token * args.grad_stride];
+    }
+    device::block_barrier();
+  }
+
+  // dZ_lj and cos dY. In float16 a column without a length goes without 1 / |t|: see the pair path.
+  SPARC_DEVICE float grad_logit(int l, int j, float factor, float& cosine_grad) const {
+    const float z = z_row(l)[j], norm = row_array(plan.token_norm)[j], inverse = 1.0f / norm;
+    const float y = z * (factor * inverse), w = row_array(plan.upstream)[l];
+    float dy = 0.5f * w * device::exp(y - row_array(plan.row_lse)[l]) +
+               0.5f * row_array(plan.upstream)[j] * device::exp(y - row_array(plan.column_lse)[j]);
+    if (j == l) dy -= w;
+    cosine_grad = z * ((1.0f / row_array(plan.group_norm)[l]) * inverse) * dy;
+    const bool without_length = kIsFloat16<E> && norm <= kSmallestNorm;
+    return dy * (factor * (without_length ? 1.0f : inverse));
+  }
+
+  // dZ in its unit, -alpha, -beta; returns the unit.
+  SPARC_DEVICE float grad_logits(float& grad_scale) const {
+    const int n = this->n;
+    const device::Shared<float> parts = device::shared_at<float>(TiledShared<E>::kParts);
+    float unit = 1.0f;
+    if constexpr (kIsFloat16<E>) {
+      float largest = 0.0f, unused;
+      this->for_rows([&](int l) {
+        const float factor = logit_factor(l);
+        float reach = 0.0f;
+        for (int j = device::lane_index(); j < n; j += 32) {
+          const float dz = device::abs(grad_logit(l, j, factor, unused));
+          largest = device::max(largest, dz);
+          reach += dz * row_array(plan.token_norm)[j];
+        }
+        largest = device::max(largest, warp_sum(reach) * (1.0f / 16384.0f));
+      });
+      largest = block_max(largest, parts);
+      if (largest > 0.0f) unit = largest;
+    }
+    float cosine_sum = 0.0f;
+    this->for_rows([&](int l) {
+      const float factor = logit_factor(l), norm = row_array(plan.group_norm)[l];
+      const device::Scratch<E> dz_row = this->template row_of<E>(plan.grads, l, plan.tokens_pitch);
+      float along = 0.0f;
+      for (int j = device::lane_index(); j < n; j += 32) {
+        float cosine_grad;
+        const E rounded = device::from_float<E>(grad_logit(l, j, factor, cosine_grad) * (1.0f / unit));
+        dz_row[j] = rounded;
+        along += device::to_float(rounded) * z_row(l)[j];
+        cosine_sum += cosine_grad;
+      }
+      along = warp_sum(along);
+      if (device::lane_index() == 0) row_array(plan.alpha)[l] = -along * inverse_square(norm);
+    });
+    grad_scale = block_sum(cosine_sum, parts);
+    for (int j = device::thread_index(); j < n; j += kThreads) {
+      float along = 0.0f;
+      for (int l = 0; l < n; ++l) {
+        const E dz = this->template row_of<E>(plan.grads, l, plan.tokens_pitch)[j];
+        along += device::to_float(dz) * z_row(l)[j];
+      }
+      const float norm = row_array(plan.token_norm)[j];
+      row_array(plan.beta)[j] = -along * inverse_square(norm);
+      row_array(plan.restore)[j] = kIsFloat16<E> && norm <= kSmallestNorm ? unit / norm : unit;
+    }
+    device::block_barrier();
+    return unit;
+  }
+
+  SPARC_DEVICE void backward() const {
+    const int n = this->n, p = this->p, channels = this->in.channels;
+    const float c_unit = group_unit<E>(p);
+    read_stats();
+    compare([](int, const RowAlignment&) {});
+    float grad_scale;
+    const float unit = grad_logits(grad_scale);
+    const Operand<E> dz = this->stored(plan.grads, n, n, plan.tokens_pitch), w_stored = groups(plan.grad_groups);
+
+    Product<E> w(n, channels);
+    w.add(dz, false, this->tokens(), true);
+    w.with_init = w.init_is_stored = true;
+    w.init_data = this->template scratch<E>(plan.groups);
+    w.init_pitch = plan.channels_pitch;
+    w.row_factor = row_array(plan.alpha);
+    w.to_rounded = true;
+    w.rounded = this->template scratch<E>(plan.grad_groups);
+    w.pitch = plan.channels_pitch;
+    multiply<Products>(w);
+
+    this->similarities(w_stored, plan.grad_weights);  // dU without the unit of C'
+    const float s_unit = this->align_backward();
+
+    Product<E> grad_patches(p, channels);
+    grad_patches.add(this->grad_similarities(), true, this->tokens(), true);
+    grad_patches.add(this->weights(), true, w_stored, true);
+    grad_patches.between = s_unit;
+    grad_patches.scale = unit * c_unit;
+    grad_patches.to_rows = true;
+    grad_patches.rows = static_cast<E*>(args.grad_patches) + this->pair * this->in.patches * static_cast<int64_t>(channels);
+    grad_patches.row_index = this->template scratch<int>(plan.patch_index);
+    grad_patches.pitch = channels;
+    multiply<Products>(grad_patches);
+
+    Product<E> grad_tokens(n, channels);
+    grad_tokens.add(this->grad_similarities(), false, this->patches(), true);
+    grad_tokens.add(dz, true, groups(plan.groups), true);
+    grad_tokens.between = s_unit * c_unit;
+    grad_tokens.with_init = true;
+    grad_tokens.init = this->tokens();
+    grad_tokens.row_factor = row_array(plan.beta);
+    grad_tokens.with_row_scale = true;
+    grad_tokens.row_scale = row_array(plan.restore);
+    grad_tokens.to_rows = true;
+    grad_tokens.rows = static_cast<E*>(args.grad_tokens) + this->pair * this->in.tokens * static_cast<int64_t>(channels);
+    grad_tokens.row_index = this->template scratch<int>(plan.token_index);
+    grad_tokens.pitch = channels;
+    multiply<Products>(grad_tokens);
+    if (device::thread_index() == 0) args.grad_logit_scale[this->pair] = grad_scale;
+  }
+
+  // Results of rows that are masked, and of pairs without a valid token (0) or patch (NaN at valid tokens).
+  SPARC_DEVICE void fill_forward() const {
+    for (int i = device::thread_index(); i < this->in.tokens; i += kThreads) {
+      const MaskView& mask = this->in.token_mask;
+      const bool valid = mask.data == nullptr || mask.data[this->pair * mask.batch_stride + i * mask.stride];
+      if (valid && this->p > 0) continue;
+      const int64_t at = this->pair * this->in.tokens + i;
+      args.token_loss[at] = valid ? device::nan() : 0.0f;
+      for (int field = 0; field < kFineGrainedStats; ++field) args.stats[field * args.stats_stride + at] = 0.0f;
+    }
+  }
+  SPARC_DEVICE void fill_backward() const {
+    const bool computed = this->n > 0 && this->p > 0, missing = this->n > 0 && this->p == 0;
+    this->fill_rows(this->in.patch_mask, this->in.patches, this->in.channels, computed, false, args.grad_patches);
+    this->fill_rows(this->in.token_mask, this->in.tokens, this->in.channels, computed, missing, args.grad_tokens);
+    if (!computed && device::thread_index() == 0) {
+      args.grad_logit_scale[this->pair] = missing ? device::nan() : 0.0f;
+    }
+  }
+};
+
+template <class Products, bool kBackward>
+SPARC_DEVICE void fine_grained_tiled(const FineGrainedArguments& args, const TiledMemory& memory) {
+  using E = typename Products::Element;
+  const FineGrainedScratch<E> plan(args.in, kBackward);
+  unsigned char* const base = static_cast<unsigned char*>(memory.base) + device::block_index() * memory.bytes;
+  const device::Shared<int> counts = device::shared_at<int>(TiledShared<E>::kCounts);
+  for (int64_t pair = device::block_index(); pair < args.in.pairs; pair += device::block_count()) {
+    const int n = list_valid(args.in.token_mask, pair, args.in.tokens,
+                             device::scratch_at<int>(base, plan.token_index), counts);
+    const int p = n == 0 ? 0
+                         : list_valid(args.in.patch_mask, pair, args.in.patches,
+                                      device::scratch_at<int>(base, plan.patch_index), counts);
+    const FineGrainedTiled<Products> tiled(plan, args, base, pair, n, p);
+    if (kBackward) {
+      if (p > 0) tiled.backward();
+      tiled.fill_backward();
+    } else {
+      if (p > 0) tiled.forward();
+      tiled.fill_forward();
+    }
+    device::block_barrier();  // scratch is free for the next pair
+  }
+}
+
+}  // namespace sparc

@@ -1,0 +1,26 @@
+// Language-grouped embeddings and alignment weights on CUDA: what the kernels take. The mathematics is in
+// sparc_kernels/ops/grouping/MATH.md.
+#pragma once
+
+#include "common/kernel_types.h"
+#include "grouping/grouping.h"
+
+namespace sparc {
+
+// N is D for the embeddings and P for the weights. There is no token mask.
+struct GroupingArguments {
+  PairInputs in;
+  bool weights;          // the weights are asked for, not the embeddings
+  int64_t stats_stride;  // B * L
+
+  // Forward
+  void* output;  // [B, L, N] contiguous
+  float* stats;  // [3, B, L]
+
+  // Backward
+  MatrixView grad;     // [B, L, N]
+  void* grad_patches;  // [B, P, D] contiguous
+  void* grad_tokens;   // [B, L, D] contiguous
+};
+
+}  // namespace sparc

@@ -1,0 +1,263 @@
+// The CUDA kernels of the library on the host, for Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "common/launch_plan.h"
+#include "emulator.h"
+#include "fine_grained/fine_grained_pair_backward.cuh"
+#include "fine_grained/fine_grained_tiled_kernel.cuh"
+#include "grouping/grouping_pair_kernel.cuh"
+#include "grouping/grouping_tiled_kernel.cuh"
+
+namespace py = pybind11;
+
+namespace sparc {
+namespace {
+
+using emulation::GlobalArray;
+
+// How to run a call. `shared_bytes`: what a block of the device that is played can have.
+struct Options {
+  std::string products;  // bf16, f16, tf32 or float32
+  bool pair_path;        // where it serves; false: the tiled path
+  int64_t shared_bytes;
+  int64_t grid;
+  uint64_t seed;
+};
+
+Options options_of(const py::dict& given) {
+  return {given["products"].cast<std::string>(), given["pair_path"].cast<bool>(),
+          given["shared_bytes"].cast<int64_t>(), given["grid"].cast<int64_t>(),
+          given["seed"].cast<uint64_t>()};
+}
+
+// An input: a flat buffer and strides in elements, so that gaps and transposed layouts come through.
+template <class T>
+struct Strided {
+  GlobalArray<T> buffer;
+  std::vector<int64_t> shape, strides;
+
+  explicit Strided(const py::dict& given)
+      : buffer(given["buffer"].cast<py::array>()),
+        shape(given["shape"].cast<std::vector<int64_t>>()),
+        strides(given["strides"].cast<std::vector<int64_t>>()) {}
+
+  MatrixView view() const {
+    const int64_t unit = 16 / static_cast<int64_t>(sizeof(T));
+    const bool wide = strides[2] == 1 && strides[0] % unit == 0 && strides[1] % unit == 0;
+    return {buffer.data(), strides[0], strides[1], strides[2], wide};
+  }
+};
+
+struct Mask {
+  std::unique_ptr<Strided<bool>> data;
+
+  explicit Mask(const std::optional<py::dict>& given) {
+    if (given) data = std::make_unique<Strided<bool>>(*given);
+  }
+  MaskView view() const {
+    return data ? MaskView{data->buffer.data(), data->strides[0], data->strides[1]} : MaskView{nullptr, 0, 0};
+  }
+};
+
+template <class E>
+struct Inputs {
+  Strided<E> patches, tokens;
+  Mask token_mask, patch_mask;
+  PairInputs in;
+
+  explicit Inputs(const py::dict& given)
+      : patches(given["patch_embeds"].cast<py::dict>()),
+        tokens(given["token_embeds"].cast<py::dict>()),
+        token_mask(given["token_mask"].cast<std::optional<py::dict>>()),
+        patch_mask(given["patch_mask"].cast<std::optional<py::dict>>()) {
+    in = {patches.view(),
+          tokens.view(),
+          patch_mask.view(),
+          token_mask.view(),
+          patches.shape[0],
+          static_cast<int>(patches.shape[1]),
+          static_cast<int>(tokens.shape[1]),
+          static_cast<int>(patches.shape[2]),
+          given["threshold"].cast<float>()};
+  }
+};
+
+template <class E>
+const char* numpy_name() {
+  return sizeof(E) == 2 ? "uint16" : "float32";
+}
+
+// Runs the pair path or the tiled path as the plan says; `pair(units)` and `tiled(memory)` are the kernels.
+template <class E, class Shared, class Pair, class Tiled>
+void run(const Options& options, const PairInputs& in, const Shared& shared, int64_t scratch,
+         const Pair& pair, const Tiled& tiled) {
+  const DeviceLimits limits = {static_cast<int>(options.grid), options.shared_bytes};
+  const bool pair_path = options.pair_path && sizeof(E) == 2;
+  LaunchPlan plan = plan_launch(in, pair_path, limits, shared, TiledShared<E>::kBytes, scratch);
+  if (pair_path && !plan.pair_path) throw std::invalid_argument("the pair path does not serve this shape");
+  const int64_t grid = std::min(plan.grid, options.grid);
+  if (plan.pair_path) {
+    emulation::emulate(grid, kThreads, static_cast<size_t>(plan.shared_bytes), {}, options.seed,
+                       [&] { pair(plan); });
+    return;
+  }
+  // blocks side by side, each with its own scratch
+  GlobalArray<unsigned char> memory("uint8", {grid * plan.scratch_bytes});
+  const TiledMemory given = {memory.data(), plan.scratch_bytes};
+  emulation::emulate(grid, kThreads, static_cast<size_t>(plan.shared_bytes),
+                     {{memory.data(), memory.bytes()}}, options.seed, [&] { tiled(given); });
+}
+
+#define SPARC_CALL_PAIR(units_) \
+  if (plan.units == units_) kernel(std::integral_constant<int, units_>());
+
+template <class Products>
+py::dict fine_grained_with(const py::dict& given, bool backward) {
+  using E = typename Products::Element;
+  const Options options = options_of(given["options"].cast<py::dict>());
+  const Inputs<E> inputs(given);
+  const PairInputs& in = inputs.in;
+  const int64_t b = in.pairs, l = in.tokens, p = in.patches, d = in.channels;
+  const GlobalArray<float> scale(given["logit_scale"].cast<py::array>());
+  GlobalArray<float> loss("float32", {b, l}), stats("float32", {kFineGrainedStats, b, l}),
+      grad_scale("float32", {b});
+  GlobalArray<E> grad_patches(numpy_name<E>(), {b, p, d}), grad_tokens(numpy_name<E>(), {b, l, d});
+  const auto run_pass = [&](bool back, const FineGrainedArguments& args) {
+    const auto shared = [&](const Streaming& streaming) {
+      if constexpr (sizeof(E) == 2) return FineGrainedShared<E>(in, streaming, back).plan.used;
+      return 0;
+    };
+    run<E>(
+        options, in, shared, FineGrainedScratch<E>(in, back).plan.used,
+        [&](const LaunchPlan& plan) {
+          const auto kernel = [&](auto units) {
+            if constexpr (sizeof(E) == 2) {
+              constexpr int kUnits = decltype(units)::value;
+              const FineGrainedShared<E> layout(in, plan.streaming, back);
+              if (back) {
+                fine_grained_pair_backward<E, kUnits>(args, plan.streaming, layout);
+              } else {
+                fine_grained_pair_forward<E, kUnits>(args, plan.streaming, layout);
+              }
+            }
+          };
+          SPARC_PAIR_UNITS(SPARC_CALL_PAIR)
+        },
+        [&](const TiledMemory& memory) {
+          if (back) {
+            fine_grained_tiled<Products, true>(args, memory);
+          } else {
+            fine_grained_tiled<Products, false>(args, memory);
+          }
+        });
+  };
+  FineGrainedArguments args = {};
+  args.in = in;
+  args.logit_scale = scale.data();
+  args.stats_stride = b * l;
+  args.token_loss = loss.data();
+  args.stats = stats.data();
+  run_pass(false, args);
+  py::dict result;
+  result["token_loss"] = loss.to_numpy();
+  result["stats"] = stats.to_numpy();
+  if (!backward) return result;
+  const Strided<float> upstream(given["grad_token_loss"].cast<py::dict>());
+  args.grad_token_loss = upstream.buffer.data();
+  args.grad_batch_stride = upstream.strides[0];
+  args.grad_stride = upstream.strides[1];
+  args.grad_patches = grad_patches.data();
+  args.grad_tokens = grad_tokens.data();
+  args.grad_logit_scale = grad_scale.data();
+  run_pass(true, args);
+  result["grad_patch_embeds"] = grad_patches.to_numpy();
+  result["grad_token_embeds"] = grad_tokens.to_numpy();
+  result["grad_logit_scale"] = grad_scale.to_numpy();
+  return result;
+}
+
+template <class Products>
+py::dict grouping_with(const py::dict& given, bool backward) {
+  using E = typename Products::Element;
+  const Options options = options_of(given["options"].cast<py::dict>());
+  const Inputs<E> inputs(given);
+  const PairInputs& in = inputs.in;
+  const int64_t b = in.pairs, l = in.tokens, p = in.patches, d = in.channels;
+  GroupingArguments args = {};
+  args.in = in;
+  args.weights = given["weights"].cast<bool>();
+  args.stats_stride = b * l;
+  GlobalArray<float> stats("float32", {kGroupingStats, b, l});
+  GlobalArray<E> output(numpy_name<E>(), {b, l, args.weights ? p : d}),
+      grad_patches(numpy_name<E>(), {b, p, d}), grad_tokens(numpy_name<E>(), {b, l, d});
+  const auto run_pass = [&](bool back) {
+    const auto shared = [&](const Streaming& streaming) {
+      if constexpr (sizeof(E) == 2) return GroupingShared<E>(in, streaming, back).plan.used;
+      return 0;
+    };
+    run<E>(
+        options, in, shared, GroupingScratch<E>(in, back).plan.used,
+        [&](const LaunchPlan& plan) {
+          const auto kernel = [&](auto units) {
+            if constexpr (sizeof(E) == 2) {
+              constexpr int kUnits = decltype(units)::value;
+              const GroupingShared<E> layout(in, plan.streaming, back);
+              if (back) {
+                grouping_pair<E, kUnits, true>(args, plan.streaming, layout);
+              } else {
+                grouping_pair<E, kUnits, false>(args, plan.streaming, layout);
+              }
+            }
+          };
+          SPARC_PAIR_UNITS(SPARC_CALL_PAIR)
+        },
+        [&](const TiledMemory& memory) {
+          if (back) {
+            grouping_tiled<Products, true>(args, memory);
+          } else {
+            grouping_tiled<Products, false>(args, memory);
+          }
+        });
+  };
+  args.output = output.data();
+  args.stats = stats.data();
+  run_pass(false);
+  py::dict result;
+  result["output"] = output.to_numpy();
+  result["stats"] = stats.to_numpy();
+  if (!backward) return result;
+  const Strided<E> upstream(given["grad"].cast<py::dict>());
+  args.grad = upstream.view();
+  args.grad_patches = grad_patches.data();
+  args.grad_tokens = grad_tokens.data();
+  run_pass(true);
+  result["grad_patch_embeds"] = grad_patches.to_numpy();
+  result["grad_token_embeds"] = grad_tokens.to_numpy();
+  return result;
+}
+
+#define SPARC_BY_PRODUCTS(function)                                                    \
+  const std::string products = options_of(given["options"].cast<py::dict>()).products; \
+  if (products == "bf16") return function<HalfProducts<BFloat16>>(given, backward);    \
+  if (products == "f16") return function<HalfProducts<Float16>>(given, backward);      \
+  if (products == "tf32") return function<Tf32Products>(given, backward);              \
+  if (products == "float32") return function<Float32Products>(given, backward);        \
+  throw std::invalid_argument("products: " + products)
+
+py::dict fine_grained(const py::dict& given, bool backward) { SPARC_BY_PRODUCTS(fine_grained_with); }
+py::dict grouping(const py::dict& given, bool backward) { SPARC_BY_PRODUCTS(grouping_with); }
+
+}  // namespace
+}  // namespace sparc
+
+PYBIND11_MODULE(ops_emulated, m) {
+  m.def("fine_grained", &sparc::fine_grained, py::arg("given"), py::arg("backward"));
+  m.def("grouping", &sparc::grouping, py::arg("given"), py::arg("backward"));
+}
