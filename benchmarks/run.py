@@ -10,6 +10,7 @@ import argparse
 import logging
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from benchmarks.harness import QUIET, Context, Row, release
@@ -36,23 +37,30 @@ def line(row: Row) -> str:
     return " | ".join(parts)
 
 
-def measure_suite(name: str, suite: Suite, context: Context, out: Path, improve: bool) -> int:
-    """Measures what is missing in order of importance until the budget ends; the number of rows left out."""
+def ours_failed(row: Row) -> bool:
+    """Whether a backend that says it serves did not."""
+    return any(record["kind"] == "ours" and "failed" in record for record in row["contenders"].values())
+
+
+def measure_suite(name: str, suite: Suite, context: Context, out: Path, improve: bool) -> tuple[int, int]:
+    """Measures what is missing in order of importance until the budget ends: rows left out, rows that failed."""
     file = ResultFile(out, name, improve)
     sources = sources_digest(context.device.type)
     plans = suite.plans(context.device, context.quick)
+    failed = 0
     for place, plan in enumerate(plans):
         if settled(file.get(plan.case), sources, QUIET, plan.compiled):
             continue
         if context.out_of_time():
             print(f"{name}: the budget is used up, {len(plans) - place} of {len(plans)} rows left", flush=True)
-            return len(plans) - place
+            return len(plans) - place, failed
         print(f"{plan.case}", flush=True)
         row = _measured(suite, plan, context)
+        failed += row is None or ours_failed(row)
         if row is not None:
             file.put(row)
             print(f"  {line(row)}", flush=True)
-    return 0
+    return 0, failed
 
 
 def _measured(suite: Suite, plan: Plan, context: Context) -> Row | None:
@@ -68,6 +76,7 @@ def _measured(suite: Suite, plan: Plan, context: Context) -> Row | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The exit status is 1 where a kernel of ours failed; a budget that is used up is no failure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", nargs="+", choices=[*SUITES, "all"], default=["all"])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -82,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--commit", help="what to record as the commit, where the checkout has no history")
     options = parser.parse_args(arguments)
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # the compiler's, about itself
     device = pick_device(options.device)
     default = 0.2 if options.quick else 2.0 if device.type == "cuda" else 8.0
     context = Context(
@@ -95,9 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
         commit=options.commit,
     )
     names = list(SUITES) if "all" in options.suite else options.suite
-    for name in names:
-        measure_suite(name, SUITES[name], context, options.out, options.improve)
-    return 0
+    failed = sum(measure_suite(name, SUITES[name], context, options.out, options.improve)[1] for name in names)
+    if failed:
+        print(f"{failed} rows in which a kernel of ours failed, or nothing could be measured", flush=True)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

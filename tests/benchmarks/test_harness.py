@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from benchmarks import harness
 from benchmarks.cases import BOTH, FORWARD, OPS, Case, Inputs, draw, floor_milliseconds, model
 from benchmarks.harness import Context, measure
 from benchmarks.listing import fine_grained_listing
+from benchmarks.machine import CHECKOUT
 from benchmarks.parity import ParityError, assert_parity, run
 from benchmarks.providers import PROVIDERS, Provider, definition
 from benchmarks.results import check
@@ -90,6 +93,21 @@ def test_a_row_has_what_a_sceptic_asks_for() -> None:
     if row["ours"]:
         assert row["ours"] == "cpu"
         assert eager["over_ours"] > 0
+
+
+def test_benchmarks_use_what_users_use() -> None:
+    """The public API, the references, the doctor's build information, and the trainer's towers; no kernel file."""
+    allowed = re.compile(r"sparc_kernels(\._native|\.ops\.\w+\.reference|\.train\.(config|model))?$")
+    for path in sorted((CHECKOUT / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = (
+                    [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "sparc_kernels" else []
+                )
+                names = names or [str(node.module)]
+            for name in names:
+                assert not name.startswith("sparc_kernels") or allowed.match(name), f"{path.name} imports {name}"
 
 
 def test_the_model_of_bytes_and_flop() -> None:

@@ -60,7 +60,7 @@ def test_a_budget_cut_keeps_the_rows(tmp_path: Path) -> None:
         return fake_row(plan.case)
 
     suite = Suite(lambda device, quick: [Plan(case) for case in CASES], measured)
-    assert run.measure_suite("fake", suite, context, out, improve=False) == 1
+    assert run.measure_suite("fake", suite, context, out, improve=False) == (1, 0)
     assert on_disk == [0, 1]
     assert [row["case"]["batch"] for row in read(out)] == [1, 2]
 
@@ -73,8 +73,21 @@ def test_a_row_that_fails_as_a_whole_does_not_end_the_suite(tmp_path: Path) -> N
 
     suite = Suite(lambda device, quick: [Plan(case) for case in CASES], measured)
     out = tmp_path / "results.json"
-    run.measure_suite("fake", suite, Context(torch.device("cpu")), out, improve=False)
+    assert run.measure_suite("fake", suite, Context(torch.device("cpu")), out, improve=False) == (0, 1)
     assert [row["case"]["batch"] for row in read(out)] == [2, 3]
+
+
+def test_a_kernel_of_ours_that_fails_is_a_failure(tmp_path: Path) -> None:
+    def measured(plan: Plan, context: Context) -> Row:
+        row = fake_row(plan.case)
+        row["contenders"]["cuda"] = {"kind": "ours", "failed": "ParityError: far off"}
+        row["contenders"]["eager"] = {"kind": "eager", "failed": "OutOfMemoryError"}
+        return row
+
+    suite = Suite(lambda device, quick: [Plan(CASES[0])], measured)
+    out = tmp_path / "results.json"
+    assert run.measure_suite("fake", suite, Context(torch.device("cpu")), out, improve=False) == (0, 1)
+    assert "cuda FAILED ParityError: far off" in run.line(read(out)[0])
 
 
 def test_improve_keeps_quiet_rows_and_begins_others_anew(tmp_path: Path) -> None:
