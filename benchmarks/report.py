@@ -29,6 +29,10 @@ Written by `make benchmark-report` from the files in `benchmarks/results/`; edit
     python -m benchmarks.run --suite fine_grained --out benchmarks/results/<device>/fine_grained.json
     make gpu-check OUT=<folder>       # a machine with a GPU and no network: tests, sanitizer, then every suite
 
+`make gpu-check` takes `WHEEL=dist/<wheel>` (else it builds the library there, which needs nvcc), `PART=tests`,
+`sanitizer` or `bench`, `SUITES="fine_grained scaling"`, `BUDGET=<seconds>` (540), and `COMMIT=` where the copy has no history. Its
+`results.json` goes to `benchmarks/results/<device>/`. `DRY=1` rehearses it on the CPU.
+
 How each row was measured:
 
 - **Parity first.** Every contender's loss and gradients are compared with the eager definition in float32 before it

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from benchmarks.machine import CHECKOUT
 from benchmarks.parity import ParityError, assert_parity, run
 from benchmarks.providers import PROVIDERS, Provider, definition
 from benchmarks.results import check
-from benchmarks.timing import fitted_exponent, interleaved, quantiles, ratio
+from benchmarks.timing import fitted_exponent, gpu_sample, graph_times, interleaved, quantiles, ratio
 
 CPU = torch.device("cpu")
 SMALL = Case("tests", "fine_grained", 3, 9, 5, 16, "float32")
@@ -160,6 +162,67 @@ def test_timing_calls_everything_equally_often() -> None:
     times = interleaved({name: lambda name=name: counted(name) for name in calls}, CPU, seconds=0.0, least=5, most=5)
     assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5}
     assert calls["a"] == calls["b"]
+
+
+class FakeDevice:
+    """Stands for ``torch.cuda``: every call takes 2 ms, a replay as long as the calls that its graph holds."""
+
+    def __init__(self) -> None:
+        self.now, self.captured, self.capturing = 0.0, 0, False
+
+    def work(self) -> None:
+        if self.capturing:
+            self.captured += 1
+        else:
+            self.now += 2.0
+
+    def replay(self) -> None:
+        self.now += 2.0 * self.captured
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = device.now
+
+            def elapsed_time(self, end: Event) -> float:
+                return end.at - self.at
+
+        class Stream:
+            def wait_stream(self, other: object) -> None:
+                pass
+
+        @contextmanager
+        def graph(_: object) -> Iterator[None]:
+            device.capturing = True
+            yield
+            device.capturing = False
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: device)
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+
+
+def test_gpu_times_are_per_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeDevice()
+    device.install(monkeypatch)
+    assert gpu_sample(device.work, 7) == pytest.approx(2e-3)
+    times = interleaved({"a": device.work}, torch.device("cuda"), seconds=0.0, least=3, most=3)
+    assert times["a"] == pytest.approx([2e-3] * 3)
+
+    def one_pass() -> None:
+        for _ in range(5):
+            device.work()
+
+    assert graph_times(one_pass, 5, samples=2) == pytest.approx([2e-3] * 2)
 
 
 def test_quantiles_and_ratios() -> None:
