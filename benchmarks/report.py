@@ -30,8 +30,8 @@ Written by `make benchmark-report` from the files in `benchmarks/results/`; edit
     make gpu-check OUT=<folder>       # a machine with a GPU and no network: tests, sanitizer, then every suite
 
 `make gpu-check` takes `WHEEL=dist/<wheel>` (else it builds the library there, which needs nvcc), `PART=tests`,
-`sanitizer` or `bench`, `SUITES="fine_grained scaling"`, `BUDGET=<seconds>` (540), and `COMMIT=` where the copy has no history. Its
-`results.json` goes to `benchmarks/results/<device>/`. `DRY=1` rehearses it on the CPU.
+`sanitizer` or `bench`, `SUITES="fine_grained scaling"`, `BUDGET=<seconds>` (540), and `COMMIT=` where the copy has
+no history. Its `results.json` goes to `benchmarks/results/<device>/`. `DRY=1` rehearses it on the CPU.
 
 How each row was measured:
 
