@@ -100,6 +100,7 @@ def result_lines(results: Path) -> list[str]:
         if "ms" in ours:
             line += f" {row['ours']} {median(ours):.4g} ms"
         for name, label in (
+            ("triton", "triton"),
             ("eager", "eager"),
             ("compile", "comp"),
             ("compile_max_autotune", "max"),

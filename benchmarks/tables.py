@@ -10,6 +10,7 @@ from benchmarks.timing import fitted_exponent
 
 Row = dict[str, Any]
 RIVALS = {
+    "triton": "triton",  # where ours is cuda: the backend that `auto` does not take
     "eager": "eager",
     "eager_float32": "eager, float32 inside",
     "listing": "paper's listing",
@@ -49,7 +50,7 @@ def median(record: dict[str, Any]) -> float:
 def over_ours(row: Row, name: str) -> float | None:
     """How many times as long a contender takes: by the devices' own times where both are known, else within rounds."""
     record, ours = row["contenders"].get(name, {}), row["contenders"].get(row["ours"] or "", {})
-    if "ms" not in record or "ms" not in ours:
+    if name == row["ours"] or "ms" not in record or "ms" not in ours:
         return None
     if "graph_ms" in record and "graph_ms" in ours:
         return median(record) / median(ours)

@@ -66,6 +66,16 @@ def test_a_losing_row_is_marked(over_ours: float, lost: bool) -> None:
     assert "- `eager`, 1 rows: OutOfMemoryError: 99 GB" in text
 
 
+def test_the_backend_that_auto_leaves_is_shown_too() -> None:
+    row = _row_with_rival(1.2)
+    contenders = row["contenders"]
+    assert isinstance(contenders, dict)
+    contenders["triton"] = contenders["cpu"] | {"over_ours": 0.9}
+    text = report.document({"device": [row]}, set())
+    assert "triton / ours" in text
+    assert "**loses to triton**" in text
+
+
 def test_a_busy_row_is_marked() -> None:
     row = fake_row(CASE, others=0.4)
     assert "busy 40 %" in report.document({"device": [row]}, set())
