@@ -5,6 +5,7 @@ Two shared objects, both on PyTorch's stable ABI, loaded with ``torch.ops.load_l
 of PyTorch.
 
 Environment: ``SPARC_BUILD_CUDA`` = ``auto`` (default: where nvcc is found), ``0`` or ``1`` (fail without nvcc);
+``SPARC_CUDA_ARCHITECTURES`` = compute capabilities to build for, such as ``90`` or ``80,90`` (default: all below);
 ``CXX``, ``CUDA_HOME`` and ``MAX_JOBS`` as usual.
 """
 
@@ -68,6 +69,14 @@ def wanted_nvcc() -> Path | None:
 def cuda_architectures(nvcc: Path) -> list[str]:
     listed = subprocess.run([nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout
     known = set(re.findall(r"compute_(\d+)", listed))
+    if wanted := os.environ.get("SPARC_CUDA_ARCHITECTURES"):
+        named = re.split(r"[,; ]+", wanted.strip())
+        if unknown := [arch for arch in named if arch not in known or int(arch) < 80]:
+            raise RuntimeError(
+                f"SPARC_CUDA_ARCHITECTURES must list compute capabilities from 80 on that {nvcc} knows "
+                f"({', '.join(sorted(known, key=int))}), got {', '.join(map(repr, unknown))}"
+            )
+        return sorted(set(named), key=int)
     chosen = [arch for arch in CUDA_ARCHITECTURES if arch in known]
     if not chosen:
         raise RuntimeError(f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
@@ -163,7 +172,7 @@ class AnyPythonWheel(bdist_wheel):
 
 
 def extensions() -> list[Extension]:
-    headers = [str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*.h"))]
+    headers = [str(path.relative_to(ROOT)) for suffix in ("h", "cuh") for path in sorted(CSRC.rglob(f"*.{suffix}"))]
 
     def sources(*patterns: str) -> list[str]:
         return [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted(CSRC.glob(pattern))]

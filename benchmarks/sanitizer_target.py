@@ -13,8 +13,8 @@ import sparc_kernels as sk
 from benchmarks.machine import pick_device
 
 # B, P, L, D: a pair in one tile, odd sizes, and more patches and tokens than one tile holds
-SHAPES = ((2, 16, 8, 32), (2, 49, 13, 40), (1, 300, 70, 64))
-DTYPES = (torch.float32, torch.bfloat16)
+SHAPES = ((2, 16, 8, 32), (2, 49, 13, 40), (1, 130, 20, 72), (1, 300, 70, 64))
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def call(backend: str, dtype: torch.dtype, shape: tuple[int, int, int, int], device: torch.device) -> None:

@@ -7,25 +7,27 @@ STABLE_TORCH_LIBRARY(sparc_kernels, m) {
   m.def(
       "fine_grained_forward(Tensor patch_embeds, Tensor token_embeds, Tensor? token_mask, Tensor? "
       "patch_mask, "
-      "Tensor logit_scale, float? similarity_threshold) -> (Tensor token_loss, Tensor stats)");
+      "Tensor logit_scale, float? similarity_threshold, str float32_precision) -> (Tensor token_loss, Tensor "
+      "stats)");
   m.def(
       "fine_grained_backward(Tensor grad_token_loss, Tensor patch_embeds, Tensor token_embeds, Tensor? "
       "token_mask, "
-      "Tensor? patch_mask, Tensor logit_scale, Tensor stats, float? similarity_threshold) "
+      "Tensor? patch_mask, Tensor logit_scale, Tensor stats, float? similarity_threshold, str "
+      "float32_precision) "
       "-> (Tensor grad_patch_embeds, Tensor grad_token_embeds, Tensor grad_logit_scale)");
   m.def(
       "grouped_embeddings_forward(Tensor patch_embeds, Tensor token_embeds, Tensor? patch_mask, "
-      "float? similarity_threshold) -> (Tensor embeddings, Tensor stats)");
+      "float? similarity_threshold, str float32_precision) -> (Tensor embeddings, Tensor stats)");
   m.def(
       "grouped_embeddings_backward(Tensor grad_embeddings, Tensor patch_embeds, Tensor token_embeds, "
-      "Tensor? patch_mask, Tensor stats, float? similarity_threshold) "
+      "Tensor? patch_mask, Tensor stats, float? similarity_threshold, str float32_precision) "
       "-> (Tensor grad_patch_embeds, Tensor grad_token_embeds)");
   m.def(
       "alignment_weights_forward(Tensor patch_embeds, Tensor token_embeds, Tensor? patch_mask, "
-      "float? similarity_threshold) -> (Tensor weights, Tensor stats)");
+      "float? similarity_threshold, str float32_precision) -> (Tensor weights, Tensor stats)");
   m.def(
       "alignment_weights_backward(Tensor grad_weights, Tensor patch_embeds, Tensor token_embeds, "
-      "Tensor? patch_mask, Tensor stats, float? similarity_threshold) "
+      "Tensor? patch_mask, Tensor stats, float? similarity_threshold, str float32_precision) "
       "-> (Tensor grad_patch_embeds, Tensor grad_token_embeds)");
   m.def("cuda_build_info(Tensor tensor) -> Tensor");
   m.def("cpu_capability() -> str");

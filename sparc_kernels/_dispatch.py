@@ -16,6 +16,8 @@ from sparc_kernels._validate import BACKENDS
 
 NATIVE_OPS = ("fine_grained", "grouping")  # rooms with kernels; the others have their eager definition only
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CUDA_CAPABILITY = (8, 0)  # the matrix instructions on bfloat16, and asynchronous copies
 
 _log = logging.getLogger("sparc_kernels")
 
@@ -27,7 +29,17 @@ def _short(dtype: torch.dtype) -> str:
 def _cuda_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if op not in NATIVE_OPS:
         return f"{op} has no CUDA kernel"
-    return "the CUDA C++ kernels are not written yet"
+    if device.type != "cuda":
+        return f"it serves tensors on CUDA devices, not on {device.type}"
+    if dtype not in _CUDA_DTYPES:
+        return f"it serves {', '.join(map(_short, _CUDA_DTYPES))}, not {_short(dtype)}"
+    reason = _native.cuda_reason()
+    if reason is not None:
+        return reason
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _CUDA_CAPABILITY:
+        return "it needs compute capability {}.{}, the device has {}.{}".format(*_CUDA_CAPABILITY, *capability)
+    return None
 
 
 def _cpu_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

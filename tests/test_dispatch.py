@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +26,10 @@ def test_kernels_of_this_machine_are_there() -> None:
     assert backends["cpu"] is None
     assert backends["triton"] is None
     assert backends["eager"] is None
-    assert backends["cuda"]
+    if HAS_GPU:
+        assert backends["cuda"] is None
+    else:
+        assert backends["cuda"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -71,11 +77,60 @@ def test_doctor() -> None:
         "eager",
         "usable",
         "cuda",
+        "cuda architectures",
     ):
         assert word in result.stdout, word
+    if (Path(sk.__file__).parent / "libsparc_cuda.so").exists():
+        assert re.search(r"cuda architectures +sm_\d+", result.stdout)
+
+
+@pytest.mark.parametrize("op", ["fine_grained", "grouping"])
+def test_auto_takes_cuda_then_triton_on_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order, whatever GPU there is or is not."""
+    asked: list[str] = []
+    broken: set[str] = set()
+
+    def refuse(backend: str) -> Callable[..., str | None]:
+        def reason(*arguments: object) -> str | None:
+            asked.append(backend)
+            return f"{backend} is out of order" if backend in broken else None
+
+        return reason
+
+    monkeypatch.setattr(_dispatch, "_REASONS", {name: refuse(name) for name in _dispatch.BACKENDS})
+    gpu = torch.device("cuda")
+    for breaks, taken in (([], "cuda"), (["cuda"], "triton"), (["triton"], "eager")):
+        broken.update(breaks)
+        assert _dispatch.resolve(op, "auto", gpu, torch.bfloat16) == taken
+    assert asked == ["cuda", "cuda", "triton", "cuda", "triton"]
+
+
+@pytest.mark.parametrize(
+    ("op", "device", "dtype", "reason"),
+    [
+        ("contrastive", "cuda", torch.bfloat16, "contrastive has no CUDA kernel"),
+        ("grouping", "cpu", torch.bfloat16, "it serves tensors on CUDA devices, not on cpu"),
+        ("fine_grained", "cuda", torch.float64, "it serves float32, bfloat16, float16, not float64"),
+    ],
+)
+def test_what_cuda_does_not_serve(op: str, device: str, dtype: torch.dtype, reason: str) -> None:
+    assert _dispatch.supports(op, "cuda", torch.device(device), dtype) == reason
+
+
+def test_cuda_wants_capability_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch._native, "cuda_reason", lambda: None)
+    gpu = torch.device("cuda", 0)
+    for capability, reason in (
+        ((7, 5), "it needs compute capability 8.0, the device has 7.5"),
+        ((8, 0), None),
+        ((12, 0), None),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert _dispatch.supports("fine_grained", "cuda", gpu, torch.float16) == reason
 
 
 @pytest.mark.gpu
-def test_auto_takes_triton_on_a_gpu() -> None:
+def test_auto_takes_cuda_on_a_gpu() -> None:
     assert HAS_GPU
-    assert _dispatch.resolve("fine_grained", "auto", torch.device("cuda"), torch.bfloat16) == "triton"
+    assert _dispatch.resolve("fine_grained", "auto", torch.device("cuda"), torch.bfloat16) == "cuda"
+    assert _dispatch.resolve("grouping", "auto", torch.device("cuda"), torch.float64) == "eager"

@@ -15,6 +15,7 @@ import torch
 
 import sparc_kernels
 from sparc_kernels import _native
+from sparc_kernels.ops._registration import native_schema
 from sparc_kernels.ops.fine_grained import schema as fine_grained_schema
 from sparc_kernels.ops.grouping import schema as grouping_schema
 from tests import cases
@@ -45,7 +46,7 @@ SCHEMAS = {
 @pytest.mark.parametrize("op", SCHEMAS)
 def test_schemas_of_both_languages_agree(op: str) -> None:
     registered = getattr(torch.ops.sparc_kernels, op).default._schema
-    assert str(registered) == str(torch._C.parse_schema(f"sparc_kernels::{op}{SCHEMAS[op]}"))
+    assert str(registered) == str(torch._C.parse_schema(f"sparc_kernels::{op}{native_schema(SCHEMAS[op])}"))
 
 
 def test_missing_library_gives_a_reason(tmp_path: Path) -> None:
@@ -186,6 +187,7 @@ def test_op_checks(change: dict[str, torch.Tensor], message: str) -> None:
         "patch_mask": None,
         "logit_scale": torch.ones(()),
         "similarity_threshold": None,
+        "float32_precision": "highest",
     }
     with pytest.raises(RuntimeError, match=message):
         torch.ops.sparc_kernels.fine_grained_forward(**{**arguments, **change})
@@ -195,7 +197,7 @@ def test_op_checks(change: dict[str, torch.Tensor], message: str) -> None:
 def test_op_refuses_half_precision() -> None:
     with pytest.raises(RuntimeError, match="the CPU kernels take Float, Double and BFloat16, got Half"):
         torch.ops.sparc_kernels.grouped_embeddings_forward(
-            torch.zeros(2, 6, 8).half(), torch.zeros(2, 5, 8).half(), None, None
+            torch.zeros(2, 6, 8).half(), torch.zeros(2, 5, 8).half(), None, None, "highest"
         )
 
 

@@ -34,12 +34,13 @@ struct InputRows {
         wide(view.wide) {}
 };
 
-// The numbers of the valid rows of a pair, ascending, into index [length]; returns how many they are. `counts`
-// [kWarps] is working memory. All threads call it, and may read the index when it returns.
+// The numbers of the valid rows of a pair, ascending, into index [length]; returns how many they are.
+// `counts` [kWarps] is working memory. All threads call it, and may read the index when it returns.
 template <class Index>
 SPARC_DEVICE int list_valid(const MaskView& mask, int64_t pair, int length, Index index,
                             device::Shared<int> counts) {
   int total = 0;
+  SPARC_NO_UNROLL
   for (int start = 0; start < length; start += kThreads) {
     const int i = start + device::thread_index();
     const bool valid =
@@ -86,8 +87,8 @@ SPARC_DEVICE float warp_max(float x) {
   return x;
 }
 
-// Sum or maximum over the block, in an order that does not depend on timing; `parts` [kWarps] is working memory.
-// All threads call it and all get the result.
+// Sum or maximum over the block, in an order that does not depend on timing; `parts` [kWarps] is working
+// memory. All threads call it and all get the result.
 template <class Combine>
 SPARC_DEVICE float across_warps(float x, device::Shared<float> parts, const Combine& combine) {
   device::block_barrier();  // what stood in `parts` has been read
@@ -113,7 +114,8 @@ struct RowAlignment {
     const float spread = high - low;
     const bool flat = spread <= kFlatRange * device::max(device::abs(low), device::abs(high));
     range = flat ? 0.0f : spread;
-    inverse_range = flat ? 0.0f : device::min(1.0f / spread, kLargest);  // a subnormal range: any factor serves
+    inverse_range =
+        flat ? 0.0f : device::min(1.0f / spread, kLargest);  // a subnormal range: any factor serves
     sigma = flat ? 0.0f : sigma_;
   }
   SPARC_DEVICE bool flat() const { return range == 0.0f; }

@@ -39,17 +39,24 @@ inline void check_on_cpu(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on the CPU");
 }
 
-// patch_embeds [B, P, D] and token_embeds [B, L, D] with their masks, checked.
-struct Batch {
-  Tensor patches, tokens;
-  std::optional<Tensor> token_mask, patch_mask;
+// Contiguous, whatever the strides of dimensions of size 1 say.
+inline void check_contiguous(const Tensor& tensor, const char* name) {
+  int64_t expected = 1;
+  bool contiguous = true;
+  for (int64_t axis = tensor.dim() - 1; axis >= 0; --axis) {
+    contiguous = contiguous && (tensor.size(axis) == 1 || tensor.stride(axis) == expected);
+    expected *= tensor.size(axis);
+  }
+  STD_TORCH_CHECK(contiguous || expected == 0, name, ": expected a contiguous tensor");
+}
+
+// B, P, L, D of patch_embeds [B, P, D] and token_embeds [B, L, D], whose shapes and dtypes are checked
+// against each other and against the masks'.
+struct PairSizes {
   int64_t b, p, l, d;
 
-  Batch(const Tensor& patch_embeds, const Tensor& token_embeds, const std::optional<Tensor>& token_mask_,
-        const std::optional<Tensor>& patch_mask_)
-      : patches(patch_embeds), tokens(token_embeds), token_mask(token_mask_), patch_mask(patch_mask_) {
-    check_on_cpu(patches, "patch_embeds");
-    check_on_cpu(tokens, "token_embeds");
+  PairSizes(const Tensor& patches, const Tensor& tokens, const std::optional<Tensor>& token_mask,
+            const std::optional<Tensor>& patch_mask) {
     STD_TORCH_CHECK(patches.dim() == 3, "patch_embeds: expected 3 dimensions [B, P, D], got ", patches.dim());
     b = patches.size(0);
     p = patches.size(1);
@@ -57,12 +64,7 @@ struct Batch {
     STD_TORCH_CHECK(tokens.dim() == 3, "token_embeds: expected 3 dimensions [B, L, D], got ", tokens.dim());
     l = tokens.size(1);
     check_shape(tokens, "token_embeds", {b, l, d});
-    const ScalarType dtype = patches.scalar_type();
-    STD_TORCH_CHECK(
-        dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
-        "patch_embeds: the CPU kernels take Float, Double and BFloat16, got ",
-        torch::headeronly::toString(dtype));
-    check_dtype(tokens, "token_embeds", dtype);
+    check_dtype(tokens, "token_embeds", patches.scalar_type());
     check_mask(token_mask, "token_mask", l);
     check_mask(patch_mask, "patch_mask", p);
   }
@@ -70,9 +72,32 @@ struct Batch {
  private:
   void check_mask(const std::optional<Tensor>& mask, const char* name, int64_t length) const {
     if (!mask) return;
-    check_on_cpu(*mask, name);
     check_dtype(*mask, name, ScalarType::Bool);
     check_shape(*mask, name, {b, length});
+  }
+};
+
+// patch_embeds [B, P, D] and token_embeds [B, L, D] with their masks, checked, on the CPU.
+struct Batch : PairSizes {
+  Tensor patches, tokens;
+  std::optional<Tensor> token_mask, patch_mask;
+
+  Batch(const Tensor& patch_embeds, const Tensor& token_embeds, const std::optional<Tensor>& token_mask_,
+        const std::optional<Tensor>& patch_mask_)
+      : PairSizes(patch_embeds, token_embeds, token_mask_, patch_mask_),
+        patches(patch_embeds),
+        tokens(token_embeds),
+        token_mask(token_mask_),
+        patch_mask(patch_mask_) {
+    check_on_cpu(patches, "patch_embeds");
+    check_on_cpu(tokens, "token_embeds");
+    if (token_mask) check_on_cpu(*token_mask, "token_mask");
+    if (patch_mask) check_on_cpu(*patch_mask, "patch_mask");
+    const ScalarType dtype = patches.scalar_type();
+    STD_TORCH_CHECK(
+        dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
+        "patch_embeds: the CPU kernels take Float, Double and BFloat16, got ",
+        torch::headeronly::toString(dtype));
   }
 };
 

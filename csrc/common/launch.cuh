@@ -6,10 +6,10 @@
 
 namespace sparc {
 
-#define SPARC_PRODUCTS(X)                \
-  X(kBFloat16, HalfProducts<BFloat16>)   \
-  X(kFloat16, HalfProducts<Float16>)     \
-  X(kTf32, Tf32Products)                 \
+#define SPARC_PRODUCTS(X)              \
+  X(kBFloat16, HalfProducts<BFloat16>) \
+  X(kFloat16, HalfProducts<Float16>)   \
+  X(kTf32, Tf32Products)               \
   X(kFloat32, Float32Products)
 
 template <class... Parameters, class... Arguments>

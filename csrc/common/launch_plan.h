@@ -1,6 +1,6 @@
-// Which kernel serves a call, and with how much memory: the one table of tile choices. Nothing of it was timed on
-// a GPU; the reasons are counts of registers and shared memory (docs/cuda_resources.md), and the cost model of
-// docs/design.md.
+// Which kernel serves a call, and with how much memory: the one table of tile choices. Nothing of it was
+// timed on a GPU; the reasons are counts of registers and shared memory (docs/cuda_resources.md), and the
+// cost model of docs/design.md.
 #pragma once
 
 #include <algorithm>
@@ -30,19 +30,23 @@ struct LaunchPlan {
 //
 //   units  patches   reason
 //   2      1-64      ViT-B/32 (49): 16 registers of S; the rest of the register file hides latency
-//   8      65-256    ViT-B/16 (196), L/14 (256): 64 registers of S and 64 of U; twice as much would spill. Between
-//                    65 and 196 the steps past the last patch are skipped at run time, so more instances would
-//                    save registers only
+//   8      65-256    ViT-B/16 (196), L/14 (256): 64 registers of S and 64 of U; twice as much would spill.
+//   Between
+//                    65 and 196 the steps past the last patch are skipped at run time, so more instances
+//                    would save registers only
 #define SPARC_PAIR_UNITS(X) X(2) X(8)
 
 // Ways to stream channels, first choice first; the first one whose shared memory fits is taken.
 //
 //   chunk  stages  reason
-//   64     3       128 bytes of each row at a time; two chunks in flight while one is used (8.x with 163 KB and 9.0,
-//                  10.0 with 227 KB: every forward pass)
-//   64     2       one chunk in flight (the backward pass of 196 patches: 152 KB)
-//   32     2       half of the shared memory (the backward pass of 256 patches where a block has 163 KB)
-//   32     1       nothing in flight, for devices where a block has 99 KB (8.6, 8.9, 12.0)
+//   64     3       128 bytes of each row at a time, two chunks in flight while one is used. Where a block has
+//   227 KB
+//                  (9.0, 10.0): everything but the backward pass of 256 patches
+//   64     2       one chunk in flight. 256 patches there; 196 patches where a block has 163 KB (8.0)
+//   32     2       half of the shared memory: the backward pass of 256 patches on 8.0, forward passes of 196
+//   and more
+//                  where a block has 99 KB (8.6, 8.9, 12.0)
+//   32     1       nothing in flight: what is left to the latter before the tiled path
 constexpr Streaming kStreamings[] = {{64, 3}, {64, 2}, {32, 2}, {32, 1}};
 
 constexpr int kLargestPairTokens = 64, kLargestPairPatches = 256;
@@ -50,17 +54,19 @@ constexpr int kLargestPairTokens = 64, kLargestPairPatches = 256;
 // Scratch of all blocks of a tiled launch together, at most (but one block can always have its own).
 constexpr int64_t kScratchBudget = int64_t{256} << 20;
 
-// Blocks of the pair path that share a multiprocessor: one. V and T of the pairs in flight are read again from L2;
-// at 257 KB a pair (196 patches, 55 tokens, 512 channels in half precision) those of 132 blocks take 34 MB of an
-// H100's 50 MB, those of twice as many would not fit.
+// Blocks of the pair path that share a multiprocessor: one. V and T of the pairs in flight are read again
+// from L2; at 257 KB a pair (196 patches, 55 tokens, 512 channels in half precision) those of 132 blocks take
+// 34 MB of an H100's 50 MB, those of twice as many would not fit.
 constexpr int kPairBlocksPerMultiprocessor = 1;
-// Of the tiled path: two, so that one computes while the other waits at a barrier; it reads from scratch anyway.
+// Of the tiled path: two, so that one computes while the other waits at a barrier; it reads from scratch
+// anyway.
 constexpr int kTiledBlocksPerMultiprocessor = 2;
 
-// Shared(in, streaming) gives the bytes of the pair path, tiled_shared and tiled_scratch those of the tiled path.
+// Shared(in, streaming) gives the bytes of the pair path, tiled_shared and tiled_scratch those of the tiled
+// path.
 template <class Shared>
-LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLimits& limits, const Shared& shared,
-                       int64_t tiled_shared, int64_t tiled_scratch) {
+LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLimits& limits,
+                       const Shared& shared, int64_t tiled_shared, int64_t tiled_scratch) {
   LaunchPlan plan = {};
   if (half_precision && in.tokens <= kLargestPairTokens && in.patches <= kLargestPairPatches) {
     for (const Streaming& streaming : kStreamings) {

@@ -1,144 +1,19 @@
 // The pair path: one block works on one image-text pair of at most 64 tokens and 32 kUnits patches, in half
-// precision. S [L, P] stays in registers; V and T are streamed through shared memory in chunks of channels, the
-// first time from DRAM, then from L2. Work follows the pair's valid tokens and patches, which are gathered.
+// precision. S [L, P] stays in registers; V and T are streamed through shared memory in chunks of channels,
+// the first time from DRAM, then from L2. Work follows the pair's valid tokens and patches, which are
+// gathered.
 //
-// The eight warps stand in four rows of 16 tokens and two columns; the columns share the patches in turns of 16
-// (and the channels of a group in turns of 16). Symbols are those of sparc_kernels/ops/fine_grained/MATH.md.
+// The eight warps stand in four rows of 16 tokens and two columns; the columns share the patches in turns of
+// 16 (and the channels of a group in turns of 16). Symbols are those of
+// sparc_kernels/ops/fine_grained/MATH.md.
 #pragma once
 
-#include "common/block.cuh"
+#include "common/pair_stream.cuh"
 
 namespace sparc {
 
-constexpr int kPairTokens = 64;
-constexpr int kRowWarps = kPairTokens / 16;
-constexpr int kColumnWarps = kWarps / kRowWarps;
-constexpr int kChannelStep = 16 * kColumnWarps;  // channels that the warps of a row take at a time
-
-// How a block's shared memory is laid out. The host makes it and passes it as a kernel argument: offsets then come
-// from the constant bank and take no registers.
-template <class E>
-struct PairShared {
-  static constexpr int kPad = Tile<E>::kPad;
-
-  Plan<int> plan;
-  int chunk_pitch;
-  int counts, parts;  // [kWarps] int, float
-  int token_index[2], patch_index[2];  // of this pair and of the next
-  int partial[2];                      // [kColumnWarps, 64] float, twice
-  int weights;                         // U [64, P] E
-  int stage_bytes, stages;             // V, T and, in a backward pass, a second [64, chunk]
-  int stage_tokens, stage_second;      // within a stage
-  int weights_pitch;
-
-  // `second`: whether a backward pass streams a second matrix of the tokens' shape beside T.
-  SPARC_HOST_DEVICE PairShared(const PairInputs& in, const Streaming& streaming, bool second) {
-    const int tokens = round_up(in.tokens, 16), patches = round_up(in.patches, 16);
-    chunk_pitch = streaming.chunk + kPad;
-    weights_pitch = patches + kPad;
-    counts = plan.take(kWarps * 4);
-    parts = plan.take(kWarps * 4);
-    for (int i = 0; i < 2; ++i) {
-      token_index[i] = plan.take(tokens * 4);
-      patch_index[i] = plan.take(patches * 4);
-      partial[i] = plan.take(kColumnWarps * kPairTokens * 4);
-    }
-    weights = plan.take(tokens * weights_pitch * sizeof(E));
-    const int row = chunk_pitch * static_cast<int>(sizeof(E));
-    stage_tokens = patches * row;
-    stage_second = stage_tokens + tokens * row;
-    stage_bytes = stage_second + (second ? tokens * row : 0);
-    stages = plan.take(stage_bytes * streaming.stages);
-  }
-
-  SPARC_DEVICE Tile<E> weights_tile() const { return {weights, weights_pitch}; }
-  SPARC_DEVICE Tile<E> patches_tile(int stage) const { return {stages + stage * stage_bytes, chunk_pitch}; }
-  SPARC_DEVICE Tile<E> tokens_tile(int stage) const {
-    return {stages + stage * stage_bytes + stage_tokens, chunk_pitch};
-  }
-  SPARC_DEVICE Tile<E> second_tile(int stage) const {
-    return {stages + stage * stage_bytes + stage_second, chunk_pitch};
-  }
-};
-
-// A pair that has something to compute.
-struct PairWork {
-  int64_t pair;
-  int tokens, patches;  // valid ones
-  int buffer;           // which of the two index buffers lists them
-};
-
-// Rows `index[0..count)` of a matrix, `chunk` channels from `first` on, into a tile of round_up(count, 16) rows;
-// zeros beyond. Without an index, the rows 0..count.
-template <class E>
-SPARC_DEVICE void load_rows(const InputRows<E>& from, const device::Shared<int>* index, int count, int first, int chunk,
-                            int channels, const Tile<E>& to) {
-  const int rows = round_up(count, 16);
-  if (from.wide) {
-    const int units = chunk / 8;
-    for (int i = device::thread_index(); i < rows * units; i += kThreads) {
-      const int row = i / units, column = i % units * 8;
-      int bytes = row < count ? (channels - first - column) * 2 : 0;
-      bytes = bytes < 0 ? 0 : (bytes > 16 ? 16 : bytes);
-      const E* source = from.data;
-      if (bytes > 0) {
-        const int at = index == nullptr ? row : static_cast<int>((*index)[row]);
-        source += at * from.row_stride + first + column;
-      }
-      device::copy_async(device::address_of(to.at(row, column)), source, bytes);
-    }
-  } else {
-    for (int i = device::thread_index(); i < rows * chunk; i += kThreads) {
-      const int row = i / chunk, column = i % chunk;
-      E value{};
-      if (row < count && first + column < channels) {
-        const int at = index == nullptr ? row : static_cast<int>((*index)[row]);
-        value = from.data[at * from.row_stride + (first + column) * from.column_stride];
-      }
-      *to.at(row, column) = value;
-    }
-  }
-}
-
-// Queues the first loads of a stream of chunks. `load(chunk, stage)` starts copies of one of them.
-template <class Load>
-SPARC_DEVICE void start_stream(const Streaming& streaming, int chunks, const Load& load) {
-  const int ahead = streaming.stages > 1 ? streaming.stages - 1 : 1;
-  for (int c = 0; c < ahead; ++c) {
-    if (c < chunks) load(c, c);
-    device::copy_async_commit();
-  }
-}
-
-// Runs `compute(chunk, stage)` for every chunk of a started stream; all stages are free when it returns.
-template <class Load, class Compute>
-SPARC_DEVICE void run_stream(const Streaming& streaming, int chunks, const Load& load, const Compute& compute) {
-  int stage = 0;
-  for (int c = 0; c < chunks; ++c) {
-    if (streaming.stages == 3) {
-      device::copy_async_wait<1>();
-    } else {
-      device::copy_async_wait<0>();
-    }
-    device::block_barrier();  // the chunk is there for all; the stage of the chunk before is free
-    if (streaming.stages > 1) {
-      const int next = c + streaming.stages - 1;
-      if (next < chunks) load(next, next % streaming.stages);
-      device::copy_async_commit();
-    }
-    compute(c, stage);
-    if (streaming.stages == 1) {
-      device::block_barrier();
-      if (c + 1 < chunks) load(c + 1, 0);
-      device::copy_async_commit();
-    }
-    stage = stage + 1 == streaming.stages ? 0 : stage + 1;
-  }
-  device::block_barrier();
-}
-
-// Sums [16, 16] at (row, column) of a contiguous matrix of `pitch` columns; `target(r)` is the row for row r of
-// the tile, negative to leave it out. `words` holds them as pairs of E: [row half][column half].
+// Sums [16, 16] at (row, column) of a contiguous matrix of `pitch` columns; `target(r)` is the row for row r
+// of the tile, negative to leave it out. `words` holds them as pairs of E: [row half][column half].
 template <class E>
 struct RoundedSums {
   uint32_t words[2][2];
@@ -161,8 +36,8 @@ struct alignas(8) TwoWords {
   uint32_t first, second;
 };
 
-// Where the 8 bytes that this lane moves for row half r begin, in columns of the tile, after neighbouring lanes
-// have exchanged words so that each holds four columns in a row.
+// Where the 8 bytes that this lane moves for row half r begin, in columns of the tile, after neighbouring
+// lanes have exchanged words so that each holds four columns in a row.
 SPARC_DEVICE int exchanged_column() {
   const int t = device::lane_index() % 4;
   return t % 2 * 8 + t / 2 * 4;
@@ -235,7 +110,7 @@ struct PairTile {
   static constexpr int kSteps = kColumnWarps * kUnits;  // all patches, 16 at a time
 
   const PairShared<E>& shared;
-  int n, p;              // valid tokens and patches
+  int n, p;               // valid tokens and patches
   int row0, column_warp;  // the first row of this warp; its column
 
   SPARC_DEVICE PairTile(const PairShared<E>& shared_, const PairWork& work)
@@ -250,8 +125,10 @@ struct PairTile {
   SPARC_DEVICE int unit_column(int unit) const { return (unit * kColumnWarps + column_warp) * 16; }
 
   // s += rows columns^T over the chunk's channels: rows [n, chunk], columns [p, chunk].
-  SPARC_DEVICE void add_products(Sums (&s)[kUnits], const Tile<E>& rows, const Tile<E>& columns, int chunk) const {
+  SPARC_DEVICE void add_products(Sums (&s)[kUnits], const Tile<E>& rows, const Tile<E>& columns,
+                                 int chunk) const {
     if (!active()) return;
+    SPARC_UNROLL_TWICE
     for (int k = 0; k < chunk; k += Products::kDepth) {
       const typename Products::A a = Products::load_a(rows, row0, k);
       SPARC_UNROLL
@@ -263,8 +140,8 @@ struct PairTile {
     }
   }
 
-  // Calls f(unit, half, i, column) for every similarity of this lane whose unit holds patches; i / 2 tells which
-  // of its two rows it is in. Columns from p on are padding.
+  // Calls f(unit, half, i, column) for every similarity of this lane whose unit holds patches; i / 2 tells
+  // which of its two rows it is in. Columns from p on are padding.
   template <class F>
   SPARC_DEVICE void for_each(const F& f) const {
     SPARC_UNROLL
@@ -278,7 +155,8 @@ struct PairTile {
     }
   }
 
-  // Combines a number per row over the lanes and warps that share the row. `partial` is one of shared.partial.
+  // Combines a number per row over the lanes and warps that share the row. `partial` is one of
+  // shared.partial.
   template <class Combine>
   SPARC_DEVICE void across_columns(Rows& x, int partial, const Combine& combine) const {
     const device::Shared<float> parts = device::shared_at<float>(partial);
@@ -312,8 +190,8 @@ struct PairTile {
     across_columns(high, shared.partial[1], [](float a, float b) { return device::max(a, b); });
   }
 
-  // A tile [n, p] from value(unit, half, i), which is asked for valid tokens and patches only; zeros up to the
-  // next multiples of 16.
+  // A tile [n, p] from value(unit, half, i), which is asked for valid tokens and patches only; zeros up to
+  // the next multiples of 16.
   template <class Value>
   SPARC_DEVICE void write_tile(const Tile<E>& tile, const Value& value) const {
     if (!active()) return;
@@ -335,8 +213,8 @@ struct PairTile {
     }
   }
 
-  // What dS needs of S: which patches are kept, which are minima, one bit for each similarity of this lane, and
-  // 1 / range of its rows (0 in flat ones).
+  // What dS needs of S: which patches are kept, which are minima, one bit for each similarity of this lane,
+  // and 1 / range of its rows (0 in flat ones).
   struct Kept {
     static constexpr int kWords = (kUnits * 8 + 31) / 32;
     uint32_t kept[kWords], minimum[kWords];
@@ -430,10 +308,11 @@ struct PairTile {
 
   // dV of a chunk: out [p, chunk] = x_unit X^T T + U^T Q (Q only where `with_second`), rows as `target` says.
   template <class Target>
-  SPARC_DEVICE void write_patch_gradient(const Tile<E>& x, float x_unit, const Tile<E>& tokens, bool with_second,
-                                         const Tile<E>& second, float factor, int chunk, E* out, int64_t channels,
-                                         int first, const Target& target) const {
+  SPARC_DEVICE void write_patch_gradient(const Tile<E>& x, float x_unit, const Tile<E>& tokens,
+                                         bool with_second, const Tile<E>& second, float factor, int chunk,
+                                         E* out, int64_t channels, int first, const Target& target) const {
     const int across = chunk / 32, tasks = (p + 15) / 16 * across;
+    SPARC_NO_UNROLL
     for (int task = device::warp_index(); task < tasks; task += kWarps) {
       const int m = task / across * 16, column = task % across * 32;
       Sums c[2] = {};
@@ -454,7 +333,9 @@ struct PairTile {
 
  private:
   // c [16 patches, 32 channels] += a^T b: a [n, p], b [n, chunk]
-  SPARC_DEVICE void add_over_tokens(Sums (&c)[2], const Tile<E>& a, const Tile<E>& b, int m, int column) const {
+  SPARC_DEVICE void add_over_tokens(Sums (&c)[2], const Tile<E>& a, const Tile<E>& b, int m,
+                                    int column) const {
+    SPARC_NO_UNROLL
     for (int k = 0; k < n; k += Products::kDepth) {
       const typename Products::A left = Products::load_a_transposed(a, k, m);
       SPARC_UNROLL

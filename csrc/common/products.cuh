@@ -1,8 +1,9 @@
 // Matrix products of one warp: fragments of operands in shared memory, and c += a b with float32 sums.
 //
 // A policy names the dtype of the operands, the depth of one instruction, and how fragments are loaded from a
-// tile, as it lies ("rows are m" or "rows are n") or transposed ("rows are k"); offsets come in the tile's order. Sums c [16, 8] are laid over the
-// lanes as PTX does for m16n8: lane i holds rows i / 4 and i / 4 + 8, columns 2 (i % 4) and the next.
+// tile, as it lies ("rows are m" or "rows are n") or transposed ("rows are k"); offsets come in the tile's
+// order. Sums c [16, 8] are laid over the lanes as PTX does for m16n8: lane i holds rows i / 4 and i / 4 + 8,
+// columns 2 (i % 4) and the next.
 #pragma once
 
 #include <type_traits>
@@ -25,7 +26,9 @@ struct Tile {
   SPARC_DEVICE void set(int row, int column, float value) const {
     *at(row, column) = device::from_float<E>(value);
   }
-  SPARC_DEVICE float get(int row, int column) const { return device::to_float(static_cast<E>(*at(row, column))); }
+  SPARC_DEVICE float get(int row, int column) const {
+    return device::to_float(static_cast<E>(*at(row, column)));
+  }
 };
 
 using Sums = float[2][4];  // [16, 16]: two neighbouring results of m16n8
@@ -54,7 +57,8 @@ struct HalfProducts {
   SPARC_DEVICE static A load_a_transposed(const Tile<E>& tile, int k, int m) {
     const int i = device::lane_index();
     A a;
-    device::load_matrices_transposed(a.r, device::address_of(tile.at(k + i % 8 + i / 16 * 8, m + i / 8 % 2 * 8)));
+    device::load_matrices_transposed(a.r,
+                                     device::address_of(tile.at(k + i % 8 + i / 16 * 8, m + i / 8 % 2 * 8)));
     return a;
   }
   // [kDepth, 16] at (k, n) of a tile [n, k]
@@ -108,8 +112,8 @@ struct HalfProducts {
   }
 };
 
-// float32 in three products of tf32: the rounded operands, and each of them with what rounding the other leaves.
-// About 2^-21 of relative error per product, and float32 sums.
+// float32 in three products of tf32: the rounded operands, and each of them with what rounding the other
+// leaves. About 2^-21 of relative error per product, and float32 sums.
 struct Tf32Products {
   using Element = float;
   static constexpr int kDepth = 8;

@@ -1,14 +1,14 @@
-// The tiled path: one block works on one pair of any size and dtype, a tile of 64 x 64 results at a time, with S,
-// U and what else is between in scratch memory of its own (not of the pair: it does not grow with the batch).
-// Serves what the pair path cannot hold in registers: long captions, many patches, float32.
+// The tiled path: one block works on one pair of any size and dtype, a tile of 64 x 64 results at a time,
+// with S, U and what else is between in scratch memory of its own (not of the pair: it does not grow with the
+// batch). Serves what the pair path cannot hold in registers: long captions, many patches, float32.
 #pragma once
 
 #include "common/block.cuh"
 
 namespace sparc {
 
-constexpr int kTile = 64;        // rows and columns of results
-constexpr int kTileDepth = 32;   // of the operands in shared memory at a time
+constexpr int kTile = 64;       // rows and columns of results
+constexpr int kTileDepth = 32;  // of the operands in shared memory at a time
 
 // A matrix in global memory, [rows, columns]; rows are looked up in `index` where `gathered`.
 template <class E>
@@ -27,7 +27,8 @@ struct Operand {
   }
 };
 
-// a b of a product: a is stored [m, depth] or, transposed, [depth, m]; b [n, depth] or, transposed, [depth, n].
+// a b of a product: a is stored [m, depth] or, transposed, [depth, m]; b [n, depth] or, transposed, [depth,
+// n].
 template <class E>
 struct Term {
   Operand<E> a, b;
@@ -50,14 +51,27 @@ struct Product {
 
   // One of these is written. `rest` takes what rounding to `rounded` leaves.
   bool to_sums, to_rounded, with_rest, to_rows;
-  device::Scratch<float> sums;           // [m, pitch]
-  device::Scratch<E> rounded, rest;      // [m, pitch]
-  E* rows;                               // [?, pitch], row r to row_index[r]
+  device::Scratch<float> sums;       // [m, pitch]
+  device::Scratch<E> rounded, rest;  // [m, pitch]
+  E* rows;                           // [?, pitch], row r to row_index[r]
   device::Scratch<int> row_index;
   int64_t pitch;
 
-  SPARC_DEVICE Product(int m_, int n_) : m(m_), n(n_), count(0), between(1.0f), scale(1.0f), with_init(false), init_is_stored(false),
-        with_row_scale(false), init_pitch(0), to_sums(false), to_rounded(false), with_rest(false), to_rows(false), rows(nullptr),
+  SPARC_DEVICE Product(int m_, int n_)
+      : m(m_),
+        n(n_),
+        count(0),
+        between(1.0f),
+        scale(1.0f),
+        with_init(false),
+        init_is_stored(false),
+        with_row_scale(false),
+        init_pitch(0),
+        to_sums(false),
+        to_rounded(false),
+        with_rest(false),
+        to_rows(false),
+        rows(nullptr),
         pitch(0) {}
   SPARC_DEVICE Product& add(const Operand<E>& a, bool a_transposed, const Operand<E>& b, bool b_transposed) {
     terms[count++] = {a, b, a_transposed, b_transposed};
@@ -88,6 +102,7 @@ SPARC_DEVICE void load_operand(const Operand<E>& from, int row0, int column0, in
   constexpr int kUnit = 16 / sizeof(E);
   if (from.wide) {
     const int units = columns / kUnit;
+    SPARC_NO_UNROLL
     for (int i = device::thread_index(); i < rows * units; i += kThreads) {
       const int row = i / units, column = i % units * kUnit;
       int left = row0 + row < from.rows ? from.columns - column0 - column : 0;
@@ -96,6 +111,7 @@ SPARC_DEVICE void load_operand(const Operand<E>& from, int row0, int column0, in
       device::copy_async(device::address_of(to.at(row, column)), source, left * static_cast<int>(sizeof(E)));
     }
   } else {
+    SPARC_NO_UNROLL
     for (int i = device::thread_index(); i < rows * columns; i += kThreads) {
       const int row = i / columns, column = i % columns;
       E value{};
@@ -108,7 +124,8 @@ SPARC_DEVICE void load_operand(const Operand<E>& from, int row0, int column0, in
 }
 
 template <class Products>
-SPARC_DEVICE_NOINLINE void load_term(const Term<typename Products::Element>& term, int m0, int n0, int k0, int stage) {
+SPARC_DEVICE_NOINLINE void load_term(const Term<typename Products::Element>& term, int m0, int n0, int k0,
+                                     int stage) {
   using E = typename Products::Element;
   const Tile<E> a = TiledShared<E>::operand(stage, 0, term.a_transposed),
                 b = TiledShared<E>::operand(stage, 1, term.b_transposed);
@@ -127,6 +144,7 @@ SPARC_DEVICE void add_term(Sums (&c)[2], const Term<typename Products::Element>&
   const int depth = term.a_transposed ? term.a.rows : term.a.columns;
   const int chunks = (depth + kTileDepth - 1) / kTileDepth;
   load_term<Products>(term, m0, n0, 0, 0);
+  SPARC_NO_UNROLL
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int stage = chunk % 2;
     device::copy_async_wait<0>();
@@ -141,8 +159,9 @@ SPARC_DEVICE void add_term(Sums (&c)[2], const Term<typename Products::Element>&
       SPARC_UNROLL
       for (int unit = 0; unit < 2; ++unit) {
         const int n = column + 16 * unit;
-        Products::multiply_add(c[unit], left,
-                               term.b_transposed ? Products::load_b_transposed(b, k, n) : Products::load_b(b, n, k));
+        Products::multiply_add(
+            c[unit], left,
+            term.b_transposed ? Products::load_b_transposed(b, k, n) : Products::load_b(b, n, k));
       }
     }
   }
@@ -153,9 +172,10 @@ template <class E>
 SPARC_DEVICE void store_product(const Product<E>& product, int row, int column, float sum) {
   float value = sum * product.scale;
   if (product.with_init) {
-    const float init = product.init_is_stored
-                           ? device::to_float(static_cast<E>(product.init_data[row * product.init_pitch + column]))
-                           : product.init.get(row, column);
+    const float init =
+        product.init_is_stored
+            ? device::to_float(static_cast<E>(product.init_data[row * product.init_pitch + column]))
+            : product.init.get(row, column);
     value += static_cast<float>(product.row_factor[row]) * init;
   }
   if (product.with_row_scale) value *= product.row_scale[row];
@@ -200,9 +220,9 @@ SPARC_DEVICE_NOINLINE void multiply(const Product<typename Products::Element>& p
 template <class E>
 struct TiledScratch {
   Plan<int64_t> plan;
-  int64_t patches_pitch, channels_pitch, tokens_pitch;                  // elements, rows 16-byte aligned
-  int64_t token_index, patch_index, low, high;                          // [L] int, [P] int, [L] float
-  int64_t similarities, weights, grad_weights, grad_similarities;       // S, U, dU, dS: [L, P] float, E, float, E
+  int64_t patches_pitch, channels_pitch, tokens_pitch;             // elements, rows 16-byte aligned
+  int64_t token_index, patch_index, low, high;                     // [L] int, [P] int, [L] float
+  int64_t similarities, weights, grad_weights, grad_similarities;  // S, U, dU, dS: [L, P] float, E, float, E
 
   SPARC_HOST_DEVICE TiledScratch(const PairInputs& in, bool backward) {
     patches_pitch = round_up(in.patches, 8);
@@ -249,8 +269,14 @@ struct TiledPair {
   }
   // the gathered rows of an input
   SPARC_DEVICE Operand<E> gathered(const MatrixView& view, int64_t index, int rows) const {
-    return {static_cast<const E*>(view.data) + pair * view.batch_stride, view.row_stride, view.column_stride, rows,
-            in.channels, view.wide, true, scratch<int>(index)};
+    return {static_cast<const E*>(view.data) + pair * view.batch_stride,
+            view.row_stride,
+            view.column_stride,
+            rows,
+            in.channels,
+            view.wide,
+            true,
+            scratch<int>(index)};
   }
   SPARC_DEVICE Operand<E> patches() const { return gathered(in.patch_embeds, plan.patch_index, p); }
   SPARC_DEVICE Operand<E> tokens() const { return gathered(in.token_embeds, plan.token_index, n); }
@@ -276,6 +302,7 @@ struct TiledPair {
   // Calls f(row) for the rows of this warp.
   template <class F>
   SPARC_DEVICE void for_rows(const F& f) const {
+    SPARC_NO_UNROLL
     for (int l = device::warp_index(); l < n; l += kWarps) f(l);
   }
   // Calls f(patch) for the patches of this lane.
@@ -305,8 +332,8 @@ struct TiledPair {
     device::block_barrier();
   }
 
-  // dS from dU: kept entries over the range, and minus their sum at the minima. Written in a unit (float16: its
-  // largest element), which is returned.
+  // dS from dU: kept entries over the range, and minus their sum at the minima. Written in a unit (float16:
+  // its largest element), which is returned.
   SPARC_DEVICE float align_backward() const {
     float largest = 0.0f;
     for_rows([&](int l) {

@@ -59,7 +59,8 @@ FineGrainedPair describe(const Batch& batch, double scale, const std::optional<d
 std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
                                    const std::optional<Tensor>& token_mask,
                                    const std::optional<Tensor>& patch_mask, const Tensor& logit_scale,
-                                   std::optional<double> threshold) {
+                                   std::optional<double> threshold,
+                                   const std::string& /* float32_precision: the CPU products are exact */) {
   const Batch batch(patch_embeds, token_embeds, token_mask, patch_mask);
   const ScalarType dtype = patch_embeds.scalar_type(), accumulation = accumulation_dtype(dtype);
   const FineGrainedPair common = describe(batch, read_scale(logit_scale, accumulation), threshold);
@@ -78,12 +79,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& tok
   return {token_loss, stats};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_token_loss, const Tensor& patch_embeds,
-                                            const Tensor& token_embeds,
-                                            const std::optional<Tensor>& token_mask,
-                                            const std::optional<Tensor>& patch_mask,
-                                            const Tensor& logit_scale, const Tensor& stats,
-                                            std::optional<double> threshold) {
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_token_loss, const Tensor& patch_embeds, const Tensor& token_embeds,
+    const std::optional<Tensor>& token_mask, const std::optional<Tensor>& patch_mask,
+    const Tensor& logit_scale, const Tensor& stats, std::optional<double> threshold,
+    const std::string& /* float32_precision: the CPU products are exact */) {
   const Batch batch(patch_embeds, token_embeds, token_mask, patch_mask);
   const ScalarType dtype = patch_embeds.scalar_type(), accumulation = accumulation_dtype(dtype);
   const FineGrainedPair common = describe(batch, read_scale(logit_scale, accumulation), threshold);

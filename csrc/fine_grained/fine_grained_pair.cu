@@ -26,11 +26,11 @@ template <class E>
 cudaError_t launch_with(const FineGrainedArguments& args, const LaunchPlan& plan, bool backward,
                         cudaStream_t stream) {
   const FineGrainedShared<E> shared(args.in, plan.streaming, backward);
-#define SPARC_LAUNCH(units_)                                                                               \
-  if (plan.units == units_) {                                                                              \
-    return launch(backward ? &fine_grained_pair_backward_kernel<E, units_>                                 \
-                           : &fine_grained_pair_forward_kernel<E, units_>,                                 \
-                  plan, stream, args, plan.streaming, shared);                                                     \
+#define SPARC_LAUNCH(units_)                                               \
+  if (plan.units == units_) {                                              \
+    return launch(backward ? &fine_grained_pair_backward_kernel<E, units_> \
+                           : &fine_grained_pair_forward_kernel<E, units_>, \
+                  plan, stream, args, plan.streaming, shared);             \
   }
   SPARC_PAIR_UNITS(SPARC_LAUNCH)
 #undef SPARC_LAUNCH
@@ -43,8 +43,8 @@ int64_t fine_grained_pair_shared_bytes(const PairInputs& in, const Streaming& st
   return FineGrainedShared<BFloat16>(in, streaming, backward).plan.used;  // float16 is as wide
 }
 
-cudaError_t launch_fine_grained_pair(const FineGrainedArguments& args, const LaunchPlan& plan, ProductKind products,
-                                     bool backward, cudaStream_t stream) {
+cudaError_t launch_fine_grained_pair(const FineGrainedArguments& args, const LaunchPlan& plan,
+                                     ProductKind products, bool backward, cudaStream_t stream) {
   if (products == ProductKind::kBFloat16) return launch_with<BFloat16>(args, plan, backward, stream);
   if (products == ProductKind::kFloat16) return launch_with<Float16>(args, plan, backward, stream);
   return cudaErrorInvalidValue;

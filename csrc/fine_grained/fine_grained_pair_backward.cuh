@@ -1,11 +1,14 @@
-// The fine-grained loss on the pair path: backward pass. With W = dZ T - diag(alpha) C', the derivative of C':
+// The fine-grained loss on the pair path: backward pass. With W = dZ T - diag(alpha) C', the derivative of
+// C':
 //
-//     dU = W V^T        X = dZ^T U + dS        dV = X^T T + U^T Q,  Q = -diag(alpha) C'        dT = X V - diag(beta) T
+//     dU = W V^T        X = dZ^T U + dS        dV = X^T T + U^T Q,  Q = -diag(alpha) C'        dT = X V -
+//     diag(beta) T
 //
-// V and T are streamed four times: for S, for C' and Z, for W and dU, for the gradients. C', then Q, wait in the
-// rows of dT, which the last stream overwrites chunk by chunk behind its own reads.
+// V and T are streamed four times: for S, for C' and Z, for W and dU, for the gradients. C', then Q, wait in
+// the rows of dT, which the last stream overwrites chunk by chunk behind its own reads.
 //
-// float16 holds what it can in units: dZ in one that keeps it and W in range, X in that of its largest element.
+// float16 holds what it can in units: dZ in one that keeps it and W in range, X in that of its largest
+// element.
 #pragma once
 
 #include "fine_grained/fine_grained_pair_kernel.cuh"
@@ -20,7 +23,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
   using Base::shared;
 
   // 64 registers of operands beside the bits and sums of 256 patches would spill.
-  using BackwardRows = typename std::conditional<(kUnits < 8), typename Base::HeldRows, typename Base::TileRows>::type;
+  using BackwardRows =
+      typename std::conditional<(kUnits < 8), typename Base::HeldRows, typename Base::TileRows>::type;
 
   using Kept = typename Base::Kept;
 
@@ -41,7 +45,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
       row_array(shared.column_lse)[l] = stat[kColumnLogSumExp * stride];
       const int64_t token = at - this->work.pair * this->args.in.tokens;
       row_array(shared.upstream)[l] =
-          this->args.grad_token_loss[this->work.pair * this->args.grad_batch_stride + token * this->args.grad_stride];
+          this->args.grad_token_loss[this->work.pair * this->args.grad_batch_stride +
+                                     token * this->args.grad_stride];
     }
   }
 
@@ -59,11 +64,13 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
   // dZ in its unit, alpha and beta in the same, the sum of cos dY; returns the unit.
   SPARC_DEVICE float grad_logits(float& grad_scale) const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4, n = this->n;
-    const device::Shared<float> token_norm = row_array(shared.token_norm), upstream = row_array(shared.upstream),
+    const device::Shared<float> token_norm = row_array(shared.token_norm),
+                                upstream = row_array(shared.upstream),
                                 column_lse = row_array(shared.column_lse);
     const bool valid = row < n;
     const float group_norm = valid ? static_cast<float>(row_array(shared.group_norm)[row]) : 1.0f;
-    const float inverse_group = 1.0f / group_norm, scale = *this->args.logit_scale, factor = scale * inverse_group;
+    const float inverse_group = 1.0f / group_norm, scale = *this->args.logit_scale,
+                factor = scale * inverse_group;
     const float row_lse = valid ? static_cast<float>(row_array(shared.row_lse)[row]) : 0.0f;
     const float w = valid ? static_cast<float>(upstream[row]) : 0.0f;
     // In float16 a token without a length would set the unit of all others (1 / |t| = 1e12). The product dZ T
@@ -81,6 +88,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     if constexpr (kIsFloat16<E>) {
       float largest = 0.0f, reach = 0.0f, unused;
       if (valid) {
+        SPARC_NO_UNROLL
         for (int j = part; j < n; j += 4) {
           const float dz = device::abs(grad(j, unused));
           largest = device::max(largest, dz);
@@ -94,6 +102,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     const float inverse_unit = 1.0f / unit;
     float cosine_sum = 0.0f, along_group = 0.0f;
     if (row < round_up(n, 16)) {
+      SPARC_NO_UNROLL
       for (int j = part; j < round_up(n, 16); j += 4) {
         float dz = 0.0f, cosine_grad = 0.0f;
         if (valid && j < n) dz = grad(j, cosine_grad) * inverse_unit;
@@ -110,6 +119,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
 
     float along_token = 0.0f;
     if (valid) {
+      SPARC_NO_UNROLL
       for (int l = part; l < n; l += 4) along_token += dz_tile.get(l, row) * *shared.z(l, row);
     }
     along_token = quad_sum(along_token);
@@ -134,8 +144,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
         [&](int c, int stage) {
           if (!this->active()) return;
           this->group_chunk(held, stage, unit, z, [&](const Sums& group, int column) {
-            store_rounded(RoundedSums<E>(group), groups, channels, c * this->streaming.chunk + column, channels,
-                          [&](int r) { return saved_row(r); });
+            store_rounded(RoundedSums<E>(group), groups, channels, c * this->streaming.chunk + column,
+                          channels, [&](int r) { return saved_row(r); });
           });
         });
     this->start();
@@ -150,12 +160,14 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     const device::Shared<uint32_t> w_words = device::shared_at<uint32_t>(w_tile.offset);
     float alpha[2];
     for (int half = 0; half < 2; ++half) {
-      alpha[half] = this->row(half) < this->n ? static_cast<float>(row_array(shared.alpha)[this->row(half)]) : 0.0f;
+      alpha[half] =
+          this->row(half) < this->n ? static_cast<float>(row_array(shared.alpha)[this->row(half)]) : 0.0f;
     }
     run_stream(
         this->streaming, this->chunks, [&](int c, int stage) { this->load(c, stage); },
         [&](int c, int stage) {
           if (this->active()) {
+            SPARC_NO_UNROLL
             for (int d = 0; d < this->streaming.chunk; d += kChannelStep) {
               const int column = d + this->column_warp * 16, first = c * this->streaming.chunk + column;
               const RoundedSums<E> group =
@@ -168,6 +180,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
               }
               store_rounded(RoundedSums<E>(q), groups, channels, first, channels,
                             [&](int r) { return saved_row(r); });
+              SPARC_NO_UNROLL
               for (int j = 0; j < this->n; j += Products::kDepth) {
                 Products::multiply_add(w, Products::load_a(dz, this->row0, j),
                                        Products::load_b_transposed(shared.tokens_tile(stage), j, column));
@@ -189,6 +202,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
   SPARC_DEVICE float mix(Sums (&s)[kUnits], const Kept& kept) const {
     this->similarity_gradient(s, kept);
     if (this->active()) {
+      SPARC_NO_UNROLL
       for (int l = 0; l < this->n; l += Products::kDepth) {
         const typename Products::A a = Products::load_a_transposed(shared.grads_tile(), l, this->row0);
         SPARC_UNROLL
@@ -218,7 +232,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     const FineGrainedArguments& args = this->args;
     const int channels = args.in.channels, chunk = this->streaming.chunk;
     const int64_t batch = this->work.pair;
-    E* const grad_patches = static_cast<E*>(args.grad_patches) + batch * args.in.patches * static_cast<int64_t>(channels);
+    E* const grad_patches =
+        static_cast<E*>(args.grad_patches) + batch * args.in.patches * static_cast<int64_t>(channels);
     E* const grad_tokens = saved_groups();
     const device::Shared<int> patch_index = device::shared_at<int>(shared.patch_index[this->work.buffer]);
     const device::Shared<int> token_index = device::shared_at<int>(shared.token_index[this->work.buffer]);
@@ -234,11 +249,11 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     }
     run_stream(this->streaming, this->chunks, load, [&](int c, int stage) {
       const Tile<E> v = shared.patches_tile(stage), t = shared.tokens_tile(stage);
-      this->write_patch_gradient(shared.x_tile(), x_unit, t, true, shared.second_tile(stage), unit, chunk,
-                                 grad_patches, channels, c * chunk, [&](int r) -> int64_t {
-                                   return r < this->p ? static_cast<int>(patch_index[r]) : -1;
-                                 });
+      this->write_patch_gradient(
+          shared.x_tile(), x_unit, t, true, shared.second_tile(stage), unit, chunk, grad_patches, channels,
+          c * chunk, [&](int r) -> int64_t { return r < this->p ? static_cast<int>(patch_index[r]) : -1; });
       if (!this->active()) return;
+      SPARC_NO_UNROLL
       for (int d = 0; d < chunk; d += kChannelStep) {
         const int column = d + this->column_warp * 16;
         Sums x;
@@ -246,7 +261,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
         SPARC_UNROLL
         for (int e = 0; e < 8; ++e) {
           const int half = e % 4 / 2;
-          const float token = this->row(half) < this->n ? t.get(this->row(half), column + sum_column(e / 4, e % 4)) : 0.0f;
+          const float token =
+              this->row(half) < this->n ? t.get(this->row(half), column + sum_column(e / 4, e % 4)) : 0.0f;
           x[e / 4][e % 4] = (x[e / 4][e % 4] * x_unit - beta[half] * token) * restore[half];
         }
         store_rounded(RoundedSums<E>(x), grad_tokens, channels, c * chunk + column, channels,
@@ -303,7 +319,8 @@ SPARC_DEVICE void fill_masked_gradients(const FineGrainedArguments& args, const 
       const bool valid = mask.data == nullptr || mask.data[work.pair * mask.batch_stride + row * mask.stride];
       if (valid && computed) continue;
       const E value = device::from_float<E>(valid ? otherwise : 0.0f);
-      for (int d = device::lane_index(); d < channels; d += 32) data[row * static_cast<int64_t>(channels) + d] = value;
+      for (int d = device::lane_index(); d < channels; d += 32)
+        data[row * static_cast<int64_t>(channels) + d] = value;
     }
   };
   const bool computed = work.tokens > 0 && work.patches > 0, missing = work.tokens > 0 && work.patches == 0;

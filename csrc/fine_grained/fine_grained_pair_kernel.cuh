@@ -1,7 +1,7 @@
 // The fine-grained loss on the pair path (common/pair_path.cuh): forward pass. Names follow MATH.md.
 //
-// Products of size L x P x D: forward 2 (S, C'), backward 6 (S, C', dU, X^T T, U^T Q, X V). Z is C' T^T with C' in
-// two halves: it then carries the rounding of U alone, as C' does (docs/performance_log.md).
+// Products of size L x P x D: forward 2 (S, C'), backward 6 (S, C', dU, X^T T, U^T Q, X V). Z is C' T^T with
+// C' in two halves: it then carries the rounding of U alone, as C' does (docs/performance_log.md).
 #pragma once
 
 #include "common/pair_path.cuh"
@@ -34,7 +34,8 @@ struct FineGrainedShared : PairShared<E> {
     const int64_t logit_bytes = tokens * kLogitsPitch * 4;
     if (w_bytes > logit_bytes) plan.take(w_bytes - logit_bytes);
     grads = plan.take(tokens * grads_pitch * sizeof(E));
-    const int64_t x_bytes = tokens * this->weights_pitch * static_cast<int64_t>(sizeof(E)), so_far = plan.used - x;
+    const int64_t x_bytes = tokens * this->weights_pitch * static_cast<int64_t>(sizeof(E)),
+                  so_far = plan.used - x;
     if (x_bytes > so_far) plan.take(x_bytes - so_far);
   }
 
@@ -56,7 +57,8 @@ struct FineGrainedPairBase : PairTile<E, kUnits> {
   using Tiles = PairTile<E, kUnits>;
   using Products = typename Tiles::Products;
   using Rows = typename Tiles::Rows;
-  using TokenSums = Sums[kPairTokens / 16];  // [16, 64]: this warp's rows of Z, over its share of the channels
+  using TokenSums =
+      Sums[kPairTokens / 16];  // [16, 64]: this warp's rows of Z, over its share of the channels
 
   const FineGrainedShared<E>& shared;
   const FineGrainedArguments& args;
@@ -104,6 +106,7 @@ struct FineGrainedPairBase : PairTile<E, kUnits> {
           const Tile<E> t = shared.tokens_tile(stage);
           this->add_products(s, t, shared.patches_tile(stage), streaming.chunk);
           if (row >= this->n) return;
+          SPARC_NO_UNROLL
           for (int d = part; d < streaming.chunk; d += 4) {
             const float x = t.get(row, d);
             square += x * x;
@@ -111,12 +114,12 @@ struct FineGrainedPairBase : PairTile<E, kUnits> {
         });
   }
 
-  // The groups of a chunk, 32 channels at a time, in C' units: f(c, column) with this warp's [16, 16] at `column`.
-  // Adds to z what these channels give to C' T^T.
+  // The groups of a chunk, 32 channels at a time, in C' units: f(c, column) with this warp's [16, 16] at
+  // `column`. Adds to z what these channels give to C' T^T.
   template <class LeftRows, class F>
-  SPARC_DEVICE void group_chunk(const LeftRows& rows, int stage, float unit, TokenSums& z,
-                                const F& f) const {
+  SPARC_DEVICE void group_chunk(const LeftRows& rows, int stage, float unit, TokenSums& z, const F& f) const {
     const Tile<E> v = shared.patches_tile(stage), t = shared.tokens_tile(stage);
+    SPARC_NO_UNROLL
     for (int d = 0; d < streaming.chunk; d += kChannelStep) {
       const int column = d + this->column_warp * 16;
       Sums c;
@@ -226,6 +229,7 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kUnits> {
     if (row < n) {
       group_norm = device::shared_at<float>(shared.group_norm)[row];
       const float factor = *this->args.logit_scale * (1.0f / group_norm);
+      SPARC_NO_UNROLL
       for (int j = part; j < n; j += 4) {
         const device::Shared<float> y = shared.z(row, j);
         *y = logit(*y, factor, 1.0f / token_norm[j]);
@@ -234,6 +238,7 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kUnits> {
     }
     top = quad_max(top);
     if (row < n) {
+      SPARC_NO_UNROLL
       for (int j = part; j < n; j += 4) total += device::exp(*shared.z(row, j) - top);
     }
     row_lse = top + device::log(quad_sum(total));
@@ -241,10 +246,12 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kUnits> {
 
     top = -device::infinity(), total = 0.0f;
     if (row < n) {
+      SPARC_NO_UNROLL
       for (int l = part; l < n; l += 4) top = device::max(top, *shared.z(l, row));
     }
     top = quad_max(top);
     if (row < n) {
+      SPARC_NO_UNROLL
       for (int l = part; l < n; l += 4) total += device::exp(*shared.z(l, row) - top);
     }
     const float column_lse = top + device::log(quad_sum(total));
@@ -261,16 +268,16 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kUnits> {
   }
 };
 
-// The next pair from `pair` on, in steps of the grid, that has a valid token and a valid patch; the others are
-// answered by `trivial(pair, valid tokens)`.
+// The next pair from `pair` on, in steps of the grid, that has a valid token and a valid patch; the others
+// are answered by `trivial(pair, valid tokens)`.
 template <class E, class Trivial>
 SPARC_DEVICE PairWork next_work(const PairShared<E>& shared, const PairInputs& in, int64_t pair, int buffer,
                                 const Trivial& trivial) {
   PairWork work = {pair, 0, 0, buffer};
   const device::Shared<int> counts = device::shared_at<int>(shared.counts);
   for (; work.pair < in.pairs; work.pair += device::block_count()) {
-    work.tokens = list_valid(in.token_mask, work.pair, in.tokens, device::shared_at<int>(shared.token_index[buffer]),
-                             counts);
+    work.tokens = list_valid(in.token_mask, work.pair, in.tokens,
+                             device::shared_at<int>(shared.token_index[buffer]), counts);
     work.patches = 0;
     if (work.tokens > 0) {
       work.patches = list_valid(in.patch_mask, work.pair, in.patches,
@@ -282,8 +289,8 @@ SPARC_DEVICE PairWork next_work(const PairShared<E>& shared, const PairInputs& i
   return work;
 }
 
-// token_loss and stats where there is nothing to compute: 0 at padding, NaN at the tokens of an image without a
-// valid patch. Of a pair that has something, its padding only.
+// token_loss and stats where there is nothing to compute: 0 at padding, NaN at the tokens of an image without
+// a valid patch. Of a pair that has something, its padding only.
 SPARC_DEVICE void fill_padding(const FineGrainedArguments& args, const PairWork& work) {
   for (int i = device::thread_index(); i < args.in.tokens; i += kThreads) {
     const MaskView& mask = args.in.token_mask;

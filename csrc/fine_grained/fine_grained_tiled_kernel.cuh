@@ -1,4 +1,5 @@
-// The fine-grained loss on the tiled path (common/tiled_path.cuh), forward and backward. Names follow MATH.md.
+// The fine-grained loss on the tiled path (common/tiled_path.cuh), forward and backward. Names follow
+// MATH.md.
 //
 //     W = dZ T - diag(alpha) C'    dU = W V^T    dV = dS^T T + U^T W    dT = dS V + dZ^T C' - diag(beta) T
 #pragma once
@@ -14,12 +15,13 @@ struct FineGrainedScratch : TiledScratch<E> {
   int64_t logits;                  // Z, then Y [L, L] float
   int64_t group_norm, token_norm;  // [L] float
   // Backward
-  int64_t grads, grad_groups;                                 // dZ [L, L], W [L, D] E
+  int64_t grads, grad_groups;                                   // dZ [L, L], W [L, D] E
   int64_t row_lse, column_lse, upstream, alpha, beta, restore;  // [L] float; alpha and beta negated
 
   SPARC_HOST_DEVICE FineGrainedScratch(const PairInputs& in, bool backward) : TiledScratch<E>(in, backward) {
     Plan<int64_t>& plan = this->plan;
-    const int64_t rows = in.tokens * 4, element = sizeof(E), wide = in.tokens * this->channels_pitch * element;
+    const int64_t rows = in.tokens * 4, element = sizeof(E),
+                  wide = in.tokens * this->channels_pitch * element;
     groups = plan.take(wide);
     groups_rest = plan.take(sizeof(E) == 2 ? wide : 0);
     logits = plan.take(in.tokens * this->tokens_pitch * 4);
@@ -50,7 +52,9 @@ struct FineGrainedTiled : TiledPair<Products> {
   SPARC_DEVICE device::Scratch<float> z_row(int l) const {
     return this->template row_of<float>(plan.logits, l, plan.tokens_pitch);
   }
-  SPARC_DEVICE device::Scratch<float> row_array(int64_t offset) const { return this->template scratch<float>(offset); }
+  SPARC_DEVICE device::Scratch<float> row_array(int64_t offset) const {
+    return this->template scratch<float>(offset);
+  }
   SPARC_DEVICE int64_t result_at(int l) const {
     return this->pair * this->in.tokens + this->template scratch<int>(plan.token_index)[l];
   }
@@ -87,7 +91,9 @@ struct FineGrainedTiled : TiledPair<Products> {
     multiply<Products>(z);
   }
 
-  SPARC_DEVICE float logit_factor(int l) const { return *args.logit_scale * (1.0f / row_array(plan.group_norm)[l]); }
+  SPARC_DEVICE float logit_factor(int l) const {
+    return *args.logit_scale * (1.0f / row_array(plan.group_norm)[l]);
+  }
   SPARC_DEVICE float logit_at(int l, int j, float factor) const {
     return z_row(l)[j] * (factor * (1.0f / row_array(plan.token_norm)[j]));
   }
@@ -133,7 +139,8 @@ struct FineGrainedTiled : TiledPair<Products> {
       top = warp_max(top);
       for (int j = device::lane_index(); j < n; j += 32) total += device::exp(logit_at(l, j, factor) - top);
       total = warp_sum(total);
-      if (device::lane_index() == 0) args.stats[kRowLogSumExp * stride + result_at(l)] = top + device::log(total);
+      if (device::lane_index() == 0)
+        args.stats[kRowLogSumExp * stride + result_at(l)] = top + device::log(total);
     });
     device::block_barrier();
     for (int j = device::thread_index(); j < n; j += kThreads) {
@@ -235,7 +242,8 @@ struct FineGrainedTiled : TiledPair<Products> {
     compare([](int, const RowAlignment&) {});
     float grad_scale;
     const float unit = grad_logits(grad_scale);
-    const Operand<E> dz = this->stored(plan.grads, n, n, plan.tokens_pitch), w_stored = groups(plan.grad_groups);
+    const Operand<E> dz = this->stored(plan.grads, n, n, plan.tokens_pitch),
+                     w_stored = groups(plan.grad_groups);
 
     Product<E> w(n, channels);
     w.add(dz, false, this->tokens(), true);
@@ -257,7 +265,8 @@ struct FineGrainedTiled : TiledPair<Products> {
     grad_patches.between = s_unit;
     grad_patches.scale = unit * c_unit;
     grad_patches.to_rows = true;
-    grad_patches.rows = static_cast<E*>(args.grad_patches) + this->pair * this->in.patches * static_cast<int64_t>(channels);
+    grad_patches.rows =
+        static_cast<E*>(args.grad_patches) + this->pair * this->in.patches * static_cast<int64_t>(channels);
     grad_patches.row_index = this->template scratch<int>(plan.patch_index);
     grad_patches.pitch = channels;
     multiply<Products>(grad_patches);
@@ -272,7 +281,8 @@ struct FineGrainedTiled : TiledPair<Products> {
     grad_tokens.with_row_scale = true;
     grad_tokens.row_scale = row_array(plan.restore);
     grad_tokens.to_rows = true;
-    grad_tokens.rows = static_cast<E*>(args.grad_tokens) + this->pair * this->in.tokens * static_cast<int64_t>(channels);
+    grad_tokens.rows =
+        static_cast<E*>(args.grad_tokens) + this->pair * this->in.tokens * static_cast<int64_t>(channels);
     grad_tokens.row_index = this->template scratch<int>(plan.token_index);
     grad_tokens.pitch = channels;
     multiply<Products>(grad_tokens);
@@ -287,13 +297,16 @@ struct FineGrainedTiled : TiledPair<Products> {
       if (valid && this->p > 0) continue;
       const int64_t at = this->pair * this->in.tokens + i;
       args.token_loss[at] = valid ? device::nan() : 0.0f;
-      for (int field = 0; field < kFineGrainedStats; ++field) args.stats[field * args.stats_stride + at] = 0.0f;
+      for (int field = 0; field < kFineGrainedStats; ++field)
+        args.stats[field * args.stats_stride + at] = 0.0f;
     }
   }
   SPARC_DEVICE void fill_backward() const {
     const bool computed = this->n > 0 && this->p > 0, missing = this->n > 0 && this->p == 0;
-    this->fill_rows(this->in.patch_mask, this->in.patches, this->in.channels, computed, false, args.grad_patches);
-    this->fill_rows(this->in.token_mask, this->in.tokens, this->in.channels, computed, missing, args.grad_tokens);
+    this->fill_rows(this->in.patch_mask, this->in.patches, this->in.channels, computed, false,
+                    args.grad_patches);
+    this->fill_rows(this->in.token_mask, this->in.tokens, this->in.channels, computed, missing,
+                    args.grad_tokens);
     if (!computed && device::thread_index() == 0) {
       args.grad_logit_scale[this->pair] = missing ? device::nan() : 0.0f;
     }

@@ -43,7 +43,8 @@ void for_each_image(const Batch& batch, const std::optional<double>& threshold, 
 
 template <Output kOutput>
 std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
-                                   const std::optional<Tensor>& patch_mask, std::optional<double> threshold) {
+                                   const std::optional<Tensor>& patch_mask, std::optional<double> threshold,
+                                   const std::string& /* float32_precision: the CPU products are exact */) {
   const Batch batch(patch_embeds, token_embeds, std::nullopt, patch_mask);
   const ScalarType dtype = patch_embeds.scalar_type();
   const int64_t width = kOutput == Output::kEmbeddings ? batch.d : batch.p;
@@ -67,7 +68,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& tok
 template <Output kOutput>
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& patch_embeds,
                                     const Tensor& token_embeds, const std::optional<Tensor>& patch_mask,
-                                    const Tensor& stats, std::optional<double> threshold) {
+                                    const Tensor& stats, std::optional<double> threshold,
+                                    const std::string& /* float32_precision: the CPU products are exact */) {
   constexpr const char* kGradName = kOutput == Output::kEmbeddings ? "grad_embeddings" : "grad_weights";
   const Batch batch(patch_embeds, token_embeds, std::nullopt, patch_mask);
   const ScalarType dtype = patch_embeds.scalar_type();

@@ -8,7 +8,8 @@ namespace {
 
 template <class E, int kUnits, bool kBackward>
 __global__ void __launch_bounds__(kThreads, kPairBlocksPerMultiprocessor)
-    grouping_pair_kernel(const __grid_constant__ GroupingArguments args, const __grid_constant__ Streaming streaming,
+    grouping_pair_kernel(const __grid_constant__ GroupingArguments args,
+                         const __grid_constant__ Streaming streaming,
                          const __grid_constant__ GroupingShared<E> shared) {
   grouping_pair<E, kUnits, kBackward>(args, streaming, shared);
 }
@@ -19,9 +20,9 @@ cudaError_t launch_with(const GroupingArguments& args, const LaunchPlan& plan, b
   const GroupingShared<E> shared(args.in, plan.streaming, backward);
 #define SPARC_LAUNCH(units_)                                                                               \
   if (plan.units == units_) {                                                                              \
-    return launch(backward ? &grouping_pair_kernel<E, units_, true>                                 \
-                           : &grouping_pair_kernel<E, units_, false>,                                 \
-                  plan, stream, args, plan.streaming, shared);                                                     \
+    return launch(                                                                                         \
+        backward ? &grouping_pair_kernel<E, units_, true> : &grouping_pair_kernel<E, units_, false>, plan, \
+        stream, args, plan.streaming, shared);                                                             \
   }
   SPARC_PAIR_UNITS(SPARC_LAUNCH)
 #undef SPARC_LAUNCH
@@ -35,7 +36,7 @@ int64_t grouping_pair_shared_bytes(const PairInputs& in, const Streaming& stream
 }
 
 cudaError_t launch_grouping_pair(const GroupingArguments& args, const LaunchPlan& plan, ProductKind products,
-                                     bool backward, cudaStream_t stream) {
+                                 bool backward, cudaStream_t stream) {
   if (products == ProductKind::kBFloat16) return launch_with<BFloat16>(args, plan, backward, stream);
   if (products == ProductKind::kFloat16) return launch_with<Float16>(args, plan, backward, stream);
   return cudaErrorInvalidValue;

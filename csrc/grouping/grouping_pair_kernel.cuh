@@ -1,7 +1,7 @@
 // Grouped embeddings and alignment weights on the pair path (common/pair_path.cuh). Names follow MATH.md.
 //
-// Products of size L x P x D: forward 1 (weights) or 2 (embeddings), backward 3 (weights) or 5 (embeddings: S,
-// dC V^T, A^T dC, dS^T T, dS V).
+// Products of size L x P x D: forward 1 (weights) or 2 (embeddings), backward 3 (weights) or 5 (embeddings:
+// S, dC V^T, A^T dC, dS^T T, dS V).
 #pragma once
 
 #include "common/pair_path.cuh"
@@ -15,7 +15,8 @@ struct GroupingShared : PairShared<E> {
 
   SPARC_HOST_DEVICE GroupingShared(const PairInputs& in, const Streaming& streaming, bool backward)
       : PairShared<E>(in, streaming, backward),
-        x(backward ? this->plan.take(round_up(in.tokens, 16) * this->weights_pitch * static_cast<int64_t>(sizeof(E)))
+        x(backward ? this->plan.take(round_up(in.tokens, 16) * this->weights_pitch *
+                                     static_cast<int64_t>(sizeof(E)))
                    : 0) {}
   SPARC_DEVICE Tile<E> x_tile() const { return {x, this->weights_pitch}; }
 };
@@ -99,7 +100,8 @@ struct GroupingPairPass : PairTile<E, kUnits> {
       const int row = this->row(i / 2);
       if (row < this->n && column < this->p) {
         const int patch = index[column];
-        da[unit][half][i] = device::to_float(grads.data[row * grads.row_stride + patch * grads.column_stride]);
+        da[unit][half][i] =
+            device::to_float(grads.data[row * grads.row_stride + patch * grads.column_stride]);
       }
     });
   }
@@ -182,7 +184,8 @@ struct GroupingPairPass : PairTile<E, kUnits> {
 
   SPARC_DEVICE void write_weights(const Sums (&u)[kUnits], const float (&inverse)[2]) const {
     const device::Shared<int> index = device::shared_at<int>(shared.patch_index[0]);
-    E* const out = static_cast<E*>(args.output) + work.pair * args.in.tokens * static_cast<int64_t>(args.in.patches);
+    E* const out =
+        static_cast<E*>(args.output) + work.pair * args.in.tokens * static_cast<int64_t>(args.in.patches);
     if (this->p < args.in.patches) {
       const int64_t size = static_cast<int64_t>(this->n) * args.in.patches;
       for (int64_t i = device::thread_index(); i < size; i += kThreads) out[i] = E{};
@@ -199,21 +202,23 @@ struct GroupingPairPass : PairTile<E, kUnits> {
   }
 
   SPARC_DEVICE void write_groups(const float (&inverse)[2]) const {
-    E* const out = static_cast<E*>(args.output) + work.pair * args.in.tokens * static_cast<int64_t>(args.in.channels);
+    E* const out =
+        static_cast<E*>(args.output) + work.pair * args.in.tokens * static_cast<int64_t>(args.in.channels);
     const auto load_v = [&](int c, int stage) { load_patches(c, stage); };
     start_stream(streaming, chunks, load_v);
     typename Base::HeldRows held;
     this->hold(held, shared.weights_tile());
     run_stream(streaming, chunks, load_v, [&](int c, int stage) {
       if (!this->active()) return;
+      SPARC_NO_UNROLL
       for (int d = 0; d < streaming.chunk; d += kChannelStep) {
         const int column = d + this->column_warp * 16;
         Sums group;
         this->times_patches(group, held, shared.patches_tile(stage), column);
         SPARC_UNROLL
         for (int e = 0; e < 8; ++e) group[e / 4][e % 4] *= inverse[e % 4 / 2];
-        store_rounded(RoundedSums<E>(group), out, args.in.channels, c * streaming.chunk + column, args.in.channels,
-                      [&](int r) { return token_row(this->row0 + r); });
+        store_rounded(RoundedSums<E>(group), out, args.in.channels, c * streaming.chunk + column,
+                      args.in.channels, [&](int r) { return token_row(this->row0 + r); });
       }
     });
   }
@@ -237,10 +242,11 @@ struct GroupingPairPass : PairTile<E, kUnits> {
     this->hold(held, shared.x_tile());
     run_stream(streaming, chunks, all, [&](int c, int stage) {
       this->write_patch_gradient(
-          shared.x_tile(), x_unit, shared.tokens_tile(stage), embeddings, shared.second_tile(stage), 1.0f, chunk,
-          grad_patches, channels, c * chunk,
+          shared.x_tile(), x_unit, shared.tokens_tile(stage), embeddings, shared.second_tile(stage), 1.0f,
+          chunk, grad_patches, channels, c * chunk,
           [&](int r) -> int64_t { return r < this->p ? static_cast<int>(index[r]) : -1; });
       if (!this->active()) return;
+      SPARC_NO_UNROLL
       for (int d = 0; d < chunk; d += kChannelStep) {
         const int column = d + this->column_warp * 16;
         Sums x;
@@ -286,8 +292,9 @@ SPARC_DEVICE void grouping_pair(const GroupingArguments& args, const Streaming& 
                                 const GroupingShared<E>& shared) {
   for (int64_t pair = device::block_index(); pair < args.in.pairs; pair += device::block_count()) {
     PairWork work = {pair, args.in.tokens, 0, 0};
-    work.patches = list_valid(args.in.patch_mask, pair, args.in.patches,
-                              device::shared_at<int>(shared.patch_index[0]), device::shared_at<int>(shared.counts));
+    work.patches =
+        list_valid(args.in.patch_mask, pair, args.in.patches, device::shared_at<int>(shared.patch_index[0]),
+                   device::shared_at<int>(shared.counts));
     if (work.patches > 0) {
       const GroupingPairPass<E, kUnits> pass(shared, args, streaming, work);
       if constexpr (kBackward) {

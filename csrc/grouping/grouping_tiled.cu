@@ -9,7 +9,7 @@ namespace {
 template <class Products, bool kBackward>
 __global__ void __launch_bounds__(kThreads, kTiledBlocksPerMultiprocessor)
     grouping_tiled_kernel(const __grid_constant__ GroupingArguments args,
-                              const __grid_constant__ TiledMemory memory) {
+                          const __grid_constant__ TiledMemory memory) {
   grouping_tiled<Products, kBackward>(args, memory);
 }
 
@@ -26,13 +26,13 @@ TiledNeeds grouping_tiled_needs(const PairInputs& in, bool half_precision, bool 
 }
 
 cudaError_t launch_grouping_tiled(const GroupingArguments& args, const LaunchPlan& plan,
-                                      const TiledMemory& memory, ProductKind products, bool backward,
-                                      cudaStream_t stream) {
-#define SPARC_LAUNCH(kind_, Products_)                                                        \
-  if (products == ProductKind::kind_) {                                                       \
-    return launch(backward ? &grouping_tiled_kernel<Products_, true>                      \
-                           : &grouping_tiled_kernel<Products_, false>,                    \
-                  plan, stream, args, memory);                                                \
+                                  const TiledMemory& memory, ProductKind products, bool backward,
+                                  cudaStream_t stream) {
+#define SPARC_LAUNCH(kind_, Products_)                                                                       \
+  if (products == ProductKind::kind_) {                                                                      \
+    return launch(                                                                                           \
+        backward ? &grouping_tiled_kernel<Products_, true> : &grouping_tiled_kernel<Products_, false>, plan, \
+        stream, args, memory);                                                                               \
   }
   SPARC_PRODUCTS(SPARC_LAUNCH)
 #undef SPARC_LAUNCH

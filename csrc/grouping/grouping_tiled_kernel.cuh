@@ -23,8 +23,8 @@ struct GroupingTiled : TiledPair<Products> {
   const GroupingScratch<E>& plan;
   const GroupingArguments& args;
 
-  SPARC_DEVICE GroupingTiled(const GroupingScratch<E>& plan_, const GroupingArguments& args_, unsigned char* base,
-                             int64_t pair, int p)
+  SPARC_DEVICE GroupingTiled(const GroupingScratch<E>& plan_, const GroupingArguments& args_,
+                             unsigned char* base, int64_t pair, int p)
       : Base{plan_, args_.in, base, pair, args_.in.tokens, p}, plan(plan_), args(args_) {}
 
   SPARC_DEVICE device::Scratch<E> u_row(int l) const {
@@ -86,7 +86,8 @@ struct GroupingTiled : TiledPair<Products> {
     this->similarities(this->tokens(), plan.similarities);
     if (!args.weights) this->similarities(grad(), plan.grad_weights);  // dA = dC V^T
     this->align([&](int l, const RowAlignment& row, device::Scratch<float> s) {
-      const device::Scratch<float> da = this->template row_of<float>(plan.grad_weights, l, plan.patches_pitch);
+      const device::Scratch<float> da =
+          this->template row_of<float>(plan.grad_weights, l, plan.patches_pitch);
       float mass = 0.0f, dot = 0.0f;
       this->for_patches([&](int i) {
         if (args.weights) da[i] = grad().get(l, this->template scratch<int>(plan.patch_index)[i]);

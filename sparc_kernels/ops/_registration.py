@@ -23,3 +23,9 @@ def complete(qualified_name: str, fake: Callable[..., Any]) -> None:
 
     torch.library.register_fake(qualified_name, fake)
     torch.library.register_autograd(qualified_name, refuse)
+
+
+def native_schema(schema: str) -> str:
+    """The schema of an op of the native library: one more argument, ``torch.get_float32_matmul_precision()``, which C++
+    cannot read on the stable ABI."""
+    return schema.replace("float? similarity_threshold)", "float? similarity_threshold, str float32_precision)")

@@ -243,6 +243,37 @@ py::dict grouping_with(const py::dict& given, bool backward) {
   return result;
 }
 
+// What plan_launch chooses: for docs/cuda_resources.md, and to see that every choice is reached.
+py::dict plan(const std::string& op, bool half_precision, bool backward, int tokens, int patches, int channels,
+              int64_t pairs, int multiprocessors, int64_t shared_bytes) {
+  PairInputs in = {};
+  in.pairs = pairs;
+  in.tokens = tokens;
+  in.patches = patches;
+  in.channels = channels;
+  const bool loss = op == "fine_grained";
+  const auto shared = [&](const Streaming& streaming) -> int64_t {
+    return loss ? FineGrainedShared<BFloat16>(in, streaming, backward).plan.used
+                : GroupingShared<BFloat16>(in, streaming, backward).plan.used;
+  };
+  const auto scratch = [&](auto element) -> int64_t {
+    using E = decltype(element);
+    return loss ? FineGrainedScratch<E>(in, backward).plan.used : GroupingScratch<E>(in, backward).plan.used;
+  };
+  const int64_t tiled_shared = half_precision ? TiledShared<BFloat16>::kBytes : TiledShared<float>::kBytes;
+  const LaunchPlan chosen = plan_launch(in, half_precision, {multiprocessors, shared_bytes}, shared, tiled_shared,
+                                        half_precision ? scratch(BFloat16{}) : scratch(0.0f));
+  py::dict result;
+  result["pair_path"] = chosen.pair_path;
+  result["units"] = chosen.units;
+  result["chunk"] = chosen.streaming.chunk;
+  result["stages"] = chosen.streaming.stages;
+  result["shared_bytes"] = chosen.shared_bytes;
+  result["scratch_bytes"] = chosen.scratch_bytes;
+  result["grid"] = chosen.grid;
+  return result;
+}
+
 #define SPARC_BY_PRODUCTS(function)                                                    \
   const std::string products = options_of(given["options"].cast<py::dict>()).products; \
   if (products == "bf16") return function<HalfProducts<BFloat16>>(given, backward);    \
@@ -259,5 +290,8 @@ py::dict grouping(const py::dict& given, bool backward) { SPARC_BY_PRODUCTS(grou
 
 PYBIND11_MODULE(ops_emulated, m) {
   m.def("fine_grained", &sparc::fine_grained, py::arg("given"), py::arg("backward"));
+  m.def("plan", &sparc::plan, py::arg("op"), py::arg("half_precision"), py::arg("backward"), py::arg("tokens"),
+        py::arg("patches"), py::arg("channels"), py::arg("pairs"), py::arg("multiprocessors"),
+        py::arg("shared_bytes"));
   m.def("grouping", &sparc::grouping, py::arg("given"), py::arg("backward"));
 }

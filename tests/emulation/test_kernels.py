@@ -32,9 +32,7 @@ def check_fine_grained(name: str, exact: cases.Inputs, dtype: torch.dtype, found
     truth, eager = cases.reference(exact), cases.reference(exact.to(dtype), compute_dtype=dtype)
     found = {**found, "grad_logit_scale": found["grad_logit_scale"].sum()}
     for (field, expected), (_, low) in zip(truth.named(), eager.named()):
-        tolerance.assert_close(
-            f"{name} {field}", found[field], expected, low, dtype, cases.least_of(field, exact)
-        )
+        tolerance.assert_close(f"{name} {field}", found[field], expected, low, dtype, cases.least_of(field, exact))
     for mask, fields in (
         (exact.token_mask, ("token_loss", "grad_token_embeds")),
         (exact.patch_mask, ("grad_patch_embeds",)),
@@ -145,7 +143,7 @@ def test_constant_image_weighs_patches_evenly() -> None:
     """All patches alike: all similarities of a row are equal, and none of them gets a gradient."""
     generator = torch.Generator().manual_seed(1)
     tokens, one = (torch.randint(-3, 4, (2, n, 24), generator=generator).float() for n in (4, 1))
-    single = dict((str(v), found) for v, found in _each(_inputs(one, tokens, torch.float32)))
+    single = {str(v): found for v, found in _each(_inputs(one, tokens, torch.float32))}
     for variant, found in _each(_inputs(one.expand(2, 11, 24).contiguous(), tokens, torch.float32)):
         expected = single[str(variant)]
         tight = {"rtol": 1e-4, "atol": 1e-6} if variant.dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-3}
@@ -222,7 +220,7 @@ def test_float16_keeps_large_numbers_in_range() -> None:
 
 
 def test_results_do_not_depend_on_the_schedule() -> None:
-    """No atomics, and no sum whose order is left to the threads: bitwise the same in any order of threads and blocks."""
+    """No atomics, no sum whose order is left to the threads: the same bits in any order of threads and blocks."""
     case = cases.Case("ragged", B=3, P=40, L=20, D=40, lengths=(20, 3, 17))
     for variant in VARIANTS:
         inputs = cases.draw(case, variant.dtype).to(variant.dtype)

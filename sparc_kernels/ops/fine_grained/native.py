@@ -27,7 +27,13 @@ def fine_grained_forward(
 ) -> tuple[Tensor, Tensor]:
     """``(token_loss [B, L], stats [6, B, L])``; see ``MATH.md``, the op's signature."""
     return torch.ops.sparc_kernels.fine_grained_forward(
-        patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold
+        patch_embeds,
+        token_embeds,
+        token_mask,
+        patch_mask,
+        logit_scale,
+        similarity_threshold,
+        torch.get_float32_matmul_precision(),
     )
 
 
@@ -51,4 +57,5 @@ def fine_grained_backward(
         logit_scale,
         stats,
         similarity_threshold,
+        torch.get_float32_matmul_precision(),
     )

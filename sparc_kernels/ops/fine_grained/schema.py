@@ -26,6 +26,7 @@ def fake_forward(
     patch_mask: Tensor | None,
     logit_scale: Tensor,
     similarity_threshold: float | None,
+    float32_precision: str = "highest",
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of ``fine_grained_forward`` (``MATH.md``, the op's signature)."""
     b, l = token_embeds.shape[:2]
@@ -42,6 +43,7 @@ def fake_backward(
     logit_scale: Tensor,
     stats: Tensor,
     similarity_threshold: float | None,
+    float32_precision: str = "highest",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes and dtypes of ``fine_grained_backward`` (``MATH.md``, the op's signature)."""
     return (

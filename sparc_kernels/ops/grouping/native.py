@@ -27,7 +27,7 @@ def grouped_embeddings_forward(
 ) -> tuple[Tensor, Tensor]:
     """``(embeddings [B, L, D], stats [3, B, L])``; see ``MATH.md``, the ops' signatures."""
     return torch.ops.sparc_kernels.grouped_embeddings_forward(
-        patch_embeds, token_embeds, patch_mask, similarity_threshold
+        patch_embeds, token_embeds, patch_mask, similarity_threshold, torch.get_float32_matmul_precision()
     )
 
 
@@ -41,7 +41,13 @@ def grouped_embeddings_backward(
 ) -> tuple[Tensor, Tensor]:
     """``(grad_patch_embeds [B, P, D], grad_token_embeds [B, L, D])``."""
     return torch.ops.sparc_kernels.grouped_embeddings_backward(
-        grad_embeddings, patch_embeds, token_embeds, patch_mask, stats, similarity_threshold
+        grad_embeddings,
+        patch_embeds,
+        token_embeds,
+        patch_mask,
+        stats,
+        similarity_threshold,
+        torch.get_float32_matmul_precision(),
     )
 
 
@@ -53,7 +59,7 @@ def alignment_weights_forward(
 ) -> tuple[Tensor, Tensor]:
     """``(weights [B, L, P], stats [3, B, L])``; see ``MATH.md``, the ops' signatures."""
     return torch.ops.sparc_kernels.alignment_weights_forward(
-        patch_embeds, token_embeds, patch_mask, similarity_threshold
+        patch_embeds, token_embeds, patch_mask, similarity_threshold, torch.get_float32_matmul_precision()
     )
 
 
@@ -67,5 +73,11 @@ def alignment_weights_backward(
 ) -> tuple[Tensor, Tensor]:
     """``(grad_patch_embeds [B, P, D], grad_token_embeds [B, L, D])``."""
     return torch.ops.sparc_kernels.alignment_weights_backward(
-        grad_weights, patch_embeds, token_embeds, patch_mask, stats, similarity_threshold
+        grad_weights,
+        patch_embeds,
+        token_embeds,
+        patch_mask,
+        stats,
+        similarity_threshold,
+        torch.get_float32_matmul_precision(),
     )

@@ -27,14 +27,22 @@ def _fake_stats(token_embeds: Tensor) -> Tensor:
 
 
 def fake_embeddings_forward(
-    patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, similarity_threshold: float | None
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    patch_mask: Tensor | None,
+    similarity_threshold: float | None,
+    float32_precision: str = "highest",
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of ``grouped_embeddings_forward`` (``MATH.md``, the ops' signatures)."""
     return token_embeds.new_empty(token_embeds.shape), _fake_stats(token_embeds)
 
 
 def fake_weights_forward(
-    patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, similarity_threshold: float | None
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    patch_mask: Tensor | None,
+    similarity_threshold: float | None,
+    float32_precision: str = "highest",
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of ``alignment_weights_forward`` (``MATH.md``, the ops' signatures)."""
     b, l = token_embeds.shape[:2]
@@ -48,6 +56,7 @@ def fake_backward(
     patch_mask: Tensor | None,
     stats: Tensor,
     similarity_threshold: float | None,
+    float32_precision: str = "highest",
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of both backward ops (``MATH.md``, the ops' signatures)."""
     return patch_embeds.new_empty(patch_embeds.shape), token_embeds.new_empty(token_embeds.shape)

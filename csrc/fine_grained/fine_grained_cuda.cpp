@@ -1,0 +1,96 @@
+// The fine-grained ops on CUDA: checks, memory, choice of the path.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+#include "common/cuda_call.h"
+#include "fine_grained/fine_grained_launch.h"
+
+namespace sparc {
+namespace {
+
+using torch::stable::new_empty;
+
+FineGrainedArguments describe(const CudaCall& call, const Tensor& logit_scale) {
+  check_on_device(logit_scale, "logit_scale", call.device());
+  check_shape(logit_scale, "logit_scale", {});
+  check_dtype(logit_scale, "logit_scale", ScalarType::Float);
+  FineGrainedArguments args = {};
+  args.in = call.inputs();
+  args.logit_scale = static_cast<const float*>(logit_scale.const_data_ptr());
+  args.stats_stride = call.sizes().b * call.sizes().l;
+  return args;
+}
+
+void run(const CudaCall& call, const FineGrainedArguments& args, const Tensor& like, bool backward) {
+  if (args.in.pairs == 0) return;
+  const LaunchPlan plan = call.plan(
+      [&](const Streaming& streaming) {
+        return fine_grained_pair_shared_bytes(args.in, streaming, backward);
+      },
+      fine_grained_tiled_needs(args.in, call.half_precision(), backward));
+  const char* const name = backward ? "fine_grained_backward" : "fine_grained_forward";
+  if (plan.pair_path) {
+    check_cuda(launch_fine_grained_pair(args, plan, call.products(), backward, call.stream()), name);
+  } else {
+    Tensor scratch = call.scratch(like, plan);
+    const TiledMemory memory = {scratch.mutable_data_ptr(), plan.scratch_bytes};
+    check_cuda(launch_fine_grained_tiled(args, plan, memory, call.products(), backward, call.stream()), name);
+  }
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
+                                   const std::optional<Tensor>& token_mask,
+                                   const std::optional<Tensor>& patch_mask, const Tensor& logit_scale,
+                                   std::optional<double> threshold, const std::string& precision) {
+  const CudaCall call(patch_embeds, token_embeds, token_mask, patch_mask, threshold, precision);
+  FineGrainedArguments args = describe(call, logit_scale);
+  const PairSizes& sizes = call.sizes();
+  Tensor token_loss = new_empty(token_embeds, {sizes.b, sizes.l}, ScalarType::Float);
+  Tensor stats = new_empty(token_embeds, {kFineGrainedStats, sizes.b, sizes.l}, ScalarType::Float);
+  args.token_loss = static_cast<float*>(token_loss.mutable_data_ptr());
+  args.stats = static_cast<float*>(stats.mutable_data_ptr());
+  run(call, args, token_embeds, false);
+  return {token_loss, stats};
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_token_loss, const Tensor& patch_embeds,
+                                            const Tensor& token_embeds,
+                                            const std::optional<Tensor>& token_mask,
+                                            const std::optional<Tensor>& patch_mask,
+                                            const Tensor& logit_scale, const Tensor& stats,
+                                            std::optional<double> threshold, const std::string& precision) {
+  const CudaCall call(patch_embeds, token_embeds, token_mask, patch_mask, threshold, precision);
+  FineGrainedArguments args = describe(call, logit_scale);
+  const PairSizes& sizes = call.sizes();
+  check_on_device(grad_token_loss, "grad_token_loss", call.device());
+  check_dtype(grad_token_loss, "grad_token_loss", ScalarType::Float);
+  check_shape(grad_token_loss, "grad_token_loss", {sizes.b, sizes.l});
+  check_on_device(stats, "stats", call.device());
+  check_dtype(stats, "stats", ScalarType::Float);
+  check_shape(stats, "stats", {kFineGrainedStats, sizes.b, sizes.l});
+  check_contiguous(stats, "stats");
+  Tensor grad_patches = new_empty(patch_embeds, {sizes.b, sizes.p, sizes.d});
+  Tensor grad_tokens = new_empty(token_embeds, {sizes.b, sizes.l, sizes.d});
+  Tensor grad_scale = new_empty(token_embeds, {sizes.b}, ScalarType::Float);
+  args.stats =
+      static_cast<float*>(const_cast<void*>(stats.const_data_ptr()));  // read only, in a backward pass
+  args.grad_token_loss = static_cast<const float*>(grad_token_loss.const_data_ptr());
+  args.grad_batch_stride = grad_token_loss.stride(0);
+  args.grad_stride = grad_token_loss.stride(1);
+  args.grad_patches = grad_patches.mutable_data_ptr();
+  args.grad_tokens = grad_tokens.mutable_data_ptr();
+  args.grad_logit_scale = static_cast<float*>(grad_scale.mutable_data_ptr());
+  run(call, args, token_embeds, true);
+  return {grad_patches, grad_tokens, grad_scale};
+}
+
+}  // namespace
+}  // namespace sparc
+
+STABLE_TORCH_LIBRARY_IMPL(sparc_kernels, CUDA, m) {
+  m.impl("fine_grained_forward", TORCH_BOX(&sparc::forward));
+  m.impl("fine_grained_backward", TORCH_BOX(&sparc::backward));
+}

@@ -1,0 +1,163 @@
+"""docs/cuda_resources.md: what the compiled CUDA kernels take, and what plan_launch chooses.
+
+``python -m tests.cuda_resources --write`` writes it from the built library; a test compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import defaultdict
+from pathlib import Path
+
+import sparc_kernels
+from tests.emulation import ops
+from tests.emulation.run import Job
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "cuda_resources.md"
+LIBRARY = Path(sparc_kernels.__file__).with_name("libsparc_cuda.so")
+COMPILER = "13.0"  # registers are the compiler's choice: the table is that of this release
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+
+# Bytes of shared memory that a block can have, and multiprocessors, of one device of each kind.
+DEVICES = {"sm_80 (A100)": (163, 108), "sm_90 (H100), sm_100": (227, 132), "sm_86, sm_89, sm_120": (99, 170)}
+SHAPES = ((55, 49, 512), (55, 196, 512), (55, 256, 512), (64, 256, 768), (77, 196, 512), (55, 1024, 512))
+
+HEAD = """# What the CUDA kernels take
+
+Written by `python -m tests.cuda_resources --write` from the library that nvcc {compiler} built;
+`tests/test_cuda_resources.py` compares it with the library that is there. Counts of the compiler, not timings.
+
+## Registers and local memory
+
+Registers of a thread (blocks of 256 threads; 65,536 registers a multiprocessor) on {architectures}. "Local" is
+memory per thread beyond them: spilled registers and, on the tiled path, the descriptions of products that its one
+product routine takes by reference. No kernel of the pair path has any.
+
+| kernel | registers | local, bytes |
+|---|---|---|
+"""
+
+PLANS = """
+## Paths, and shared memory
+
+What `plan_launch` (csrc/common/launch_plan.h, the one table of tile choices) takes for a call in half precision, by the
+shared memory that a block can have. "64 x 3": chunks of 64 channels, three buffers. float32 takes the tiled path.
+
+| op, pass | L | P | D | {devices} |
+|---|---|---|---|{rules}
+"""
+
+
+def cuobjdump() -> str | None:
+    """The CUDA toolkit's disassembler, or the one that lies in the Triton wheel."""
+    bundled = Path(sysconfig.get_paths()["purelib"], "triton/backends/nvidia/bin/cuobjdump")
+    return shutil.which("cuobjdump") or (str(bundled) if bundled.exists() else None)
+
+
+def compiled_with() -> str | None:
+    """The release of the nvcc that the library was built with."""
+    match = re.search(rb"Cuda compilation tools, release (\d+\.\d+)", LIBRARY.read_bytes())
+    return match.group(1).decode() if match else None
+
+
+def short_name(mangled: str) -> str:
+    """``fine_grained_pair_forward<bf16, 256 patches>`` for the mangled name of that kernel."""
+    name = re.search(r"\d+((?:fine_grained|grouping)_(?:pair|tiled)\w*?_kernel)I", mangled)
+    assert name, mangled
+    arguments = mangled[name.end() :]
+    types = {"8BFloat16": "bf16", "7Float16": "f16", "12Tf32Products": "tf32 x 3", "15Float32Products": "float32"}
+    dtype = next(short for long, short in types.items() if long in arguments)
+    units = re.search(r"Li(\d+)E", arguments)
+    backward = re.search(r"Lb([01])E", arguments)
+    direction = ("_backward" if backward.group(1) == "1" else "_forward") if backward else ""
+    tile = f", {32 * int(units.group(1))} patches" if units else ""
+    return f"`{name.group(1).removesuffix('_kernel')}{direction}<{dtype}{tile}>`"
+
+
+def usage() -> dict[str, dict[str, tuple[int, int]]]:
+    """Registers and local bytes by kernel and architecture."""
+    tool = cuobjdump()
+    assert tool is not None
+    listed = subprocess.run([tool, "-res-usage", LIBRARY], check=True, capture_output=True, text=True).stdout
+    found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    architecture = kernel = ""
+    for line in listed.splitlines():
+        if match := re.match(r"arch = (\w+)", line):
+            architecture = match.group(1)
+        elif match := re.search(r"Function (\w+):", line):
+            kernel = match.group(1)
+        elif (match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line)) and re.search(
+            r"(pair|tiled)\w*_kernel", kernel
+        ):
+            registers, stack, local = map(int, match.groups())
+            found[short_name(kernel)][architecture] = registers, stack + local
+    return dict(sorted(found.items()))
+
+
+def plans() -> list[str]:
+    """Rows of the second table."""
+    asked = [
+        (op, backward, shape, device)
+        for op in ("fine_grained", "grouping")
+        for backward in (False, True)
+        for shape in SHAPES
+        for device in DEVICES
+    ]
+    jobs = []
+    for op, backward, (tokens, patches, channels), device in asked:
+        kilobytes, multiprocessors = DEVICES[device]
+        sizes = {"tokens": tokens, "patches": patches, "channels": channels, "pairs": 1024}
+        jobs.append(
+            Job(
+                "plan",
+                {
+                    **sizes,
+                    "op": op,
+                    "half_precision": True,
+                    "backward": backward,
+                    "multiprocessors": multiprocessors,
+                    "shared_bytes": kilobytes << 10,
+                },
+            )
+        )
+    cells: dict[str, list[str]] = defaultdict(list)
+    for (op, backward, shape, _), result in zip(asked, ops.run(jobs)):
+        plan = result.unwrap()
+        head = f"| {op}, {'backward' if backward else 'forward'} | {' | '.join(map(str, shape))} |"
+        if plan["pair_path"]:
+            tile, shared = 32 * plan["units"], plan["shared_bytes"] / 1024
+            cells[head].append(f"pair of {tile}, {plan['chunk']} x {plan['stages']}, {shared:.1f} KB")
+        else:
+            cells[head].append(f"tiled, {plan['shared_bytes'] / 1024:.1f} KB")
+    return [f"{head} {' | '.join(row)} |" for head, row in cells.items()]
+
+
+def document() -> str:
+    """The text of docs/cuda_resources.md for the library as it is built."""
+    rows = []
+    for kernel, by_architecture in usage().items():
+        registers, local = zip(*(by_architecture[name] for name in ARCHITECTURES))
+        spilled = "0" if not any(local) else ", ".join(map(str, local))
+        rows.append(f"| {kernel} | {', '.join(map(str, registers))} | {spilled} |")
+    head = HEAD.format(compiler=COMPILER, architectures=", ".join(ARCHITECTURES))
+    devices = " | ".join(f"{name}: {kilobytes} KB" for name, (kilobytes, _) in DEVICES.items())
+    tables = PLANS.format(devices=devices, rules="---|" * len(DEVICES))
+    return head + "\n".join(rows) + "\n" + tables + "\n".join(plans()) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write the document instead of printing it")
+    if parser.parse_args().write:
+        DOCUMENT.write_text(document())
+    else:
+        print(document(), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Registers, spills and shared memory of the CUDA kernels as nvcc built them, against the committed table."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import cuda_resources
+from tests.emulation import build
+
+pytestmark = [
+    pytest.mark.skipif(not cuda_resources.LIBRARY.exists(), reason="the CUDA half is not built"),
+    pytest.mark.skipif(cuda_resources.cuobjdump() is None, reason="needs cuobjdump"),
+]
+
+
+def test_pair_path_spills_nothing() -> None:
+    usage = cuda_resources.usage()
+    pair = {name: rows for name, rows in usage.items() if "_pair_" in name}
+    assert len(pair) == 2 * 2 * 2 * 2, "ops, passes, dtypes, tiles"
+    assert len(usage) - len(pair) == 2 * 2 * 4, "tiled: ops, passes, products"
+    for name, rows in pair.items():
+        assert set(rows) >= set(cuda_resources.ARCHITECTURES), name
+        for architecture, (registers, local) in rows.items():
+            assert local == 0, f"{name} on {architecture} keeps {local} bytes in local memory"
+            assert registers <= 255
+
+
+def test_the_table_is_what_was_built() -> None:
+    if (found := cuda_resources.compiled_with()) != cuda_resources.COMPILER:
+        pytest.skip(f"the table is that of CUDA {cuda_resources.COMPILER}; the library was built with {found}")
+    if (reason := build.missing()) is not None:
+        pytest.skip(reason)
+    assert cuda_resources.document() == cuda_resources.DOCUMENT.read_text(), (
+        "docs/cuda_resources.md is out of date: python -m tests.cuda_resources --write"
+    )
