@@ -54,18 +54,30 @@ def test_opcheck(backend: str, masks: bool) -> None:
     token_mask, patch_mask = (inputs.token_mask, inputs.patch_mask) if masks else (None, None)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
-    args: tuple[Any, ...] = (patches, tokens, token_mask, patch_mask, scale, None)
+    precision = () if backend == "triton" else ("highest",)  # an argument of the native ops
+
+    args: tuple[Any, ...] = (patches, tokens, token_mask, patch_mask, scale, None, *precision)
     forward = _op("fine_grained_forward", backend)
     torch.library.opcheck(forward, args, test_utils=utilities)
     token_loss, stats = forward(*args)
-    backward_args = (torch.rand_like(token_loss), patches, tokens, token_mask, patch_mask, scale, stats, 0.25)
+    backward_args = (
+        torch.rand_like(token_loss),
+        patches,
+        tokens,
+        token_mask,
+        patch_mask,
+        scale,
+        stats,
+        0.25,
+        *precision,
+    )
     torch.library.opcheck(_op("fine_grained_backward", backend), backward_args, test_utils=utilities)
 
     for op in ("grouped_embeddings", "alignment_weights"):
         forward = _op(f"{op}_forward", backend)
-        torch.library.opcheck(forward, (patches, tokens, patch_mask, 0.25), test_utils=utilities)
-        output, stats = forward(patches, tokens, patch_mask, 0.25)
-        backward_args = (torch.rand_like(output), patches, tokens, patch_mask, stats, None)
+        torch.library.opcheck(forward, (patches, tokens, patch_mask, 0.25, *precision), test_utils=utilities)
+        output, stats = forward(patches, tokens, patch_mask, 0.25, *precision)
+        backward_args = (torch.rand_like(output), patches, tokens, patch_mask, stats, None, *precision)
         torch.library.opcheck(_op(f"{op}_backward", backend), backward_args, test_utils=utilities)
 
 
@@ -149,7 +161,9 @@ def test_gradient_penalty_raises(backend: str) -> None:
 @pytest.mark.parametrize("backend", FUSED)
 def test_ops_called_directly_do_not_pass_for_constants(backend: str) -> None:
     inputs = _inputs(backend)
-    output, _ = _op("grouped_embeddings_forward", backend)(inputs.patch_embeds, inputs.token_embeds, None, None)
+    precision = () if backend == "triton" else ("highest",)
+    op = _op("grouped_embeddings_forward", backend)
+    output, _ = op(inputs.patch_embeds, inputs.token_embeds, None, None, *precision)
     with pytest.raises(RuntimeError, match=r"grouped_embeddings_forward.* is not differentiable"):
         output.sum().backward()
 

@@ -25,6 +25,13 @@ def complete(qualified_name: str, fake: Callable[..., Any]) -> None:
     torch.library.register_autograd(qualified_name, refuse)
 
 
+@torch.compiler.assume_constant_result
+def float32_precision() -> str:
+    """What ``torch.set_float32_matmul_precision`` set: ``"highest"``, ``"high"`` or ``"medium"``. Code that
+    ``torch.compile`` compiled keeps what held when it was compiled."""
+    return torch.get_float32_matmul_precision()
+
+
 def native_schema(schema: str) -> str:
     """The schema of an op of the native library: one more argument, ``torch.get_float32_matmul_precision()``, which C++
     cannot read on the stable ABI."""

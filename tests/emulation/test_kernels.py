@@ -20,7 +20,16 @@ from tests.emulation.ops import RTX_BLOCK, VARIANTS, Variant
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 
 # The emulator takes seconds for these in one variant.
-LARGE = {"b-16": VARIANTS[:2], "uneven": (VARIANTS[2], VARIANTS[5]), "b-32": (VARIANTS[0], VARIANTS[3], VARIANTS[4])}
+LARGE = {
+    "b-16": VARIANTS[:2],
+    "uneven": (VARIANTS[2], VARIANTS[5]),
+    "b-32": (VARIANTS[0], VARIANTS[3], VARIANTS[4]),
+    "vit-b-16": VARIANTS[:2],
+    "clip-text": (VARIANTS[2], VARIANTS[4]),
+    "long-caption": (VARIANTS[3],),
+    "high-resolution": (VARIANTS[2],),
+    "wide": (VARIANTS[0], VARIANTS[5]),
+}
 DEFINITIONS = {"embeddings": grouped_embeddings_reference, "weights": alignment_weights_reference}
 
 
@@ -41,7 +50,7 @@ def check_fine_grained(name: str, exact: cases.Inputs, dtype: torch.dtype, found
             assert (found[field][~mask] == 0).all(), f"{name} {field}: masked rows get exact zeros"
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=str)
+@pytest.mark.parametrize("case", (*cases.CASES, *cases.LARGE), ids=str)
 def test_fine_grained(case: cases.Case) -> None:
     variants = variants_of(case)
     exact = [cases.draw(case, variant.dtype) for variant in variants]
@@ -58,7 +67,7 @@ def grads_of(definition: object, inputs: cases.Inputs, upstream: Tensor, **optio
 
 
 @pytest.mark.parametrize("op", DEFINITIONS)
-@pytest.mark.parametrize("case", [case for case in cases.CASES if case.name != "all-empty"], ids=str)
+@pytest.mark.parametrize("case", (*(case for case in cases.CASES if case.name != "all-empty"), *cases.LARGE), ids=str)
 def test_grouping(op: str, case: cases.Case) -> None:
     variants, jobs, references = variants_of(case), [], []
     generator = torch.Generator().manual_seed(0)

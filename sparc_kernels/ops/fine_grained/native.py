@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels import _native
-from sparc_kernels.ops._registration import complete
+from sparc_kernels.ops._registration import complete, float32_precision
 from sparc_kernels.ops.fine_grained import schema
 
 if _native.cpu_reason() is None:
@@ -33,7 +33,7 @@ def fine_grained_forward(
         patch_mask,
         logit_scale,
         similarity_threshold,
-        torch.get_float32_matmul_precision(),
+        float32_precision(),
     )
 
 
@@ -57,5 +57,5 @@ def fine_grained_backward(
         logit_scale,
         stats,
         similarity_threshold,
-        torch.get_float32_matmul_precision(),
+        float32_precision(),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels import _native
-from sparc_kernels.ops._registration import complete
+from sparc_kernels.ops._registration import complete, float32_precision
 from sparc_kernels.ops.grouping import schema
 
 if _native.cpu_reason() is None:
@@ -27,7 +27,7 @@ def grouped_embeddings_forward(
 ) -> tuple[Tensor, Tensor]:
     """``(embeddings [B, L, D], stats [3, B, L])``; see ``MATH.md``, the ops' signatures."""
     return torch.ops.sparc_kernels.grouped_embeddings_forward(
-        patch_embeds, token_embeds, patch_mask, similarity_threshold, torch.get_float32_matmul_precision()
+        patch_embeds, token_embeds, patch_mask, similarity_threshold, float32_precision()
     )
 
 
@@ -47,7 +47,7 @@ def grouped_embeddings_backward(
         patch_mask,
         stats,
         similarity_threshold,
-        torch.get_float32_matmul_precision(),
+        float32_precision(),
     )
 
 
@@ -59,7 +59,7 @@ def alignment_weights_forward(
 ) -> tuple[Tensor, Tensor]:
     """``(weights [B, L, P], stats [3, B, L])``; see ``MATH.md``, the ops' signatures."""
     return torch.ops.sparc_kernels.alignment_weights_forward(
-        patch_embeds, token_embeds, patch_mask, similarity_threshold, torch.get_float32_matmul_precision()
+        patch_embeds, token_embeds, patch_mask, similarity_threshold, float32_precision()
     )
 
 
@@ -79,5 +79,5 @@ def alignment_weights_backward(
         patch_mask,
         stats,
         similarity_threshold,
-        torch.get_float32_matmul_precision(),
+        float32_precision(),
     )
