@@ -16,6 +16,7 @@ from sparc_kernels.ops.grouping.reference import alignment_weights_reference, gr
 from tests import cases, tolerance
 from tests.emulation import build, ops
 from tests.emulation.ops import RTX_BLOCK, VARIANTS, Variant
+from tests.emulation.run import Job
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 
@@ -237,3 +238,23 @@ def test_results_do_not_depend_on_the_schedule() -> None:
         first, second = (ops.tensors(result, variant.dtype) for result in ops.run(jobs))
         for name, value in first.items():
             assert torch.equal(value, second[name]), f"{variant} {name}"
+
+
+def test_every_way_to_stream() -> None:
+    """Each row of the table of streamings, forward and backward, with chunks that use every buffer again."""
+    case = cases.Case("four-chunks", D=200, P=33, L=20, lengths=(20, 11))
+    kilobytes = range(8, 228)
+    sizes = {"tokens": case.L, "patches": case.P, "channels": case.D, "pairs": case.B}
+    rest = {"op": "fine_grained", "half_precision": True, "backward": True, "multiprocessors": 2}
+    plans = ops.run([Job("plan", {**sizes, **rest, "shared_bytes": kb << 10}) for kb in kilobytes])
+    first: dict[tuple[int, int], int] = {}
+    for kb, result in zip(kilobytes, plans):
+        plan = result.unwrap()
+        if plan["pair_path"]:
+            first.setdefault((plan["chunk"], plan["stages"]), kb)
+    assert set(first) == {(32, 1), (32, 2), (64, 2), (64, 3)}
+    exact = cases.draw(case, torch.bfloat16)
+    variants = [replace(VARIANTS[0], shared_bytes=kb << 10) for kb in first.values()]
+    jobs = [ops.fine_grained_job(exact.to(torch.bfloat16), variant) for variant in variants]
+    for variant, result in zip(variants, ops.run(jobs)):
+        check_fine_grained(str(variant), exact, variant.dtype, ops.tensors(result, variant.dtype))
