@@ -180,7 +180,8 @@ def extensions() -> list[Extension]:
     on_cuda = set(sources("**/*_cuda.cpp", "**/*.cu"))
     on_cpu = [path for path in sources("**/*.cpp") if path not in on_cuda]
     built = [Extension("sparc_kernels.libsparc_cpu", on_cpu, depends=headers)]
-    if wanted_nvcc() is not None:
+    if (nvcc := wanted_nvcc()) is not None:
+        cuda_architectures(nvcc)  # refuses a wrong choice before anything is compiled
         built.append(Extension("sparc_kernels.libsparc_cuda", sorted(on_cuda), depends=headers))
     return built
 

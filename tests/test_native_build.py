@@ -232,6 +232,17 @@ def test_cuda_build_without_nvcc_fails_loudly() -> None:
 
 
 @needs_checkout
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize(("wanted", "named"), [("75", "'75'"), ("90,potato", "'potato'"), ("sm_90", "'sm_90'")])
+def test_architecture_choice_is_checked(wanted: str, named: str) -> None:
+    result = _setup({"SPARC_CUDA_ARCHITECTURES": wanted}, "--name")
+    assert result.returncode != 0
+    assert "SPARC_CUDA_ARCHITECTURES must list compute capabilities from 80 on" in result.stderr
+    assert f"got {named}" in result.stderr
+    assert _setup({"SPARC_CUDA_ARCHITECTURES": "80, 90"}, "--name").returncode == 0
+
+
+@needs_checkout
 @pytest.mark.slow
 def test_cuda_half_is_left_out_on_request(tmp_path: Path) -> None:
     result = _setup(
