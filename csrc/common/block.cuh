@@ -34,6 +34,24 @@ struct InputRows {
         wide(view.wide) {}
 };
 
+SPARC_DEVICE bool is_valid(const MaskView& mask, int64_t pair, int64_t row) {
+  return mask.data == nullptr || mask.data[pair * mask.batch_stride + row * mask.stride];
+}
+
+// Zeros in the masked rows of a pair's [rows, columns] of `out`; `otherwise` in the valid ones if they have
+// no result.
+template <class E>
+SPARC_DEVICE void fill_rows(const MaskView& mask, int64_t pair, int rows, int64_t columns, bool computed,
+                            float otherwise, void* out) {
+  E* const data = static_cast<E*>(out) + pair * rows * columns;
+  for (int row = device::warp_index(); row < rows; row += kWarps) {
+    const bool valid = is_valid(mask, pair, row);
+    if (valid && computed) continue;
+    const E value = device::from_float<E>(valid ? otherwise : 0.0f);
+    for (int64_t i = device::lane_index(); i < columns; i += 32) data[row * columns + i] = value;
+  }
+}
+
 // The numbers of the valid rows of a pair, ascending, into index [length]; returns how many they are.
 // `counts` [kWarps] is working memory. All threads call it, and may read the index when it returns.
 template <class Index>
@@ -43,8 +61,7 @@ SPARC_DEVICE int list_valid(const MaskView& mask, int64_t pair, int length, Inde
   SPARC_NO_UNROLL
   for (int start = 0; start < length; start += kThreads) {
     const int i = start + device::thread_index();
-    const bool valid =
-        i < length && (mask.data == nullptr || mask.data[pair * mask.batch_stride + i * mask.stride]);
+    const bool valid = i < length && is_valid(mask, pair, i);
     const uint32_t votes = device::ballot(valid);
     device::block_barrier();  // the counts of the round before have been read
     if (device::lane_index() == 0) counts[device::warp_index()] = device::count_bits(votes);

@@ -366,18 +366,6 @@ struct TiledPair {
     device::block_barrier();
     return unit;
   }
-
-  // Exact zeros (NaN where `missing` and valid) in rows that are masked or have no result.
-  SPARC_DEVICE void fill_rows(const MaskView& mask, int rows, int64_t columns, bool computed, bool missing,
-                              void* out) const {
-    E* const data = static_cast<E*>(out) + pair * rows * columns;
-    for (int row = device::warp_index(); row < rows; row += kWarps) {
-      const bool valid = mask.data == nullptr || mask.data[pair * mask.batch_stride + row * mask.stride];
-      if (valid && computed) continue;
-      const E value = device::from_float<E>(valid && missing ? device::nan() : 0.0f);
-      for (int64_t d = device::lane_index(); d < columns; d += 32) data[row * columns + d] = value;
-    }
-  }
 };
 
 }  // namespace sparc

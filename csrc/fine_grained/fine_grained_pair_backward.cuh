@@ -69,33 +69,26 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
                                 column_lse = row_array(shared.column_lse);
     const bool valid = row < n;
     const float group_norm = valid ? static_cast<float>(row_array(shared.group_norm)[row]) : 1.0f;
-    const float inverse_group = 1.0f / group_norm, scale = *this->args.logit_scale,
-                factor = scale * inverse_group;
-    const float row_lse = valid ? static_cast<float>(row_array(shared.row_lse)[row]) : 0.0f;
-    const float w = valid ? static_cast<float>(upstream[row]) : 0.0f;
-    // In float16 a token without a length would set the unit of all others (1 / |t| = 1e12). The product dZ T
-    // multiplies it with zeros, so its column goes without 1 / |t|, and its row of dT is given it back.
-    const auto grad = [&](int j, float& cosine_grad) {
-      const float z = *shared.z(row, j), norm = token_norm[j], inverse = 1.0f / norm;
-      const float y = logit(z, factor, inverse);
-      float dy = 0.5f * w * device::exp(y - row_lse) + 0.5f * upstream[j] * device::exp(y - column_lse[j]);
-      if (j == row) dy -= w;
-      cosine_grad = z * (inverse_group * inverse) * dy;
-      const bool without_length = kIsFloat16<E> && norm <= kSmallestNorm;
-      return dy * (factor * (without_length ? 1.0f : inverse));
+    const float inverse_group = 1.0f / group_norm;
+    const LogitRow logits = {inverse_group, *this->args.logit_scale * inverse_group,
+                             valid ? static_cast<float>(row_array(shared.row_lse)[row]) : 0.0f,
+                             valid ? static_cast<float>(upstream[row]) : 0.0f};
+    const auto grad = [&](int j) {
+      return logit_gradient<E>(logits, *shared.z(row, j), token_norm[j], column_lse[j], upstream[j],
+                               j == row);
     };
     float unit = 1.0f;
     if constexpr (kIsFloat16<E>) {
-      float largest = 0.0f, reach = 0.0f, unused;
+      float largest = 0.0f, reach = 0.0f;
       if (valid) {
         SPARC_NO_UNROLL
         for (int j = part; j < n; j += 4) {
-          const float dz = device::abs(grad(j, unused));
+          const float dz = device::abs(grad(j).dz);
           largest = device::max(largest, dz);
           reach += dz * token_norm[j];
         }
       }
-      largest = block_max(device::max(largest, quad_sum(reach) * (1.0f / 16384.0f)), row_array(shared.parts));
+      largest = block_max(reach_unit(largest, quad_sum(reach)), row_array(shared.parts));
       if (largest > 0.0f) unit = largest;
     }
     const Tile<E> dz_tile = shared.grads_tile();
@@ -104,10 +97,10 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     if (row < round_up(n, 16)) {
       SPARC_NO_UNROLL
       for (int j = part; j < round_up(n, 16); j += 4) {
-        float dz = 0.0f, cosine_grad = 0.0f;
-        if (valid && j < n) dz = grad(j, cosine_grad) * inverse_unit;
-        cosine_sum += cosine_grad;
-        const E rounded = device::from_float<E>(dz);
+        LogitGradient found = {0.0f, 0.0f};
+        if (valid && j < n) found = grad(j);
+        cosine_sum += found.cosine;
+        const E rounded = device::from_float<E>(found.dz * inverse_unit);
         *dz_tile.at(row, j) = rounded;
         // of the rounded dZ: what the products leave along C' and t, alpha and beta take away
         if (valid && j < n) along_group += device::to_float(rounded) * *shared.z(row, j);
@@ -126,7 +119,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     if (valid && part == 0) {
       const float norm = token_norm[row];
       row_array(shared.beta)[row] = along_token * inverse_square(norm);
-      row_array(shared.restore)[row] = kIsFloat16<E> && norm <= kSmallestNorm ? unit / norm : unit;
+      row_array(shared.restore)[row] = without_length<E>(norm) ? unit / norm : unit;
     }
     device::block_barrier();
     return unit;
@@ -309,39 +302,18 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
   }
 };
 
-// Exact zeros in the gradients of masked rows; NaN for the tokens of an image without a valid patch.
-template <class E>
-SPARC_DEVICE void fill_masked_gradients(const FineGrainedArguments& args, const PairWork& work) {
-  const int channels = args.in.channels;
-  const auto fill = [&](const MaskView& mask, int rows, bool computed, float otherwise, void* out) {
-    E* const data = static_cast<E*>(out) + work.pair * rows * static_cast<int64_t>(channels);
-    for (int row = device::warp_index(); row < rows; row += kWarps) {
-      const bool valid = mask.data == nullptr || mask.data[work.pair * mask.batch_stride + row * mask.stride];
-      if (valid && computed) continue;
-      const E value = device::from_float<E>(valid ? otherwise : 0.0f);
-      for (int d = device::lane_index(); d < channels; d += 32)
-        data[row * static_cast<int64_t>(channels) + d] = value;
-    }
-  };
-  const bool computed = work.tokens > 0 && work.patches > 0, missing = work.tokens > 0 && work.patches == 0;
-  fill(args.in.patch_mask, args.in.patches, computed, 0.0f, args.grad_patches);
-  fill(args.in.token_mask, args.in.tokens, computed, missing ? device::nan() : 0.0f, args.grad_tokens);
-  if (!computed && device::thread_index() == 0) {
-    args.grad_logit_scale[work.pair] = missing ? device::nan() : 0.0f;
-  }
-}
-
 template <class E, int kUnits>
 SPARC_DEVICE void fine_grained_pair_backward(const FineGrainedArguments& args, const Streaming& streaming,
                                              const FineGrainedShared<E>& shared) {
   int64_t pair = device::block_index();
   while (pair < args.in.pairs) {
-    const PairWork work = next_work(shared, args.in, pair, 0,
-                                    [&](const PairWork& empty) { fill_masked_gradients<E>(args, empty); });
+    const PairWork work = next_work(shared, args.in, pair, 0, [&](const PairWork& empty) {
+      fill_gradients<E>(args, empty.pair, empty.tokens, empty.patches);
+    });
     if (work.pair >= args.in.pairs) break;
     FineGrainedPairBackward<E, kUnits>(shared, args, streaming, work).run();
     device::block_barrier();  // the rows of Q have been read: masked rows of dT lie among them
-    fill_masked_gradients<E>(args, work);
+    fill_gradients<E>(args, work.pair, work.tokens, work.patches);
     pair = work.pair + device::block_count();
   }
 }

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "common/pair_path.cuh"
-#include "fine_grained/fine_grained_cuda.h"
+#include "fine_grained/fine_grained_rows.cuh"
 
 namespace sparc {
 
@@ -46,10 +46,6 @@ struct FineGrainedShared : PairShared<E> {
   SPARC_DEVICE Tile<E> w_tile() const { return {logits, this->chunk_pitch}; }
   SPARC_DEVICE Tile<E> x_tile() const { return {x, this->weights_pitch}; }
 };
-
-SPARC_DEVICE float logit(float z, float factor, float inverse_token_norm) {
-  return z * (factor * inverse_token_norm);
-}
 
 // The parts that both passes share, for one pair.
 template <class E, int kUnits>
@@ -289,24 +285,12 @@ SPARC_DEVICE PairWork next_work(const PairShared<E>& shared, const PairInputs& i
   return work;
 }
 
-// token_loss and stats where there is nothing to compute: 0 at padding, NaN at the tokens of an image without
-// a valid patch. Of a pair that has something, its padding only.
-SPARC_DEVICE void fill_padding(const FineGrainedArguments& args, const PairWork& work) {
-  for (int i = device::thread_index(); i < args.in.tokens; i += kThreads) {
-    const MaskView& mask = args.in.token_mask;
-    const bool valid = mask.data == nullptr || mask.data[work.pair * mask.batch_stride + i * mask.stride];
-    if (valid && work.patches > 0) continue;
-    const int64_t at = work.pair * args.in.tokens + i;
-    args.token_loss[at] = valid ? device::nan() : 0.0f;
-    for (int field = 0; field < kFineGrainedStats; ++field) args.stats[field * args.stats_stride + at] = 0.0f;
-  }
-}
-
 template <class E, int kUnits>
 SPARC_DEVICE void fine_grained_pair_forward(const FineGrainedArguments& args, const Streaming& streaming,
                                             const FineGrainedShared<E>& shared) {
   const auto next = [&](int64_t pair, int buffer) {
-    return next_work(shared, args.in, pair, buffer, [&](const PairWork& work) { fill_padding(args, work); });
+    return next_work(shared, args.in, pair, buffer,
+                     [&](const PairWork& work) { fill_results(args, work.pair, work.patches); });
   };
   using Pass = FineGrainedPairForward<E, kUnits>;
   PairWork work = next(device::block_index(), 0);
@@ -319,7 +303,7 @@ SPARC_DEVICE void fine_grained_pair_forward(const FineGrainedArguments& args, co
       if (following.pair < args.in.pairs) Pass(shared, args, streaming, following).start();
     });
     pass.cross_entropies();
-    fill_padding(args, work);
+    fill_results(args, work.pair, work.patches);
     work = following;
   }
 }

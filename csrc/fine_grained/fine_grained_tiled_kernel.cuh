@@ -5,7 +5,7 @@
 #pragma once
 
 #include "common/tiled_path.cuh"
-#include "fine_grained/fine_grained_cuda.h"
+#include "fine_grained/fine_grained_rows.cuh"
 
 namespace sparc {
 
@@ -95,7 +95,7 @@ struct FineGrainedTiled : TiledPair<Products> {
     return *args.logit_scale * (1.0f / row_array(plan.group_norm)[l]);
   }
   SPARC_DEVICE float logit_at(int l, int j, float factor) const {
-    return z_row(l)[j] * (factor * (1.0f / row_array(plan.token_norm)[j]));
+    return logit(z_row(l)[j], factor, 1.0f / row_array(plan.token_norm)[j]);
   }
 
   // |C'| and |t|, clamped.
@@ -173,16 +173,13 @@ struct FineGrainedTiled : TiledPair<Products> {
     device::block_barrier();
   }
 
-  // dZ_lj and cos dY. In float16 a column without a length goes without 1 / |t|: see the pair path.
-  SPARC_DEVICE float grad_logit(int l, int j, float factor, float& cosine_grad) const {
-    const float z = z_row(l)[j], norm = row_array(plan.token_norm)[j], inverse = 1.0f / norm;
-    const float y = z * (factor * inverse), w = row_array(plan.upstream)[l];
-    float dy = 0.5f * w * device::exp(y - row_array(plan.row_lse)[l]) +
-               0.5f * row_array(plan.upstream)[j] * device::exp(y - row_array(plan.column_lse)[j]);
-    if (j == l) dy -= w;
-    cosine_grad = z * ((1.0f / row_array(plan.group_norm)[l]) * inverse) * dy;
-    const bool without_length = kIsFloat16<E> && norm <= kSmallestNorm;
-    return dy * (factor * (without_length ? 1.0f : inverse));
+  SPARC_DEVICE LogitRow logit_row(int l) const {
+    return {1.0f / row_array(plan.group_norm)[l], logit_factor(l), row_array(plan.row_lse)[l],
+            row_array(plan.upstream)[l]};
+  }
+  SPARC_DEVICE LogitGradient grad_logit(const LogitRow& row, int l, int j) const {
+    return logit_gradient<E>(row, z_row(l)[j], row_array(plan.token_norm)[j], row_array(plan.column_lse)[j],
+                             row_array(plan.upstream)[j], j == l);
   }
 
   // dZ in its unit, -alpha, -beta; returns the unit.
@@ -191,34 +188,35 @@ struct FineGrainedTiled : TiledPair<Products> {
     const device::Shared<float> parts = device::shared_at<float>(TiledShared<E>::kParts);
     float unit = 1.0f;
     if constexpr (kIsFloat16<E>) {
-      float largest = 0.0f, unused;
+      float largest = 0.0f;
       this->for_rows([&](int l) {
-        const float factor = logit_factor(l);
+        const LogitRow row = logit_row(l);
         float reach = 0.0f;
         for (int j = device::lane_index(); j < n; j += 32) {
-          const float dz = device::abs(grad_logit(l, j, factor, unused));
+          const float dz = device::abs(grad_logit(row, l, j).dz);
           largest = device::max(largest, dz);
           reach += dz * row_array(plan.token_norm)[j];
         }
-        largest = device::max(largest, warp_sum(reach) * (1.0f / 16384.0f));
+        largest = reach_unit(largest, warp_sum(reach));
       });
       largest = block_max(largest, parts);
       if (largest > 0.0f) unit = largest;
     }
     float cosine_sum = 0.0f;
     this->for_rows([&](int l) {
-      const float factor = logit_factor(l), norm = row_array(plan.group_norm)[l];
+      const LogitRow row = logit_row(l);
       const device::Scratch<E> dz_row = this->template row_of<E>(plan.grads, l, plan.tokens_pitch);
       float along = 0.0f;
       for (int j = device::lane_index(); j < n; j += 32) {
-        float cosine_grad;
-        const E rounded = device::from_float<E>(grad_logit(l, j, factor, cosine_grad) * (1.0f / unit));
+        const LogitGradient found = grad_logit(row, l, j);
+        const E rounded = device::from_float<E>(found.dz * (1.0f / unit));
         dz_row[j] = rounded;
         along += device::to_float(rounded) * z_row(l)[j];
-        cosine_sum += cosine_grad;
+        cosine_sum += found.cosine;
       }
       along = warp_sum(along);
-      if (device::lane_index() == 0) row_array(plan.alpha)[l] = -along * inverse_square(norm);
+      if (device::lane_index() == 0)
+        row_array(plan.alpha)[l] = -along * inverse_square(row_array(plan.group_norm)[l]);
     });
     grad_scale = block_sum(cosine_sum, parts);
     for (int j = device::thread_index(); j < n; j += kThreads) {
@@ -229,7 +227,7 @@ struct FineGrainedTiled : TiledPair<Products> {
       }
       const float norm = row_array(plan.token_norm)[j];
       row_array(plan.beta)[j] = -along * inverse_square(norm);
-      row_array(plan.restore)[j] = kIsFloat16<E> && norm <= kSmallestNorm ? unit / norm : unit;
+      row_array(plan.restore)[j] = without_length<E>(norm) ? unit / norm : unit;
     }
     device::block_barrier();
     return unit;
@@ -288,29 +286,6 @@ struct FineGrainedTiled : TiledPair<Products> {
     multiply<Products>(grad_tokens);
     if (device::thread_index() == 0) args.grad_logit_scale[this->pair] = grad_scale;
   }
-
-  // Results of rows that are masked, and of pairs without a valid token (0) or patch (NaN at valid tokens).
-  SPARC_DEVICE void fill_forward() const {
-    for (int i = device::thread_index(); i < this->in.tokens; i += kThreads) {
-      const MaskView& mask = this->in.token_mask;
-      const bool valid = mask.data == nullptr || mask.data[this->pair * mask.batch_stride + i * mask.stride];
-      if (valid && this->p > 0) continue;
-      const int64_t at = this->pair * this->in.tokens + i;
-      args.token_loss[at] = valid ? device::nan() : 0.0f;
-      for (int field = 0; field < kFineGrainedStats; ++field)
-        args.stats[field * args.stats_stride + at] = 0.0f;
-    }
-  }
-  SPARC_DEVICE void fill_backward() const {
-    const bool computed = this->n > 0 && this->p > 0, missing = this->n > 0 && this->p == 0;
-    this->fill_rows(this->in.patch_mask, this->in.patches, this->in.channels, computed, false,
-                    args.grad_patches);
-    this->fill_rows(this->in.token_mask, this->in.tokens, this->in.channels, computed, missing,
-                    args.grad_tokens);
-    if (!computed && device::thread_index() == 0) {
-      args.grad_logit_scale[this->pair] = missing ? device::nan() : 0.0f;
-    }
-  }
 };
 
 template <class Products, bool kBackward>
@@ -328,10 +303,10 @@ SPARC_DEVICE void fine_grained_tiled(const FineGrainedArguments& args, const Til
     const FineGrainedTiled<Products> tiled(plan, args, base, pair, n, p);
     if (kBackward) {
       if (p > 0) tiled.backward();
-      tiled.fill_backward();
+      fill_gradients<E>(args, pair, n, p);
     } else {
       if (p > 0) tiled.forward();
-      tiled.fill_forward();
+      fill_results(args, pair, p);
     }
     device::block_barrier();  // scratch is free for the next pair
   }

@@ -258,32 +258,24 @@ struct GroupingPairPass : PairTile<E, kUnits> {
   }
 };
 
-// The results of an image without a valid patch, and the gradients of masked patches.
+// The results of an image without a valid patch (NaN), and the gradients of masked patches (0).
 template <class E>
-SPARC_DEVICE void fill_grouping(const GroupingArguments& args, const PairWork& work, bool backward) {
-  const int64_t n = args.in.tokens, p = args.in.patches, d = args.in.channels;
-  const auto fill = [&](void* out, int64_t size, float value) {
-    E* const data = static_cast<E*>(out) + work.pair * size;
-    for (int64_t i = device::thread_index(); i < size; i += kThreads) data[i] = device::from_float<E>(value);
-  };
-  if (work.patches == 0) {
-    if (backward) {
-      fill(args.grad_tokens, n * d, device::nan());
-    } else {
-      fill(args.output, n * (args.weights ? p : d), device::nan());
-      for (int64_t i = device::thread_index(); i < n; i += kThreads) {
-        for (int field = 0; field < kGroupingStats; ++field) {
-          args.stats[field * args.stats_stride + work.pair * n + i] = device::nan();
-        }
-      }
-    }
+SPARC_DEVICE void fill_grouping(const GroupingArguments& args, int64_t pair, int patches, bool backward) {
+  const MaskView everything = {nullptr, 0, 0};
+  const bool computed = patches > 0;
+  if (backward) {
+    fill_rows<E>(everything, pair, args.in.tokens, args.in.channels, computed, device::nan(),
+                 args.grad_tokens);
+    fill_rows<E>(args.in.patch_mask, pair, args.in.patches, args.in.channels, true, 0.0f, args.grad_patches);
+    return;
   }
-  const MaskView& mask = args.in.patch_mask;
-  if (!backward || mask.data == nullptr) return;
-  E* const data = static_cast<E*>(args.grad_patches) + work.pair * p * d;
-  for (int64_t row = device::warp_index(); row < p; row += kWarps) {
-    if (mask.data[work.pair * mask.batch_stride + row * mask.stride]) continue;
-    for (int64_t i = device::lane_index(); i < d; i += 32) data[row * d + i] = device::from_float<E>(0.0f);
+  const int columns = args.weights ? args.in.patches : args.in.channels;
+  fill_rows<E>(everything, pair, args.in.tokens, columns, computed, device::nan(), args.output);
+  if (computed) return;
+  for (int i = device::thread_index(); i < args.in.tokens; i += kThreads) {
+    for (int field = 0; field < kGroupingStats; ++field) {
+      args.stats[field * args.stats_stride + pair * args.in.tokens + i] = device::nan();
+    }
   }
 }
 
@@ -303,7 +295,7 @@ SPARC_DEVICE void grouping_pair(const GroupingArguments& args, const Streaming& 
         pass.forward();
       }
     }
-    fill_grouping<E>(args, work, kBackward);
+    fill_grouping<E>(args, pair, work.patches, kBackward);
     device::block_barrier();
   }
 }

@@ -146,7 +146,7 @@ SPARC_DEVICE void grouping_tiled(const GroupingArguments& args, const TiledMemor
         tiled.forward();
       }
     }
-    fill_grouping<E>(args, {pair, args.in.tokens, p, 0}, kBackward);
+    fill_grouping<E>(args, pair, p, kBackward);
     device::block_barrier();  // scratch is free for the next pair
   }
 }
