@@ -49,7 +49,8 @@ How each row was measured:
   as a sign, not as a measurement. The bars and the roofline leave busy rows out.
 - **Of the floor**: the least time that the machine's own rates allow for the bytes and the flop that the op cannot
   avoid (the ops' MATH.md), over the time taken. The rates are the copy bandwidth and the dtype's matrix rate, both
-  through torch, measured in the same run.
+  through torch, measured in the same run;
+  a share over 100 % says that torch's own products reach less of this machine than ours.
 - `bare products`: the 8 matrix products of L x P x D per pair through `torch.bmm` and nothing else, no loss.
 - Rows that we lose are marked.
 """
