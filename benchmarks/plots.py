@@ -31,36 +31,48 @@ def quiet(rows: list[Row]) -> list[Row]:
     return [row for row in rows if (row.get("machine_used_by_others") or 0) < QUIET]
 
 
-def _save(path: Path) -> None:
+def _save(path: Path, foot: float = 0.0) -> None:
+    """The current figure; ``foot``: the share of its height that is kept free at the bottom."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plt.tight_layout()
+    plt.tight_layout(rect=(0, foot, 1, 1))
     plt.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
     plt.close()
 
 
-def _label(row: Row) -> str:
-    case = row["case"]
-    return f"B={case['batch']} P={case['patches']} L={case['tokens']} {case['dtype']}"
+def _paper_shapes(rows: list[Row], dtype: str, most: int) -> list[Row]:
+    """Rows of one dtype at the paper's lengths and width, by patches and batch; at most ``most``, ends included."""
+    same = {"tokens": 55, "channels": 512, "mode": "forward+backward", "captions": "full", "dtype": dtype}
+    found = [row for row in rows if row["ours"] and all(row["case"].get(name) == value for name, value in same.items())]
+    found.sort(key=lambda row: (row["case"]["patches"], row["case"]["batch"]))
+    if len(found) <= most:
+        return found
+    return [found[round(place * (len(found) - 1) / (most - 1))] for place in range(most)]
 
 
-def speed_up(rows: list[Row], path: Path, most: int = 10) -> bool:
-    """Bars of the contenders' times over ours; left of 1 we lose."""
-    rows = [row for row in quiet(rows) if row["case"]["mode"] == "forward+backward" and row["ours"]][:most]
-    names = [name for name in RIVALS if name != "bare_products" and any(over_ours(row, name) for row in rows)]
-    if not rows or not names:
+def speed_up(rows: list[Row], path: Path, most: int = 12) -> bool:
+    """Bars of the contenders' times over ours, a panel per dtype; left of 1 we lose."""
+    by_dtype = {dtype: _paper_shapes(quiet(rows), dtype, most) for dtype in ("bfloat16", "float32")}
+    by_dtype = {dtype: some for dtype, some in by_dtype.items() if some}
+    drawn = [row for some in by_dtype.values() for row in some]
+    names = [name for name in RIVALS if name != "bare_products" and any(over_ours(row, name) for row in drawn)]
+    if not drawn or not names:
         return False
-    plt.figure(figsize=(6.4, 1.0 + 0.16 * len(rows) * (len(names) + 1)))
+    tallest = max(map(len, by_dtype.values()))
+    size = (1.2 + 3.4 * len(by_dtype), 1.4 + 0.13 * tallest * (len(names) + 1))
+    _, panels = plt.subplots(1, len(by_dtype), figsize=size, squeeze=False)
     height = 0.8 / len(names)
-    for place, name in enumerate(names):
-        values = [over_ours(row, name) or 0 for row in rows]
-        at = [index + (place - (len(names) - 1) / 2) * height for index in range(len(rows))]
-        plt.barh(at, values, height, label=RIVALS[name], color=COLOURS.get(name, f"C{place}"))
-    plt.axvline(1, color="black", linewidth=1)
-    plt.yticks(range(len(rows)), [_label(row) for row in rows])
-    plt.gca().invert_yaxis()
-    plt.xlabel("time relative to ours, forward + backward")
-    plt.legend(frameon=False)
-    _save(path)
+    for panel, (dtype, some) in zip(panels[0], by_dtype.items()):
+        for place, name in enumerate(names):
+            values = [over_ours(row, name) or 0 for row in some]
+            at = [index + (place - (len(names) - 1) / 2) * height for index in range(len(some))]
+            panel.barh(at, values, height, label=RIVALS[name], color=COLOURS.get(name, f"C{place}"))
+        panel.axvline(1, color="black", linewidth=1)
+        panel.set_yticks(range(len(some)), [f"P={row['case']['patches']} B={row['case']['batch']}" for row in some])
+        panel.invert_yaxis()
+        panel.set(title=dtype, xlabel="time relative to ours, forward + backward")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    plt.gcf().legend(handles, labels, frameon=False, loc="lower center", ncols=len(names))
+    _save(path, foot=0.05)
     return True
 
 
@@ -126,7 +138,7 @@ def scaling(rows: list[Row], path: Path) -> bool:
     axes_names = [axis for axis in ("batch", "patches", "tokens") if sum(r["case"]["axis"] == axis for r in rows) > 1]
     if not axes_names:
         return False
-    _, panels = plt.subplots(1, len(axes_names), figsize=(2.4 * len(axes_names) + 0.8, 3.0), squeeze=False)
+    _, panels = plt.subplots(1, len(axes_names), figsize=(2.6 * len(axes_names) + 0.8, 3.0), squeeze=False)
     for panel, axis in zip(panels[0], axes_names):
         along = [row for row in rows if row["case"]["axis"] == axis]
         for name in ("cuda", "triton", "cpu", "eager", "listing"):
@@ -134,6 +146,9 @@ def scaling(rows: list[Row], path: Path) -> bool:
             if sizes:
                 panel.plot(sizes, times, marker="o", markersize=3, color=COLOURS[name], label=name)
         panel.set(xscale="log", yscale="log", xlabel=axis)
+        sizes = sorted({row["case"][axis] for row in along})
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.set_xticks([], minor=True)
     panels[0][0].set_ylabel("ms, forward + backward")
     panels[0][0].legend(frameon=False)
     _save(path)
