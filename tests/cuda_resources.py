@@ -47,6 +47,7 @@ PLANS = """
 
 What `plan_launch` (csrc/common/launch_plan.h, the one table of tile choices) takes for a call in half precision, by the
 shared memory that a block can have. "64 x 3": chunks of 64 channels, three buffers. float32 takes the tiled path.
+With masks; where two paths stand, each pair takes the first one that holds its valid tokens and patches.
 
 | op, pass | L | P | D | {devices} |
 |---|---|---|---|{rules}
@@ -129,11 +130,13 @@ def plans() -> list[str]:
     for (op, backward, shape, _), result in zip(asked, ops.run(jobs)):
         plan = result.unwrap()
         head = f"| {op}, {'backward' if backward else 'forward'} | {' | '.join(map(str, shape))} |"
+        served = []
         if plan["pair_path"]:
-            tile, shared = 32 * plan["units"], plan["shared_bytes"] / 1024
-            cells[head].append(f"pair of {tile}, {plan['chunk']} x {plan['stages']}, {shared:.1f} KB")
-        else:
-            cells[head].append(f"tiled, {plan['shared_bytes'] / 1024:.1f} KB")
+            kilobytes = plan["pair_bytes"] / 1024
+            served.append(f"pair of {32 * plan['units']}, {plan['chunk']} x {plan['stages']}, {kilobytes:.1f} KB")
+        if plan["tiled_path"]:
+            served.append(f"tiled, {plan['tiled_bytes'] / 1024:.1f} KB")
+        cells[head].append(" and ".join(served))
     return [f"{head} {' | '.join(row)} |" for head, row in cells.items()]
 
 

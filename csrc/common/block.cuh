@@ -13,6 +13,13 @@ constexpr float kLargest = 3.4028234663852886e38f;
 // A row of similarities is flat if its range is at most 16 eps of its largest magnitude.
 constexpr float kFlatRange = 16 * 1.1920928955078125e-07f;
 
+SPARC_HOST_DEVICE constexpr int at_most(int x, int most) { return x < most ? x : most; }
+
+// Whether the pair path serves a pair with so many valid tokens and patches.
+SPARC_HOST_DEVICE constexpr bool pair_path_holds(int tokens, int patches) {
+  return tokens <= kPairTokens && patches <= kPairPatches;
+}
+
 template <class E>
 constexpr bool kIsFloat16 = false;
 template <>

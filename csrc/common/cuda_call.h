@@ -101,7 +101,7 @@ class CudaCall {
 
   // Scratch of a tiled launch, from PyTorch's allocator.
   Tensor scratch(const Tensor& like, const LaunchPlan& plan) const {
-    return torch::stable::new_empty(like, {plan.grid * plan.scratch_bytes}, ScalarType::Byte);
+    return torch::stable::new_empty(like, {plan.tiled.grid * plan.tiled.scratch_bytes}, ScalarType::Byte);
   }
 
  private:

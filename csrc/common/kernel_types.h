@@ -33,10 +33,14 @@ struct Streaming {
   int stages;  // buffers: 1 to 3
 };
 
+// What the pair path can hold: valid tokens and patches of one pair.
+constexpr int kPairTokens = 64, kPairPatches = 256;
+
 // Working memory of a tiled-path kernel: `bytes` for each block of the grid.
 struct TiledMemory {
   void* base;
   int64_t bytes;
+  bool beside_pair_path;  // leave alone what the pair path holds
 };
 
 }  // namespace sparc

@@ -13,16 +13,15 @@ namespace sparc {
   X(kFloat32, Float32Products)
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), const LaunchPlan& plan, cudaStream_t stream,
+cudaError_t launch(void (*kernel)(Parameters...), int64_t grid, int64_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {
   constexpr int64_t kWithoutAsking = 48 << 10;
-  if (plan.shared_bytes > kWithoutAsking) {
+  if (shared_bytes > kWithoutAsking) {
     const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(plan.shared_bytes));
+                                                    static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;
   }
-  kernel<<<static_cast<unsigned>(plan.grid), kThreads, static_cast<size_t>(plan.shared_bytes), stream>>>(
-      arguments...);
+  kernel<<<static_cast<unsigned>(grid), kThreads, static_cast<size_t>(shared_bytes), stream>>>(arguments...);
   return cudaGetLastError();
 }
 

@@ -16,40 +16,46 @@ struct DeviceLimits {
   int64_t shared_bytes;  // that one block can have
 };
 
+// Both launches of a call, one of which may be left out. Where both are used, each leaves the other's pairs
+// alone: only the device knows how many tokens and patches the masks let through.
 struct LaunchPlan {
-  bool pair_path;
-  int units;            // pair path: patches / 32 that a block's registers hold
-  Streaming streaming;  // pair path
-  int64_t grid;
-  int64_t shared_bytes;
-  int64_t scratch_bytes;  // tiled path: of one block
+  struct {
+    bool used;
+    int units;  // patches / 32 that a block's registers hold
+    Streaming streaming;
+    int64_t grid, shared_bytes;
+  } pair;
+  struct {
+    bool used;
+    int64_t grid, shared_bytes;
+    int64_t scratch_bytes;  // of one block
+  } tiled;
 };
 
 // Instances of the pair path: at most 64 tokens and 32 units patches. The sums of S take 8 units registers of
 // each of 256 threads.
 //
-//   units  patches   reason
-//   2      1-64      ViT-B/32 (49): 16 registers of S; the rest of the register file hides latency
-//   8      65-256    ViT-B/16 (196), L/14 (256): 64 registers of S and 64 of U; twice as much would spill.
-//   Between
-//                    65 and 196 the steps past the last patch are skipped at run time, so more instances
-//                    would save registers only
+//   units  patches  reason
+//   2      1-64     ViT-B/32 (49): 16 registers of S, the rest of the register file hides latency
+//   8      65-256   ViT-B/16 (196), L/14 (256): 64 registers of S, as many of U; twice that spills.
+//                   Steps past the last patch are skipped at run time: more instances between 65 and
+//                   196 would save registers only
 #define SPARC_PAIR_UNITS(X) X(2) X(8)
 
 // Ways to stream channels, first choice first; the first one whose shared memory fits is taken.
 //
 //   chunk  stages  reason
-//   64     3       128 bytes of each row at a time, two chunks in flight while one is used. Where a block has
-//   227 KB
-//                  (9.0, 10.0): everything but the backward pass of 256 patches
-//   64     2       one chunk in flight. 256 patches there; 196 patches where a block has 163 KB (8.0)
-//   32     2       half of the shared memory: the backward pass of 256 patches on 8.0, forward passes of 196
-//   and more
-//                  where a block has 99 KB (8.6, 8.9, 12.0)
+//   64     3       128 bytes of each row at a time, two chunks in flight while one is used. Where a
+//                  block has 227 KB (9.0, 10.0): all but the backward pass of 256 patches
+//   64     2       one chunk in flight: 256 patches there, 196 where a block has 163 KB (8.0)
+//   32     2       half of the shared memory: the backward pass of 256 patches on 8.0, forward passes
+//                  of 196 and more where a block has 99 KB (8.6, 8.9, 12.0)
 //   32     1       nothing in flight: what is left to the latter before the tiled path
 constexpr Streaming kStreamings[] = {{64, 3}, {64, 2}, {32, 2}, {32, 1}};
 
-constexpr int kLargestPairTokens = 64, kLargestPairPatches = 256;
+// Masks of captions and images up to this size are looked through for pairs that the pair path can serve:
+// CLIP's context of 77 tokens is mostly padding. The list of valid rows lies in shared memory.
+constexpr int kLargestMasked = 1024;
 
 // Scratch of all blocks of a tiled launch together, at most (but one block can always have its own).
 constexpr int64_t kScratchBudget = int64_t{256} << 20;
@@ -68,27 +74,36 @@ template <class Shared>
 LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLimits& limits,
                        const Shared& shared, int64_t tiled_shared, int64_t tiled_scratch) {
   LaunchPlan plan = {};
-  if (half_precision && in.tokens <= kLargestPairTokens && in.patches <= kLargestPairPatches) {
+  const bool all_small = in.tokens <= kPairTokens && in.patches <= kPairPatches;
+  const auto may_be_small = [](int rows, int most, const MaskView& mask) {
+    return rows <= most || (mask.data != nullptr && rows <= kLargestMasked);
+  };
+  if (half_precision && may_be_small(in.tokens, kPairTokens, in.token_mask) &&
+      may_be_small(in.patches, kPairPatches, in.patch_mask)) {
     for (const Streaming& streaming : kStreamings) {
       const int64_t bytes = shared(streaming);
       if (bytes > limits.shared_bytes) continue;
-      plan.pair_path = true;
-      plan.streaming = streaming;
-      plan.shared_bytes = bytes;
+      plan.pair.used = true;
+      plan.pair.streaming = streaming;
+      plan.pair.shared_bytes = bytes;
       break;
     }
   }
-  if (plan.pair_path) {
+  if (plan.pair.used) {
 #define SPARC_PICK_UNITS(units_) \
-  if (plan.units == 0 && in.patches <= 32 * units_) plan.units = units_;
+  if (plan.pair.units == 0 && std::min(in.patches, kPairPatches) <= 32 * units_) plan.pair.units = units_;
     SPARC_PAIR_UNITS(SPARC_PICK_UNITS)
 #undef SPARC_PICK_UNITS
-    plan.grid = std::min<int64_t>(in.pairs, int64_t{limits.multiprocessors} * kPairBlocksPerMultiprocessor);
-  } else {
-    plan.shared_bytes = tiled_shared;
-    plan.scratch_bytes = tiled_scratch;
-    plan.grid = std::min<int64_t>({in.pairs, int64_t{limits.multiprocessors} * kTiledBlocksPerMultiprocessor,
-                                   std::max<int64_t>(1, kScratchBudget / tiled_scratch)});
+    plan.pair.grid =
+        std::min<int64_t>(in.pairs, int64_t{limits.multiprocessors} * kPairBlocksPerMultiprocessor);
+  }
+  plan.tiled.used = !plan.pair.used || !all_small;
+  if (plan.tiled.used) {
+    plan.tiled.shared_bytes = tiled_shared;
+    plan.tiled.scratch_bytes = tiled_scratch;
+    plan.tiled.grid =
+        std::min<int64_t>({in.pairs, int64_t{limits.multiprocessors} * kTiledBlocksPerMultiprocessor,
+                           std::max<int64_t>(1, kScratchBudget / tiled_scratch)});
   }
   return plan;
 }

@@ -5,7 +5,6 @@
 
 namespace sparc {
 
-constexpr int kPairTokens = 64;
 constexpr int kRowWarps = kPairTokens / 16;
 constexpr int kColumnWarps = kWarps / kRowWarps;
 constexpr int kChannelStep = 16 * kColumnWarps;  // channels that the warps of a row take at a time
@@ -28,14 +27,15 @@ struct PairShared {
 
   // `second`: whether a backward pass streams a second matrix of the tokens' shape beside T.
   SPARC_HOST_DEVICE PairShared(const PairInputs& in, const Streaming& streaming, bool second) {
-    const int tokens = round_up(in.tokens, 16), patches = round_up(in.patches, 16);
+    const int tokens = round_up(at_most(in.tokens, kPairTokens), 16),
+              patches = round_up(at_most(in.patches, kPairPatches), 16);
     chunk_pitch = streaming.chunk + kPad;
     weights_pitch = patches + kPad;
     counts = plan.take(kWarps * 4);
     parts = plan.take(kWarps * 4);
     for (int i = 0; i < 2; ++i) {
-      token_index[i] = plan.take(tokens * 4);
-      patch_index[i] = plan.take(patches * 4);
+      token_index[i] = plan.take(in.tokens * 4);
+      patch_index[i] = plan.take(in.patches * 4);
       partial[i] = plan.take(kColumnWarps * kPairTokens * 4);
     }
     weights = plan.take(tokens * weights_pitch * sizeof(E));

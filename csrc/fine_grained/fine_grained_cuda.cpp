@@ -32,11 +32,12 @@ void run(const CudaCall& call, const FineGrainedArguments& args, const Tensor& l
       },
       fine_grained_tiled_needs(args.in, call.half_precision(), backward));
   const char* const name = backward ? "fine_grained_backward" : "fine_grained_forward";
-  if (plan.pair_path) {
+  if (plan.pair.used) {
     check_cuda(launch_fine_grained_pair(args, plan, call.products(), backward, call.stream()), name);
-  } else {
+  }
+  if (plan.tiled.used) {
     Tensor scratch = call.scratch(like, plan);
-    const TiledMemory memory = {scratch.mutable_data_ptr(), plan.scratch_bytes};
+    const TiledMemory memory = {scratch.mutable_data_ptr(), plan.tiled.scratch_bytes, plan.pair.used};
     check_cuda(launch_fine_grained_tiled(args, plan, memory, call.products(), backward, call.stream()), name);
   }
 }

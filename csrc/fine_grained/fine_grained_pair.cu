@@ -25,12 +25,12 @@ __global__ void __launch_bounds__(kThreads, kPairBlocksPerMultiprocessor)
 template <class E>
 cudaError_t launch_with(const FineGrainedArguments& args, const LaunchPlan& plan, bool backward,
                         cudaStream_t stream) {
-  const FineGrainedShared<E> shared(args.in, plan.streaming, backward);
-#define SPARC_LAUNCH(units_)                                               \
-  if (plan.units == units_) {                                              \
-    return launch(backward ? &fine_grained_pair_backward_kernel<E, units_> \
-                           : &fine_grained_pair_forward_kernel<E, units_>, \
-                  plan, stream, args, plan.streaming, shared);             \
+  const FineGrainedShared<E> shared(args.in, plan.pair.streaming, backward);
+#define SPARC_LAUNCH(units_)                                                                          \
+  if (plan.pair.units == units_) {                                                                    \
+    return launch(backward ? &fine_grained_pair_backward_kernel<E, units_>                            \
+                           : &fine_grained_pair_forward_kernel<E, units_>,                            \
+                  plan.pair.grid, plan.pair.shared_bytes, stream, args, plan.pair.streaming, shared); \
   }
   SPARC_PAIR_UNITS(SPARC_LAUNCH)
 #undef SPARC_LAUNCH

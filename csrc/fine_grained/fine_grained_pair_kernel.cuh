@@ -23,7 +23,7 @@ struct FineGrainedShared : PairShared<E> {
   SPARC_HOST_DEVICE FineGrainedShared(const PairInputs& in, const Streaming& streaming, bool backward)
       : PairShared<E>(in, streaming, backward) {
     Plan<int>& plan = this->plan;
-    const int tokens = round_up(in.tokens, 16);
+    const int tokens = round_up(at_most(in.tokens, kPairTokens), 16);
     int* const rows[] = {&group_norm, &token_norm, &row_lse, &column_lse, &upstream, &alpha, &beta, &restore};
     for (int* offset : rows) *offset = plan.take(kPairTokens * 4);
     logits = plan.take(tokens * kLogitsPitch * 4);
@@ -264,8 +264,8 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kUnits> {
   }
 };
 
-// The next pair from `pair` on, in steps of the grid, that has a valid token and a valid patch; the others
-// are answered by `trivial(pair, valid tokens)`.
+// The next pair from `pair` on, in steps of the grid, that has a valid token and a valid patch, and not too
+// many. Those that lack one are answered by `trivial(work)`.
 template <class E, class Trivial>
 SPARC_DEVICE PairWork next_work(const PairShared<E>& shared, const PairInputs& in, int64_t pair, int buffer,
                                 const Trivial& trivial) {
@@ -279,6 +279,7 @@ SPARC_DEVICE PairWork next_work(const PairShared<E>& shared, const PairInputs& i
       work.patches = list_valid(in.patch_mask, work.pair, in.patches,
                                 device::shared_at<int>(shared.patch_index[buffer]), counts);
     }
+    if (!pair_path_holds(work.tokens, work.patches)) continue;  // the tiled launch serves it
     if (work.patches > 0) break;
     trivial(work);
   }

@@ -28,11 +28,11 @@ TiledNeeds fine_grained_tiled_needs(const PairInputs& in, bool half_precision, b
 cudaError_t launch_fine_grained_tiled(const FineGrainedArguments& args, const LaunchPlan& plan,
                                       const TiledMemory& memory, ProductKind products, bool backward,
                                       cudaStream_t stream) {
-#define SPARC_LAUNCH(kind_, Products_)                                     \
-  if (products == ProductKind::kind_) {                                    \
-    return launch(backward ? &fine_grained_tiled_kernel<Products_, true>   \
-                           : &fine_grained_tiled_kernel<Products_, false>, \
-                  plan, stream, args, memory);                             \
+#define SPARC_LAUNCH(kind_, Products_)                                             \
+  if (products == ProductKind::kind_) {                                            \
+    return launch(backward ? &fine_grained_tiled_kernel<Products_, true>           \
+                           : &fine_grained_tiled_kernel<Products_, false>,         \
+                  plan.tiled.grid, plan.tiled.shared_bytes, stream, args, memory); \
   }
   SPARC_PRODUCTS(SPARC_LAUNCH)
 #undef SPARC_LAUNCH

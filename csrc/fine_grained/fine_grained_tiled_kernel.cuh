@@ -300,6 +300,7 @@ SPARC_DEVICE void fine_grained_tiled(const FineGrainedArguments& args, const Til
     const int p = n == 0 ? 0
                          : list_valid(args.in.patch_mask, pair, args.in.patches,
                                       device::scratch_at<int>(base, plan.patch_index), counts);
+    if (memory.beside_pair_path && pair_path_holds(n, p)) continue;
     const FineGrainedTiled<Products> tiled(plan, args, base, pair, n, p);
     if (kBackward) {
       if (p > 0) tiled.backward();

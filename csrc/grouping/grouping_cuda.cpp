@@ -21,11 +21,12 @@ void run(const CudaCall& call, const GroupingArguments& args, const Tensor& like
   const LaunchPlan plan = call.plan(
       [&](const Streaming& streaming) { return grouping_pair_shared_bytes(args.in, streaming, backward); },
       grouping_tiled_needs(args.in, call.half_precision(), backward));
-  if (plan.pair_path) {
+  if (plan.pair.used) {
     check_cuda(launch_grouping_pair(args, plan, call.products(), backward, call.stream()), name);
-  } else {
+  }
+  if (plan.tiled.used) {
     Tensor scratch = call.scratch(like, plan);
-    const TiledMemory memory = {scratch.mutable_data_ptr(), plan.scratch_bytes};
+    const TiledMemory memory = {scratch.mutable_data_ptr(), plan.tiled.scratch_bytes, plan.pair.used};
     check_cuda(launch_grouping_tiled(args, plan, memory, call.products(), backward, call.stream()), name);
   }
 }

@@ -17,12 +17,12 @@ __global__ void __launch_bounds__(kThreads, kPairBlocksPerMultiprocessor)
 template <class E>
 cudaError_t launch_with(const GroupingArguments& args, const LaunchPlan& plan, bool backward,
                         cudaStream_t stream) {
-  const GroupingShared<E> shared(args.in, plan.streaming, backward);
-#define SPARC_LAUNCH(units_)                                                                               \
-  if (plan.units == units_) {                                                                              \
-    return launch(                                                                                         \
-        backward ? &grouping_pair_kernel<E, units_, true> : &grouping_pair_kernel<E, units_, false>, plan, \
-        stream, args, plan.streaming, shared);                                                             \
+  const GroupingShared<E> shared(args.in, plan.pair.streaming, backward);
+#define SPARC_LAUNCH(units_)                                                                         \
+  if (plan.pair.units == units_) {                                                                   \
+    return launch(                                                                                   \
+        backward ? &grouping_pair_kernel<E, units_, true> : &grouping_pair_kernel<E, units_, false>, \
+        plan.pair.grid, plan.pair.shared_bytes, stream, args, plan.pair.streaming, shared);          \
   }
   SPARC_PAIR_UNITS(SPARC_LAUNCH)
 #undef SPARC_LAUNCH

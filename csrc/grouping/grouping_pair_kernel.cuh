@@ -15,7 +15,7 @@ struct GroupingShared : PairShared<E> {
 
   SPARC_HOST_DEVICE GroupingShared(const PairInputs& in, const Streaming& streaming, bool backward)
       : PairShared<E>(in, streaming, backward),
-        x(backward ? this->plan.take(round_up(in.tokens, 16) * this->weights_pitch *
+        x(backward ? this->plan.take(round_up(at_most(in.tokens, kPairTokens), 16) * this->weights_pitch *
                                      static_cast<int64_t>(sizeof(E)))
                    : 0) {}
   SPARC_DEVICE Tile<E> x_tile() const { return {x, this->weights_pitch}; }
@@ -287,6 +287,7 @@ SPARC_DEVICE void grouping_pair(const GroupingArguments& args, const Streaming& 
     work.patches =
         list_valid(args.in.patch_mask, pair, args.in.patches, device::shared_at<int>(shared.patch_index[0]),
                    device::shared_at<int>(shared.counts));
+    if (!pair_path_holds(work.tokens, work.patches)) continue;  // the tiled launch serves it
     if (work.patches > 0) {
       const GroupingPairPass<E, kUnits> pass(shared, args, streaming, work);
       if constexpr (kBackward) {

@@ -28,11 +28,11 @@ TiledNeeds grouping_tiled_needs(const PairInputs& in, bool half_precision, bool 
 cudaError_t launch_grouping_tiled(const GroupingArguments& args, const LaunchPlan& plan,
                                   const TiledMemory& memory, ProductKind products, bool backward,
                                   cudaStream_t stream) {
-#define SPARC_LAUNCH(kind_, Products_)                                                                       \
-  if (products == ProductKind::kind_) {                                                                      \
-    return launch(                                                                                           \
-        backward ? &grouping_tiled_kernel<Products_, true> : &grouping_tiled_kernel<Products_, false>, plan, \
-        stream, args, memory);                                                                               \
+#define SPARC_LAUNCH(kind_, Products_)                                                                 \
+  if (products == ProductKind::kind_) {                                                                \
+    return launch(                                                                                     \
+        backward ? &grouping_tiled_kernel<Products_, true> : &grouping_tiled_kernel<Products_, false>, \
+        plan.tiled.grid, plan.tiled.shared_bytes, stream, args, memory);                               \
   }
   SPARC_PRODUCTS(SPARC_LAUNCH)
 #undef SPARC_LAUNCH

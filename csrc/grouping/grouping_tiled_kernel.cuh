@@ -138,6 +138,7 @@ SPARC_DEVICE void grouping_tiled(const GroupingArguments& args, const TiledMemor
     list_valid(everything, pair, args.in.tokens, device::scratch_at<int>(base, plan.token_index), counts);
     const int p = list_valid(args.in.patch_mask, pair, args.in.patches,
                              device::scratch_at<int>(base, plan.patch_index), counts);
+    if (memory.beside_pair_path && pair_path_holds(args.in.tokens, p)) continue;
     const GroupingTiled<Products> tiled(plan, args, base, pair, p);
     if (p > 0) {
       if (kBackward) {

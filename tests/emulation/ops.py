@@ -34,7 +34,7 @@ class Variant:
         return {"bf16": torch.bfloat16, "f16": torch.float16}.get(self.products, torch.float32)
 
     def serves(self, case: cases.Case) -> bool:
-        return not self.pair_path or (case.L <= 64 and case.P <= 256)
+        return not self.pair_path or ((case.L <= 64 or bool(case.lengths)) and (case.P <= 256 or bool(case.patches)))
 
     def __str__(self) -> str:
         return f"{self.products}-{'pair' if self.pair_path else 'tiled'}-{self.shared_bytes // 1024}k"

@@ -100,23 +100,23 @@ void run(const Options& options, const PairInputs& in, const Shared& shared, int
          const Pair& pair, const Tiled& tiled) {
   const DeviceLimits limits = {static_cast<int>(options.grid), options.shared_bytes};
   const bool pair_path = options.pair_path && sizeof(E) == 2;
-  LaunchPlan plan = plan_launch(in, pair_path, limits, shared, TiledShared<E>::kBytes, scratch);
-  if (pair_path && !plan.pair_path) throw std::invalid_argument("the pair path does not serve this shape");
-  const int64_t grid = std::min(plan.grid, options.grid);
-  if (plan.pair_path) {
-    emulation::emulate(grid, kThreads, static_cast<size_t>(plan.shared_bytes), {}, options.seed,
-                       [&] { pair(plan); });
-    return;
+  const LaunchPlan plan = plan_launch(in, pair_path, limits, shared, TiledShared<E>::kBytes, scratch);
+  if (pair_path && !plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
+  if (plan.pair.used) {
+    emulation::emulate(std::min(plan.pair.grid, options.grid), kThreads,
+                       static_cast<size_t>(plan.pair.shared_bytes), {}, options.seed, [&] { pair(plan); });
   }
-  // blocks side by side, each with its own scratch
-  GlobalArray<unsigned char> memory("uint8", {grid * plan.scratch_bytes});
-  const TiledMemory given = {memory.data(), plan.scratch_bytes};
-  emulation::emulate(grid, kThreads, static_cast<size_t>(plan.shared_bytes),
-                     {{memory.data(), memory.bytes()}}, options.seed, [&] { tiled(given); });
+  if (plan.tiled.used) {
+    const int64_t grid = std::min(plan.tiled.grid, options.grid);
+    GlobalArray<unsigned char> memory("uint8", {grid * plan.tiled.scratch_bytes});  // blocks side by side
+    const TiledMemory given = {memory.data(), plan.tiled.scratch_bytes, plan.pair.used};
+    emulation::emulate(grid, kThreads, static_cast<size_t>(plan.tiled.shared_bytes),
+                       {{memory.data(), memory.bytes()}}, options.seed, [&] { tiled(given); });
+  }
 }
 
 #define SPARC_CALL_PAIR(units_) \
-  if (plan.units == units_) kernel(std::integral_constant<int, units_>());
+  if (plan.pair.units == units_) kernel(std::integral_constant<int, units_>());
 
 template <class Products>
 py::dict fine_grained_with(const py::dict& given, bool backward) {
@@ -140,11 +140,11 @@ py::dict fine_grained_with(const py::dict& given, bool backward) {
           const auto kernel = [&](auto units) {
             if constexpr (sizeof(E) == 2) {
               constexpr int kUnits = decltype(units)::value;
-              const FineGrainedShared<E> layout(in, plan.streaming, back);
+              const FineGrainedShared<E> layout(in, plan.pair.streaming, back);
               if (back) {
-                fine_grained_pair_backward<E, kUnits>(args, plan.streaming, layout);
+                fine_grained_pair_backward<E, kUnits>(args, plan.pair.streaming, layout);
               } else {
-                fine_grained_pair_forward<E, kUnits>(args, plan.streaming, layout);
+                fine_grained_pair_forward<E, kUnits>(args, plan.pair.streaming, layout);
               }
             }
           };
@@ -208,11 +208,11 @@ py::dict grouping_with(const py::dict& given, bool backward) {
           const auto kernel = [&](auto units) {
             if constexpr (sizeof(E) == 2) {
               constexpr int kUnits = decltype(units)::value;
-              const GroupingShared<E> layout(in, plan.streaming, back);
+              const GroupingShared<E> layout(in, plan.pair.streaming, back);
               if (back) {
-                grouping_pair<E, kUnits, true>(args, plan.streaming, layout);
+                grouping_pair<E, kUnits, true>(args, plan.pair.streaming, layout);
               } else {
-                grouping_pair<E, kUnits, false>(args, plan.streaming, layout);
+                grouping_pair<E, kUnits, false>(args, plan.pair.streaming, layout);
               }
             }
           };
@@ -244,14 +244,17 @@ py::dict grouping_with(const py::dict& given, bool backward) {
 }
 
 // What plan_launch chooses: for docs/cuda_resources.md, and to see that every choice is reached.
-py::dict plan(const std::string& op, bool half_precision, bool backward, int tokens, int patches, int channels,
-              int64_t pairs, int multiprocessors, int64_t shared_bytes) {
+py::dict plan(const std::string& op, bool half_precision, bool backward, int tokens, int patches,
+              int channels, int64_t pairs, int multiprocessors, int64_t shared_bytes) {
+  const bool masked = true;
   PairInputs in = {};
   in.pairs = pairs;
   in.tokens = tokens;
   in.patches = patches;
   in.channels = channels;
   const bool loss = op == "fine_grained";
+  in.patch_mask = {&masked, 0, 0};  // never read
+  if (loss) in.token_mask = in.patch_mask;
   const auto shared = [&](const Streaming& streaming) -> int64_t {
     return loss ? FineGrainedShared<BFloat16>(in, streaming, backward).plan.used
                 : GroupingShared<BFloat16>(in, streaming, backward).plan.used;
@@ -261,16 +264,16 @@ py::dict plan(const std::string& op, bool half_precision, bool backward, int tok
     return loss ? FineGrainedScratch<E>(in, backward).plan.used : GroupingScratch<E>(in, backward).plan.used;
   };
   const int64_t tiled_shared = half_precision ? TiledShared<BFloat16>::kBytes : TiledShared<float>::kBytes;
-  const LaunchPlan chosen = plan_launch(in, half_precision, {multiprocessors, shared_bytes}, shared, tiled_shared,
-                                        half_precision ? scratch(BFloat16{}) : scratch(0.0f));
+  const LaunchPlan chosen = plan_launch(in, half_precision, {multiprocessors, shared_bytes}, shared,
+                                        tiled_shared, half_precision ? scratch(BFloat16{}) : scratch(0.0f));
   py::dict result;
-  result["pair_path"] = chosen.pair_path;
-  result["units"] = chosen.units;
-  result["chunk"] = chosen.streaming.chunk;
-  result["stages"] = chosen.streaming.stages;
-  result["shared_bytes"] = chosen.shared_bytes;
-  result["scratch_bytes"] = chosen.scratch_bytes;
-  result["grid"] = chosen.grid;
+  result["pair_path"] = chosen.pair.used;
+  result["tiled_path"] = chosen.tiled.used;
+  result["units"] = chosen.pair.units;
+  result["chunk"] = chosen.pair.streaming.chunk;
+  result["stages"] = chosen.pair.streaming.stages;
+  result["pair_bytes"] = chosen.pair.shared_bytes;
+  result["tiled_bytes"] = chosen.tiled.shared_bytes;
   return result;
 }
 
@@ -290,8 +293,8 @@ py::dict grouping(const py::dict& given, bool backward) { SPARC_BY_PRODUCTS(grou
 
 PYBIND11_MODULE(ops_emulated, m) {
   m.def("fine_grained", &sparc::fine_grained, py::arg("given"), py::arg("backward"));
-  m.def("plan", &sparc::plan, py::arg("op"), py::arg("half_precision"), py::arg("backward"), py::arg("tokens"),
-        py::arg("patches"), py::arg("channels"), py::arg("pairs"), py::arg("multiprocessors"),
-        py::arg("shared_bytes"));
+  m.def("plan", &sparc::plan, py::arg("op"), py::arg("half_precision"), py::arg("backward"),
+        py::arg("tokens"), py::arg("patches"), py::arg("channels"), py::arg("pairs"),
+        py::arg("multiprocessors"), py::arg("shared_bytes"));
   m.def("grouping", &sparc::grouping, py::arg("given"), py::arg("backward"));
 }
