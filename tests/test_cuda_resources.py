@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from sparc_kernels import _native
 from tests import cuda_resources
 from tests.emulation import build
 
 pytestmark = [
     pytest.mark.skipif(not cuda_resources.LIBRARY.exists(), reason="the CUDA half is not built"),
     pytest.mark.skipif(cuda_resources.cuobjdump() is None, reason="needs cuobjdump"),
+    pytest.mark.skipif(
+        not set(cuda_resources.ARCHITECTURES) <= set(str(_native.build_info()["cuda_architectures"]).split(",")),
+        reason="the library was built for some of the architectures only (SPARC_CUDA_ARCHITECTURES)",
+    ),
 ]
 
 

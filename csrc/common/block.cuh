@@ -90,10 +90,6 @@ SPARC_DEVICE float quad_sum(float x) {
   x += device::shuffle_xor(x, 1);
   return x + device::shuffle_xor(x, 2);
 }
-SPARC_DEVICE float quad_min(float x) {
-  x = device::min(x, device::shuffle_xor(x, 1));
-  return device::min(x, device::shuffle_xor(x, 2));
-}
 SPARC_DEVICE float quad_max(float x) {
   x = device::max(x, device::shuffle_xor(x, 1));
   return device::max(x, device::shuffle_xor(x, 2));

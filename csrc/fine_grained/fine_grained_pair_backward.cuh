@@ -1,8 +1,7 @@
-// The fine-grained loss on the pair path: backward pass. With W = dZ T - diag(alpha) C', the derivative of
-// C':
+// The fine-grained loss on the pair path: backward pass. W is the derivative of C':
 //
-//     dU = W V^T        X = dZ^T U + dS        dV = X^T T + U^T Q,  Q = -diag(alpha) C'        dT = X V -
-//     diag(beta) T
+//     W = dZ T + Q,  Q = -diag(alpha) C'      dU = W V^T      X = dZ^T U + dS
+//     dV = X^T T + U^T Q                      dT = X V - diag(beta) T
 //
 // V and T are streamed four times: for S, for C' and Z, for W and dU, for the gradients. C', then Q, wait in
 // the rows of dT, which the last stream overwrites chunk by chunk behind its own reads.
