@@ -16,6 +16,7 @@ enum FineGrainedStat {
   kTokenNorm,
   kRowLogSumExp,
   kColumnLogSumExp,
+  kScaleDerivative,
   kFineGrainedStats
 };
 

@@ -6,17 +6,15 @@ from torch import Tensor
 
 from sparc_kernels.ops._dtype import accumulation_dtype
 
-_INPUTS = "Tensor patch_embeds, Tensor token_embeds, Tensor? patch_mask"
-EMBEDDINGS_FORWARD = f"({_INPUTS}, float? similarity_threshold) -> (Tensor embeddings, Tensor stats)"
+_INPUTS = "Tensor patch_embeds, Tensor token_embeds, Tensor? patch_mask, Tensor? similarity_threshold"
+_FORWARD_INPUTS = f"{_INPUTS}, str float32_precision"
+_BACKWARD_INPUTS = f"{_INPUTS}, Tensor stats, bool need_patches, bool need_tokens, str float32_precision"
+EMBEDDINGS_FORWARD = f"({_FORWARD_INPUTS}) -> (Tensor embeddings, Tensor stats)"
+WEIGHTS_FORWARD = f"({_FORWARD_INPUTS}) -> (Tensor weights, Tensor stats)"
 EMBEDDINGS_BACKWARD = (
-    f"(Tensor grad_embeddings, {_INPUTS}, Tensor stats, float? similarity_threshold) "
-    "-> (Tensor grad_patch_embeds, Tensor grad_token_embeds)"
+    f"(Tensor grad_embeddings, {_BACKWARD_INPUTS}) -> (Tensor grad_patch_embeds, Tensor grad_token_embeds)"
 )
-WEIGHTS_FORWARD = f"({_INPUTS}, float? similarity_threshold) -> (Tensor weights, Tensor stats)"
-WEIGHTS_BACKWARD = (
-    f"(Tensor grad_weights, {_INPUTS}, Tensor stats, float? similarity_threshold) "
-    "-> (Tensor grad_patch_embeds, Tensor grad_token_embeds)"
-)
+WEIGHTS_BACKWARD = f"(Tensor grad_weights, {_BACKWARD_INPUTS}) -> (Tensor grad_patch_embeds, Tensor grad_token_embeds)"
 
 STATS = ("row_min", "row_max", "weight_sum")
 
@@ -30,8 +28,8 @@ def fake_embeddings_forward(
     patch_embeds: Tensor,
     token_embeds: Tensor,
     patch_mask: Tensor | None,
-    similarity_threshold: float | None,
-    float32_precision: str = "highest",
+    similarity_threshold: Tensor | None,
+    float32_precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of ``grouped_embeddings_forward`` (``MATH.md``, the ops' signatures)."""
     return token_embeds.new_empty(token_embeds.shape), _fake_stats(token_embeds)
@@ -41,8 +39,8 @@ def fake_weights_forward(
     patch_embeds: Tensor,
     token_embeds: Tensor,
     patch_mask: Tensor | None,
-    similarity_threshold: float | None,
-    float32_precision: str = "highest",
+    similarity_threshold: Tensor | None,
+    float32_precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of ``alignment_weights_forward`` (``MATH.md``, the ops' signatures)."""
     b, l = token_embeds.shape[:2]
@@ -54,9 +52,14 @@ def fake_backward(
     patch_embeds: Tensor,
     token_embeds: Tensor,
     patch_mask: Tensor | None,
+    similarity_threshold: Tensor | None,
     stats: Tensor,
-    similarity_threshold: float | None,
-    float32_precision: str = "highest",
+    need_patches: bool,
+    need_tokens: bool,
+    float32_precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of both backward ops (``MATH.md``, the ops' signatures)."""
-    return patch_embeds.new_empty(patch_embeds.shape), token_embeds.new_empty(token_embeds.shape)
+    return (
+        patch_embeds.new_empty(patch_embeds.shape if need_patches else (0,)),
+        token_embeds.new_empty(token_embeds.shape if need_tokens else (0,)),
+    )
