@@ -12,6 +12,7 @@ from functools import cache
 import torch
 
 from sparc_kernels import _native, _validate
+from sparc_kernels._compile import constant_when_compiled
 from sparc_kernels._validate import BACKENDS
 
 NATIVE_OPS = ("fine_grained", "grouping")  # rooms with kernels; the others have their eager definition only
@@ -72,7 +73,7 @@ def _eager_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | No
 _REASONS = {"cuda": _cuda_reason, "triton": _triton_reason, "cpu": _cpu_reason, "eager": _eager_reason}
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def supports(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """None where ``backend`` can serve ``op`` for tensors of ``dtype`` on ``device``, else the reason why it cannot.
 
@@ -83,7 +84,7 @@ def supports(op: str, backend: str, device: torch.device, dtype: torch.dtype) ->
     return _REASONS[backend](op, device, dtype)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves the call.
 
@@ -102,6 +103,8 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
             raise ValueError(f"SPARC_BACKEND must be one of {', '.join(('auto', *BACKENDS))}, got {backend!r}")
         if op not in NATIVE_OPS:
             backend = "eager"
+    if backend == "auto" and device.type == "meta":
+        return "eager"
     if backend == "auto":
         return _first_that_serves(op, device.type, device, dtype)
     reason = supports(op, backend, device, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 
 import torch
 from torch import Tensor
@@ -16,10 +16,22 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
+def _finite(value: float) -> bool:
+    """Comparisons only: a number that ``torch.compile`` made an input of the graph takes no other question."""
+    return -sys.float_info.max <= value <= sys.float_info.max
+
+
+def _refuse_dtensor(name: str, value: Tensor, instead: str) -> None:
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is not None and isinstance(value, module.DTensor):
+        raise TypeError(f"{name} must be a plain tensor, got a DTensor: pass {instead}")
+
+
 def embeddings(name: str, value: object, layout: str) -> None:
     """A floating tensor with the rank of ``layout`` (such as ``"[B, P, D]"``) and no empty dimension but the batch."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape {layout}, got {type(value).__name__}")
+    _refuse_dtensor(name, value, f"{name}.to_local(), sharded over the batch alone")
     rank = layout.count(",") + 1
     if value.dim() != rank:
         raise ValueError(f"{name} must have shape {layout}, got {value.dim()} dimensions: {_shape(value)}")
@@ -47,9 +59,14 @@ def _same_size(name: str, value: Tensor, other_name: str, other: Tensor, dim_nam
         )
 
 
-def same_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """``value`` and ``other`` agree in their first dimension and their device."""
-    _same_size(name, value, other_name, other, "B", 0)
+def global_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Global embeddings ``value`` belong to the pairs of ``other``: the same first dimension and device."""
+    if value.shape[0] != other.shape[0]:
+        raise ValueError(
+            f"{name} and {other_name} must have the same B, got B={value.shape[0]} in {_shape(value)} and "
+            f"{other.shape[0]} in {_shape(other)}; embeddings gathered from other processes belong into "
+            "contrastive_loss, beside fine_grained_loss of this process's pairs"
+        )
     same_device(name, value, other_name, other)
 
 
@@ -65,7 +82,7 @@ def mask(name: str, value: object, owner_name: str, owner: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a bool torch.Tensor or None, got {type(value).__name__}")
     if value.dtype != torch.bool:
-        raise TypeError(f"{name} must have dtype torch.bool (True = valid), got {value.dtype}")
+        raise TypeError(f"{name} must have dtype torch.bool (True = valid), got {value.dtype}: pass {name}.bool()")
     if value.shape != owner.shape[:2]:
         raise ValueError(
             f"{name} must have shape {_shape(owner)[:2]}, the first two dimensions of {owner_name}, got {_shape(value)}"
@@ -73,9 +90,19 @@ def mask(name: str, value: object, owner_name: str, owner: Tensor) -> None:
     same_device(name, value, owner_name, owner)
 
 
+def _can_be_looked_at(tensor: Tensor) -> bool:
+    """Whether its values are there, and reading them makes nobody wait: not on a GPU, in a trace or a transform."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 def images_have_patches(patch_mask: Tensor | None) -> None:
-    """Every image keeps at least one patch. Looked at on the CPU only: on a GPU it would make the host wait."""
-    if patch_mask is None or patch_mask.device.type != "cpu" or torch.compiler.is_compiling():
+    """Every image keeps at least one patch, as far as that can be seen."""
+    if patch_mask is None or not _can_be_looked_at(patch_mask):
         return
     without = (~patch_mask.any(1)).nonzero().flatten()
     if without.numel():
@@ -86,18 +113,23 @@ def images_have_patches(patch_mask: Tensor | None) -> None:
 
 
 def logit_scale(name: str, value: object, owner_name: str, owner: Tensor) -> None:
-    """A finite number, or a floating 0-dim tensor on the device of the embeddings."""
+    """A finite number, or a floating one-element tensor on the device of the embeddings."""
     if isinstance(value, Tensor):
-        if value.dim() != 0:
-            raise ValueError(f"{name} must be a number or a 0-dim tensor, got shape {_shape(value)}")
+        _refuse_dtensor(name, value, f"{name}.full_tensor()")
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be a number or a one-element tensor, got shape {_shape(value)}")
         if not value.is_floating_point():
             raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
         same_device(name, value, owner_name, owner)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
     else:
-        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {type(value).__name__}")
+        _number(name, value, "a number or a one-element tensor")
+
+
+def _number(name: str, value: object, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    if not _finite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def similarity_threshold(value: object) -> None:
@@ -112,10 +144,7 @@ def similarity_threshold(value: object) -> None:
 
 def weight(name: str, value: object) -> None:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+    _number(name, value, "a number")
 
 
 def reduction(value: object) -> None:

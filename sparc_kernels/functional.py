@@ -19,6 +19,7 @@ from sparc_kernels import _arrays, _validate
 from sparc_kernels._arrays import ArrayT, DLPackArray
 from sparc_kernels._dispatch import resolve
 from sparc_kernels.ops._dtype import accumulation_dtype
+from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.contrastive.reference import contrastive_reference
 from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
 from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
@@ -42,24 +43,49 @@ class SparcLossOutput(NamedTuple):
 def _autocast(*embeds: Tensor) -> tuple[Tensor, ...]:
     """The embeddings in the autocast dtype, where autocast is on and they are not float64."""
     device_type = embeds[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return embeds
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in embeds)
 
 
-def _patches_and_tokens(patch_embeds: Tensor, token_embeds: Tensor) -> tuple[Tensor, ...]:
+class _Pairs(NamedTuple):
+    """Checked inputs of the ops on image-text pairs, in the dtype they are computed in."""
+
+    patch_embeds: Tensor  # [B, P, D]
+    token_embeds: Tensor  # [B, L, D]
+    token_mask: Tensor | None  # [B, L]
+    patch_mask: Tensor | None  # [B, P]
+    threshold: Tensor | None  # []
+
+
+def _pairs(
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    token_mask: Tensor | None,
+    patch_mask: Tensor | None,
+    similarity_threshold: float | None,
+) -> _Pairs:
     _validate.embeddings("patch_embeds", patch_embeds, "[B, P, D]")
     _validate.embeddings("token_embeds", token_embeds, "[B, L, D]")
     patch_embeds, token_embeds = _autocast(patch_embeds, token_embeds)
     _validate.same("token_embeds", token_embeds, "patch_embeds", patch_embeds, {"B": 0, "D": 2})
-    return patch_embeds, token_embeds
+    _validate.mask("token_mask", token_mask, "token_embeds", token_embeds)
+    _validate.mask("patch_mask", patch_mask, "patch_embeds", patch_embeds)
+    _validate.images_have_patches(patch_mask)
+    _validate.similarity_threshold(similarity_threshold)
+    threshold = None if similarity_threshold is None else _scalar(similarity_threshold, patch_embeds)
+    return _Pairs(patch_embeds, token_embeds, token_mask, patch_mask, threshold)
 
 
-def _scale_tensor(logit_scale: float | Tensor, like: Tensor) -> Tensor:
-    if isinstance(logit_scale, Tensor):
-        return logit_scale
-    return torch.full((), logit_scale, dtype=accumulation_dtype(like.dtype), device=like.device)
+def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number or one-element tensor as a [] tensor of the accumulation dtype, on the device of ``like``."""
+    dtype = accumulation_dtype(like.dtype)
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(dtype)
+    if torch.compiler.is_compiling():  # torch.full would compile anew for every value; a product takes it as an input
+        return torch.ones((), dtype=dtype, device=like.device) * value
+    return torch.full((), value, dtype=dtype, device=like.device)
 
 
 def _reduce(token_loss: Tensor, token_mask: Tensor | None, reduction: str) -> Tensor:
@@ -97,7 +123,7 @@ def fine_grained_loss(
         patch_embeds: [B, P, D] patch embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
         token_embeds: [B, L, D] token embeddings, of the same dtype and device.
         token_mask: [B, L] bool, True = valid; None = all valid. Padded tokens are neither queries nor negatives.
-        logit_scale: 1 / temperature, a number or a 0-dim tensor (which receives a gradient).
+        logit_scale: 1 / temperature, a number or a one-element tensor (which receives a gradient in its shape).
         patch_mask: [B, P] bool, True = valid; None = all valid. Masked patches leave the minimum, the maximum and the
             groups.
         similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
@@ -116,26 +142,45 @@ def fine_grained_loss(
             masked (looked at on the CPU only; on a GPU the loss is NaN, since looking would make the host wait).
         NotImplementedError: ``group`` given, or a backend that cannot serve this dtype, device or machine.
     """
-    patch_embeds, token_embeds = _patches_and_tokens(patch_embeds, token_embeds)
-    _validate.mask("token_mask", token_mask, "token_embeds", token_embeds)
-    _validate.mask("patch_mask", patch_mask, "patch_embeds", patch_embeds)
-    _validate.images_have_patches(patch_mask)
-    _validate.logit_scale("logit_scale", logit_scale, "patch_embeds", patch_embeds)
-    _validate.similarity_threshold(similarity_threshold)
+    pairs = _pairs(patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold)
     _validate.reduction(reduction)
     _validate.group(group)
-
-    backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype)
-    scale = _scale_tensor(logit_scale, patch_embeds)
-    if backend == "eager":
-        token_loss = fine_grained_reference(
-            patch_embeds, token_embeds, token_mask, patch_mask, scale, similarity_threshold
-        )
-    else:
-        token_loss = FineGrainedLossFunction.apply(
-            patch_embeds, token_embeds, token_mask, patch_mask, scale, similarity_threshold, backend
-        )
+    token_loss, _, _ = _token_losses(pairs, logit_scale, "logit_scale", backend)
     return _reduce(token_loss, token_mask, reduction)
+
+
+def _token_losses(
+    pairs: _Pairs,
+    logit_scale: float | Tensor,
+    scale_name: str,
+    backend: str,
+    pool_patches: bool = False,
+    pool_tokens: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [B, L], and the means [B, D] of the valid patches and tokens where they are asked for (else unspecified)."""
+    patch_embeds, token_embeds, token_mask, patch_mask, threshold = pairs
+    _validate.logit_scale(scale_name, logit_scale, "patch_embeds", patch_embeds)
+    backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype)
+    inputs = (patch_embeds, token_embeds, token_mask, patch_mask, _scalar(logit_scale, patch_embeds), threshold)
+    if backend == "eager":
+        return (
+            fine_grained_reference(*inputs),
+            _valid_mean(patch_embeds, patch_mask) if pool_patches else patch_embeds,
+            _valid_mean(token_embeds, token_mask) if pool_tokens else token_embeds,
+        )
+    token_loss, _, pooled_patches, pooled_tokens = apply(
+        FineGrainedLossFunction, "fine_grained_forward", *inputs, pool_patches, pool_tokens, backend
+    )
+    return token_loss, pooled_patches, pooled_tokens
+
+
+def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of [B, N, D] over the valid rows: [B, D] in the embeddings' dtype, accumulated wider; 0 where none is."""
+    accumulation = accumulation_dtype(embeds.dtype)
+    if mask is None:
+        return embeds.mean(1, dtype=accumulation).to(embeds.dtype)
+    total = embeds.masked_fill(~mask[..., None], 0).sum(1, dtype=accumulation)
+    return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(embeds.dtype)
 
 
 def language_grouped_embeddings(
@@ -177,10 +222,10 @@ def language_grouped_embeddings(
 def _language_grouped_embeddings(
     patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, threshold: float | None, backend: str
 ) -> Tensor:
-    patch_embeds, token_embeds, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend)
+    inputs, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend)
     if backend == "eager":
-        return grouped_embeddings_reference(patch_embeds, token_embeds, patch_mask, threshold)
-    return LanguageGroupedEmbeddingsFunction.apply(patch_embeds, token_embeds, patch_mask, threshold, backend)
+        return grouped_embeddings_reference(*inputs)
+    return apply(LanguageGroupedEmbeddingsFunction, "grouped_embeddings_forward", *inputs, backend)[0]
 
 
 def alignment_weights(
@@ -206,24 +251,18 @@ def alignment_weights(
 def _alignment_weights(
     patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, threshold: float | None, backend: str
 ) -> Tensor:
-    patch_embeds, token_embeds, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend)
+    inputs, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend)
     if backend == "eager":
-        return alignment_weights_reference(patch_embeds, token_embeds, patch_mask, threshold)
-    return AlignmentWeightsFunction.apply(patch_embeds, token_embeds, patch_mask, threshold, backend)
+        return alignment_weights_reference(*inputs)
+    return apply(AlignmentWeightsFunction, "alignment_weights_forward", *inputs, backend)[0]
 
 
 def _grouping_inputs(
     patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, threshold: float | None, backend: str
-) -> tuple[Tensor, Tensor, str]:
-    patch_embeds, token_embeds = _patches_and_tokens(patch_embeds, token_embeds)
-    _validate.mask("patch_mask", patch_mask, "patch_embeds", patch_embeds)
-    _validate.images_have_patches(patch_mask)
-    _validate.similarity_threshold(threshold)
-    return (
-        patch_embeds,
-        token_embeds,
-        resolve("grouping", backend, patch_embeds.device, patch_embeds.dtype),
-    )
+) -> tuple[tuple[Tensor, Tensor, Tensor | None, Tensor | None], str]:
+    pairs = _pairs(patch_embeds, token_embeds, None, patch_mask, threshold)
+    backend = resolve("grouping", backend, pairs.patch_embeds.device, pairs.patch_embeds.dtype)
+    return (pairs.patch_embeds, pairs.token_embeds, patch_mask, pairs.threshold), backend
 
 
 def contrastive_loss(
@@ -241,7 +280,7 @@ def contrastive_loss(
     Args:
         image_embeds: [B, D] image embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
         text_embeds: [B, D] text embeddings, of the same dtype and device.
-        logit_scale: 1 / temperature, a number or a 0-dim tensor (which receives a gradient).
+        logit_scale: 1 / temperature, a number or a one-element tensor (which receives a gradient in its shape).
         group: a process group; only None for now.
         backend: ``"auto"`` or ``"eager"``.
 
@@ -258,16 +297,7 @@ def contrastive_loss(
     _validate.logit_scale("logit_scale", logit_scale, "image_embeds", image_embeds)
     _validate.group(group)
     resolve("contrastive", backend, image_embeds.device, image_embeds.dtype)
-    return contrastive_reference(image_embeds, text_embeds, _scale_tensor(logit_scale, image_embeds))
-
-
-def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of [B, N, D] over the valid rows: [B, D] in the embeddings' dtype, accumulated wider; 0 where none is."""
-    accumulation = accumulation_dtype(embeds.dtype)
-    if mask is None:
-        return embeds.mean(1, dtype=accumulation).to(embeds.dtype)
-    total = embeds.masked_fill(~mask[..., None], 0).sum(1, dtype=accumulation)
-    return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(embeds.dtype)
+    return contrastive_reference(image_embeds, text_embeds, _scalar(logit_scale, image_embeds))
 
 
 def sparc_loss(
@@ -296,7 +326,7 @@ def sparc_loss(
         patch_embeds: [B, P, D] patch embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
         token_embeds: [B, L, D] token embeddings, of the same dtype and device.
         token_mask: [B, L] bool, True = valid; None = all valid.
-        logit_scale: 1 / temperature of both losses, a number or a 0-dim tensor (which receives a gradient).
+        logit_scale: 1 / temperature of both losses, a number or a one-element tensor (which receives a gradient in its shape).
         local_logit_scale: 1 / temperature of the fine-grained loss where it is to differ; None = ``logit_scale``.
         patch_mask: [B, P] bool, True = valid; None = all valid.
         image_embeds: [B, G] global image embeddings; None = mean over the valid patches.
@@ -316,33 +346,32 @@ def sparc_loss(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`fine_grained_loss`.
     """
-    patch_embeds, token_embeds = _patches_and_tokens(patch_embeds, token_embeds)
+    pairs = _pairs(patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold)
     _validate.weight("global_weight", global_weight)
     _validate.weight("local_weight", local_weight)
     _validate.reduction(reduction)
+    _validate.group(group)
     if reduction == "none" and not return_components:
         raise ValueError("reduction='none' gives no scalar loss: pass return_components=True, got False")
     for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
         if embeds is not None:
             _validate.embeddings(name, embeds, "[B, G]")
-            _validate.same_batch(name, embeds, "patch_embeds", patch_embeds)
+            _validate.global_batch(name, embeds, "patch_embeds", patch_embeds)
 
-    local_loss = fine_grained_loss(
-        patch_embeds,
-        token_embeds,
-        token_mask,
-        logit_scale=logit_scale if local_logit_scale is None else local_logit_scale,
-        patch_mask=patch_mask,
-        similarity_threshold=similarity_threshold,
-        reduction=reduction,
-        group=group,
-        backend=backend,
+    own_scale = local_logit_scale is not None
+    token_loss, pooled_patches, pooled_tokens = _token_losses(
+        pairs,
+        logit_scale if local_logit_scale is None else local_logit_scale,
+        "local_logit_scale" if own_scale else "logit_scale",
+        backend,
+        pool_patches=image_embeds is None,
+        pool_tokens=text_embeds is None,
     )
+    local_loss = _reduce(token_loss, token_mask, reduction)
     global_loss = contrastive_loss(
-        _valid_mean(patch_embeds, patch_mask) if image_embeds is None else image_embeds,
-        _valid_mean(token_embeds, token_mask) if text_embeds is None else text_embeds,
+        pooled_patches if image_embeds is None else image_embeds,
+        pooled_tokens if text_embeds is None else text_embeds,
         logit_scale=logit_scale,
-        group=group,
     )
     local_mean = _reduce(local_loss, token_mask, "token") if reduction == "none" else local_loss
     loss = global_weight * global_loss + local_weight * local_mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,12 @@ def _positive(name: str, value: float) -> float:
 class SparcLoss(nn.Module):
     """The SPARC loss with a learnable temperature (:func:`sparc_kernels.sparc_loss`).
 
-    The parameter ``log_logit_scale`` holds log(1 / temperature), as in CLIP (Radford et al., 2021); it is clamped in
-    place to log(``max_logit_scale``) before each use in training mode.
+    The parameter ``log_logit_scale`` [1] holds log(1 / temperature), as in CLIP (Radford et al., 2021); it is clamped in
+    place to log(``max_logit_scale``) before each use in training mode. Under FSDP2 the forward pass sees a gathered copy
+    of it, so call :meth:`clamp_logit_scale` after each step of the optimizer as well.
+
+    On several processes the module belongs inside the model that ``DistributedDataParallel`` or ``fully_shard`` wraps:
+    beside it, nobody averages the gradient of the scale, and each process learns one of its own.
 
     Args:
         logit_scale: initial 1 / temperature.
@@ -74,6 +79,7 @@ class SparcLoss(nn.Module):
         self.return_components = return_components
         self.backend = backend
         self.max_logit_scale = _positive("max_logit_scale", max_logit_scale)
+        self._initial: dict[str, float] = {}
         self._register_scale("log_logit_scale", _positive("logit_scale", logit_scale), learn_scale)
         if local_logit_scale is None:
             self.register_parameter("log_local_logit_scale", None)
@@ -82,22 +88,37 @@ class SparcLoss(nn.Module):
             self._register_scale("log_local_logit_scale", value, learn_scale)
 
     def _register_scale(self, name: str, value: float, learn: bool) -> None:
-        tensor = torch.tensor(math.log(min(value, self.max_logit_scale)))
+        value = math.log(min(value, self.max_logit_scale))
+        self._initial[name] = value
+        tensor = torch.full((1,), value)  # FSDP2 shards no 0-dim parameter
         if learn:
             self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
 
-    def _scale(self, log_scale: Tensor) -> Tensor:
-        if self.training:
-            with torch.no_grad():
-                log_scale.clamp_(max=math.log(self.max_logit_scale))
-        return log_scale.exp()
+    def reset_parameters(self) -> None:
+        """Set the scales to their initial values, as after ``to_empty`` of a module made on the meta device."""
+        with torch.no_grad():
+            for name, value in self._initial.items():
+                getattr(self, name).fill_(value)
+
+    def clamp_logit_scale(self) -> None:
+        """Clamp the scales in place to ``max_logit_scale``, DTensors too."""
+        with torch.no_grad():
+            for name in self._initial:
+                getattr(self, name).clamp_(max=math.log(self.max_logit_scale))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self._initial:  # checkpoints from before the scales had a dimension
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor) and saved.dim() == 0:
+                state_dict[prefix + name] = saved.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def logit_scale(self) -> Tensor:
         """[]: the current 1 / temperature, without gradient."""
-        return self.log_logit_scale.detach().exp().clamp(max=self.max_logit_scale)
+        return self.log_logit_scale.detach().exp().clamp(max=self.max_logit_scale).reshape(())
 
     def forward(
         self,
@@ -110,13 +131,15 @@ class SparcLoss(nn.Module):
         text_embeds: Tensor | None = None,
     ) -> Tensor | SparcLossOutput:
         """The loss of one batch; the arguments are those of :func:`sparc_kernels.sparc_loss`."""
+        if self.training:
+            self.clamp_logit_scale()
         local = self.log_local_logit_scale
         return sparc_loss(
             patch_embeds,
             token_embeds,
             token_mask,
-            logit_scale=self._scale(self.log_logit_scale),
-            local_logit_scale=None if local is None else self._scale(local),
+            logit_scale=self.log_logit_scale.exp(),
+            local_logit_scale=None if local is None else local.exp(),
             patch_mask=patch_mask,
             image_embeds=image_embeds,
             text_embeds=text_embeds,
@@ -129,8 +152,10 @@ class SparcLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        readable = type(self.log_logit_scale) in (Tensor, nn.Parameter) and not self.log_logit_scale.is_meta
+        scale = f"{float(self.logit_scale):.4g}" if readable else f"<{self.log_logit_scale.device.type}>"
         return (
-            f"logit_scale={float(self.logit_scale):.4g}, global_weight={self.global_weight}, "
+            f"logit_scale={scale}, global_weight={self.global_weight}, "
             f"local_weight={self.local_weight}, similarity_threshold={self.similarity_threshold}, "
             f"reduction={self.reduction!r}, backend={self.backend!r}"
         )

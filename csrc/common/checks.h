@@ -39,6 +39,15 @@ inline void check_on_cpu(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on the CPU");
 }
 
+// The number in a [] tensor on the CPU.
+inline double read_scalar(const Tensor& tensor, const char* name, ScalarType dtype) {
+  check_on_cpu(tensor, name);
+  check_shape(tensor, name, {});
+  check_dtype(tensor, name, dtype);
+  const void* value = tensor.const_data_ptr();
+  return dtype == ScalarType::Double ? *static_cast<const double*>(value) : *static_cast<const float*>(value);
+}
+
 // Contiguous, whatever the strides of dimensions of size 1 say.
 inline void check_contiguous(const Tensor& tensor, const char* name) {
   int64_t expected = 1;
@@ -139,10 +148,5 @@ class RowReader {
   int64_t bytes_, length_, batch_stride_, row_stride_, column_stride_;
   int64_t mask_batch_stride_ = 0, mask_stride_ = 0;
 };
-
-// Bytes of element (pair, 0, ...) of a tensor.
-inline char* at_pair(const Tensor& tensor, int64_t pair) {
-  return static_cast<char*>(tensor.mutable_data_ptr()) + pair * tensor.stride(0) * tensor.element_size();
-}
 
 }  // namespace sparc

@@ -45,11 +45,20 @@ struct Bf16Dot {
 // How A lies in memory: A(m, k) = a[m * lda + k] or a[k * lda + m].
 enum class ALayout { kRows, kColumns };
 
-// A register tile of kRows x (kFull full registers + kHalf half registers); `accumulate` adds to C.
+// What a product is added to: nothing, what C holds, or one row for all rows of C.
+template <class Acc>
+struct Start {
+  bool accumulate = false;
+  const Acc* row = nullptr;  // [N], padded as C is
+
+  Start from(int64_t column) const { return {accumulate, row ? row + column : nullptr}; }
+};
+
+// A register tile of kRows x (kFull full registers + kHalf half registers).
 template <class Ops, int kRows, int kFull, int kHalf, ALayout kLayout>
 __attribute__((noinline)) void tile(int64_t k_units, const typename Ops::Unit* a, int64_t lda,
                                     const typename Ops::Unit* b, int64_t ldb, typename Ops::Acc* c,
-                                    int64_t ldc, bool accumulate) {
+                                    int64_t ldc, Start<typename Ops::Acc> start) {
   using Acc = typename Ops::Acc;
   using Unit = typename Ops::Unit;
   constexpr int kN = kLanes<Acc>;
@@ -58,6 +67,12 @@ __attribute__((noinline)) void tile(int64_t k_units, const typename Ops::Unit* a
   Vec<Acc, kN2> half[kRows] = {};
   const Unit* row[kRows];
   SPARC_UNROLL for (int r = 0; r < kRows; ++r) row[r] = a + r * lda;
+  if (start.row) {
+    SPARC_UNROLL for (int r = 0; r < kRows; ++r) {
+      SPARC_UNROLL for (int v = 0; v < kFull; ++v) full[r][v] = load<kN>(start.row + v * kN);
+      if (kHalf) half[r] = load<kN2>(start.row + kFull * kN);
+    }
+  }
 
   for (int64_t k = 0; k < k_units; ++k) {
     Vec<Unit, kN> b_full[kFull + 1];
@@ -79,11 +94,11 @@ __attribute__((noinline)) void tile(int64_t k_units, const typename Ops::Unit* a
     Acc* out = c + r * ldc;
     SPARC_UNROLL for (int v = 0; v < kFull; ++v) {
       Acc* p = out + v * kN;
-      store(p, accumulate ? load<kN>(p) + full[r][v] : full[r][v]);
+      store(p, start.accumulate ? load<kN>(p) + full[r][v] : full[r][v]);
     }
     if (kHalf) {
       Acc* p = out + kFull * kN;
-      store(p, accumulate ? load<kN2>(p) + half[r] : half[r]);
+      store(p, start.accumulate ? load<kN2>(p) + half[r] : half[r]);
     }
   }
 }
@@ -97,20 +112,20 @@ constexpr int kMaxRows = 6;
 template <class Ops, int kFull, int kHalf, ALayout kLayout>
 void tile_of_rows(int64_t rows, int64_t k, const typename Ops::Unit* a, int64_t lda,
                   const typename Ops::Unit* b, int64_t ldb, typename Ops::Acc* c, int64_t ldc,
-                  bool accumulate) {
+                  Start<typename Ops::Acc> start) {
   switch (rows) {
     case 1:
-      return tile<Ops, 1, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+      return tile<Ops, 1, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, start);
     case 2:
-      return tile<Ops, 2, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+      return tile<Ops, 2, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, start);
     case 3:
-      return tile<Ops, 3, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+      return tile<Ops, 3, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, start);
     case 4:
-      return tile<Ops, 4, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+      return tile<Ops, 4, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, start);
     case 5:
-      return tile<Ops, 5, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+      return tile<Ops, 5, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, start);
     default:
-      return tile<Ops, 6, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, accumulate);
+      return tile<Ops, 6, kFull, kHalf, kLayout>(k, a, lda, b, ldb, c, ldc, start);
   }
 }
 
@@ -163,18 +178,18 @@ struct EvenParts {
 template <class Acc>
 constexpr int64_t kPanelColumns = int64_t{kMaxVectors} * kLanes<Acc>;
 
-// C [M, N] = A B, or C += A B. N is a multiple of the granule (rows of B and C are padded to it).
+// C [M, N] = start + A B. N is a multiple of the granule (rows of B and C are padded to it).
 template <class Ops, ALayout kLayout>
 void gemm(int64_t m, int64_t n, int64_t k, const typename Ops::Unit* a, int64_t lda,
           const typename Ops::Unit* b, int64_t ldb, typename Ops::Acc* c, int64_t ldc,
-          bool accumulate = false) {
+          Start<typename Ops::Acc> start = {}) {
   using Acc = typename Ops::Acc;
   const EvenParts panels(n / kGranule<Acc>, kPanelColumns<Acc> / kGranule<Acc>), blocks(m, kMaxRows);
   for (int64_t i = 0, column = 0; i < panels.parts; ++i) {
     const auto run = tile_for<Ops, kLayout>(panels.size(i));
     for (int64_t j = 0, row = 0; j < blocks.parts; row += blocks.size(j++)) {
       run(blocks.size(j), k, a + (kLayout == ALayout::kRows ? row * lda : row), lda, b + column, ldb,
-          c + row * ldc + column, ldc, accumulate);
+          c + row * ldc + column, ldc, start.from(column));
     }
     column += panels.size(i) * kGranule<Acc>;
   }
@@ -188,15 +203,16 @@ struct RowSink {
   const int32_t* index;  // nullptr: rows stay in place
 };
 
-// The product as the embeddings' dtype, in chosen rows, N of any size (rows of B are padded): tiles that do
-// not fit the output as they are go through a buffer in L1.
+// Start and product as the embeddings' dtype, in chosen rows, N of any size (rows of B are padded): tiles
+// that do not fit the output as they are go through a buffer in L1.
 template <class Ops, ALayout kLayout, class Store>
 void gemm_to_rows(int64_t m, int64_t n, int64_t k, const typename Ops::Unit* a, int64_t lda,
-                  const typename Ops::Unit* b, int64_t ldb, RowSink<Store> sink) {
+                  const typename Ops::Unit* b, int64_t ldb, RowSink<Store> sink,
+                  Start<typename Ops::Acc> start) {
   using Acc = typename Ops::Acc;
   if constexpr (sizeof(Store) == sizeof(Acc)) {
     if (!sink.index && n % kGranule<Acc> == 0) {
-      return gemm<Ops, kLayout>(m, n, k, a, lda, b, ldb, sink.data, sink.stride);
+      return gemm<Ops, kLayout>(m, n, k, a, lda, b, ldb, sink.data, sink.stride, start);
     }
   }
   constexpr int64_t kStride = kPanelColumns<Acc>;
@@ -208,7 +224,7 @@ void gemm_to_rows(int64_t m, int64_t n, int64_t k, const typename Ops::Unit* a, 
     for (int64_t j = 0, row = 0; j < blocks.parts; row += blocks.size(j++)) {
       const int64_t rows = blocks.size(j);
       run(rows, k, a + (kLayout == ALayout::kRows ? row * lda : row), lda, b + column, ldb, buffer, kStride,
-          false);
+          start.from(column));
       for (int64_t r = 0; r < rows; ++r) {
         Store* out = sink.data + (sink.index ? sink.index[row + r] : row + r) * sink.stride + column;
         for (int64_t x = 0; x < columns; ++x) out[x] = Convert<Store>::from(buffer[r * kStride + x]);

@@ -69,7 +69,7 @@ struct PairWork {
   void against_patches(const Elem* x, Acc* out_t, bool accumulate) {
     transpose(reinterpret_cast<const Unit*>(x), s.n, s.du, s.du, channels_t, s.lp, s.lp);
     gemm<Ops, ALayout::kRows>(s.p, s.lp, s.du, patches.channel_units(), patches.channel_ld(), channels_t,
-                              s.lp, out_t, s.lp, accumulate);
+                              s.lp, out_t, s.lp, {accumulate});
   }
 
   // S, m, M, the cut, U. The backward pass leaves room for X beside U.
@@ -95,9 +95,10 @@ struct PairWork {
     }
   }
 
-  // dV = X^T T + U^T Q with X^T = grad_t, or X^T T alone.
+  // dV = start + X^T T + U^T Q with X^T = grad_t, or without Q. `start` [dp] is one row for all patches, or
+  // null.
   template <class In>
-  void write_patch_gradient(const Rows& patch_rows, In* grad_patches, bool with_second) {
+  void write_patch_gradient(const Rows& patch_rows, In* grad_patches, bool with_second, const Acc* start) {
     const RowSink<In> sink = {grad_patches, s.d, patch_rows.leading ? nullptr : patch_rows.index};
     const int64_t parts = with_second ? 2 : 1;
     if constexpr (kPairs) {
@@ -110,12 +111,13 @@ struct PairWork {
       }
       pair_rows(rows, parts * s.np, s.dp, s.dp, row_units, s.dp);
       gemm_to_rows<Ops, ALayout::kRows>(s.p, s.d, ld / 2, reinterpret_cast<const Unit*>(factor_elems), ld / 2,
-                                        row_units, s.dp, sink);
+                                        row_units, s.dp, sink, {false, start});
     } else if (with_second) {
       for (int64_t i = 0; i < s.p; ++i) convert_row(grad_t + i * s.lp, 1, s.n, factors + i * 2 * s.n);
-      gemm_to_rows<Ops, ALayout::kRows>(s.p, s.d, 2 * s.n, factors, 2 * s.n, rows, s.dp, sink);
+      gemm_to_rows<Ops, ALayout::kRows>(s.p, s.d, 2 * s.n, factors, 2 * s.n, rows, s.dp, sink,
+                                        {false, start});
     } else {
-      gemm_to_rows<Ops, ALayout::kRows>(s.p, s.d, s.n, grad_t, s.lp, rows, s.dp, sink);
+      gemm_to_rows<Ops, ALayout::kRows>(s.p, s.d, s.n, grad_t, s.lp, rows, s.dp, sink, {false, start});
     }
   }
 };

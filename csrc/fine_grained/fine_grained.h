@@ -32,15 +32,18 @@ struct FineGrainedPair {
 
   // Forward
   void* token_loss;  // [L] Acc
-  void* stats;       // [6, L] Acc with row stride stats_stride; read by the backward pass
+  void* stats;       // [7, L] Acc with row stride stats_stride; read by the backward pass
   int64_t stats_stride;
+  void* pooled_patches;  // [D] In, null where not asked for
+  void* pooled_tokens;   // [D] In, null where not asked for
 
   // Backward
   const void* grad_token_loss;  // [L] Acc, element stride grad_stride
   int64_t grad_stride;
-  void* grad_patches;      // [P, D] In, contiguous
-  void* grad_tokens;       // [L, D] In, contiguous
-  void* grad_logit_scale;  // [] Acc
+  const void* grad_pooled_patches;  // [D] In, or null
+  const void* grad_pooled_tokens;   // [D] In, or null
+  void* grad_patches;               // [P, D] In, contiguous; null where not needed
+  void* grad_tokens;                // [L, D] In, contiguous; null where not needed
 };
 
 struct FineGrainedKernel {

@@ -6,9 +6,9 @@
 namespace sparc {
 namespace SPARC_ISA {
 
-// dZ, alpha, beta from the saved norms and log-sum-exps; returns the derivative of the scale.
+// dZ, alpha, beta from the saved norms and log-sum-exps.
 template <class E>
-typename E::Acc logits_backward(FineGrainedWork<E>& w, const FineGrainedPair& pair) {
+void logits_backward(FineGrainedWork<E>& w, const FineGrainedPair& pair) {
   using Acc = typename E::Acc;
   const LogitRows<Acc>& logits = w.logits;
   for (int64_t l = 0; l < w.s.n; ++l) {
@@ -20,14 +20,12 @@ typename E::Acc logits_backward(FineGrainedWork<E>& w, const FineGrainedPair& pa
     logits.column_lse[l] = stat[kColumnLogSumExp * pair.stats_stride];
     logits.a[l] = static_cast<const Acc*>(pair.grad_token_loss)[row * pair.grad_stride] / 2;
   }
-  const Acc grad_scale =
-      cross_entropies_backward(w.z, w.s.n, w.s.lp, static_cast<Acc>(pair.logit_scale), logits);
+  cross_entropies_backward(w.z, w.s.n, w.s.lp, static_cast<Acc>(pair.logit_scale), logits);
   const Acc clamped = 1 / static_cast<Acc>(kSmallestNorm);
   for (int64_t l = 0; l < w.s.n; ++l) {  // a clamped norm is a constant
     if (logits.inv_group[l] == clamped) logits.alpha[l] = 0;
     if (logits.inv_token[l] == clamped) logits.b[l] = 0;
   }
-  return grad_scale;
 }
 
 // Q = -alpha C'
@@ -57,7 +55,7 @@ void mix_gradients(FineGrainedWork<E>& w) {
   for (int64_t i = 0; i < s.p * s.lp; ++i) w.grad_t[i] += w.mixed_t[i];
 }
 
-// dT = X V - diag(beta) T
+// dT = X V - diag(beta) T, and the tokens' share of the pooled gradient
 template <class E, class In>
 void write_token_gradient(FineGrainedWork<E>& w, const FineGrainedPair& pair) {
   const Sizes<E>& s = w.s;
@@ -66,37 +64,56 @@ void write_token_gradient(FineGrainedWork<E>& w, const FineGrainedPair& pair) {
     const typename E::Elem* token = w.rows + l * s.dp;
     In* out = static_cast<In*>(pair.grad_tokens) + pair.tokens.index[l] * s.d;
     for (int64_t x = 0; x < s.d; ++x) {
-      out[x] = Convert<In>::from(w.product[l * s.dp + x] - w.logits.b[l] * to_acc(token[x]));
+      const typename E::Acc own = w.product[l * s.dp + x] - w.logits.b[l] * to_acc(token[x]);
+      out[x] = Convert<In>::from(own + w.token_share[x]);
     }
   }
 }
 
+// The gradients of masked rows, and of pairs that have no loss: false where nothing else is to be computed.
 template <class E, class In>
-void fine_grained_backward(const FineGrainedPair& pair, void* workspace) {
+bool begin_backward(const FineGrainedPair& pair) {
   using Acc = typename E::Acc;
   const int64_t n = pair.tokens.count, p = pair.patches.count, d = pair.channels;
-  In* grad_patches = static_cast<In*>(pair.grad_patches);
-  In* grad_tokens = static_cast<In*>(pair.grad_tokens);
-  Acc* grad_scale = static_cast<Acc*>(pair.grad_logit_scale);
-  *grad_scale = 0;
-  if (n < pair.all_tokens) fill(grad_tokens, pair.all_tokens * d, In{});
-  if (p < pair.all_patches || n == 0) fill(grad_patches, pair.all_patches * d, In{});
-  if (n == 0) return;
-  if (p == 0) {
-    *grad_scale = static_cast<Acc>(__builtin_nan(""));
-    for (int64_t l = 0; l < n; ++l)
-      fill(grad_tokens + pair.tokens.index[l] * d, d, Convert<In>::from(*grad_scale));
-    return;
+  In* const grad_patches = static_cast<In*>(pair.grad_patches);
+  In* const grad_tokens = static_cast<In*>(pair.grad_tokens);
+  if (grad_tokens && n < pair.all_tokens) fill(grad_tokens, pair.all_tokens * d, In{});
+  if (grad_patches && (p < pair.all_patches || n == 0)) fill(grad_patches, pair.all_patches * d, In{});
+  if (n > 0 && p > 0) return true;
+  const In* const pooled = static_cast<const In*>(pair.grad_pooled_patches);
+  if (grad_patches && pooled) {  // an empty caption: its image may be pooled all the same
+    for (int64_t i = 0; i < p; ++i) {
+      In* const row = grad_patches + pair.patches.index[i] * d;
+      for (int64_t x = 0; x < d; ++x) row[x] = Convert<In>::from(to_acc(pooled[x]) / static_cast<Acc>(p));
+    }
   }
+  if (grad_tokens) {  // an image without a valid patch
+    const In nan = Convert<In>::from(static_cast<Acc>(__builtin_nan("")));
+    for (int64_t l = 0; l < n; ++l) fill(grad_tokens + pair.tokens.index[l] * d, d, nan);
+  }
+  return false;
+}
+
+template <class E, class In>
+void fine_grained_backward(const FineGrainedPair& pair, void* workspace) {
+  if (!begin_backward<E, In>(pair)) return;
+  const int64_t n = pair.tokens.count, p = pair.patches.count, d = pair.channels;
   Arena arena(workspace);
   FineGrainedWork<E> w(arena, Sizes<E>(n, p, d));
   w.template compare<In>(pair, true);
-  *grad_scale = logits_backward(w, pair);
+  logits_backward(w, pair);
   w.group();
   scale_groups(w);
   mix_gradients(w);
-  w.write_patch_gradient(pair.patches, grad_patches, true);
-  write_token_gradient<E, In>(w, pair);
+  if (pair.grad_patches) {
+    share_of_mean(static_cast<const In*>(pair.grad_pooled_patches), p, d, w.s.dp, w.patch_share);
+    w.write_patch_gradient(pair.patches, static_cast<In*>(pair.grad_patches), true,
+                           pair.grad_pooled_patches ? w.patch_share : nullptr);
+  }
+  if (pair.grad_tokens) {
+    share_of_mean(static_cast<const In*>(pair.grad_pooled_tokens), n, d, w.s.dp, w.token_share);
+    write_token_gradient<E, In>(w, pair);
+  }
 }
 
 template <class E>

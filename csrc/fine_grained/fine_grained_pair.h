@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/pair.h"
+#include "common/row_mean.h"
 #include "fine_grained/fine_grained.h"
 #include "fine_grained/logits.h"
 
@@ -16,8 +17,9 @@ struct FineGrainedWork : PairWork<E> {
   using Base = PairWork<E>;
   using Base::s;
 
-  Acc* mixed_t;  // [p, lp] = U^T dZ
-  Acc *z, *z_t;  // [n, lp]
+  Acc* mixed_t;                    // [p, lp] = U^T dZ
+  Acc *z, *z_t;                    // [n, lp]
+  Acc *patch_share, *token_share;  // [dp]: of the gradients of the pooled embeddings
   LogitRows<Acc> logits;
 
   FineGrainedWork(Arena& arena, const Sizes<E>& sizes)
@@ -25,6 +27,8 @@ struct FineGrainedWork : PairWork<E> {
         mixed_t(arena.take<Acc>(s.p * s.lp)),
         z(arena.take<Acc>(s.lp * s.lp)),
         z_t(arena.take<Acc>(s.lp * s.lp)),
+        patch_share(arena.take<Acc>(s.dp)),
+        token_share(arena.take<Acc>(s.dp)),
         logits(arena, s.lp) {}
 
   // Everything up to Z = U S^T. U is rounded where the products read it in bfloat16, so that Z and C' agree.
@@ -62,9 +66,19 @@ void fine_grained_forward(const FineGrainedPair& pair, void* workspace) {
   const int32_t* index = pair.tokens.index;
   fill(loss, pair.all_tokens, Acc{0});
   for (int i = 0; i < kFineGrainedStats; ++i) fill(stats + i * stride, pair.all_tokens, Acc{0});
+  // An empty caption's image is pooled as well. Here V comes from DRAM; the products then find it in the
+  // cache.
+  if (pair.pooled_patches) {
+    mean_of_rows<Acc>(pair.patches, pair.channels, static_cast<In*>(pair.pooled_patches));
+  }
+  if (pair.pooled_tokens) {
+    mean_of_rows<Acc>(pair.tokens, pair.channels, static_cast<In*>(pair.pooled_tokens));
+  }
   if (n == 0) return;
   if (pair.patches.count == 0) {
-    for (int64_t l = 0; l < n; ++l) loss[index[l]] = static_cast<Acc>(__builtin_nan(""));
+    for (int64_t l = 0; l < n; ++l) {
+      loss[index[l]] = stats[kScaleDerivative * stride + index[l]] = static_cast<Acc>(__builtin_nan(""));
+    }
     return;
   }
   Arena arena(workspace);
@@ -81,13 +95,14 @@ void fine_grained_forward(const FineGrainedPair& pair, void* workspace) {
     stat[kGroupNorm * stride] = group_norm;
     stat[kTokenNorm * stride] = token_norm;
   }
-  cross_entropies(w.z, n, w.s.lp, static_cast<Acc>(pair.logit_scale), logits, logits.alpha);
+  cross_entropies(w.z, n, w.s.lp, static_cast<Acc>(pair.logit_scale), logits);
   for (int64_t l = 0; l < n; ++l) {
     Acc* stat = stats + index[l];
     stat[kRowMin * stride] = w.align_rows.min[l];
     stat[kRowMax * stride] = w.align_rows.max[l];
     stat[kRowLogSumExp * stride] = logits.row_lse[l];
     stat[kColumnLogSumExp * stride] = logits.column_lse[l];
+    stat[kScaleDerivative * stride] = logits.mean_cosine[l];
     loss[index[l]] = logits.alpha[l];
   }
 }

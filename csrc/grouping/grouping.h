@@ -28,8 +28,8 @@ struct GroupingPair {
   // Backward
   const void* grad;  // [L, N] In
   int64_t grad_strides[2];
-  void* grad_patches;  // [P, D] In, contiguous
-  void* grad_tokens;   // [L, D] In, contiguous
+  void* grad_patches;  // [P, D] In, contiguous; null where not needed
+  void* grad_tokens;   // [L, D] In, contiguous; null where not needed
 };
 
 struct GroupingKernel {

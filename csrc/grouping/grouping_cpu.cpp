@@ -6,8 +6,8 @@
 #include <tuple>
 
 #include "common/checks.h"
-#include "common/huge_pages.h"
 #include "common/isa_table.h"
+#include "common/pair_result.h"
 #include "common/parallel.h"
 #include "grouping/grouping.h"
 
@@ -25,9 +25,11 @@ GroupingKernel kernel_for(ScalarType dtype) {
 }
 
 template <class F>
-void for_each_image(const Batch& batch, const std::optional<double>& threshold, const GroupingKernel& kernel,
+void for_each_image(const Batch& batch, const std::optional<Tensor>& threshold, const GroupingKernel& kernel,
                     const F& body) {
   const RowReader patches(batch.patches, batch.patch_mask), tokens(batch.tokens, std::nullopt);
+  const ScalarType accumulation = accumulation_dtype(batch.patches.scalar_type());
+  const double sigma = threshold ? read_scalar(*threshold, "similarity_threshold", accumulation) : -1.0;
   for_each_pair(batch.b, kernel.workspace(batch.l, batch.p, batch.d), [&](int64_t i, void* workspace) {
     thread_local std::vector<int32_t> patch_index, token_index;
     GroupingPair pair = {};
@@ -35,7 +37,7 @@ void for_each_image(const Batch& batch, const std::optional<double>& threshold, 
     pair.tokens = tokens.read(i, token_index);
     pair.all_patches = batch.p;
     pair.channels = batch.d;
-    pair.threshold = threshold.value_or(-1.0);
+    pair.threshold = sigma;
     pair.stats_stride = batch.b * batch.l;
     body(pair, i, workspace);
   });
@@ -43,7 +45,8 @@ void for_each_image(const Batch& batch, const std::optional<double>& threshold, 
 
 template <Output kOutput>
 std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
-                                   const std::optional<Tensor>& patch_mask, std::optional<double> threshold,
+                                   const std::optional<Tensor>& patch_mask,
+                                   const std::optional<Tensor>& threshold,
                                    const std::string& /* float32_precision: the CPU products are exact */) {
   const Batch batch(patch_embeds, token_embeds, std::nullopt, patch_mask);
   const ScalarType dtype = patch_embeds.scalar_type();
@@ -68,7 +71,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& tok
 template <Output kOutput>
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& patch_embeds,
                                     const Tensor& token_embeds, const std::optional<Tensor>& patch_mask,
-                                    const Tensor& stats, std::optional<double> threshold,
+                                    const std::optional<Tensor>& threshold, const Tensor& stats,
+                                    bool need_patches, bool need_tokens,
                                     const std::string& /* float32_precision: the CPU products are exact */) {
   constexpr const char* kGradName = kOutput == Output::kEmbeddings ? "grad_embeddings" : "grad_weights";
   const Batch batch(patch_embeds, token_embeds, std::nullopt, patch_mask);
@@ -77,27 +81,24 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& patch_embe
   check_dtype(grad, kGradName, dtype);
   check_shape(grad, kGradName, {batch.b, batch.l, kOutput == Output::kEmbeddings ? batch.d : batch.p});
   check_shape(stats, "stats", {kGroupingStats, batch.b, batch.l});
-  Tensor grad_patches = new_empty(patch_embeds, {batch.b, batch.p, batch.d});
-  Tensor grad_tokens = new_empty(token_embeds, {batch.b, batch.l, batch.d});
+  const PairResult grad_patches(patch_embeds, need_patches, {batch.b, batch.p, batch.d});
+  const PairResult grad_tokens(patch_embeds, need_tokens, {batch.b, batch.l, batch.d});
+  if (!need_patches && !need_tokens) return {grad_patches.tensor, grad_tokens.tensor};
 
   const GroupingKernel kernel = kernel_for(dtype);
   const auto run = kOutput == Output::kEmbeddings ? kernel.embeddings_backward : kernel.weights_backward;
   const char* upstream = static_cast<const char*>(grad.const_data_ptr());
-  char* patches_data = static_cast<char*>(grad_patches.mutable_data_ptr());
-  prefer_huge_pages(patches_data, grad_patches.numel() * grad_patches.element_size());
-  char* tokens_data = static_cast<char*>(grad_tokens.mutable_data_ptr());
-  prefer_huge_pages(tokens_data, grad_tokens.numel() * grad_tokens.element_size());
   const int64_t bytes = patch_embeds.element_size();
   const int64_t strides[3] = {grad.stride(0), grad.stride(1), grad.stride(2)};
   for_each_image(batch, threshold, kernel, [&](GroupingPair& pair, int64_t i, void* workspace) {
     pair.grad = upstream + i * strides[0] * bytes;
     pair.grad_strides[0] = strides[1];
     pair.grad_strides[1] = strides[2];
-    pair.grad_patches = patches_data + i * batch.p * batch.d * bytes;
-    pair.grad_tokens = tokens_data + i * batch.l * batch.d * bytes;
+    pair.grad_patches = grad_patches.rows.at(i);
+    pair.grad_tokens = grad_tokens.rows.at(i);
     run(pair, workspace);
   });
-  return {grad_patches, grad_tokens};
+  return {grad_patches.tensor, grad_tokens.tensor};
 }
 
 }  // namespace

@@ -61,7 +61,10 @@ struct GroupingWork : PairWork<E> {
 
   template <class In>
   void write_gradients(const GroupingPair& pair, bool with_second) {
-    Base::write_patch_gradient(pair.patches, static_cast<In*>(pair.grad_patches), with_second);
+    if (pair.grad_patches) {
+      Base::write_patch_gradient(pair.patches, static_cast<In*>(pair.grad_patches), with_second, nullptr);
+    }
+    if (!pair.grad_tokens) return;
     Base::times_patches(Base::grad_t, s.lp);  // dT = dS V
     for (int64_t l = 0; l < s.n; ++l) {
       convert_row(Base::product + l * s.dp, 1, s.d, static_cast<In*>(pair.grad_tokens) + l * s.d);
@@ -83,10 +86,10 @@ void fill_forward_with_nan(const GroupingPair& pair, int64_t width) {
 template <class Acc, class In>
 bool begin_backward(const GroupingPair& pair) {
   const int64_t n = pair.tokens.count, p = pair.patches.count;
-  if (p < pair.all_patches || n == 0) {
+  if (pair.grad_patches && (p < pair.all_patches || n == 0)) {
     fill(static_cast<In*>(pair.grad_patches), pair.all_patches * pair.channels, In{});
   }
-  if (p == 0) {
+  if (pair.grad_tokens && p == 0) {
     fill(static_cast<In*>(pair.grad_tokens), n * pair.channels,
          Convert<In>::from(static_cast<Acc>(__builtin_nan(""))));
   }

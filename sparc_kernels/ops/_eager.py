@@ -13,7 +13,7 @@ def alignment_weights(
     patch_embeds: Tensor,  # [B, P, D]
     token_embeds: Tensor,  # [B, L, D]
     patch_mask: Tensor | None,  # [B, P] bool
-    similarity_threshold: float | None,
+    similarity_threshold: float | Tensor | None,
 ) -> Tensor:  # [B, L, P]
     """Alignment weights of every token over the patches of its image (eq 2-4), in the dtype of the embeddings."""
     similarity = token_embeds @ patch_embeds.transpose(-1, -2)  # [B, L, P]

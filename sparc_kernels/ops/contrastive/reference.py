@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparc_kernels.ops._dtype import accumulation_dtype
+from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
 
 def contrastive_reference(
@@ -25,7 +25,7 @@ def contrastive_reference(
     Computed in ``compute_dtype`` (default: the accumulation dtype of the inputs), except for norms and cross-entropies,
     which always run in the accumulation dtype.
     """
-    with torch.autocast(image_embeds.device.type, enabled=False):
+    with without_autocast(image_embeds.device.type):
         accumulation = accumulation_dtype(image_embeds.dtype)
         dtype = compute_dtype or accumulation
         images = F.normalize(image_embeds.to(accumulation), dim=-1).to(dtype)

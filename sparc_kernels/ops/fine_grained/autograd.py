@@ -1,74 +1,121 @@
-"""The fine-grained loss as a ``torch.autograd.Function`` over the registered kernels."""
+"""The fine-grained loss as a ``torch.autograd.Function`` over the registered kernels, and their registration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from sparc_kernels.ops._dtype import accumulation_dtype
-
-
-def _kernels(backend: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The forward and backward ops of a backend."""
-    if backend == "triton":
-        from sparc_kernels.ops.fine_grained import triton  # noqa: F401  (registers the ops)
-
-        ops = torch.ops.sparc_kernels
-        return ops.fine_grained_forward_triton, ops.fine_grained_backward_triton
-    if backend in ("cpu", "cuda"):
-        from sparc_kernels.ops.fine_grained import native
-
-        return native.fine_grained_forward, native.fine_grained_backward
-    raise ValueError(f"backend must be 'cuda', 'triton' or 'cpu', got {backend!r}")
+from sparc_kernels import _native
+from sparc_kernels.ops._registration import (
+    call_backward,
+    call_forward,
+    complete,
+    define_triton,
+    function_context,
+    kept_tensors,
+    kernel,
+    op_context,
+)
+from sparc_kernels.ops.fine_grained import schema
 
 
-class FineGrainedLossFunction(torch.autograd.Function):
+def _backward(
+    ctx: Any,
+    grad_token_loss: Tensor | None,
+    grad_stats: None,
+    grad_pooled_patches: Tensor | None,
+    grad_pooled_tokens: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the forward op's inputs; nothing is computed for one that nobody asked for."""
+    patch_embeds, token_embeds, token_mask, patch_mask, scale, threshold, stats = kept_tensors(ctx)
+    need_patches, need_tokens, _, _, need_scale = ctx.needs_input_grad[:5]
+    grad_patches = grad_tokens = grad_scale = None
+    if grad_token_loss is None:  # only the pooled embeddings were used
+        if need_patches and grad_pooled_patches is not None:
+            grad_patches = _spread(grad_pooled_patches, patch_embeds, patch_mask)
+        if need_tokens and grad_pooled_tokens is not None:
+            grad_tokens = _spread(grad_pooled_tokens, token_embeds, token_mask)
+    else:
+        if need_scale:
+            grad_scale = (grad_token_loss * stats[schema.STATS.index("scale_derivative")]).sum()
+        if need_patches or need_tokens:
+            grad_patches, grad_tokens = call_backward(
+                kernel("fine_grained_backward", ctx.backend),
+                grad_token_loss,
+                None if grad_pooled_patches is None or not need_patches else grad_pooled_patches.contiguous(),
+                None if grad_pooled_tokens is None or not need_tokens else grad_pooled_tokens.contiguous(),
+                patch_embeds,
+                token_embeds,
+                token_mask,
+                patch_mask,
+                scale,
+                threshold,
+                stats,
+                need_patches,
+                need_tokens,
+                ctx.float32_precision,
+            )
+    return (
+        grad_patches if need_patches else None,
+        grad_tokens if need_tokens else None,
+        None,
+        None,
+        grad_scale,
+        *(None,) * (len(ctx.needs_input_grad) - 5),
+    )
+
+
+def _spread(grad_pooled: Tensor, embeds: Tensor, mask: Tensor | None) -> Tensor:
+    """The gradient [B, N, D] of a mean over the valid rows from that of the mean [B, D]."""
+    if mask is None:
+        return (grad_pooled / embeds.shape[1])[:, None].expand_as(embeds)
+    per_row = grad_pooled / mask.sum(1, keepdim=True).clamp(min=1)
+    return (per_row[:, None] * mask[..., None]).to(embeds.dtype)
+
+
+class FineGrainedLossFunction(Function):
     """Per-token fine-grained loss [B, L] (eq 2-6 of Bica et al., 2024), fused; 0 at padded tokens.
 
-    ``apply(patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold, backend)``:
-    patch_embeds [B, P, D] and token_embeds [B, L, D] of one floating dtype, token_mask [B, L] and patch_mask [B, P]
-    bool or None, logit_scale a 0-dim tensor on the same device, similarity_threshold a float or None (1 / number of
-    valid patches), backend ``"cuda"``, ``"triton"`` or ``"cpu"``. Arguments are not validated here:
-    ``fine_grained_loss`` does that.
+    ``apply(patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold, pool_patches,
+    pool_tokens, backend)``: patch_embeds [B, P, D] and token_embeds [B, L, D] of one floating dtype, token_mask [B, L]
+    and patch_mask [B, P] bool or None, logit_scale [] and similarity_threshold [] (or None: 1 / number of valid
+    patches) of the accumulation dtype (float64 for float64 embeddings, else float32) on the same device, pool_patches
+    and pool_tokens whether the means of the valid patches and tokens are wanted, backend ``"cuda"``, ``"triton"`` or
+    ``"cpu"``. Arguments are not validated here: ``fine_grained_loss`` does that.
 
-    The result has the accumulation dtype (float64 for float64 inputs, else float32). Gradients flow to patch_embeds,
-    token_embeds and logit_scale. Between forward and backward it keeps the inputs and six numbers per token; it
-    allocates nothing of size B x L x P or B x L x D. Differentiating twice raises RuntimeError.
+    Returns ``(token_loss [B, L], stats [7, B, L], pooled_patches [B, D], pooled_tokens [B, D])``: losses and statistics
+    (``MATH.md``) in the accumulation dtype, means in that of the embeddings, or [0] where they are not wanted.
+
+    Gradients flow to patch_embeds, token_embeds and logit_scale, and cost nothing for those that need none. Between
+    forward and backward it keeps the inputs and seven numbers per token; it allocates nothing of size B x L x P or
+    B x L x D. ``torch.func`` can transform it. Differentiating twice raises RuntimeError.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        patch_embeds: Tensor,
-        token_embeds: Tensor,
-        token_mask: Tensor | None,
-        patch_mask: Tensor | None,
-        logit_scale: Tensor,
-        similarity_threshold: float | None,
-        backend: str,
-    ) -> Tensor:
-        kernel, _ = _kernels(backend)
-        scale = logit_scale.to(accumulation_dtype(patch_embeds.dtype))
-        token_loss, stats = kernel(patch_embeds, token_embeds, token_mask, patch_mask, scale, similarity_threshold)
-        ctx.save_for_backward(patch_embeds, token_embeds, token_mask, patch_mask, scale, stats)
-        ctx.similarity_threshold, ctx.backend, ctx.scale_dtype = similarity_threshold, backend, logit_scale.dtype
-        return token_loss
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, grad_token_loss: Tensor) -> tuple[Tensor | None, ...]:
-        _, kernel = _kernels(ctx.backend)
-        patch_embeds, token_embeds, token_mask, patch_mask, scale, stats = ctx.saved_tensors
-        grad_patches, grad_tokens, grad_scale = kernel(
-            grad_token_loss,
-            patch_embeds,
-            token_embeds,
-            token_mask,
-            patch_mask,
-            scale,
-            stats,
-            ctx.similarity_threshold,
-        )
-        return grad_patches, grad_tokens, None, None, grad_scale.sum().to(ctx.scale_dtype), None, None
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return call_forward("fine_grained_forward", *inputs)
+
+    setup_context = staticmethod(function_context)
+    backward = staticmethod(_backward)
+
+
+_FORWARD_DIMS = ((0, 0, 0, 0, None, None, None, None, None), (0, 1, 0, 0))
+_BACKWARD_DIMS = ((0, 0, 0, 0, 0, 0, 0, None, None, 1, None, None, None), (0, 0))
+
+
+def _register(suffix: str, backend: str) -> None:
+    derivative = (op_context(backend), _backward)
+    complete(f"fine_grained_forward{suffix}", schema.fake_forward, _FORWARD_DIMS, derivative)
+    complete(f"fine_grained_backward{suffix}", schema.fake_backward, _BACKWARD_DIMS)
+
+
+_TRITON = "sparc_kernels.ops.fine_grained.triton"
+define_triton("fine_grained_forward_triton", schema.FORWARD, _TRITON, "forward")
+define_triton("fine_grained_backward_triton", schema.BACKWARD, _TRITON, "backward")
+_register("_triton", "triton")
+if _native.cpu_reason() is None:  # the library declares its ops
+    _register("", "cpu")

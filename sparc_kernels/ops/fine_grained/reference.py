@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparc_kernels.ops._dtype import accumulation_dtype
+from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 from sparc_kernels.ops._eager import alignment_weights
 
 
@@ -20,7 +20,7 @@ def fine_grained_reference(
     token_mask: Tensor | None,  # [B, L] bool
     patch_mask: Tensor | None,  # [B, P] bool
     logit_scale: Tensor,  # []
-    similarity_threshold: float | None = None,
+    similarity_threshold: float | Tensor | None = None,
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:  # [B, L]
@@ -30,7 +30,7 @@ def fine_grained_reference(
     cross-entropies always run in the accumulation dtype, which is also the dtype of the result.
     ``compute_dtype=torch.bfloat16`` gives what forty lines of PyTorch give on bfloat16 tensors.
     """
-    with torch.autocast(patch_embeds.device.type, enabled=False):
+    with without_autocast(patch_embeds.device.type):
         accumulation = accumulation_dtype(patch_embeds.dtype)
         dtype = compute_dtype or accumulation
         # What stands in a masked row, NaN included, changes nothing.

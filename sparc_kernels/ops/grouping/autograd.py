@@ -1,99 +1,104 @@
-"""Language-grouped embeddings and alignment weights as ``torch.autograd.Function``s over the registered kernels."""
+"""Language-grouped embeddings and alignment weights as ``torch.autograd.Function``s over the registered kernels, and
+their registration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.autograd import Function
+
+from sparc_kernels import _native
+from sparc_kernels.ops._registration import (
+    call_backward,
+    call_forward,
+    complete,
+    define_triton,
+    function_context,
+    kept_tensors,
+    kernel,
+    op_context,
+)
+from sparc_kernels.ops.grouping import schema
 
 
-def _kernels(backend: str, op: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The forward and backward ops of a backend; ``op`` is ``grouped_embeddings`` or ``alignment_weights``."""
-    if backend == "triton":
-        from sparc_kernels.ops.grouping import triton  # noqa: F401  (registers the ops)
+def _backward_of(op: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    def backward(ctx: Any, grad: Tensor, grad_stats: None) -> tuple[Tensor | None, ...]:
+        """Gradients of the forward op's inputs; nothing is computed for one that nobody asked for."""
+        needed = ctx.needs_input_grad[:2]
+        backward_op = kernel(f"{op}_backward", ctx.backend)
+        grads = call_backward(backward_op, grad, *kept_tensors(ctx), *needed, ctx.float32_precision)
+        return (
+            *(found if need else None for found, need in zip(grads, needed)),
+            *(None,) * (len(ctx.needs_input_grad) - 2),
+        )
 
-        ops = torch.ops.sparc_kernels
-        return getattr(ops, f"{op}_forward_triton"), getattr(ops, f"{op}_backward_triton")
-    if backend in ("cpu", "cuda"):
-        from sparc_kernels.ops.grouping import native
-
-        return getattr(native, f"{op}_forward"), getattr(native, f"{op}_backward")
-    raise ValueError(f"backend must be 'cuda', 'triton' or 'cpu', got {backend!r}")
-
-
-def _forward(
-    ctx: Any,
-    op: str,
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    patch_mask: Tensor | None,
-    similarity_threshold: float | None,
-    backend: str,
-) -> Tensor:
-    kernel, _ = _kernels(backend, op)
-    output, stats = kernel(patch_embeds, token_embeds, patch_mask, similarity_threshold)
-    ctx.save_for_backward(patch_embeds, token_embeds, patch_mask, stats)
-    ctx.similarity_threshold, ctx.backend = similarity_threshold, backend
-    return output
+    return backward
 
 
-def _backward(ctx: Any, op: str, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _, kernel = _kernels(ctx.backend, op)
-    patch_embeds, token_embeds, patch_mask, stats = ctx.saved_tensors
-    grad_patches, grad_tokens = kernel(grad, patch_embeds, token_embeds, patch_mask, stats, ctx.similarity_threshold)
-    return grad_patches, grad_tokens, None, None, None
+_embeddings_backward = _backward_of("grouped_embeddings")
+_weights_backward = _backward_of("alignment_weights")
 
 
-class LanguageGroupedEmbeddingsFunction(torch.autograd.Function):
+class LanguageGroupedEmbeddingsFunction(Function):
     """Language-grouped vision embeddings [B, L, D] (eq 5 of Bica et al., 2024), fused.
 
     ``apply(patch_embeds, token_embeds, patch_mask, similarity_threshold, backend)``: patch_embeds [B, P, D] and
-    token_embeds [B, L, D] of one floating dtype, patch_mask [B, P] bool or None, similarity_threshold a float or None
-    (1 / number of valid patches), backend ``"cuda"``, ``"triton"`` or ``"cpu"``. Arguments are not validated here:
-    ``language_grouped_embeddings`` does that.
+    token_embeds [B, L, D] of one floating dtype, patch_mask [B, P] bool or None, similarity_threshold [] of the
+    accumulation dtype (float64 for float64 embeddings, else float32) or None (1 / number of valid patches), backend
+    ``"cuda"``, ``"triton"`` or ``"cpu"``. Arguments are not validated here: ``language_grouped_embeddings`` does that.
 
-    Between forward and backward it keeps the inputs and three numbers per token. Differentiating twice raises
-    RuntimeError.
+    Returns ``(embeddings [B, L, D], stats [3, B, L])``. Between forward and backward it keeps the inputs and three
+    numbers per token; nothing is computed for a gradient that nobody asked for. ``torch.func`` can transform it.
+    Differentiating twice raises RuntimeError.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        patch_embeds: Tensor,
-        token_embeds: Tensor,
-        patch_mask: Tensor | None,
-        similarity_threshold: float | None,
-        backend: str,
-    ) -> Tensor:
-        return _forward(
-            ctx, "grouped_embeddings", patch_embeds, token_embeds, patch_mask, similarity_threshold, backend
-        )
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, grad_embeddings: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, "grouped_embeddings", grad_embeddings)
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return call_forward("grouped_embeddings_forward", *inputs)
+
+    setup_context = staticmethod(function_context)
+    backward = staticmethod(_embeddings_backward)
 
 
-class AlignmentWeightsFunction(torch.autograd.Function):
+class AlignmentWeightsFunction(Function):
     """Alignment weights [B, L, P] (eq 4 of Bica et al., 2024), fused.
 
     The same arguments and the same memory as :class:`LanguageGroupedEmbeddingsFunction`; the weights themselves are not
-    kept. Differentiating twice raises RuntimeError.
+    kept. Returns ``(weights [B, L, P], stats [3, B, L])``. Differentiating twice raises RuntimeError.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        patch_embeds: Tensor,
-        token_embeds: Tensor,
-        patch_mask: Tensor | None,
-        similarity_threshold: float | None,
-        backend: str,
-    ) -> Tensor:
-        return _forward(ctx, "alignment_weights", patch_embeds, token_embeds, patch_mask, similarity_threshold, backend)
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, grad_weights: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, "alignment_weights", grad_weights)
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return call_forward("alignment_weights_forward", *inputs)
+
+    setup_context = staticmethod(function_context)
+    backward = staticmethod(_weights_backward)
+
+
+_FORWARD_DIMS = ((0, 0, 0, None, None), (0, 1))
+_BACKWARD_DIMS = ((0, 0, 0, 0, None, 1, None, None, None), (0, 0))
+
+
+def _register(suffix: str, backend: str) -> None:
+    for op, fake_forward, backward in (
+        ("grouped_embeddings", schema.fake_embeddings_forward, _embeddings_backward),
+        ("alignment_weights", schema.fake_weights_forward, _weights_backward),
+    ):
+        complete(f"{op}_forward{suffix}", fake_forward, _FORWARD_DIMS, (op_context(backend), backward))
+        complete(f"{op}_backward{suffix}", schema.fake_backward, _BACKWARD_DIMS)
+
+
+_TRITON = "sparc_kernels.ops.grouping.triton"
+define_triton("grouped_embeddings_forward_triton", schema.EMBEDDINGS_FORWARD, _TRITON, "embeddings_forward")
+define_triton("grouped_embeddings_backward_triton", schema.EMBEDDINGS_BACKWARD, _TRITON, "embeddings_backward")
+define_triton("alignment_weights_forward_triton", schema.WEIGHTS_FORWARD, _TRITON, "weights_forward")
+define_triton("alignment_weights_backward_triton", schema.WEIGHTS_BACKWARD, _TRITON, "weights_backward")
+_register("_triton", "triton")
+if _native.cpu_reason() is None:  # the library declares its ops
+    _register("", "cpu")

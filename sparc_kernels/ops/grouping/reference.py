@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparc_kernels.ops._dtype import accumulation_dtype
+from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 from sparc_kernels.ops._eager import alignment_weights as _alignment_weights
 
 
@@ -26,7 +26,7 @@ def alignment_weights_reference(
     patch_embeds: Tensor,  # [B, P, D]
     token_embeds: Tensor,  # [B, L, D]
     patch_mask: Tensor | None = None,  # [B, P] bool
-    similarity_threshold: float | None = None,
+    similarity_threshold: float | Tensor | None = None,
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:  # [B, L, P]
@@ -34,7 +34,7 @@ def alignment_weights_reference(
 
     Computed in ``compute_dtype`` (default: the accumulation dtype of the inputs), returned in the inputs' dtype.
     """
-    with torch.autocast(patch_embeds.device.type, enabled=False):
+    with without_autocast(patch_embeds.device.type):
         patches, tokens = _cast(patch_embeds, token_embeds, patch_mask, compute_dtype)
         return _alignment_weights(patches, tokens, patch_mask, similarity_threshold).to(patch_embeds.dtype)
 
@@ -43,7 +43,7 @@ def grouped_embeddings_reference(
     patch_embeds: Tensor,  # [B, P, D]
     token_embeds: Tensor,  # [B, L, D]
     patch_mask: Tensor | None = None,  # [B, P] bool
-    similarity_threshold: float | None = None,
+    similarity_threshold: float | Tensor | None = None,
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:  # [B, L, D]
@@ -51,7 +51,7 @@ def grouped_embeddings_reference(
 
     Computed in ``compute_dtype`` (default: the accumulation dtype of the inputs), returned in the inputs' dtype.
     """
-    with torch.autocast(patch_embeds.device.type, enabled=False):
+    with without_autocast(patch_embeds.device.type):
         patches, tokens = _cast(patch_embeds, token_embeds, patch_mask, compute_dtype)
         weights = _alignment_weights(patches, tokens, patch_mask, similarity_threshold)
         return (weights @ patches).to(patch_embeds.dtype)  # eq 5
