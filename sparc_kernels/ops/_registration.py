@@ -132,7 +132,8 @@ def _keep(ctx: Any, op_inputs: list[Any], output: tuple[Tensor, ...], backend: s
     tensors = [x for x in (*op_inputs, stats) if x is None or isinstance(x, Tensor)]
     # Autograd refuses to save tensors made under torch.inference_mode, since it cannot watch them for changes. They
     # have no gradient and no history, so holding them makes no cycle.
-    ctx.inference_tensors = [x if x is not None and x.is_inference() else None for x in tensors]
+    tracing = torch.compiler.is_compiling()
+    ctx.inference_tensors = [x if not tracing and x is not None and x.is_inference() else None for x in tensors]
     ctx.save_for_backward(*(x if held is None else None for x, held in zip(tensors, ctx.inference_tensors)))
     ctx.backend, ctx.float32_precision = backend, precision
 
@@ -143,8 +144,18 @@ def kept_tensors(ctx: Any) -> list[Any]:
 
 
 def apply(function: type[Function], name: str, *inputs: Any) -> Any:
-    """``function.apply(*inputs)``, as the bare op ``name`` where a graph is exported: it brings its derivative."""
-    return call_forward(name, *inputs) if torch.compiler.is_exporting() else function.apply(*inputs)
+    """``function.apply(*inputs)``; in a traced graph the bare op ``name``, which brings its derivative along."""
+    if torch.compiler.is_compiling():
+        return call_forward(name, *inputs)
+    try:
+        return function.apply(*inputs)
+    except NotImplementedError as error:
+        if "jvp" not in str(error):
+            raise
+        raise NotImplementedError(
+            "the fused kernels have no forward-mode derivatives (torch.func.jvp, jacfwd, hessian): use "
+            "backend='eager', or reverse mode (torch.func.grad, vjp, jacrev)"
+        ) from error
 
 
 def _vmap_rule(op: Any, argument_dims: BatchDims, result_dims: BatchDims) -> Callable[..., Any]:
