@@ -29,7 +29,8 @@ RULES = {
     "modules": {"sparc_kernels._validate", "sparc_kernels.functional"},
     "_arrays": set(),
     "_validate": set(),
-    "_native": set(),
+    "_native": {"sparc_kernels._elf"},
+    "_elf": set(),
     "_version": set(),
 }
 
