@@ -62,8 +62,8 @@ extern "C" __attribute__((visibility("default"))) const char* sparc_cuda_refusal
   static thread_local std::string reason;
   reason = std::string(cudaGetErrorString(status)) +
            " (holds " SPARC_STRING(SPARC_CUDA_ARCHITECTURES) " and the runtime of CUDA " +
-           release(CUDART_VERSION) + "; " + (driver ? "the driver is for CUDA " + release(driver) : "no driver") +
-           ")";
+           release(CUDART_VERSION) + "; " +
+           (driver ? "the driver is for CUDA " + release(driver) : "no driver") + ")";
   return reason.c_str();
 }
 
