@@ -3,8 +3,8 @@
 Exits with 1 where something does not work that should, and names it on the error output:
 
 - the CPU half of the native library is missing or cannot be used;
-- on a GPU of compute capability 8.0 or newer that PyTorch sees: the CUDA half is there but cannot be used, or it is
-  not there and triton cannot be used either.
+- on a GPU of compute capability 8.0 or newer that a CUDA build of PyTorch sees: the CUDA half is there but cannot be
+  used, or it is not there and triton cannot be used either.
 
 Else with 0: a CUDA half that was not built is no fault while triton serves the GPU.
 """
@@ -44,8 +44,10 @@ def faults() -> list[str]:
     cpu_reason = _native.cpu_reason()
     if cpu_reason is not None:
         found.append(f"the cpu backend cannot be used: {cpu_reason}")
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return found
     has_cuda_half = _native.build_info()["cuda_library"] is not None
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+    for index in range(torch.cuda.device_count()):
         if torch.cuda.get_device_capability(index) < _dispatch.CUDA_CAPABILITY:
             continue
         device = torch.device("cuda", index)

@@ -203,6 +203,7 @@ def test_doctors_view_of_a_gpu(
 ) -> None:
     monkeypatch.setattr(_native, "cpu_reason", lambda: None)
     monkeypatch.setattr(_native, "build_info", lambda: {"cuda_library": half})
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
