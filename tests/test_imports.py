@@ -35,7 +35,8 @@ RULES = {
     "_arrays": set(),
     "_compile": set(),
     "_validate": set(),
-    "_native": set(),
+    "_native": {"sparc_kernels._elf"},
+    "_elf": set(),
     "_version": set(),
 }
 
