@@ -1,0 +1,60 @@
+"""DistributedDataParallel: two processes that train like one process on the batch of both.
+
+    torchrun --nproc-per-node 2 examples/train_ddp.py
+
+SparcLoss stands inside the wrapped module: beside it, nobody would average the gradient of its scale. DDP averages over
+processes, so the parts of the loss, which are averages over words and over pairs, need a word on what they average.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparc_kernels import SparcLoss, contrastive_loss, fine_grained_loss
+
+
+def of_all_ranks(own: Tensor) -> Tensor:
+    """[B, D] of every process in turn. Its gradient reaches the own rows, times the processes that DDP divides by."""
+    rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, own.detach().contiguous())
+    rows[dist.get_rank()] = own.detach() + len(rows) * (own - own.detach())
+    return torch.cat(rows)
+
+
+class TowersAndLoss(nn.Module):
+    def __init__(self, dim: int = 32) -> None:
+        super().__init__()
+        self.image_tower = nn.Conv2d(3, dim, 8, 8)  # stand-ins
+        self.text_tower = nn.Embedding(100, dim)
+        self.criterion = SparcLoss()
+
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        patches, tokens = self.image_tower(images).flatten(2).transpose(1, 2), self.text_tower(ids)
+        self.criterion.clamp_logit_scale()
+        scale = self.criterion.log_logit_scale.exp()
+        words_here = mask.sum()
+        words = words_here.clone()
+        dist.all_reduce(words)
+        share = dist.get_world_size() * words_here / words  # ranks with more words count more: the mean over all words
+        local = share * fine_grained_loss(patches, tokens, mask, logit_scale=scale)
+        texts = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        # Without of_all_ranks, every pair would be told from the other pairs of its own rank alone.
+        whole = contrastive_loss(of_all_ranks(patches.mean(1)), of_all_ranks(texts), logit_scale=scale)
+        return self.criterion.global_weight * whole + self.criterion.local_weight * local
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)  # the same weights everywhere, other data: DDP would send rank 0's weights around anyway
+    model = DistributedDataParallel(TowersAndLoss())
+    torch.manual_seed(1 + dist.get_rank())
+    batch = torch.randn(8, 3, 32, 32), torch.randint(0, 100, (8, 12)), torch.arange(12) < torch.randint(1, 13, (8, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(5):
+        optimizer.zero_grad()
+        loss = model(*batch)
+        loss.backward()
+        optimizer.step()
+        print(f"rank {dist.get_rank()}, step {step}: loss {loss.item():.4f}")
+    dist.destroy_process_group()
