@@ -28,7 +28,7 @@ def write_features(folder: Path, pairs: int = 96, patches: int = 100, tokens: in
 class Adapters(nn.Module):
     def __init__(self, dim: int = 128) -> None:
         super().__init__()
-        self.patch_adapter, self.token_adapter = nn.Linear(192, dim, bias=False), nn.Linear(128, dim, bias=False)
+        self.patch_adapter, self.token_adapter = nn.Linear(192, dim), nn.Linear(128, dim)
         self.criterion = SparcLoss()
 
     def forward(self, patches: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -37,22 +37,20 @@ class Adapters(nn.Module):
 
 def main(folder: Path, epochs: int = 6) -> list[float]:
     torch.manual_seed(0)
-    data = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("patches", "tokens", "mask")]
-    model = Adapters()
+    model, data = Adapters(), [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("patches", "tokens", "mask")]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses, seconds = [], {"auto": [], "eager": []}
-    for rows in (rows for _ in range(epochs) for rows in torch.randperm(len(data[0])).split(32)):
+    for rows in torch.cat([torch.randperm(len(data[0])) for _ in range(epochs)]).split(32):
         batch = [torch.from_numpy(array[rows.numpy()]) for array in data]  # reads these rows alone
         for model.criterion.backend, times in seconds.items():
             started = time.perf_counter()
             optimizer.zero_grad()
-            loss = model(*batch)
-            loss.backward()
+            (loss := model(*batch)).backward()
             optimizer.step()
             times.append(time.perf_counter() - started)
             losses.append(loss.item())
-    ratio = statistics.median(seconds["eager"]) / statistics.median(seconds["auto"])
-    print(f"loss {losses[0]:.4f} to {losses[-1]:.4f}; time per step, eager / auto: {ratio:.2f}")
+    auto, eager = map(statistics.median, seconds.values())
+    print(f"loss {losses[0]:.4f} to {losses[-1]:.4f}; time per step, eager / auto: {eager / auto:.2f}")
     return losses
 
 

@@ -47,13 +47,8 @@ def main(epochs: int = 5) -> list[float]:
     lightning.seed_everything(0, verbose=False)
     module, data = make()
     printer = PrintLoss()
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = lightning.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=[printer], **quiet)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_epochs=epochs, callbacks=[printer], **quiet)
     trainer.fit(module, DataLoader(TensorDataset(*data), batch_size=16))
     return printer.losses
 
