@@ -36,8 +36,9 @@ class TowersAndLoss(nn.Module):
         words_here = mask.sum()
         words = words_here.clone()
         dist.all_reduce(words)
-        share = dist.get_world_size() * words_here / words  # ranks with more words count more: the mean over all words
-        local = share * fine_grained_loss(patches, tokens, mask, logit_scale=scale)
+        # A rank counts as much as it has words, so that the average over ranks is the mean over all words.
+        local = fine_grained_loss(patches, tokens, mask, logit_scale=scale)
+        local = local * (dist.get_world_size() * words_here) / words
         texts = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         # Without of_all_ranks, every pair would be told from the other pairs of its own rank alone.
         whole = contrastive_loss(of_all_ranks(patches.mean(1)), of_all_ranks(texts), logit_scale=scale)
@@ -46,7 +47,6 @@ class TowersAndLoss(nn.Module):
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    torch.manual_seed(0)  # the same weights everywhere, other data: DDP would send rank 0's weights around anyway
     model = DistributedDataParallel(TowersAndLoss())
     torch.manual_seed(1 + dist.get_rank())
     batch = torch.randn(8, 3, 32, 32), torch.randint(0, 100, (8, 12)), torch.arange(12) < torch.randint(1, 13, (8, 1))

@@ -1,6 +1,8 @@
-"""Train on drawn scenes for some seconds, then draw where every word looks: words.png.
+"""Train on drawn scenes for some seconds, then draw where every word looks, into words.png.
 
-pip install matplotlib && python examples/words_over_picture.py With real towers: docs/training.md.
+    pip install matplotlib && python examples/words_over_picture.py
+
+With real towers: ``python -m sparc_kernels.train --demo`` (docs/training.md).
 """
 
 import torch
