@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 examples/train_ddp.py
 
 SparcLoss stands inside the wrapped module: beside it, nobody would average the gradient of its scale. DDP averages over
-processes, so the parts of the loss, which are averages over words and over pairs, need a word on what they average.
+processes, as if each had as many words, and each process alone would tell its pairs from its own only: see forward.
 """
 
 import torch
@@ -31,22 +31,19 @@ class TowersAndLoss(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         patches, tokens = self.image_tower(images).flatten(2).transpose(1, 2), self.text_tower(ids)
-        self.criterion.clamp_logit_scale()
+        self.criterion.clamp_logit_scale()  # as its own forward does
         scale = self.criterion.log_logit_scale.exp()
-        words_here = mask.sum()
-        words = words_here.clone()
+        words = mask.sum()
         dist.all_reduce(words)
         # A rank counts as much as it has words, so that the average over ranks is the mean over all words.
         local = fine_grained_loss(patches, tokens, mask, logit_scale=scale)
-        local = local * (dist.get_world_size() * words_here) / words
+        local = local * (dist.get_world_size() * mask.sum()) / words
         texts = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        # Without of_all_ranks, every pair would be told from the other pairs of its own rank alone.
         whole = contrastive_loss(of_all_ranks(patches.mean(1)), of_all_ranks(texts), logit_scale=scale)
         return self.criterion.global_weight * whole + self.criterion.local_weight * local
 
 
-if __name__ == "__main__":
-    dist.init_process_group("gloo")
+def main() -> None:
     model = DistributedDataParallel(TowersAndLoss())
     torch.manual_seed(1 + dist.get_rank())
     batch = torch.randn(8, 3, 32, 32), torch.randint(0, 100, (8, 12)), torch.arange(12) < torch.randint(1, 13, (8, 1))
@@ -57,4 +54,8 @@ if __name__ == "__main__":
         loss.backward()
         optimizer.step()
         print(f"rank {dist.get_rank()}, step {step}: loss {loss.item():.4f}")
-    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    main()

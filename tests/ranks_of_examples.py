@@ -89,4 +89,3 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     check_ddp()
     check_fsdp2()
-    dist.destroy_process_group()
