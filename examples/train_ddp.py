@@ -1,4 +1,4 @@
-"""DistributedDataParallel: two processes that train like one process on the batch of both.
+"""DistributedDataParallel: processes that train like one process on the batch of all.
 
     torchrun --nproc-per-node 2 examples/train_ddp.py
 
@@ -25,25 +25,21 @@ def of_all_ranks(own: Tensor) -> Tensor:
 class TowersAndLoss(nn.Module):
     def __init__(self, dim: int = 32) -> None:
         super().__init__()
-        self.image_tower = nn.Conv2d(3, dim, 8, 8)  # stand-ins
-        self.text_tower = nn.Embedding(100, dim)
+        self.image_tower, self.text_tower = nn.Conv2d(3, dim, 8, 8), nn.Embedding(100, dim)  # stand-ins
         self.criterion = SparcLoss()
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         patches, tokens = self.image_tower(images).flatten(2).transpose(1, 2), self.text_tower(ids)
-        self.criterion.clamp_logit_scale()  # as its own forward does
         scale = self.criterion.log_logit_scale.exp()
-        words = mask.sum()
-        dist.all_reduce(words)
+        dist.all_reduce(words := mask.sum())
         # A rank counts as much as it has words, so that the average over ranks is the mean over all words.
-        local = fine_grained_loss(patches, tokens, mask, logit_scale=scale)
-        local = local * (dist.get_world_size() * mask.sum()) / words
+        local = fine_grained_loss(patches, tokens, mask, logit_scale=scale) * dist.get_world_size() * mask.sum() / words
         texts = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         whole = contrastive_loss(of_all_ranks(patches.mean(1)), of_all_ranks(texts), logit_scale=scale)
         return self.criterion.global_weight * whole + self.criterion.local_weight * local
 
 
-def main() -> None:
+def main() -> float:
     model = DistributedDataParallel(TowersAndLoss())
     torch.manual_seed(1 + dist.get_rank())
     batch = torch.randn(8, 3, 32, 32), torch.randint(0, 100, (8, 12)), torch.arange(12) < torch.randint(1, 13, (8, 1))
@@ -53,9 +49,12 @@ def main() -> None:
         loss = model(*batch)
         loss.backward()
         optimizer.step()
+        model.module.criterion.clamp_logit_scale()
         print(f"rank {dist.get_rank()}, step {step}: loss {loss.item():.4f}")
+    return loss.item()
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     main()
+    dist.destroy_process_group()

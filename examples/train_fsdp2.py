@@ -49,3 +49,4 @@ def main(steps: int = 5) -> nn.Module:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     main()
+    dist.destroy_process_group()

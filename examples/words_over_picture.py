@@ -1,8 +1,6 @@
 """Train on drawn scenes for some seconds, then draw where every word looks, into words.png.
 
-    pip install matplotlib && python examples/words_over_picture.py
-
-With real towers: ``python -m sparc_kernels.train --demo`` (docs/training.md).
+pip install matplotlib && python examples/words_over_picture.py     # with real towers: docs/training.md
 """
 
 import torch
@@ -30,14 +28,14 @@ def draw(picture: Tensor, words: list[str], weights: Tensor, path: str) -> None:
     """A picture [3, S, S], and beside it the weights [L, P] of every word over its patches."""
     figure = Figure(figsize=(2 * len(words) + 2, 2.3), layout="constrained")
     axes = figure.subplots(1, len(words) + 1, subplot_kw={"xticks": [], "yticks": []})
-    axes[0].imshow(picture.clamp(0, 1).permute(1, 2, 0))
+    axes[0].imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy())
     for axis, word, row in zip(axes[1:], words, weights.unflatten(1, (GRID, GRID))):
-        axis.imshow(row, cmap="gray")
+        axis.imshow(row.numpy(), cmap="gray")
         axis.set_title(word)
     figure.savefig(path)
 
 
-def main(path: str = "words.png", steps: int = 400) -> float:
+def main(path: str = "words.png", steps: int = 300) -> float:
     torch.manual_seed(0)
     image_tower = nn.Sequential(nn.Conv2d(3, 64, PATCH, PATCH), nn.GELU(), nn.Conv2d(64, 32, 1))
     text_tower, criterion = nn.Embedding(len(COLOURS), 32), SparcLoss()
