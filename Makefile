@@ -27,8 +27,11 @@ $(VENV)/.packages: pyproject.toml
 	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TRITON)"
 	touch $@
 
+# The constraint keeps the torch that is there: the newest torchvision, which open_clip asks for, would replace it.
 $(VENV)/.installed: $(VENV)/.packages $(NATIVE)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,test,bench,dev]"
+	$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint $(VENV)/constraints.txt \
+	    --editable ".[train,test,bench,dev,examples]"
 	touch $@
 
 .PHONY: install
@@ -77,6 +80,10 @@ wheel: install ## build the wheel into dist/, with the manylinux tag that it may
 .PHONY: wheel-matrix
 wheel-matrix: wheel ## run the wheel under torch 2.10 to the newest and Python 3.10 to 3.13 (downloads 25 GB)
 	$(BIN)/python -m tools.wheel_matrix $(MATRIX_ARGS)
+
+.PHONY: hub-kernel
+hub-kernel: install ## write the layout that Hugging Face's kernels loads, into dist/hub_kernel/
+	$(BIN)/python -m tools.hub_kernel
 
 .PHONY: doctor
 doctor: install ## print versions, and which backends this machine can use
