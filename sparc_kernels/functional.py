@@ -157,7 +157,7 @@ def _token_losses(
     pool_patches: bool = False,
     pool_tokens: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [B, L], and the means [B, D] of the valid patches and tokens where they are asked for (else unspecified)."""
+    """Losses [B, L], and the means [B, D] of the valid patches and tokens where asked for (else unspecified)."""
     patch_embeds, token_embeds, token_mask, patch_mask, threshold = pairs
     _validate.logit_scale(scale_name, logit_scale, "patch_embeds", patch_embeds)
     backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype)
@@ -326,7 +326,8 @@ def sparc_loss(
         patch_embeds: [B, P, D] patch embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
         token_embeds: [B, L, D] token embeddings, of the same dtype and device.
         token_mask: [B, L] bool, True = valid; None = all valid.
-        logit_scale: 1 / temperature of both losses, a number or a one-element tensor (which receives a gradient in its shape).
+        logit_scale: 1 / temperature of both losses, a number or a one-element tensor (which receives a gradient in its
+            shape). A learned logarithm, as CLIP keeps it, comes in as ``log_scale.exp()``.
         local_logit_scale: 1 / temperature of the fine-grained loss where it is to differ; None = ``logit_scale``.
         patch_mask: [B, P] bool, True = valid; None = all valid.
         image_embeds: [B, G] global image embeddings; None = mean over the valid patches.

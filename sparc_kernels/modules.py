@@ -22,9 +22,9 @@ def _positive(name: str, value: float) -> float:
 class SparcLoss(nn.Module):
     """The SPARC loss with a learnable temperature (:func:`sparc_kernels.sparc_loss`).
 
-    The parameter ``log_logit_scale`` [1] holds log(1 / temperature), as in CLIP (Radford et al., 2021); it is clamped in
-    place to log(``max_logit_scale``) before each use in training mode. Under FSDP2 the forward pass sees a gathered copy
-    of it, so call :meth:`clamp_logit_scale` after each step of the optimizer as well.
+    The parameter ``log_logit_scale`` [1] holds log(1 / temperature), as in CLIP (Radford et al., 2021); it is clamped
+    in place to log(``max_logit_scale``) before each use in training mode. Under FSDP2 the forward pass sees a gathered
+    copy of it, so call :meth:`clamp_logit_scale` after each step of the optimizer as well.
 
     On several processes the module belongs inside the model that ``DistributedDataParallel`` or ``fully_shard`` wraps:
     beside it, nobody averages the gradient of the scale, and each process learns one of its own.

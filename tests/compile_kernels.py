@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,10 +32,10 @@ def plans(capability: int, dtype_name: str, p: int, l: int, d: int, precision: s
     """The launches of every op of both rooms for a batch of 1024 pairs."""
     import torch
 
+    from sparc_kernels.ops._triton.plans import Gradients, Inputs
     from sparc_kernels.ops.fine_grained import triton as fine_grained
     from sparc_kernels.ops.grouping import triton as grouping
 
-    torch.set_float32_matmul_precision(precision)
     b, dtype = 1024, getattr(torch, dtype_name)
 
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -42,20 +43,33 @@ def plans(capability: int, dtype_name: str, p: int, l: int, d: int, precision: s
 
     patches, tokens, mask = meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), meta(b, l, dtype=torch.bool)
     scale, weight = meta(), meta(b, l)
-    masks = (mask, None, scale)
+    pairs = Inputs(patches, tokens, mask, None, None, precision)
+    groups = replace(pairs, token_mask=None)
+    grads = (torch.empty_like(patches), torch.empty_like(tokens))
+    means = (meta(b, d, dtype=dtype), meta(b, d, dtype=dtype))
     found = {}
     with (
         mock.patch.object(fine_grained, "capability", return_value=capability),
         mock.patch.object(grouping, "capability", return_value=capability),
     ):
-        (_, stats), found["forward"] = fine_grained.forward_plan(patches, tokens, *masks, None)
-        _, found["backward"] = fine_grained.backward_plan(weight, patches, tokens, *masks, stats, None)
+        for name, pool in (("forward", False), ("pooled_forward", True)):
+            (_, stats, *_), found[name] = fine_grained.forward_plan(pairs, scale, pool, pool)
+        for name, out in {
+            "backward": Gradients(*grads),
+            "pooled_backward": Gradients(*grads, *means),
+            "backward_of_patches": Gradients(grads[0], None, means[0]),
+            "backward_of_tokens": Gradients(None, grads[1], None, means[1]),
+        }.items():
+            found[name] = fine_grained.backward_plan(weight, pairs, scale, stats, out)
         for name, is_weights, n in (("embeddings", False, d), ("weights", True, p)):
-            plan = grouping.forward_plan(patches, tokens, None, None, weights=is_weights)
-            (_, stats), found[f"{name}_forward"] = plan
+            _, found[f"{name}_forward"] = grouping.forward_plan(groups, weights=is_weights)
             grad = meta(b, l, n, dtype=dtype)
-            plan = grouping.backward_plan(grad, patches, tokens, None, stats, None, weights=is_weights)
-            found[f"{name}_backward"] = plan[1]
+            for one, out in (
+                ("backward", Gradients(*grads)),
+                ("backward_of_patches", Gradients(grads[0], None)),
+                ("backward_of_tokens", Gradients(None, grads[1])),
+            ):
+                found[f"{name}_{one}"] = grouping.backward_plan(grad, groups, out, weights=is_weights)
     return found
 
 
@@ -164,7 +178,7 @@ def main() -> None:
             for launch in launches:
                 key = (
                     launch.kernel.__name__,
-                    str(sorted((k, str(v)) for k, v in launch.arguments.items() if k.isupper())),
+                    str(sorted((k, str(v)) for k, v in launch.arguments.items() if k.isupper() or v is None)),
                 )
                 if key not in done:  # one group of pairs is compiled for all
                     done.add(key)

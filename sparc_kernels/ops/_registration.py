@@ -67,8 +67,8 @@ def complete(
 
 def _refuse(qualified_name: str) -> None:
     raise RuntimeError(
-        f"{qualified_name} is not differentiable: the fused kernels have first derivatives only; for second derivatives "
-        "use backend='eager'"
+        f"{qualified_name} is not differentiable: the fused kernels have first derivatives only; for second "
+        "derivatives use backend='eager'"
     )
 
 

@@ -164,7 +164,15 @@ def test_image_without_a_patch_is_nan(backend: str) -> None:
     patch_mask[1] = False
     leaves = inputs.require_grad()
     loss, _, pooled_patches, pooled_tokens = sk.FineGrainedLossFunction.apply(
-        leaves.patch_embeds, leaves.token_embeds, inputs.token_mask, patch_mask, leaves.logit_scale, None, True, True, backend
+        leaves.patch_embeds,
+        leaves.token_embeds,
+        inputs.token_mask,
+        patch_mask,
+        leaves.logit_scale,
+        None,
+        True,
+        True,
+        backend,
     )
     assert loss[0].isfinite().all()
     assert loss[1, :3].isnan().all()

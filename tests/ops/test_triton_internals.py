@@ -11,10 +11,12 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from sparc_kernels.ops._triton.config import TiledConfig
+from sparc_kernels.ops._triton.plans import Gradients, Inputs
 from sparc_kernels.ops.fine_grained import triton as fine_grained
 from sparc_kernels.ops.fine_grained.config import PairConfig
 from sparc_kernels.ops.fine_grained.config import choose as choose_pair
 from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
+from sparc_kernels.ops.fine_grained.schema import STATS
 from sparc_kernels.ops.grouping import triton as grouping
 from sparc_kernels.ops.grouping.config import RowConfig
 from sparc_kernels.ops.grouping.reference import (
@@ -50,41 +52,69 @@ def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert errors(actual, expected).l2 <= FLOOR[dtype]
 
 
+NEEDS = ((True, True), (True, False), (False, True))
+
+
+def mean(rows: Tensor, mask: Tensor) -> Tensor:
+    return rows.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("config", [PAIR, TILED])
-def test_fine_grained_paths(config: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_fine_grained_paths(config: Any, dtype: torch.dtype, threshold: float | None) -> None:
     patches, tokens, token_mask, patch_mask = tensors(dtype)
     scale = torch.tensor(SCALE, device=DEVICE)
-    weight = torch.rand(21, 1, device=DEVICE).expand(21, 3).t()
-    inputs = (patches, tokens, token_mask, patch_mask, scale)
-    loss, stats = fine_grained.forward(*inputs, None, config=config)
-    grads = fine_grained.backward(weight, *inputs, stats, None, config=config)
+    sigma = None if threshold is None else torch.tensor(threshold, device=DEVICE)
+    weight = torch.rand(21, 3, device=DEVICE).t()
+    inputs = (patches, tokens, token_mask, patch_mask, scale, sigma)
+    loss, stats, *pooled = fine_grained.forward(*inputs, True, True, "highest", config=config)
+    upstream = [torch.randn(3, 24, device=DEVICE).to(dtype) for _ in pooled]
+    grads = fine_grained.backward(weight, *upstream, *inputs, stats, True, True, "highest", config=config)
 
     truth = [tensor.double().requires_grad_() for tensor in (patches, tokens, scale)]
-    expected = fine_grained_reference(truth[0], truth[1], token_mask, patch_mask, truth[2], None)
-    expected_grads = torch.autograd.grad((expected * weight).sum(), truth)
+    expected = fine_grained_reference(truth[0], truth[1], token_mask, patch_mask, truth[2], threshold)
+    means = [mean(truth[0], patch_mask), mean(truth[1], token_mask)]
+    total = (expected * weight).sum() + sum((x * g.double()).sum() for x, g in zip(means, upstream))
+    expected_grads = torch.autograd.grad(total, truth)
     close(loss, expected, dtype)
-    close(grads[0], expected_grads[0], dtype)
-    close(grads[1], expected_grads[1], dtype)
-    close(grads[2].sum(), expected_grads[2], dtype)
+    for found, wanted in zip((*pooled, *grads), (*means, *expected_grads)):
+        assert found.dtype == dtype
+        close(found, wanted, dtype)
+    close((weight * stats[STATS.index("scale_derivative")]).sum(), expected_grads[2], dtype)
+
+    bare = fine_grained.forward(*inputs, False, False, "highest", config=config)
+    assert torch.equal(bare[0], loss)
+    assert bare[2].numel() == bare[3].numel() == 0
+    for needs in NEEDS:
+        some = fine_grained.backward(weight, *upstream, *inputs, stats, *needs, "highest", config=config)
+        for found, whole, needed in zip(some, grads, needs):
+            assert torch.equal(found, whole) if needed else found.numel() == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("config", [ROWS, TILED])
 @pytest.mark.parametrize("weights", [False, True])
-def test_grouping_paths(config: Any, dtype: torch.dtype, weights: bool) -> None:
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_grouping_paths(config: Any, dtype: torch.dtype, weights: bool, threshold: float | None) -> None:
     patches, tokens, _, patch_mask = tensors(dtype)
     tokens = tokens.nan_to_num(0.5)
     reference = alignment_weights_reference if weights else grouped_embeddings_reference
     truth = [tensor.double().requires_grad_() for tensor in (patches, tokens)]
-    expected = reference(truth[0], truth[1], patch_mask, None)
+    expected = reference(truth[0], truth[1], patch_mask, threshold)
     grad = torch.randn(expected.transpose(1, 2).shape, device=DEVICE).transpose(1, 2).to(dtype)
-    out, stats = grouping.forward(patches, tokens, patch_mask, None, weights=weights, config=config)
-    grads = grouping.backward(grad, patches, tokens, patch_mask, stats, None, weights=weights, config=config)
+    sigma = None if threshold is None else torch.tensor(threshold, device=DEVICE)
+    inputs = Inputs(patches, tokens, None, patch_mask, sigma, "highest")
+    out, _ = grouping.forward(inputs, weights=weights, config=config)
+    grads = grouping.backward(grad, inputs, True, True, weights=weights, config=config)
     expected_grads = torch.autograd.grad((expected * grad).sum(), truth)
     close(out, expected, dtype)
     close(grads[0], expected_grads[0], dtype)
     close(grads[1], expected_grads[1], dtype)
+    for needs in NEEDS:
+        some = grouping.backward(grad, inputs, *needs, weights=weights, config=config)
+        for found, whole, needed in zip(some, grads, needs):
+            assert torch.equal(found, whole) if needed else found.numel() == 0
 
 
 def test_choice_of_path() -> None:
@@ -102,10 +132,11 @@ def test_workspaces_do_not_grow_with_the_batch() -> None:
     for n_pairs in (64, 256):
         patches = torch.empty(n_pairs, 300, 64, device="meta")
         tokens = torch.empty(n_pairs, 80, 64, device="meta")
-        scale, weight, stats = (torch.empty(s, device="meta") for s in ((), (n_pairs, 80), (6, n_pairs, 80)))
-        inputs = (patches, tokens, None, None, scale)
-        outputs, launches = fine_grained.backward_plan(weight, *inputs, stats, None, config=config)
-        known = {id(t.untyped_storage()) for t in (patches, tokens, scale, weight, stats, *outputs)}
+        scale, weight, stats = (torch.empty(s, device="meta") for s in ((), (n_pairs, 80), (7, n_pairs, 80)))
+        out = Gradients(torch.empty_like(patches), torch.empty_like(tokens))
+        inputs = Inputs(patches, tokens, None, None, None, "highest")
+        launches = fine_grained.backward_plan(weight, inputs, scale, stats, out, config=config)
+        known = {id(t.untyped_storage()) for t in (patches, tokens, scale, weight, stats, out.patches, out.tokens)}
         storages = {
             id(t.untyped_storage()): t.untyped_storage().nbytes()
             for launch in launches

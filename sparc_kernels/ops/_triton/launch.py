@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,6 @@ import torch
 import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
-
-from sparc_kernels.ops._registration import complete
 
 # torch.get_float32_matmul_precision() -> the precision of a Triton product with float32 operands
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
@@ -68,9 +66,9 @@ def capability(tensor: Tensor) -> int:
     return 10 * major + minor
 
 
-def product_precision(dtype: torch.dtype) -> str:
+def product_precision(dtype: torch.dtype, float32_precision: str) -> str:
     """``input_precision`` of ``tl.dot``: float32 operands follow ``torch.set_float32_matmul_precision``."""
-    return _PRECISIONS[torch.get_float32_matmul_precision()] if dtype == torch.float32 else "ieee"
+    return _PRECISIONS[float32_precision] if dtype == torch.float32 else "ieee"
 
 
 def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:
@@ -86,11 +84,3 @@ def run_all(launches: Iterable[Launch], tensor: Tensor) -> None:
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
         for launch in launches:
             launch.run()
-
-
-def register_op(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Define ``sparc_kernels::<name>``: CUDA tensors, CPU tensors (in the interpreter), fake tensors."""
-    qualified_name = f"sparc_kernels::{name}"
-    torch.library.define(qualified_name, schema)
-    torch.library.impl(qualified_name, ("CPU", "CUDA"), implementation)
-    complete(qualified_name, fake)

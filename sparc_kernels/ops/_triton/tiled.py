@@ -9,7 +9,16 @@ holds pair, row tile, column tile. Numbers of tiles are constexprs: loops over t
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._triton.tiles import alignment, load_mask, load_tile, min_max_heights, store_tile, threshold_of
+from sparc_kernels.ops._triton.tiles import (
+    alignment,
+    load_mask,
+    load_tile,
+    min_max_heights,
+    share_of_mean,
+    store_mean,
+    store_tile,
+    threshold_of,
+)
 
 ROW_MIN = tl.constexpr(0)
 ROW_RANGE = tl.constexpr(1)
@@ -77,6 +86,42 @@ def unit_of(p_tops, o_b, TOPS: tl.constexpr, BLOCK_TOPS: tl.constexpr):
 
 
 @triton.jit
+def count_valid(p_mask, o_b, n_rows, stride_batch, stride_row, TILES: tl.constexpr, BLOCK: tl.constexpr):
+    """How many of a pair's rows are valid."""
+    count = 0
+    for tile in range(TILES):
+        o_rows = tile * BLOCK + tl.arange(0, BLOCK)
+        count += tl.sum(load_mask(p_mask, o_b, o_rows, n_rows, stride_batch, stride_row).to(tl.int32), axis=0)
+    return count
+
+
+@triton.jit
+def tiled_mean_kernel(
+    p_rows,  # [B, N, D]
+    p_mask,  # [B, N] bool or None
+    p_mean,  # [B, D] contiguous
+    stride_rb, stride_rn, stride_rd, stride_mb, stride_mn,
+    N,
+    D: tl.constexpr,
+    TILES_N: tl.constexpr,
+    TILES_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    o_b, tile_d, _ = locate(TILES_D, 1)
+    o_d = tile_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    count = 0
+    b_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for tile in range(TILES_N):
+        o_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        m_n = load_mask(p_mask, o_b, o_n, N, stride_mb, stride_mn)
+        count += tl.sum(m_n.to(tl.int32), axis=0)
+        b_sum += load_tile(p_rows + o_b * stride_rb, o_n, o_d, m_n, D, stride_rn, stride_rd, UPCAST).to(tl.float32)
+    store_mean(p_mean + o_b * D, b_sum, count, o_d, D, UPCAST)
+
+
+@triton.jit
 def tiled_similarities_kernel(
     p_left,  # [N, L, D] tokens, or gradients of groups
     p_patches,  # [N, P, D]
@@ -117,7 +162,7 @@ def tiled_rows_kernel(
     p_rows,  # [N, 5, L] float32
     p_stats,  # [3, B, L] float32 or None: minimum, maximum, sum of U
     p_patch_mask,  # [N, P] bool or None
-    threshold,  # float or None
+    p_threshold,  # [] float32 or None
     stride_pb, stride_pp, stride_stat,
     L, P,
     TILES_L: tl.constexpr,
@@ -140,7 +185,7 @@ def tiled_rows_kernel(
         n_patches += tl.sum(m_p.to(tl.int32), axis=0)
     b_min = tl.where(n_patches > 0, b_min, 0.0)
     b_max = tl.where(n_patches > 0, b_max, 0.0)
-    sigma, _ = threshold_of(threshold, n_patches)
+    sigma, _ = threshold_of(p_threshold, n_patches)
     b_ties = tl.zeros([BLOCK_L], tl.float32)
     b_mass = tl.zeros([BLOCK_L], tl.float32)
     b_range = b_min * 0.0
@@ -263,6 +308,7 @@ def tiled_grad_tokens_kernel(
     p_token_mask,  # [N, L] bool or None
     p_patch_mask,  # [N, P] bool or None
     p_factors,  # [N, 3, L] float32 or None: beta, the factor of the row
+    p_grad_mean,  # [N, D] contiguous, or None: gradient of the mean of the valid tokens
     p_grad_tokens,  # [N, L, D] contiguous
     stride_vb, stride_vp, stride_vd, stride_tb, stride_tl, stride_td, stride_lb, stride_ll, stride_pb, stride_pp,
     L, P,
@@ -296,7 +342,11 @@ def tiled_grad_tokens_kernel(
     if p_factors is not None:
         b_t = load_tile(p_tokens + o_b * stride_tb, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
         b_gt -= load_row(p_factors, o_b, o_l, L, 1, 3)[:, None] * b_t.to(tl.float32)
-        b_gt = tl.where(m_l[:, None], b_gt * load_row(p_factors, o_b, o_l, L, 2, 3)[:, None], 0.0)
+        b_gt = b_gt * load_row(p_factors, o_b, o_l, L, 2, 3)[:, None]
+        if p_grad_mean is not None:
+            n_tokens = count_valid(p_token_mask, o_b, L, stride_lb, stride_ll, TILES_L, BLOCK_L)
+            b_gt += share_of_mean(p_grad_mean + o_b * D, n_tokens, o_d, D)
+        b_gt = tl.where(m_l[:, None], b_gt, 0.0)
     store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
 
 
@@ -312,6 +362,7 @@ def tiled_grad_patches_kernel(
     p_patch_mask,  # [N, P] bool or None
     p_factors,  # [N, 3, L] float32 or None: -alpha
     p_pair_factor,  # [N] float32 or None
+    p_grad_mean,  # [N, D] contiguous, or None: gradient of the mean of the valid patches
     p_grad_patches,  # [N, P, D] contiguous
     stride_tb, stride_tl, stride_td, stride_cb, stride_cl, stride_cd, stride_lb, stride_ll, stride_pb, stride_pp,
     L, P,
@@ -355,6 +406,10 @@ def tiled_grad_patches_kernel(
             b_gv = tl.dot(tl.trans(b_u.to(OPERAND)), b_c.to(OPERAND), b_gv, input_precision=PRECISION)
     if p_pair_factor is not None:
         b_gv = b_gv * tl.load(p_pair_factor + o_b)
-    m_p = load_mask(p_patch_mask, o_b, o_p, tl.minimum(n_tokens, 1) * P, stride_pb, stride_pp)
+    m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
+    b_gv = tl.where(n_tokens > 0, b_gv, 0.0)
+    if p_grad_mean is not None:
+        n_patches = count_valid(p_patch_mask, o_b, P, stride_pb, stride_pp, TILES_P, BLOCK_P)
+        b_gv += share_of_mean(p_grad_mean + o_b * D, n_patches, o_d, D)
     b_gv = tl.where(m_p[:, None], b_gv, 0.0)
     store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)

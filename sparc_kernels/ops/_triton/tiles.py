@@ -24,13 +24,13 @@ def load_mask(p_mask, o_batch, o_rows, n_rows, stride_batch, stride_row):
 
 
 @triton.jit
-def threshold_of(threshold, n_patches):
+def threshold_of(p_threshold, n_patches):
     """sigma (1 / number of valid patches unless given), and NaN in place of 0 for an image without a valid patch."""
     poison = tl.where(n_patches > 0, 0.0, float("nan"))
-    if threshold is None:
+    if p_threshold is None:
         return 1.0 / tl.maximum(n_patches, 1).to(tl.float32), poison
     else:
-        return threshold, poison
+        return tl.load(p_threshold), poison
 
 
 @triton.jit
@@ -54,6 +54,21 @@ def store_tile(p_base, b_tile, o_rows, o_cols, m_rows, n_cols, stride_row, UPCAS
         b_bits = ((b_bits + 0x7FFF + ((b_bits >> 16) & 1)) >> 16) << 16
         b_tile = tl.where(b_tile == b_tile, b_bits.to(tl.float32, bitcast=True), b_tile)
     tl.store(p_tile, b_tile.to(p_base.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit
+def store_mean(p_mean, b_tile, n_rows, o_cols, n_cols, UPCAST: tl.constexpr):
+    """The mean over rows of [ROWS, COLS], of which ``n_rows`` count and the others are 0, into a row of ``p_mean``."""
+    b_mean = tl.sum(b_tile.to(tl.float32), axis=0)[None, :] * (1.0 / tl.maximum(n_rows, 1).to(tl.float32))
+    o_row = tl.arange(0, 1)
+    store_tile(p_mean, b_mean, o_row, o_cols, o_row < 1, n_cols, n_cols, UPCAST)
+
+
+@triton.jit
+def share_of_mean(p_grad_mean, n_rows, o_cols, n_cols):
+    """[1, COLS]: what each of ``n_rows`` rows gets of the gradient of their mean."""
+    b_grad = tl.load(p_grad_mean + o_cols, mask=o_cols < n_cols, other=0.0).to(tl.float32)
+    return b_grad[None, :] * (1.0 / tl.maximum(n_rows, 1).to(tl.float32))
 
 
 @triton.jit
@@ -139,21 +154,20 @@ def grad_logits(
     b_z, b_w_row, b_w_column, b_group_norm, b_token_norm, b_row, b_column, scale, m_diagonal, m_pairs,
     IS_HALF: tl.constexpr,
 ):  # fmt: skip
-    """cos dY, whose sum is dscale, and dZ, of a tile [L, L'] of Z; 0 where ``m_pairs`` is False.
+    """dZ of a tile [L, L'] of Z; 0 where ``m_pairs`` is False.
 
     In float16 a token without a length would set the unit of all others (1 / |t| = 1e12): the product dZ T multiplies
     it with zeros, so its column of dZ goes without 1 / |t| and the caller puts it back into dT.
     """
     b_r, _ = clamped_inverse_norm(b_group_norm)
     b_q, _ = clamped_inverse_norm(b_token_norm)
-    b_cosine = b_z * (b_r[:, None] * b_q[None, :])
-    b_y = tl.where(m_pairs, scale * b_cosine, -float("inf"))
+    b_y = tl.where(m_pairs, scale * (b_z * (b_r[:, None] * b_q[None, :])), -float("inf"))
     b_dy = 0.5 * b_w_row[:, None] * tl.exp(b_y - b_row[:, None])
     b_dy += 0.5 * b_w_column[None, :] * tl.exp(b_y - b_column[None, :])
     b_dy -= tl.where(m_diagonal, b_w_row[:, None], 0.0)
     if IS_HALF:
         b_q = tl.where(b_token_norm <= MIN_NORM, 1.0, b_q)
-    return tl.where(m_pairs, b_cosine * b_dy, 0.0), scale * (b_r[:, None] * b_q[None, :]) * b_dy
+    return scale * (b_r[:, None] * b_q[None, :]) * b_dy
 
 
 @triton.jit

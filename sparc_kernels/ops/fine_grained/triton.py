@@ -1,4 +1,4 @@
-"""Launchers of the Triton kernels, registered as ``sparc_kernels::fine_grained_{forward,backward}_triton``.
+"""Launchers of the Triton kernels behind ``sparc_kernels::fine_grained_{forward,backward}_triton``.
 
 ``forward`` and ``backward`` take the op's arguments (``MATH.md``, the op's signature) and, for tests and tuning, a
 ``config``. The plans behind them build outputs and launches and run nothing: compile-time tests use them on meta
@@ -9,116 +9,99 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparc_kernels.ops._triton.config import TiledConfig, choose_tiled
-from sparc_kernels.ops._triton.launch import (
-    Launch,
-    capability,
-    interpreted,
-    product_precision,
-    register_op,
-    run_all,
-    strides,
-    unsupported_reason,
-)
+from sparc_kernels.ops._triton.launch import Launch, capability, run_all, strides, unsupported_reason
+from sparc_kernels.ops._triton.plans import Gradients, Inputs
 from sparc_kernels.ops.fine_grained.config import PairConfig, choose
-from sparc_kernels.ops.fine_grained.schema import BACKWARD, FORWARD, fake_backward, fake_forward
+from sparc_kernels.ops.fine_grained.schema import fake_forward
 from sparc_kernels.ops.fine_grained.triton_pair import pair_backward_kernel, pair_forward_kernel
-from sparc_kernels.ops.fine_grained.triton_plans import tiled_backward, tiled_forward
+from sparc_kernels.ops.fine_grained.triton_plans import Results, tiled_backward, tiled_forward
 
 __all__ = ["backward", "backward_plan", "forward", "forward_plan", "unsupported_reason"]
 
+Config = PairConfig | TiledConfig
 
-def _arguments(
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    token_mask: Tensor | None,
-    patch_mask: Tensor | None,
-    logit_scale: Tensor,
-    similarity_threshold: float | None,
-    config: PairConfig,
-) -> dict[str, Any]:
-    """What both kernels take, by the names of their parameters."""
-    b, l, d = token_embeds.shape
-    return {
-        "p_patches": patch_embeds,
-        "p_tokens": token_embeds,
-        "p_token_mask": token_mask,
-        "p_patch_mask": patch_mask,
+
+def _pair_launch(
+    kernel: Any, inputs: Inputs, logit_scale: Tensor, config: PairConfig, arguments: dict[str, Any]
+) -> Launch:
+    """A launch of the pair path, with the arguments that both of its kernels take."""
+    b, l, _, _ = inputs.shape
+    shared = inputs.arguments() | {
+        "p_token_mask": inputs.token_mask,
+        **strides(inputs.token_mask, "stride_lb", "stride_ll"),
         "p_scale": logit_scale,
-        "threshold": similarity_threshold,
-        **strides(patch_embeds, "stride_vb", "stride_vp", "stride_vd"),
-        **strides(token_embeds, "stride_tb", "stride_tl", "stride_td"),
-        **strides(token_mask, "stride_lb", "stride_ll"),
-        **strides(patch_mask, "stride_pb", "stride_pp"),
         "stride_stat": b * l,
-        "L": l,
-        "P": patch_embeds.shape[1],
-        "D": d,
         "BLOCK_L": config.block_l,
         "BLOCK_P": config.block_p,
         "BLOCK_D": config.block_d,
-        "PRECISION": product_precision(token_embeds.dtype),
-        "UPCAST": interpreted() and token_embeds.dtype == torch.bfloat16,
     }
+    return Launch(kernel, (b,), shared | arguments, config.num_warps, config.num_stages)
 
 
-def _choose(patch_embeds: Tensor, token_embeds: Tensor) -> PairConfig | TiledConfig:
-    _, l, d = token_embeds.shape
-    size = token_embeds.element_size()
-    return choose(l, patch_embeds.shape[1], d, size, capability(token_embeds)) or choose_tiled(size)
+def _choose(inputs: Inputs) -> Config:
+    _, l, p, d = inputs.shape
+    size = inputs.tokens.element_size()
+    return choose(l, p, d, size, capability(inputs.tokens)) or choose_tiled(size)
 
 
 def forward_plan(
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    token_mask: Tensor | None,
-    patch_mask: Tensor | None,
-    logit_scale: Tensor,
-    similarity_threshold: float | None,
-    config: PairConfig | TiledConfig | None = None,
-) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
+    inputs: Inputs, logit_scale: Tensor, pool_patches: bool, pool_tokens: bool, config: Config | None = None
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
     """The outputs of ``fine_grained_forward``, not yet computed, and the launches that compute them."""
-    inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold)
-    token_loss, stats = fake_forward(*inputs)
-    b = token_embeds.shape[0]
-    config = config or _choose(patch_embeds, token_embeds)
+    outputs = fake_forward(
+        inputs.patches,
+        inputs.tokens,
+        inputs.token_mask,
+        inputs.patch_mask,
+        logit_scale,
+        inputs.threshold,
+        pool_patches,
+        pool_tokens,
+        inputs.float32_precision,
+    )
+    token_loss, stats, pooled_patches, pooled_tokens = outputs
+    results = Results(
+        token_loss, stats, pooled_patches if pool_patches else None, pooled_tokens if pool_tokens else None
+    )
+    config = config or _choose(inputs)
     if isinstance(config, TiledConfig):
-        return (token_loss, stats), tiled_forward(*inputs, token_loss, stats, config)
-    arguments = _arguments(*inputs, config) | {"p_loss": token_loss, "p_stats": stats}
-    launch = Launch(pair_forward_kernel, (b,), arguments, config.num_warps, config.num_stages)
-    return (token_loss, stats), [launch]
+        return outputs, tiled_forward(inputs, logit_scale, results, config)
+    arguments = {
+        "p_loss": results.token_loss,
+        "p_stats": results.stats,
+        "p_pooled_patches": results.pooled_patches,
+        "p_pooled_tokens": results.pooled_tokens,
+    }
+    return outputs, [_pair_launch(pair_forward_kernel, inputs, logit_scale, config, arguments)]
 
 
 def backward_plan(
     grad_token_loss: Tensor,
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    token_mask: Tensor | None,
-    patch_mask: Tensor | None,
+    inputs: Inputs,
     logit_scale: Tensor,
     stats: Tensor,
-    similarity_threshold: float | None,
-    config: PairConfig | TiledConfig | None = None,
-) -> tuple[tuple[Tensor, Tensor, Tensor], list[Launch]]:
-    """The outputs of ``fine_grained_backward``, not yet computed, and the launches that compute them."""
-    inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale)
-    grads = fake_backward(grad_token_loss, *inputs, stats, similarity_threshold)
-    b = token_embeds.shape[0]
-    config = config or _choose(patch_embeds, token_embeds)
+    out: Gradients,
+    config: Config | None = None,
+) -> list[Launch]:
+    """The launches that compute what ``out`` wants of ``fine_grained_backward``."""
+    if out.patches is None and out.tokens is None:
+        return []
+    config = config or _choose(inputs)
     if isinstance(config, TiledConfig):
-        return grads, tiled_backward(grad_token_loss, *inputs, stats, similarity_threshold, grads, config)
-    arguments = _arguments(*inputs, similarity_threshold, config) | {
+        return tiled_backward(grad_token_loss, inputs, logit_scale, stats, out, config)
+    arguments = {
         "p_grad_loss": grad_token_loss,
+        "p_grad_pooled_patches": out.mean_patches,
+        "p_grad_pooled_tokens": out.mean_tokens,
         "p_stats": stats,
-        "p_grad_patches": grads[0],
-        "p_grad_tokens": grads[1],
-        "p_grad_scale": grads[2],
+        "p_grad_patches": out.patches,
+        "p_grad_tokens": out.tokens,
         **strides(grad_token_loss, "stride_gb", "stride_gl"),
     }
-    return grads, [Launch(pair_backward_kernel, (b,), arguments, config.num_warps, config.num_stages)]
+    return [_pair_launch(pair_backward_kernel, inputs, logit_scale, config, arguments)]
 
 
 def forward(
@@ -127,59 +110,46 @@ def forward(
     token_mask: Tensor | None,
     patch_mask: Tensor | None,
     logit_scale: Tensor,
-    similarity_threshold: float | None,
-    config: PairConfig | TiledConfig | None = None,
-) -> tuple[Tensor, Tensor]:
-    """token_loss [B, L] and stats [6, B, L] of patch_embeds [B, P, D] and token_embeds [B, L, D]."""
-    outputs, launches = forward_plan(
-        patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold, config
-    )
+    similarity_threshold: Tensor | None,
+    pool_patches: bool,
+    pool_tokens: bool,
+    float32_precision: str,
+    *,
+    config: Config | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op: token_loss [B, L], stats [7, B, L], the means [B, D] (or [0]) of the valid patches and tokens."""
+    inputs = Inputs(patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold, float32_precision)
+    outputs, launches = forward_plan(inputs, logit_scale, pool_patches, pool_tokens, config)
     run_all(launches, token_embeds)
     return outputs
 
 
 def backward(
     grad_token_loss: Tensor,
+    grad_pooled_patches: Tensor | None,
+    grad_pooled_tokens: Tensor | None,
     patch_embeds: Tensor,
     token_embeds: Tensor,
     token_mask: Tensor | None,
     patch_mask: Tensor | None,
     logit_scale: Tensor,
+    similarity_threshold: Tensor | None,
     stats: Tensor,
-    similarity_threshold: float | None,
-    config: PairConfig | TiledConfig | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of patch_embeds [B, P, D], token_embeds [B, L, D] and, per pair, of logit_scale [B]."""
-    inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, stats, similarity_threshold)
-    outputs, launches = backward_plan(grad_token_loss, *inputs, config)
-    run_all(launches, token_embeds)
-    return outputs
-
-
-def _forward_op(
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    token_mask: Tensor | None,
-    patch_mask: Tensor | None,
-    logit_scale: Tensor,
-    similarity_threshold: float | None,
+    need_patches: bool,
+    need_tokens: bool,
+    float32_precision: str,
+    *,
+    config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return forward(patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, similarity_threshold)
-
-
-def _backward_op(
-    grad_token_loss: Tensor,
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    token_mask: Tensor | None,
-    patch_mask: Tensor | None,
-    logit_scale: Tensor,
-    stats: Tensor,
-    similarity_threshold: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = (patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, stats, similarity_threshold)
-    return backward(grad_token_loss, *inputs)
-
-
-register_op("fine_grained_forward_triton", FORWARD, _forward_op, fake_forward)
-register_op("fine_grained_backward_triton", BACKWARD, _backward_op, fake_backward)
+    """The op: gradients of patch_embeds [B, P, D] and token_embeds [B, L, D], or [0] for one that is not needed."""
+    inputs = Inputs(patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold, float32_precision)
+    grad_patches = patch_embeds.new_empty(patch_embeds.shape if need_patches else (0,))
+    grad_tokens = token_embeds.new_empty(token_embeds.shape if need_tokens else (0,))
+    out = Gradients(
+        grad_patches if need_patches else None,
+        grad_tokens if need_tokens else None,
+        grad_pooled_patches if need_patches else None,
+        grad_pooled_tokens if need_tokens else None,
+    )
+    run_all(backward_plan(grad_token_loss, inputs, logit_scale, stats, out, config), token_embeds)
+    return grad_patches, grad_tokens

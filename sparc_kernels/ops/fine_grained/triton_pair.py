@@ -25,22 +25,35 @@ from sparc_kernels.ops._triton.tiles import (
     masked_logsumexp,
     min_max_heights,
     row_extrema,
+    share_of_mean,
     split_dot,
     split_dot_right,
+    store_mean,
     store_tile,
     threshold_of,
+)
+from sparc_kernels.ops.fine_grained.triton_stats import (
+    COLUMN_LSE,
+    GROUP_NORM,
+    ROW_LSE,
+    ROW_MAX,
+    ROW_MIN,
+    SCALE_DERIVATIVE,
+    TOKEN_NORM,
+    load_stat,
+    store_stat,
 )
 
 
 @triton.jit
 def pair_similarities(
-    p_v, p_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
+    p_v, p_t, p_mean_v, p_mean_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """S = T V^T [L, P] and |t|^2 [L] of one pair."""
+    """S = T V^T [L, P] and |t|^2 [L] of one pair; on the way the means [D] of its valid patches and tokens."""
     b_s = tl.zeros([o_l.shape[0], o_p.shape[0]], tl.float32)
     b_square = tl.zeros([o_l.shape[0]], tl.float32)
     for o_chunk in range(0, D, BLOCK_D):
@@ -49,6 +62,10 @@ def pair_similarities(
         b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [P, BLOCK_D]
         b_s = tl.dot(b_t, tl.trans(b_v), b_s, input_precision=PRECISION)
         b_square += tl.sum(b_t.to(tl.float32) * b_t.to(tl.float32), axis=1)
+        if p_mean_v is not None:
+            store_mean(p_mean_v, b_v, tl.sum(m_p.to(tl.int32), axis=0), o_d, D, UPCAST)
+        if p_mean_t is not None:
+            store_mean(p_mean_t, b_t, tl.sum(m_l.to(tl.int32), axis=0), o_d, D, UPCAST)
     return b_s, b_square
 
 
@@ -59,9 +76,11 @@ def pair_forward_kernel(
     p_token_mask,  # [B, L] bool or None
     p_patch_mask,  # [B, P] bool or None
     p_scale,  # []
-    threshold,  # float or None
+    p_threshold,  # [] float32 or None
     p_loss,  # [B, L] float32, contiguous
-    p_stats,  # [6, B, L] float32, contiguous
+    p_stats,  # [7, B, L] float32, contiguous
+    p_pooled_patches,  # [B, D], contiguous, or None: not wanted
+    p_pooled_tokens,  # [B, D], contiguous, or None: not wanted
     stride_vb, stride_vp, stride_vd, stride_tb, stride_tl, stride_td, stride_lb, stride_ll, stride_pb, stride_pp,
     stride_stat,  # B * L
     L, P,
@@ -78,14 +97,24 @@ def pair_forward_kernel(
     o_l = tl.arange(0, BLOCK_L)
     o_p = tl.arange(0, BLOCK_P)
     m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
-    has_tokens = tl.max(m_l.to(tl.int32), axis=0)  # an empty caption reads nothing
-    m_p = load_mask(p_patch_mask, o_b, o_p, has_tokens * P, stride_pb, stride_pp)
-    sigma, poison = threshold_of(threshold, tl.sum(m_p.to(tl.int32), axis=0))
+    n_tokens = tl.sum(m_l.to(tl.int32), axis=0)
+    # an empty caption reads nothing, unless its image is pooled
+    m_p = load_mask(
+        p_patch_mask, o_b, o_p, P if p_pooled_patches is not None else tl.minimum(n_tokens, 1) * P, stride_pb, stride_pp
+    )
+    sigma, poison = threshold_of(p_threshold, tl.sum(m_p.to(tl.int32), axis=0))
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
+    p_mean_v = None
+    p_mean_t = None
+    if p_pooled_patches is not None:
+        p_mean_v = p_pooled_patches + o_b * D
+    if p_pooled_tokens is not None:
+        p_mean_t = p_pooled_tokens + o_b * D
 
     b_s, b_square = pair_similarities(
-        p_v, p_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
+        p_v, p_t, p_mean_v, p_mean_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
+        D, BLOCK_D, PRECISION, UPCAST
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
@@ -106,37 +135,44 @@ def pair_forward_kernel(
     b_token_norm = tl.maximum(tl.sqrt(b_square), MIN_NORM)
     b_r, _ = clamped_inverse_norm(b_group_norm)
     b_q, _ = clamped_inverse_norm(b_token_norm)
-    b_y = tl.load(p_scale) * (b_z * (b_r[:, None] * b_q[None, :]))
+    b_cosine = b_z * (b_r[:, None] * b_q[None, :])
+    b_y = tl.load(p_scale) * b_cosine
     m_y = m_l[:, None] & m_l[None, :]
     b_row = masked_logsumexp(b_y, m_y, 1)
     b_column = masked_logsumexp(b_y, m_y, 0)
-    b_target = tl.sum(tl.where(o_l[:, None] == o_l[None, :], b_y, 0.0), axis=1)
+    m_diagonal = o_l[:, None] == o_l[None, :]
+    b_target = tl.sum(tl.where(m_diagonal, b_y, 0.0), axis=1)
     b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + poison
+    b_along_row = tl.sum(tl.where(m_y, tl.exp(b_y - b_row[:, None]) * b_cosine, 0.0), axis=1)
+    b_along_column = tl.sum(tl.where(m_y, tl.exp(b_y - b_column[None, :]) * b_cosine, 0.0), axis=0)
+    b_target = tl.sum(tl.where(m_diagonal, b_cosine, 0.0), axis=1)
+    b_by_scale = 0.5 * (b_along_row - b_target) + 0.5 * (b_along_column - b_target)
+    b_by_scale = tl.where(n_tokens > 1, b_by_scale, 0.0) + poison
 
-    o_out = o_b * L + o_l
-    m_out = o_l < L
-    tl.store(p_loss + o_out, tl.where(m_l, b_loss, 0.0), mask=m_out)
-    tl.store(p_stats + o_out, tl.where(m_l, b_min, 0.0), mask=m_out)
-    tl.store(p_stats + (o_out + stride_stat), tl.where(m_l, b_max, 0.0), mask=m_out)
-    tl.store(p_stats + (o_out + 2 * stride_stat), tl.where(m_l, b_group_norm, 0.0), mask=m_out)
-    tl.store(p_stats + (o_out + 3 * stride_stat), tl.where(m_l, b_token_norm, 0.0), mask=m_out)
-    tl.store(p_stats + (o_out + 4 * stride_stat), tl.where(m_l, b_row, 0.0), mask=m_out)
-    tl.store(p_stats + (o_out + 5 * stride_stat), tl.where(m_l, b_column, 0.0), mask=m_out)
+    tl.store(p_loss + (o_b * L + o_l), tl.where(m_l, b_loss, 0.0), mask=o_l < L)
+    store_stat(p_stats, b_min, o_b, o_l, m_l, stride_stat, L, ROW_MIN)
+    store_stat(p_stats, b_max, o_b, o_l, m_l, stride_stat, L, ROW_MAX)
+    store_stat(p_stats, b_group_norm, o_b, o_l, m_l, stride_stat, L, GROUP_NORM)
+    store_stat(p_stats, b_token_norm, o_b, o_l, m_l, stride_stat, L, TOKEN_NORM)
+    store_stat(p_stats, b_row, o_b, o_l, m_l, stride_stat, L, ROW_LSE)
+    store_stat(p_stats, b_column, o_b, o_l, m_l, stride_stat, L, COLUMN_LSE)
+    store_stat(p_stats, b_by_scale, o_b, o_l, m_l, stride_stat, L, SCALE_DERIVATIVE)
 
 
 @triton.jit
 def pair_backward_kernel(
     p_grad_loss,  # [B, L] float32
+    p_grad_pooled_patches,  # [B, D], contiguous, or None
+    p_grad_pooled_tokens,  # [B, D], contiguous, or None
     p_patches,  # [B, P, D]
     p_tokens,  # [B, L, D]
     p_token_mask,  # [B, L] bool or None
     p_patch_mask,  # [B, P] bool or None
     p_scale,  # []
-    p_stats,  # [6, B, L] float32, contiguous
-    threshold,  # float or None
-    p_grad_patches,  # [B, P, D], contiguous
-    p_grad_tokens,  # [B, L, D], contiguous
-    p_grad_scale,  # [B] float32
+    p_stats,  # [7, B, L] float32, contiguous
+    p_threshold,  # [] float32 or None
+    p_grad_patches,  # [B, P, D], contiguous, or None: not wanted
+    p_grad_tokens,  # [B, L, D], contiguous, or None: not wanted
     stride_gb, stride_gl,
     stride_vb, stride_vp, stride_vd, stride_tb, stride_tl, stride_td, stride_lb, stride_ll, stride_pb, stride_pp,
     stride_stat,  # B * L
@@ -155,14 +191,24 @@ def pair_backward_kernel(
     o_l = tl.arange(0, BLOCK_L)
     o_p = tl.arange(0, BLOCK_P)
     m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
-    has_tokens = tl.max(m_l.to(tl.int32), axis=0)  # an empty caption reads nothing
-    m_p = load_mask(p_patch_mask, o_b, o_p, has_tokens * P, stride_pb, stride_pp)
-    sigma, poison = threshold_of(threshold, tl.sum(m_p.to(tl.int32), axis=0))
+    n_tokens = tl.sum(m_l.to(tl.int32), axis=0)
+    # an empty caption reads nothing, unless its image is pooled
+    m_p = load_mask(
+        p_patch_mask,
+        o_b,
+        o_p,
+        P if p_grad_pooled_patches is not None else tl.minimum(n_tokens, 1) * P,
+        stride_pb,
+        stride_pp,
+    )
+    n_patches = tl.sum(m_p.to(tl.int32), axis=0)
+    sigma, poison = threshold_of(p_threshold, n_patches)
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
 
     b_s, _ = pair_similarities(
-        p_v, p_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
+        p_v, p_t, None, None, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
+        D, BLOCK_D, PRECISION, UPCAST
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
@@ -179,17 +225,14 @@ def pair_backward_kernel(
         b_du = tl.dot(b_c.to(OPERAND), tl.trans(b_v), b_du, input_precision=PRECISION)
 
     b_w = tl.load(p_grad_loss + o_b * stride_gb + o_l.to(tl.int64) * stride_gl, mask=m_l, other=0.0)
-    o_stat = o_b * L + o_l
-    b_group_norm = tl.load(p_stats + (o_stat + 2 * stride_stat), mask=m_l, other=1.0)
-    b_token_norm = tl.load(p_stats + (o_stat + 3 * stride_stat), mask=m_l, other=1.0)
-    b_row = tl.load(p_stats + (o_stat + 4 * stride_stat), mask=m_l, other=0.0)
-    b_column = tl.load(p_stats + (o_stat + 5 * stride_stat), mask=m_l, other=0.0)
-    b_scaled, b_dz = grad_logits(
+    b_group_norm = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, GROUP_NORM, 1.0)
+    b_token_norm = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, TOKEN_NORM, 1.0)
+    b_row = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, ROW_LSE, 0.0)
+    b_column = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, COLUMN_LSE, 0.0)
+    b_dz = grad_logits(
         b_z, b_w, b_w, b_group_norm, b_token_norm, b_row, b_column, tl.load(p_scale),
         o_l[:, None] == o_l[None, :], m_l[:, None] & m_l[None, :], IS_HALF
     )  # fmt: skip
-    grad_scale = tl.sum(b_scaled)
-    tl.store(p_grad_scale + o_b, grad_scale + tl.where(has_tokens > 0, poison, 0.0))
     unit = largest_magnitude(b_dz) if IS_HALF else 1.0
     b_a = (b_dz * (1.0 / unit)).to(OPERAND)  # [BLOCK_L, BLOCK_L]
     _, b_alpha = clamped_inverse_norm(b_group_norm)
@@ -205,21 +248,28 @@ def pair_backward_kernel(
 
     # X [BLOCK_L, BLOCK_P] = dZ^T U + dS: both dV and dT take it
     b_x = tl.dot(tl.trans(b_a), b_u, b_ds, input_precision=PRECISION).to(OPERAND)
-    p_gv = p_grad_patches + o_b * P * D
-    p_gt = p_grad_tokens + o_b * L * D
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
-        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
-        b_gt = tl.dot(b_x, b_v, input_precision=PRECISION) * SHRINK - b_beta[:, None] * b_t.to(tl.float32)
-        b_gt = tl.where(m_l[:, None], b_gt * (b_restore * unit)[:, None] + poison, 0.0)  # [BLOCK_L, BLOCK_D]
-        store_tile(p_gt, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
-        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
-        b_c = group_chunk(b_u, b_v, SHRINK, PRECISION) * -b_alpha[:, None]
-        b_gv = tl.dot(tl.trans(b_x), b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
-        b_gv = tl.dot(tl.trans(b_u), b_c.to(OPERAND), b_gv, input_precision=PRECISION)
-        b_gv = tl.where(m_p[:, None], b_gv * (SHRINK * unit), 0.0)
-        store_tile(p_gv, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)
+    if p_grad_tokens is not None:
+        for o_chunk in range(0, D, BLOCK_D):
+            o_d = o_chunk + tl.arange(0, BLOCK_D)
+            b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
+            b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
+            b_gt = tl.dot(b_x, b_v, input_precision=PRECISION) * SHRINK - b_beta[:, None] * b_t.to(tl.float32)
+            b_gt = b_gt * (b_restore * unit)[:, None] + poison  # [BLOCK_L, BLOCK_D]
+            if p_grad_pooled_tokens is not None:
+                b_gt += share_of_mean(p_grad_pooled_tokens + o_b * D, n_tokens, o_d, D)
+            b_gt = tl.where(m_l[:, None], b_gt, 0.0)
+            store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
+    if p_grad_patches is not None:
+        for o_chunk in range(0, D, BLOCK_D):
+            o_d = o_chunk + tl.arange(0, BLOCK_D)
+            b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
+            b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
+            b_c = group_chunk(b_u, b_v, SHRINK, PRECISION) * -b_alpha[:, None]
+            b_gv = tl.dot(tl.trans(b_x), b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
+            b_gv = tl.dot(tl.trans(b_u), b_c.to(OPERAND), b_gv, input_precision=PRECISION)
+            b_gv = b_gv * (SHRINK * unit)
+            if p_grad_pooled_patches is not None:
+                b_gv = tl.where(n_tokens > 0, b_gv, 0.0)
+                b_gv += share_of_mean(p_grad_pooled_patches + o_b * D, n_patches, o_d, D)
+            b_gv = tl.where(m_p[:, None], b_gv, 0.0)
+            store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)

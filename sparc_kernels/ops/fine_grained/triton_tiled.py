@@ -30,12 +30,17 @@ from sparc_kernels.ops._triton.tiles import (
     split_dot,
     split_dot_right,
 )
-
-
-@triton.jit
-def load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, FIELD: tl.constexpr):
-    """[ROWS] of one of the op's statistics [6, B, L]; 1 at padded tokens."""
-    return tl.load(p_stats + (o_b * L + o_l + FIELD * stride_stat), mask=m_l, other=1.0)
+from sparc_kernels.ops.fine_grained.triton_stats import (
+    COLUMN_LSE,
+    GROUP_NORM,
+    ROW_LSE,
+    ROW_MAX,
+    SCALE_DERIVATIVE,
+    TOKEN_NORM,
+    load_stat,
+    store_stat,
+)
+from sparc_kernels.ops.fine_grained.triton_stats import ROW_MIN as STAT_ROW_MIN
 
 
 @triton.jit
@@ -44,7 +49,7 @@ def tiled_logits_kernel(
     p_tokens,  # [N, L, D]
     p_token_mask,  # [N, L] bool or None
     p_logits,  # [N, L, L] float32: Z = C' T^T
-    p_stats,  # [6, B, L] float32 or None: takes |C'| and |t|
+    p_stats,  # [7, B, L] float32 or None: takes |C'| and |t|
     stride_tb, stride_tl, stride_td, stride_lb, stride_ll, stride_stat,
     L,
     D: tl.constexpr,
@@ -72,30 +77,33 @@ def tiled_logits_kernel(
     tl.store(p_logits + o_out, b_z, mask=m_out)
     if p_stats is not None:
         m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
-        b_group_norm = tl.where(m_l, tl.maximum(tl.sqrt(b_group_square), MIN_NORM), 0.0)
-        b_token_norm = tl.where(m_j, tl.maximum(tl.sqrt(b_token_square), MIN_NORM), 0.0)
+        b_group_norm = tl.maximum(tl.sqrt(b_group_square), MIN_NORM)
+        b_token_norm = tl.maximum(tl.sqrt(b_token_square), MIN_NORM)
         if tile_j == 0:
-            tl.store(p_stats + (o_b * L + o_l + 2 * stride_stat), b_group_norm, mask=o_l < L)
+            store_stat(p_stats, b_group_norm, o_b, o_l, m_l, stride_stat, L, GROUP_NORM)
         if tile_l == 0:
-            tl.store(p_stats + (o_b * L + o_j + 3 * stride_stat), b_token_norm, mask=o_j < L)
+            store_stat(p_stats, b_token_norm, o_b, o_j, m_j, stride_stat, L, TOKEN_NORM)
 
 
 @triton.jit
 def logits_tile(p_logits, p_stats, o_b, o_l, o_j, m_l, m_j, stride_stat, L, scale):
-    """Y [ROWS, COLS], -inf where one of the tokens is padding."""
-    b_r, _ = clamped_inverse_norm(load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 2))
-    b_q, _ = clamped_inverse_norm(load_stat(p_stats, o_b, o_j, m_j, stride_stat, L, 3))
-    b_y = scale * (load_square(p_logits, o_b, o_l, o_j, L, L) * (b_r[:, None] * b_q[None, :]))
-    return tl.where(m_l[:, None] & m_j[None, :], b_y, -float("inf"))
+    """Y [ROWS, COLS], -inf where one of the tokens is padding, and the cosines, 0 there."""
+    b_r, _ = clamped_inverse_norm(load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, GROUP_NORM, 1.0))
+    b_q, _ = clamped_inverse_norm(load_stat(p_stats, o_b, o_j, m_j, stride_stat, L, TOKEN_NORM, 1.0))
+    b_cosine = load_square(p_logits, o_b, o_l, o_j, L, L) * (b_r[:, None] * b_q[None, :])
+    m_pairs = m_l[:, None] & m_j[None, :]
+    return tl.where(m_pairs, scale * b_cosine, -float("inf")), tl.where(m_pairs, b_cosine, 0.0)
 
 
 @triton.jit
-def add_logsumexp(b_top, b_sum, b_logits, AXIS: tl.constexpr):
-    """Running maximum and sum of exponentials along one axis, with one more tile."""
+def add_softmax(b_top, b_sum, b_along, b_logits, b_values, AXIS: tl.constexpr):
+    """Running maximum, sum of exponentials and of exponentials times values along one axis, with one more tile."""
     b_new = tl.maximum(b_top, tl.max(b_logits, axis=AXIS))
     b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
-    b_sum = b_sum * tl.exp(b_top - b_safe)
-    return b_new, b_sum + tl.sum(tl.exp(b_logits - tl.expand_dims(b_safe, AXIS)), axis=AXIS)
+    b_shrink = tl.exp(b_top - b_safe)
+    b_weight = tl.exp(b_logits - tl.expand_dims(b_safe, AXIS))
+    b_sum = b_sum * b_shrink + tl.sum(b_weight, axis=AXIS)
+    return b_new, b_sum, b_along * b_shrink + tl.sum(b_weight * b_values, axis=AXIS)
 
 
 @triton.jit
@@ -105,7 +113,7 @@ def tiled_loss_kernel(
     p_token_mask,  # [N, L] bool or None
     p_scale,  # []
     p_loss,  # [N, L] float32 contiguous
-    p_stats,  # [6, B, L] float32: |C'| and |t| are there; takes the rest
+    p_stats,  # [7, B, L] float32: |C'| and |t| are there; takes the rest
     stride_lb, stride_ll, stride_stat,
     L,
     TILES_L: tl.constexpr,
@@ -119,28 +127,41 @@ def tiled_loss_kernel(
     b_column_top = tl.full([BLOCK_L], -float("inf"), tl.float32)
     b_row_sum = tl.zeros([BLOCK_L], tl.float32)
     b_column_sum = tl.zeros([BLOCK_L], tl.float32)
+    b_row_along = tl.zeros([BLOCK_L], tl.float32)
+    b_column_along = tl.zeros([BLOCK_L], tl.float32)
     b_target = tl.zeros([BLOCK_L], tl.float32)
+    b_target_cosine = tl.zeros([BLOCK_L], tl.float32)
+    n_tokens = 0
     for tile in range(TILES_L):
         o_j = tile * BLOCK_L + tl.arange(0, BLOCK_L)
         m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
-        b_y = logits_tile(p_logits, p_stats, o_b, o_l, o_j, m_l, m_j, stride_stat, L, scale)
-        b_row_top, b_row_sum = add_logsumexp(b_row_top, b_row_sum, b_y, 1)
-        b_target += tl.sum(tl.where(o_l[:, None] == o_j[None, :], b_y, 0.0), axis=1)
-        b_y = logits_tile(p_logits, p_stats, o_b, o_j, o_l, m_j, m_l, stride_stat, L, scale)
-        b_column_top, b_column_sum = add_logsumexp(b_column_top, b_column_sum, b_y, 0)
-    b_row = tl.where(m_l, b_row_top + tl.log(tl.where(m_l, b_row_sum, 1.0)), 0.0)
-    b_column = tl.where(m_l, b_column_top + tl.log(tl.where(m_l, b_column_sum, 1.0)), 0.0)
-    b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target)
-    b_loss = tl.where(load_row(p_rows, o_b, o_l, L, ROW_MASS, 5) == 0.0, float("nan"), b_loss)
+        n_tokens += tl.sum(m_j.to(tl.int32), axis=0)
+        b_y, b_cosine = logits_tile(p_logits, p_stats, o_b, o_l, o_j, m_l, m_j, stride_stat, L, scale)
+        b_row_top, b_row_sum, b_row_along = add_softmax(b_row_top, b_row_sum, b_row_along, b_y, b_cosine, 1)
+        m_diagonal = o_l[:, None] == o_j[None, :]
+        b_target += tl.sum(tl.where(m_diagonal, b_y, 0.0), axis=1)
+        b_target_cosine += tl.sum(tl.where(m_diagonal, b_cosine, 0.0), axis=1)
+        b_y, b_cosine = logits_tile(p_logits, p_stats, o_b, o_j, o_l, m_j, m_l, stride_stat, L, scale)
+        b_column_top, b_column_sum, b_column_along = add_softmax(
+            b_column_top, b_column_sum, b_column_along, b_y, b_cosine, 0
+        )
+    b_row_sum = tl.where(m_l, b_row_sum, 1.0)
+    b_column_sum = tl.where(m_l, b_column_sum, 1.0)
+    b_row = tl.where(m_l, b_row_top + tl.log(b_row_sum), 0.0)
+    b_column = tl.where(m_l, b_column_top + tl.log(b_column_sum), 0.0)
+    b_lost = tl.where(load_row(p_rows, o_b, o_l, L, ROW_MASS, 5) == 0.0, float("nan"), 0.0)
+    b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + b_lost
+    b_by_scale = 0.5 * (b_row_along / b_row_sum - b_target_cosine)
+    b_by_scale += 0.5 * (b_column_along / b_column_sum - b_target_cosine)
+    b_by_scale = tl.where(n_tokens > 1, b_by_scale, 0.0) + b_lost
     b_min = load_row(p_rows, o_b, o_l, L, ROW_MIN, 5)
     b_max = b_min + load_row(p_rows, o_b, o_l, L, ROW_RANGE, 5)
-    o_out = o_b * L + o_l
-    m_out = o_l < L
-    tl.store(p_loss + o_out, tl.where(m_l, b_loss, 0.0), mask=m_out)
-    tl.store(p_stats + o_out, tl.where(m_l, b_min, 0.0), mask=m_out)
-    tl.store(p_stats + (o_out + stride_stat), tl.where(m_l, b_max, 0.0), mask=m_out)
-    tl.store(p_stats + (o_out + 4 * stride_stat), b_row, mask=m_out)
-    tl.store(p_stats + (o_out + 5 * stride_stat), b_column, mask=m_out)
+    tl.store(p_loss + (o_b * L + o_l), tl.where(m_l, b_loss, 0.0), mask=o_l < L)
+    store_stat(p_stats, b_min, o_b, o_l, m_l, stride_stat, L, STAT_ROW_MIN)
+    store_stat(p_stats, b_max, o_b, o_l, m_l, stride_stat, L, ROW_MAX)
+    store_stat(p_stats, b_row, o_b, o_l, m_l, stride_stat, L, ROW_LSE)
+    store_stat(p_stats, b_column, o_b, o_l, m_l, stride_stat, L, COLUMN_LSE)
+    store_stat(p_stats, b_by_scale, o_b, o_l, m_l, stride_stat, L, SCALE_DERIVATIVE)
 
 
 @triton.jit
@@ -148,24 +169,24 @@ def grad_logits_tile(
     p_z, p_stats, p_grad_loss, o_b, o_l, o_j, m_l, m_j, stride_gb, stride_gl, stride_stat, L, scale,
     IS_HALF: tl.constexpr,
 ):  # fmt: skip
-    """cos dY and dZ of one tile (``grad_logits``), and Z."""
+    """Z and dZ of one tile (``grad_logits``)."""
     b_z = load_square(p_z, o_b, o_l, o_j, L, L)
     b_w_row = tl.load(p_grad_loss + o_b * stride_gb + o_l.to(tl.int64) * stride_gl, mask=m_l, other=0.0)
     b_w_column = tl.load(p_grad_loss + o_b * stride_gb + o_j.to(tl.int64) * stride_gl, mask=m_j, other=0.0)
-    b_scaled, b_dz = grad_logits(
+    b_dz = grad_logits(
         b_z,
         b_w_row,
         b_w_column,
-        load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 2),
-        load_stat(p_stats, o_b, o_j, m_j, stride_stat, L, 3),
-        load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 4),
-        load_stat(p_stats, o_b, o_j, m_j, stride_stat, L, 5),
+        load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, GROUP_NORM, 1.0),
+        load_stat(p_stats, o_b, o_j, m_j, stride_stat, L, TOKEN_NORM, 1.0),
+        load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, ROW_LSE, 1.0),
+        load_stat(p_stats, o_b, o_j, m_j, stride_stat, L, COLUMN_LSE, 1.0),
         scale,
         o_l[:, None] == o_j[None, :],
         m_l[:, None] & m_j[None, :],
         IS_HALF,
     )
-    return b_z, b_scaled, b_dz
+    return b_z, b_dz
 
 
 @triton.jit
@@ -173,13 +194,12 @@ def tiled_grad_logits_kernel(
     p_z,  # [N, L, L] float32
     p_dz,  # [N, L, L] float32: dZ / unit, rounded to OPERAND
     p_rows,  # [N, 5, L] float32
-    p_stats,  # [6, B, L] float32
+    p_stats,  # [7, B, L] float32
     p_grad_loss,  # [N, L] float32
     p_token_mask,  # [N, L] bool or None
     p_scale,  # []
     p_factors,  # [N, 3, L] float32
     p_pair_factor,  # [N] float32: what dV lacks
-    p_grad_scale,  # [N] float32
     stride_gb, stride_gl, stride_lb, stride_ll, stride_stat,
     L,
     TILES_L: tl.constexpr,
@@ -191,24 +211,21 @@ def tiled_grad_logits_kernel(
     IS_HALF: tl.constexpr = tl.float16 == OPERAND
     o_b = tl.program_id(0).to(tl.int64)
     scale = tl.load(p_scale)
-    grad_scale = 0.0
-    unit = 0.0
-    for tile_l in range(TILES_L):
-        o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
-        m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
-        for tile_j in range(TILES_L):
-            o_j = tile_j * BLOCK_L + tl.arange(0, BLOCK_L)
-            m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
-            _, b_scaled, b_dz = grad_logits_tile(
-                p_z, p_stats, p_grad_loss, o_b, o_l, o_j, m_l, m_j, stride_gb, stride_gl, stride_stat, L, scale, IS_HALF
-            )  # fmt: skip
-            grad_scale += tl.sum(b_scaled)
-            unit = tl.maximum(unit, tl.max(tl.abs(b_dz)))
+    unit = 1.0
     if IS_HALF:
+        unit = 0.0
+        for tile_l in range(TILES_L):
+            o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
+            m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
+            for tile_j in range(TILES_L):
+                o_j = tile_j * BLOCK_L + tl.arange(0, BLOCK_L)
+                m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
+                _, b_dz = grad_logits_tile(
+                    p_z, p_stats, p_grad_loss, o_b, o_l, o_j, m_l, m_j, stride_gb, stride_gl, stride_stat, L, scale,
+                    IS_HALF
+                )  # fmt: skip
+                unit = tl.maximum(unit, tl.max(tl.abs(b_dz)))
         unit = tl.where(unit > 0.0, unit, 1.0)
-    else:
-        unit = 1.0
-    poison = 0.0
     for tile_l in range(TILES_L):
         o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
         m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
@@ -217,28 +234,26 @@ def tiled_grad_logits_kernel(
         for tile_j in range(TILES_L):
             o_j = tile_j * BLOCK_L + tl.arange(0, BLOCK_L)
             m_j = load_mask(p_token_mask, o_b, o_j, L, stride_lb, stride_ll)
-            b_z, _, b_dz = grad_logits_tile(
+            b_z, b_dz = grad_logits_tile(
                 p_z, p_stats, p_grad_loss, o_b, o_l, o_j, m_l, m_j, stride_gb, stride_gl, stride_stat, L, scale, IS_HALF
             )  # fmt: skip
             b_a = (b_dz * (1.0 / unit)).to(OPERAND).to(tl.float32)
             b_alpha += tl.sum(b_a * b_z, axis=1)
             o_out, m_out = square_offsets(o_b, o_l, o_j, L, L)
             tl.store(p_dz + o_out, b_a, mask=m_out)
-            b_z, _, b_dz = grad_logits_tile(
+            b_z, b_dz = grad_logits_tile(
                 p_z, p_stats, p_grad_loss, o_b, o_j, o_l, m_j, m_l, stride_gb, stride_gl, stride_stat, L, scale, IS_HALF
             )  # fmt: skip
             b_beta += tl.sum((b_dz * (1.0 / unit)).to(OPERAND).to(tl.float32) * b_z, axis=0)
-        _, b_r2 = clamped_inverse_norm(load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 2))
-        b_token_norm = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, 3)
+        _, b_r2 = clamped_inverse_norm(load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, GROUP_NORM, 1.0))
+        b_token_norm = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, TOKEN_NORM, 1.0)
         b_q, b_q2 = clamped_inverse_norm(b_token_norm)
         b_restore = tl.where(IS_HALF & (b_token_norm <= MIN_NORM), b_q, 1.0)
         b_lost = tl.where(load_row(p_rows, o_b, o_l, L, ROW_MASS, 5) == 0.0, float("nan"), 0.0)
-        poison += tl.sum(tl.where(m_l, b_lost, 0.0), axis=0)
         store_row(p_factors, -b_alpha * b_r2, o_b, o_l, L, 0, 3)
         store_row(p_factors, b_beta * b_q2, o_b, o_l, L, 1, 3)
         store_row(p_factors, b_restore * unit + b_lost, o_b, o_l, L, 2, 3)
     tl.store(p_pair_factor + o_b, unit * SHRINK)
-    tl.store(p_grad_scale + o_b, grad_scale + poison)
 
 
 @triton.jit

@@ -1,97 +1,59 @@
-"""Launchers of the Triton kernels of ``grouping``, registered as
+"""Launchers of the Triton kernels of ``grouping``, behind
 ``sparc_kernels::{grouped_embeddings,alignment_weights}_{forward,backward}_triton``.
 
-The functions take the ops' arguments (``MATH.md``, the ops' signatures) and, for tests and tuning, a ``config``. The
-plans behind them build outputs and launches and run nothing: compile-time tests use them on meta tensors.
+``forward`` and ``backward`` take, for tests and tuning, a ``config``; the ops (``MATH.md``, the ops' signatures) stand
+at the end. The plans build outputs and launches and run nothing: compile-time tests use them on meta tensors.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from sparc_kernels.ops._triton.config import TiledConfig, choose_tiled, tiles
-from sparc_kernels.ops._triton.launch import (
-    Launch,
-    capability,
-    interpreted,
-    product_precision,
-    register_op,
-    run_all,
-    strides,
-    unsupported_reason,
-)
-from sparc_kernels.ops._triton.plans import Tiled, tiled_groups
+from sparc_kernels.ops._triton.launch import Launch, capability, run_all, strides, unsupported_reason
+from sparc_kernels.ops._triton.plans import Gradients, Inputs, Tiled, tiled_groups
 from sparc_kernels.ops.grouping.config import RowConfig, choose
-from sparc_kernels.ops.grouping.schema import (
-    EMBEDDINGS_BACKWARD,
-    EMBEDDINGS_FORWARD,
-    WEIGHTS_BACKWARD,
-    WEIGHTS_FORWARD,
-    fake_backward,
-    fake_embeddings_forward,
-    fake_weights_forward,
-)
+from sparc_kernels.ops.grouping.schema import fake_embeddings_forward, fake_weights_forward
 from sparc_kernels.ops.grouping.triton_rows import rows_backward_kernel, rows_forward_kernel
 from sparc_kernels.ops.grouping.triton_tiled import tiled_given_grads_kernel, tiled_weights_kernel
 
-__all__ = ["backward", "backward_plan", "forward", "forward_plan", "unsupported_reason"]
+__all__ = [
+    "backward",
+    "backward_plan",
+    "embeddings_backward",
+    "embeddings_forward",
+    "forward",
+    "forward_plan",
+    "unsupported_reason",
+    "weights_backward",
+    "weights_forward",
+]
 
 Config = RowConfig | TiledConfig
 
 
-def _choose(patch_embeds: Tensor, token_embeds: Tensor, backward: bool) -> Config:
-    _, l, d = token_embeds.shape
-    size = token_embeds.element_size()
-    config = choose(l, patch_embeds.shape[1], d, size, capability(token_embeds), backward)
-    return config or choose_tiled(size)
+def _choose(inputs: Inputs, backward: bool) -> Config:
+    _, l, p, d = inputs.shape
+    size = inputs.tokens.element_size()
+    return choose(l, p, d, size, capability(inputs.tokens), backward) or choose_tiled(size)
 
 
-def _row_launch(
-    kernel: object,
-    programs: int,
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    patch_mask: Tensor | None,
-    similarity_threshold: float | None,
-    config: RowConfig,
-    arguments: dict[str, object],
-) -> Launch:
+def _row_launch(kernel: object, programs: int, inputs: Inputs, config: RowConfig, arguments: dict[str, Any]) -> Launch:
     """A launch of the row path, with the arguments that both of its kernels take."""
-    shared = {
-        "p_patches": patch_embeds,
-        "p_tokens": token_embeds,
-        "p_patch_mask": patch_mask,
-        "threshold": similarity_threshold,
-        **strides(patch_embeds, "stride_vb", "stride_vp", "stride_vd"),
-        **strides(token_embeds, "stride_tb", "stride_tl", "stride_td"),
-        **strides(patch_mask, "stride_pb", "stride_pp"),
-        "L": token_embeds.shape[1],
-        "P": patch_embeds.shape[1],
-        "D": token_embeds.shape[2],
-        "BLOCK_L": config.block_l,
-        "BLOCK_P": config.block_p,
-        "BLOCK_D": config.block_d,
-        "PRECISION": product_precision(token_embeds.dtype),
-        "UPCAST": interpreted() and token_embeds.dtype == torch.bfloat16,
-    }
-    return Launch(kernel, (programs,), shared | arguments, config.num_warps, config.num_stages)
+    blocks = {"BLOCK_L": config.block_l, "BLOCK_P": config.block_p, "BLOCK_D": config.block_d}
+    return Launch(kernel, (programs,), inputs.arguments() | blocks | arguments, config.num_warps, config.num_stages)
 
 
 def forward_plan(
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    patch_mask: Tensor | None,
-    similarity_threshold: float | None,
-    *,
-    weights: bool,
-    config: Config | None = None,
+    inputs: Inputs, *, weights: bool, config: Config | None = None
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
     """Outputs of the forward op of the weights (or embeddings), not yet computed, and their launches."""
-    inputs = (patch_embeds, token_embeds, patch_mask, similarity_threshold)
-    out, stats = fake_weights_forward(*inputs) if weights else fake_embeddings_forward(*inputs)
-    config = config or _choose(patch_embeds, token_embeds, backward=False)
-    (b, l), p = token_embeds.shape[:2], patch_embeds.shape[1]
+    fake = fake_weights_forward if weights else fake_embeddings_forward
+    out, stats = fake(inputs.patches, inputs.tokens, inputs.patch_mask, inputs.threshold, inputs.float32_precision)
+    config = config or _choose(inputs, backward=False)
+    b, l, p, _ = inputs.shape
     if isinstance(config, RowConfig):
         arguments = {
             "p_out": out,
@@ -101,10 +63,9 @@ def forward_plan(
             "WEIGHTS": weights,
         }
         programs = b * tiles(l, config.block_l)
-        return (out, stats), [_row_launch(rows_forward_kernel, programs, *inputs, config, arguments)]
+        return (out, stats), [_row_launch(rows_forward_kernel, programs, inputs, config, arguments)]
     launches = []
-    masks = (None, patch_mask, similarity_threshold)
-    for pairs, tile, workspaces in tiled_groups(config, patch_embeds, token_embeds, *masks, ((l, p), (5, l))):
+    for pairs, tile, workspaces in tiled_groups(config, inputs, ((l, p), (5, l))):
         heights, rows = workspaces
         launches += tile.heights(heights, rows, stats[:, pairs])
         if weights:
@@ -128,46 +89,37 @@ def _given_grads(tile: Tiled, given: Tensor, grads: Tensor) -> Launch:
         tiled_given_grads_kernel,
         tile.n_pairs * sizes["TILES_L"] * sizes["TILES_P"],
         p_given=given,
-        p_patch_mask=tile.patch_mask,
+        p_patch_mask=tile.inputs.patch_mask,
         p_grads=grads,
         **strides(given, "stride_gb", "stride_gl", "stride_gp"),
-        **strides(tile.patch_mask, "stride_pb", "stride_pp"),
+        **strides(tile.inputs.patch_mask, "stride_pb", "stride_pp"),
         **sizes,
     )
 
 
 def backward_plan(
-    grad: Tensor,
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    patch_mask: Tensor | None,
-    stats: Tensor,
-    similarity_threshold: float | None,
-    *,
-    weights: bool,
-    config: Config | None = None,
-) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """Outputs of the backward op of the weights (or embeddings), not yet computed, and their launches.
+    grad: Tensor, inputs: Inputs, out: Gradients, *, weights: bool, config: Config | None = None
+) -> list[Launch]:
+    """The launches that compute what ``out`` wants of the backward op of the weights (or embeddings).
 
     The kernels recompute the similarities and take minima and sums from what they see, not from ``stats``.
     """
-    outputs = fake_backward(grad, patch_embeds, token_embeds, patch_mask, stats, similarity_threshold)
-    config = config or _choose(patch_embeds, token_embeds, backward=True)
-    (b, l), p = token_embeds.shape[:2], patch_embeds.shape[1]
-    inputs = (patch_embeds, token_embeds, patch_mask, similarity_threshold)
+    if out.patches is None and out.tokens is None:
+        return []
+    config = config or _choose(inputs, backward=True)
+    b, l, p, _ = inputs.shape
     if isinstance(config, RowConfig):
         arguments = {
             "p_grad": grad,
-            "p_grad_patches": outputs[0],
-            "p_grad_tokens": outputs[1],
+            "p_grad_patches": out.patches,
+            "p_grad_tokens": out.tokens,
             **strides(grad, "stride_gb", "stride_gl", "stride_gd"),
             "WEIGHTS": weights,
         }
-        return outputs, [_row_launch(rows_backward_kernel, b, *inputs, config, arguments)]
+        return [_row_launch(rows_backward_kernel, b, inputs, config, arguments)]
     launches = []
-    masks = (None, patch_mask, similarity_threshold)
     shapes = ((l, p), (l, p), (5, l), (tiles(l, config.row_l),))
-    for pairs, tile, workspaces in tiled_groups(config, patch_embeds, token_embeds, *masks, shapes):
+    for pairs, tile, workspaces in tiled_groups(config, inputs, shapes):
         heights, grads, rows, all_tops = workspaces
         tops = all_tops if tile.is_half else None
         launches += tile.heights(heights, rows)
@@ -177,82 +129,54 @@ def backward_plan(
             launches.append(tile.similarities(grad[pairs], None, grads))
         launches.append(tile.grad_rows(grads, heights, rows, tops, normalize=True))
         groups = None if weights else grad[pairs]
-        some_outputs = (outputs[0][pairs], outputs[1][pairs])
-        launches += tile.grads(grads, tops, heights, rows, groups, None, None, *some_outputs)
-    return outputs, launches
+        launches += tile.grads(grads, tops, heights, rows, groups, None, None, out.of(pairs))
+    return launches
 
 
-def forward(
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    patch_mask: Tensor | None,
-    similarity_threshold: float | None,
-    *,
-    weights: bool,
-    config: Config | None = None,
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, *, weights: bool, config: Config | None = None) -> tuple[Tensor, Tensor]:
     """Alignment weights [B, L, P] (or grouped embeddings [B, L, D]) and stats [3, B, L]."""
-    inputs = (patch_embeds, token_embeds, patch_mask, similarity_threshold)
-    outputs, launches = forward_plan(*inputs, weights=weights, config=config)
-    run_all(launches, token_embeds)
+    outputs, launches = forward_plan(inputs, weights=weights, config=config)
+    run_all(launches, inputs.tokens)
     return outputs
 
 
 def backward(
-    grad: Tensor,
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    patch_mask: Tensor | None,
-    stats: Tensor,
-    similarity_threshold: float | None,
-    *,
-    weights: bool,
-    config: Config | None = None,
+    grad: Tensor, inputs: Inputs, need_patches: bool, need_tokens: bool, *, weights: bool, config: Config | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of patch_embeds [B, P, D] and token_embeds [B, L, D] from that of the weights (or embeddings)."""
-    inputs = (patch_embeds, token_embeds, patch_mask, stats, similarity_threshold)
-    outputs, launches = backward_plan(grad, *inputs, weights=weights, config=config)
-    run_all(launches, token_embeds)
-    return outputs
+    """Gradients of patches [B, P, D] and tokens [B, L, D] from that of the weights (or embeddings), or [0]."""
+    grad_patches = inputs.patches.new_empty(inputs.patches.shape if need_patches else (0,))
+    grad_tokens = inputs.tokens.new_empty(inputs.tokens.shape if need_tokens else (0,))
+    out = Gradients(grad_patches if need_patches else None, grad_tokens if need_tokens else None)
+    run_all(backward_plan(grad, inputs, out, weights=weights, config=config), inputs.tokens)
+    return grad_patches, grad_tokens
 
 
-def _embeddings_forward(
-    patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, similarity_threshold: float | None
-) -> tuple[Tensor, Tensor]:
-    return forward(patch_embeds, token_embeds, patch_mask, similarity_threshold, weights=False)
+def _inputs(
+    patches: Tensor, tokens: Tensor, patch_mask: Tensor | None, threshold: Tensor | None, precision: str
+) -> Inputs:
+    return Inputs(patches, tokens, None, patch_mask, threshold, precision)
 
 
-def _weights_forward(
-    patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, similarity_threshold: float | None
-) -> tuple[Tensor, Tensor]:
-    return forward(patch_embeds, token_embeds, patch_mask, similarity_threshold, weights=True)
+def embeddings_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    """``grouped_embeddings_forward``."""
+    return forward(_inputs(*args), weights=False)
 
 
-def _embeddings_backward(
-    grad: Tensor,
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    patch_mask: Tensor | None,
-    stats: Tensor,
-    similarity_threshold: float | None,
-) -> tuple[Tensor, Tensor]:
-    inputs = (patch_embeds, token_embeds, patch_mask, stats, similarity_threshold)
-    return backward(grad, *inputs, weights=False)
+def weights_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    """``alignment_weights_forward``."""
+    return forward(_inputs(*args), weights=True)
 
 
-def _weights_backward(
-    grad: Tensor,
-    patch_embeds: Tensor,
-    token_embeds: Tensor,
-    patch_mask: Tensor | None,
-    stats: Tensor,
-    similarity_threshold: float | None,
-) -> tuple[Tensor, Tensor]:
-    inputs = (patch_embeds, token_embeds, patch_mask, stats, similarity_threshold)
-    return backward(grad, *inputs, weights=True)
+def _backward(weights: bool, grad: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    *inputs, _stats, need_patches, need_tokens, precision = args
+    return backward(grad, _inputs(*(*inputs, precision)), need_patches, need_tokens, weights=weights)
 
 
-register_op("grouped_embeddings_forward_triton", EMBEDDINGS_FORWARD, _embeddings_forward, fake_embeddings_forward)
-register_op("grouped_embeddings_backward_triton", EMBEDDINGS_BACKWARD, _embeddings_backward, fake_backward)
-register_op("alignment_weights_forward_triton", WEIGHTS_FORWARD, _weights_forward, fake_weights_forward)
-register_op("alignment_weights_backward_triton", WEIGHTS_BACKWARD, _weights_backward, fake_backward)
+def embeddings_backward(*args: Any) -> tuple[Tensor, Tensor]:
+    """``grouped_embeddings_backward``."""
+    return _backward(False, *args)
+
+
+def weights_backward(*args: Any) -> tuple[Tensor, Tensor]:
+    """``alignment_weights_backward``."""
+    return _backward(True, *args)

@@ -44,7 +44,7 @@ def rows_forward_kernel(
     p_patches,  # [B, P, D]
     p_tokens,  # [B, L, D]
     p_patch_mask,  # [B, P] bool or None
-    threshold,  # float or None
+    p_threshold,  # [] float32 or None
     p_out,  # [B, L, D] groups, or [B, L, P] weights; contiguous
     p_stats,  # [3, B, L] float32, contiguous
     stride_vb, stride_vp, stride_vd, stride_tb, stride_tl, stride_td, stride_pb, stride_pp,
@@ -65,7 +65,7 @@ def rows_forward_kernel(
     o_p = tl.arange(0, BLOCK_P)
     m_l = o_l < L
     m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
-    sigma, poison = threshold_of(threshold, tl.sum(m_p.to(tl.int32), axis=0))
+    sigma, poison = threshold_of(p_threshold, tl.sum(m_p.to(tl.int32), axis=0))
     p_v = p_patches + o_b * stride_vb
     b_s = rows_similarities(
         p_v, p_tokens + o_b * stride_tb, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
@@ -99,9 +99,9 @@ def rows_backward_kernel(
     p_patches,  # [B, P, D]
     p_tokens,  # [B, L, D]
     p_patch_mask,  # [B, P] bool or None
-    threshold,  # float or None
-    p_grad_patches,  # [B, P, D], contiguous
-    p_grad_tokens,  # [B, L, D], contiguous
+    p_threshold,  # [] float32 or None
+    p_grad_patches,  # [B, P, D], contiguous, or None: not wanted
+    p_grad_tokens,  # [B, L, D], contiguous, or None: not wanted
     stride_gb, stride_gl, stride_gd, stride_vb, stride_vp, stride_vd, stride_tb, stride_tl, stride_td,
     stride_pb, stride_pp,
     L, P,
@@ -120,7 +120,7 @@ def rows_backward_kernel(
     o_p = tl.arange(0, BLOCK_P)
     m_l = o_l < L
     m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
-    sigma, poison = threshold_of(threshold, tl.sum(m_p.to(tl.int32), axis=0))
+    sigma, poison = threshold_of(p_threshold, tl.sum(m_p.to(tl.int32), axis=0))
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
     p_g = p_grad + o_b * stride_gb
@@ -145,17 +145,19 @@ def rows_backward_kernel(
     unit = largest_magnitude(b_ds) if IS_HALF else 1.0
     b_e = (b_ds * (1.0 / unit)).to(OPERAND)
     b_a = b_a.to(OPERAND)
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
-        b_gt = tl.dot(b_e, b_v, input_precision=PRECISION) * unit + poison  # [BLOCK_L, BLOCK_D]
-        store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, m_l, D, D, UPCAST)
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)  # [BLOCK_L, BLOCK_D]
-        b_gv = tl.dot(tl.trans(b_e), b_t, input_precision=PRECISION) * unit  # [BLOCK_P, BLOCK_D]
-        if not WEIGHTS:
-            b_g = load_tile(p_g, o_l, o_d, m_l, D, stride_gl, stride_gd, UPCAST)  # [BLOCK_L, BLOCK_D]
-            b_gv = tl.dot(tl.trans(b_a), b_g, b_gv, input_precision=PRECISION)
-        b_gv = tl.where(m_p[:, None], b_gv, 0.0)
-        store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)
+    if p_grad_tokens is not None:
+        for o_chunk in range(0, D, BLOCK_D):
+            o_d = o_chunk + tl.arange(0, BLOCK_D)
+            b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
+            b_gt = tl.dot(b_e, b_v, input_precision=PRECISION) * unit + poison  # [BLOCK_L, BLOCK_D]
+            store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, m_l, D, D, UPCAST)
+    if p_grad_patches is not None:
+        for o_chunk in range(0, D, BLOCK_D):
+            o_d = o_chunk + tl.arange(0, BLOCK_D)
+            b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)  # [BLOCK_L, BLOCK_D]
+            b_gv = tl.dot(tl.trans(b_e), b_t, input_precision=PRECISION) * unit  # [BLOCK_P, BLOCK_D]
+            if not WEIGHTS:
+                b_g = load_tile(p_g, o_l, o_d, m_l, D, stride_gl, stride_gd, UPCAST)  # [BLOCK_L, BLOCK_D]
+                b_gv = tl.dot(tl.trans(b_a), b_g, b_gv, input_precision=PRECISION)
+            b_gv = tl.where(m_p[:, None], b_gv, 0.0)
+            store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)
