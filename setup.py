@@ -5,7 +5,8 @@ Two shared objects, both on PyTorch's stable ABI, loaded with ``torch.ops.load_l
 of PyTorch.
 
 Environment: ``SPARC_BUILD_CUDA`` = ``auto`` (default: where nvcc is found), ``0`` or ``1`` (fail without nvcc);
-``SPARC_CUDA_ARCHITECTURES`` = compute capabilities to build for, such as ``90`` or ``80,90`` (default: all below);
+``SPARC_CUDA_ARCHITECTURES`` = compute capabilities to build for, such as ``90`` or ``80,90``, with PTX of the lowest
+(default: all below, with PTX of the lowest and the newest);
 ``CXX``, ``CUDA_HOME`` and ``MAX_JOBS`` as usual.
 """
 
@@ -83,6 +84,17 @@ def cuda_architectures(nvcc: Path) -> list[str]:
     return chosen
 
 
+def cuda_targets(nvcc: Path) -> list[str]:
+    """What nvcc makes: code for the architectures, and PTX, which the driver compiles for devices that no code fits.
+
+    The PTX of the lowest one serves every device from there on; that of the newest one serves what comes later better.
+    """
+    architectures = cuda_architectures(nvcc)
+    chosen_by_user = bool(os.environ.get("SPARC_CUDA_ARCHITECTURES"))
+    portable = architectures[:1] if chosen_by_user else [*dict.fromkeys((architectures[0], architectures[-1]))]
+    return [*(f"sm_{arch}" for arch in architectures), *(f"compute_{arch}" for arch in portable)]
+
+
 def ninja_escape(path: object) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
@@ -128,12 +140,9 @@ class BuildNative(build_ext):
         nvcc = wanted_nvcc()
         assert nvcc is not None
         home = nvcc.parent.parent
-        architectures = cuda_architectures(nvcc)
-        newest = architectures[-1]
-        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
-        codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
-        marker = ",".join([*(f"sm_{arch}" for arch in architectures), f"compute_{newest}"])
-        flags = [*CXX_FLAGS, "-DUSE_CUDA", f"-I{home / 'include'}", f"-DSPARC_CUDA_ARCHITECTURES={marker}"]
+        targets = cuda_targets(nvcc)
+        codes = [f"-gencode=arch={target.replace('sm', 'compute')},code={target}" for target in targets]
+        flags = [*CXX_FLAGS, "-DUSE_CUDA", f"-I{home / 'include'}", f"-DSPARC_CUDA_ARCHITECTURES={','.join(targets)}"]
         nvcc_flags = [
             "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", TORCH_TARGET, "-DUSE_CUDA", *codes,
         ]  # fmt: skip

@@ -1,13 +1,24 @@
-"""``python -m sparc_kernels``: versions, and which backends this machine can use, as a doctor would ask."""
+"""``python -m sparc_kernels``: versions, and which backends this machine can use, as a doctor would ask.
+
+Exits with 1 where something does not work that should, and names it on the error output:
+
+- the CPU half of the native library is missing or cannot be used;
+- on a GPU of compute capability 8.0 or newer that a CUDA build of PyTorch sees: the CUDA half is there but cannot be
+  used, or it is not there and triton cannot be used either.
+
+Else with 0: a CUDA half that was not built is no fault while triton serves the GPU.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import platform
+import sys
 
 import torch
 
-from sparc_kernels import __version__, _native, available_backends
+from sparc_kernels import __version__, _dispatch, _native, available_backends
 
 
 def _installed(package: str) -> str:
@@ -27,8 +38,36 @@ def _devices() -> str:
     return ", ".join(names)
 
 
-def main() -> None:
-    """Print the report."""
+def faults() -> list[str]:
+    """What should work on this machine and does not, as the text above has it."""
+    found = []
+    cpu_reason = _native.cpu_reason()
+    if cpu_reason is not None:
+        found.append(f"the cpu backend cannot be used: {cpu_reason}")
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return found
+    has_cuda_half = _native.build_info()["cuda_library"] is not None
+    for index in range(torch.cuda.device_count()):
+        if torch.cuda.get_device_capability(index) < _dispatch.CUDA_CAPABILITY:
+            continue
+        device = torch.device("cuda", index)
+        reasons = {
+            backend: _dispatch.supports("fine_grained", backend, device, torch.bfloat16)
+            for backend in ("cuda", "triton")
+        }
+        if has_cuda_half and reasons["cuda"] is not None:
+            found.append(f"the cuda backend cannot be used on device {index}: {reasons['cuda']}")
+        elif None not in reasons.values():
+            refused = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
+            found.append(f"no kernel serves device {index}: {refused}")
+    return found
+
+
+def main() -> int:
+    """Print the report; the exit status."""
+    argparse.ArgumentParser(
+        prog="python -m sparc_kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rows = {
         "sparc_kernels": __version__,
         "python": platform.python_version(),
@@ -46,7 +85,11 @@ def main() -> None:
         print(f"\nbackends of {op}:")
         for backend, reason in available_backends(op).items():
             print(f"  {backend:<7} {'usable' if reason is None else f'not usable: {reason}'}")
+    found = faults()
+    for fault in found:
+        print(f"fault: {fault}", file=sys.stderr)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

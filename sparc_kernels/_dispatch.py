@@ -18,7 +18,7 @@ from sparc_kernels._validate import BACKENDS
 NATIVE_OPS = ("fine_grained", "grouping")  # rooms with kernels; the others have their eager definition only
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_CUDA_CAPABILITY = (8, 0)  # the matrix instructions on bfloat16, and asynchronous copies
+CUDA_CAPABILITY = (8, 0)  # the matrix instructions on bfloat16, and asynchronous copies
 
 _log = logging.getLogger("sparc_kernels")
 
@@ -38,9 +38,9 @@ def _cuda_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | Non
     if reason is not None:
         return reason
     capability = torch.cuda.get_device_capability(device)
-    if capability < _CUDA_CAPABILITY:
-        return "it needs compute capability {}.{}, the device has {}.{}".format(*_CUDA_CAPABILITY, *capability)
-    return None
+    if capability < CUDA_CAPABILITY:
+        return "it needs compute capability {}.{}, the device has {}.{}".format(*CUDA_CAPABILITY, *capability)
+    return _native.cuda_device_reason(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _cpu_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

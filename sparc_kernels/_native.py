@@ -7,10 +7,14 @@ raises: a half that cannot be used says why.
 
 from __future__ import annotations
 
+import ctypes
 import re
+from functools import cache
 from pathlib import Path
 
 import torch
+
+from sparc_kernels import _elf
 
 _CPU_LIBRARY = Path(__file__).with_name("libsparc_cpu.so")
 _CUDA_LIBRARY = Path(__file__).with_name("libsparc_cuda.so")
@@ -21,10 +25,20 @@ def _load(library: Path, how_to_build: str) -> str | None:
     if not library.is_file():
         return f"the native library is not built: {library.name} is missing ({how_to_build})"
     try:
+        missing = _elf.incomplete(library)
+        if missing is not None:
+            return f"{library.name} is incomplete: {missing} ({how_to_build})"
         torch.ops.load_library(str(library))
-    except (OSError, RuntimeError) as error:
-        return f"{library.name} cannot be loaded by PyTorch {torch.__version__}: {error}"
+    except (OSError, RuntimeError) as error:  # the cause, where there is one, holds the words of the dynamic loader
+        return f"{library.name} cannot be loaded by PyTorch {torch.__version__}: {error.__cause__ or error}"
     return None
+
+
+def _load_cpu() -> str | None:
+    reason = _load(_CPU_LIBRARY, "`pip install .` builds it, and needs a C++17 compiler")
+    if reason is None and not hasattr(torch.ops.sparc_kernels, "cpu_capability"):
+        return f"{_CPU_LIBRARY.name} does not declare the ops of this package"
+    return reason
 
 
 def _load_cuda(cpu_reason: str | None) -> str | None:
@@ -35,7 +49,7 @@ def _load_cuda(cpu_reason: str | None) -> str | None:
     return _load(_CUDA_LIBRARY, "`SPARC_BUILD_CUDA=1 pip install .` builds it, and needs nvcc")
 
 
-_CPU_REASON = _load(_CPU_LIBRARY, "`pip install .` builds it, and needs a C++17 compiler")
+_CPU_REASON = _load_cpu()
 _CUDA_REASON = _load_cuda(_CPU_REASON)
 
 
@@ -45,10 +59,26 @@ def cpu_reason() -> str | None:
 
 
 def cuda_reason() -> str | None:
-    """None where the CUDA half can be used, else the reason why not."""
+    """None where the CUDA half is loaded and there is a device, else the reason why not."""
     if _CUDA_REASON is None and not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     return _CUDA_REASON
+
+
+@cache
+def cuda_device_reason(index: int) -> str | None:
+    """None where the loaded CUDA half can run on that device, else the reason why not: the driver is older than the
+    CUDA runtime in the library, or the library holds no code that the device takes.
+
+    Asked of the device itself, once.
+    """
+    try:
+        refusal = ctypes.CDLL(str(_CUDA_LIBRARY)).sparc_cuda_refusal
+    except (OSError, AttributeError) as error:
+        return f"{_CUDA_LIBRARY.name} does not belong to this package: {error}"
+    refusal.argtypes, refusal.restype = (ctypes.c_int,), ctypes.c_char_p
+    text = refusal(index)
+    return None if text is None else f"{_CUDA_LIBRARY.name} cannot run on CUDA device {index}: {text.decode()}"
 
 
 def build_info() -> dict[str, str | None]:

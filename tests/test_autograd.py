@@ -39,46 +39,34 @@ def test_gradcheck(backend: str) -> None:
 
 
 def _op(name: str, backend: str) -> Any:
-    sk.fine_grained_loss(torch.zeros(0, 1, 1), torch.zeros(0, 1, 1))  # loads the rooms
-    sk.available_backends("fine_grained"), sk.available_backends("grouping")
     return getattr(torch.ops.sparc_kernels, name + ("_triton" if backend == "triton" else "")).default
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("masks", [True, False])
-def test_opcheck(backend: str, masks: bool) -> None:
-    """Schema, fake implementation and dynamic shapes of every registered op."""
+@pytest.mark.parametrize("whole", [True, False], ids=["everything", "nothing-optional"])
+def test_opcheck(backend: str, whole: bool) -> None:
+    """Schema, autograd registration, fake implementation and dynamic shapes of every registered op."""
     inputs = _inputs(backend)
     patches, tokens = inputs.patch_embeds.detach(), inputs.token_embeds.detach()
+    threshold = torch.tensor(0.25, device=patches.device) if whole else None
+    token_mask, patch_mask = (inputs.token_mask, inputs.patch_mask) if whole else (None, None)
     scale = inputs.logit_scale.detach()
-    token_mask, patch_mask = (inputs.token_mask, inputs.patch_mask) if masks else (None, None)
-    utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
-    precision = () if backend == "triton" else ("highest",)  # an argument of the native ops
+    def check(name: str, *args: Any) -> Any:
+        op = _op(name, backend)
+        torch.library.opcheck(op, (*args, "highest"))
+        return op(*args, "highest")
 
-    args: tuple[Any, ...] = (patches, tokens, token_mask, patch_mask, scale, None, *precision)
-    forward = _op("fine_grained_forward", backend)
-    torch.library.opcheck(forward, args, test_utils=utilities)
-    token_loss, stats = forward(*args)
-    backward_args = (
-        torch.rand_like(token_loss),
-        patches,
-        tokens,
-        token_mask,
-        patch_mask,
-        scale,
-        stats,
-        0.25,
-        *precision,
-    )
-    torch.library.opcheck(_op("fine_grained_backward", backend), backward_args, test_utils=utilities)
-
+    pairs = (patches, tokens, token_mask, patch_mask, scale, threshold)
+    token_loss, stats, pooled_patches, pooled_tokens = check("fine_grained_forward", *pairs, whole, whole)
+    pooled = (torch.rand_like(pooled_patches), torch.rand_like(pooled_tokens)) if whole else (None, None)
+    for needs in ((True, True), (True, False), (False, True)):
+        check("fine_grained_backward", torch.rand_like(token_loss), *pooled, *pairs, stats, *needs)
     for op in ("grouped_embeddings", "alignment_weights"):
-        forward = _op(f"{op}_forward", backend)
-        torch.library.opcheck(forward, (patches, tokens, patch_mask, 0.25, *precision), test_utils=utilities)
-        output, stats = forward(patches, tokens, patch_mask, 0.25, *precision)
-        backward_args = (torch.rand_like(output), patches, tokens, patch_mask, stats, None, *precision)
-        torch.library.opcheck(_op(f"{op}_backward", backend), backward_args, test_utils=utilities)
+        groups = (patches, tokens, patch_mask, threshold)
+        output, stats = check(f"{op}_forward", *groups)
+        for needs in ((True, True), (True, False), (False, True)):
+            check(f"{op}_backward", torch.rand_like(output), *groups, stats, *needs)
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -159,13 +147,27 @@ def test_gradient_penalty_raises(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", FUSED)
-def test_ops_called_directly_do_not_pass_for_constants(backend: str) -> None:
+def test_ops_called_directly_differentiate(backend: str) -> None:
+    """As in graphs of ``torch.export``: the derivative stands on the op, not only in the Function around it."""
     inputs = _inputs(backend)
-    precision = () if backend == "triton" else ("highest",)
-    op = _op("grouped_embeddings_forward", backend)
-    output, _ = op(inputs.patch_embeds, inputs.token_embeds, None, None, *precision)
-    with pytest.raises(RuntimeError, match=r"grouped_embeddings_forward.* is not differentiable"):
-        output.sum().backward()
+    leaves = (inputs.patch_embeds, inputs.token_embeds)
+    output, _ = _op("grouped_embeddings_forward", backend)(*leaves, inputs.patch_mask, None, "highest")
+    expected = sk.language_grouped_embeddings(*leaves, patch_mask=inputs.patch_mask, backend=backend)
+    upstream = torch.rand_like(output)
+    found, wanted = (torch.autograd.grad(x, leaves, upstream) for x in (output, expected))
+    assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_backward_ops_do_not_pass_for_constants(backend: str) -> None:
+    inputs = _inputs(backend)
+    leaves = (inputs.patch_embeds, inputs.token_embeds)
+    output, stats = _op("grouped_embeddings_forward", backend)(*leaves, None, None, "highest")
+    grad, _ = _op("grouped_embeddings_backward", backend)(
+        torch.rand_like(output), *leaves, None, None, stats, True, True, "highest"
+    )
+    with pytest.raises(RuntimeError, match=r"grouped_embeddings_backward\S* is not differentiable"):
+        grad.sum().backward()
 
 
 def test_eager_second_derivative() -> None:
@@ -230,19 +232,21 @@ def test_autocast_policy(backend: str) -> None:
 @pytest.mark.parametrize("backend", FUSED)
 def test_functions_can_be_applied_directly(backend: str) -> None:
     inputs = _inputs(backend)
-    token_loss = sk.FineGrainedLossFunction.apply(
-        inputs.patch_embeds,
-        inputs.token_embeds,
-        inputs.token_mask,
-        inputs.patch_mask,
-        inputs.logit_scale,
-        None,
-        backend,
+    leaves = (inputs.patch_embeds, inputs.token_embeds, inputs.logit_scale)
+    patches, tokens, scale = leaves
+    masks = (inputs.token_mask, inputs.patch_mask)
+    token_loss, stats, pooled_patches, pooled_tokens = sk.FineGrainedLossFunction.apply(
+        patches, tokens, *masks, scale, None, True, False, backend
     )
-    token_loss.sum().backward()
-    for leaf in (inputs.patch_embeds, inputs.token_embeds, inputs.logit_scale):
-        assert leaf.grad is not None
-        assert leaf.grad.abs().sum() > 0
+    assert stats.shape == (7, 2, 4)
+    assert not stats.requires_grad
+    assert pooled_patches.shape == (2, 8)
+    assert pooled_tokens.shape == (0,)
+    expected = sk.fine_grained_loss(
+        patches, tokens, masks[0], patch_mask=masks[1], logit_scale=scale, reduction="none", backend=backend
+    )
+    found, wanted = (torch.autograd.grad(x.sum(), leaves) for x in (token_loss, expected))
+    assert all(map(torch.equal, found, wanted))
 
 
 def test_functions_refuse_a_backend_without_kernels() -> None:
@@ -250,4 +254,4 @@ def test_functions_refuse_a_backend_without_kernels() -> None:
     with pytest.raises(ValueError, match="backend must be 'cuda', 'triton' or 'cpu', got 'eager'"):
         sk.AlignmentWeightsFunction.apply(tensor, tensor, None, None, "eager")
     with pytest.raises(ValueError, match="backend must be 'cuda', 'triton' or 'cpu', got 'eager'"):
-        sk.FineGrainedLossFunction.apply(tensor, tensor, None, None, torch.tensor(1.0), None, "eager")
+        sk.FineGrainedLossFunction.apply(tensor, tensor, None, None, torch.tensor(1.0), None, True, True, "eager")

@@ -119,6 +119,7 @@ def test_what_cuda_does_not_serve(op: str, device: str, dtype: torch.dtype, reas
 
 def test_cuda_wants_capability_8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch._native, "cuda_reason", lambda: None)
+    monkeypatch.setattr(_dispatch._native, "cuda_device_reason", lambda index: None)
     gpu = torch.device("cuda", 0)
     for capability, reason in (
         ((7, 5), "it needs compute capability 8.0, the device has 7.5"),

@@ -21,15 +21,22 @@ RULES = {
     "ops.{room}.reference": SHARED | {"sparc_kernels.ops._eager"},
     "ops.{room}.schema": SHARED,
     "ops.{room}.config": set(),
-    "ops.{room}.native": {"sparc_kernels", "sparc_kernels._native", "sparc_kernels.ops.{room}.schema", *REGISTRATION},
-    "ops.{room}.autograd": SHARED
-    | {"sparc_kernels.ops.{room}", "sparc_kernels.ops.{room}.native", "sparc_kernels.ops.{room}.triton"},
+    "ops.{room}.autograd": {
+        "sparc_kernels",
+        "sparc_kernels._native",
+        "sparc_kernels.ops.{room}",
+        "sparc_kernels.ops.{room}.schema",
+        *REGISTRATION,
+    },
+    "ops._registration": {"sparc_kernels._compile"},
     "ops._eager": SHARED,
     "ops._dtype": set(),
     "modules": {"sparc_kernels._validate", "sparc_kernels.functional"},
     "_arrays": set(),
+    "_compile": set(),
     "_validate": set(),
-    "_native": set(),
+    "_native": {"sparc_kernels._elf"},
+    "_elf": set(),
     "_version": set(),
 }
 
@@ -99,7 +106,7 @@ def test_reference_needs_torch_only(room: str) -> None:
         tree = ast.parse(path.read_text())
         names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         names |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert {n.split(".")[0] for n in names} <= {"torch", "sparc_kernels", "__future__"}
+        assert {n.split(".")[0] for n in names} <= {"torch", "sparc_kernels", *sys.stdlib_module_names}
 
 
 def test_environment_is_read_in_one_place() -> None:

@@ -12,6 +12,11 @@ __global__ void build_info_kernel(int32_t* out) {
 
 }  // namespace
 
+cudaError_t find_code() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, build_info_kernel);
+}
+
 cudaError_t launch_build_info(int32_t* out, cudaStream_t stream) {
   build_info_kernel<<<1, 1, 0, stream>>>(out);
   return cudaGetLastError();

@@ -3,6 +3,7 @@
 
 #include "common/block.cuh"
 #include "common/launch.h"
+#include "common/shared_limit.h"
 
 namespace sparc {
 
@@ -15,12 +16,8 @@ namespace sparc {
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t grid, int64_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {
-  constexpr int64_t kWithoutAsking = 48 << 10;
-  if (shared_bytes > kWithoutAsking) {
-    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(shared_bytes));
-    if (status != cudaSuccess) return status;
-  }
+  const cudaError_t status = allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  if (status != cudaSuccess) return status;
   kernel<<<static_cast<unsigned>(grid), kThreads, static_cast<size_t>(shared_bytes), stream>>>(arguments...);
   return cudaGetLastError();
 }

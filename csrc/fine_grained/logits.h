@@ -83,7 +83,9 @@ void cross_entropies(T* z, int64_t n, int64_t lp, T scale, const LogitRows<T>& r
   }
   for (int64_t l = 0; l < n; ++l) {
     rows.column_lse[l] = rows.a[l] + log_of(rows.b[l]);
-    const T cosine = z[l * lp + l], y = cosine * scale;
+    const T cosine = z[l * lp + l];
+    // Rounded as above, not fused into what follows: a caption of one token then has a loss of exactly 0.
+    const volatile T y = cosine * scale;
     rows.mean_cosine[l] = (rows.alpha[l] - cosine) / 2 + (rows.mean_cosine[l] - cosine) / 2;
     rows.alpha[l] = (rows.row_lse[l] - y) / 2 + (rows.column_lse[l] - y) / 2;
   }

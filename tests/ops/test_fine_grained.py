@@ -162,17 +162,22 @@ def test_image_without_a_patch_is_nan(backend: str) -> None:
     inputs = cases.draw(cases.Case("masked-out", lengths=(5, 3)), torch.float32).to(torch.float32, device_of(backend))
     patch_mask = torch.ones(2, 9, dtype=torch.bool, device=inputs.patch_embeds.device)
     patch_mask[1] = False
-    loss = sk.FineGrainedLossFunction.apply(
-        inputs.patch_embeds,
-        inputs.token_embeds,
-        inputs.token_mask,
-        patch_mask,
-        inputs.logit_scale,
-        None,
-        backend,
+    leaves = inputs.require_grad()
+    loss, _, pooled_patches, pooled_tokens = sk.FineGrainedLossFunction.apply(
+        leaves.patch_embeds, leaves.token_embeds, inputs.token_mask, patch_mask, leaves.logit_scale, None, True, True, backend
     )
     assert loss[0].isfinite().all()
     assert loss[1, :3].isnan().all()
+    assert (pooled_patches[1] == 0).all()
+    assert pooled_tokens.isfinite().all()
+    total = loss.sum() + pooled_patches.sum() + pooled_tokens.sum()
+    grads = torch.autograd.grad(total, (leaves.patch_embeds, leaves.token_embeds, leaves.logit_scale))
+    assert grads[0][0].isfinite().all()
+    assert (grads[0][1] == 0).all()
+    assert grads[1][0].isfinite().all()
+    assert grads[1][1, :3].isnan().all()
+    assert (grads[1][1, 3:] == 0).all()
+    assert grads[2].isnan()
 
 
 @pytest.mark.parametrize("backend", FUSED)

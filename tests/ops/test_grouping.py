@@ -123,6 +123,6 @@ def test_image_without_a_patch_is_nan(op: str, backend: str) -> None:
     patch_mask = torch.ones(2, 9, dtype=torch.bool, device=inputs.patch_embeds.device)
     patch_mask[1] = False
     function = {"embeddings": sk.LanguageGroupedEmbeddingsFunction, "weights": sk.AlignmentWeightsFunction}[op]
-    output = function.apply(inputs.patch_embeds, inputs.token_embeds, patch_mask, None, backend)
+    output, _ = function.apply(inputs.patch_embeds, inputs.token_embeds, patch_mask, None, backend)
     assert output[0].isfinite().all()
     assert output[1].isnan().all()

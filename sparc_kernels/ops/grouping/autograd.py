@@ -24,8 +24,10 @@ from sparc_kernels.ops.grouping import schema
 
 
 def _backward_of(op: str) -> Callable[..., tuple[Tensor | None, ...]]:
-    def backward(ctx: Any, grad: Tensor, grad_stats: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_stats: None) -> tuple[Tensor | None, ...]:
         """Gradients of the forward op's inputs; nothing is computed for one that nobody asked for."""
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         needed = ctx.needs_input_grad[:2]
         backward_op = kernel(f"{op}_backward", ctx.backend)
         grads = call_backward(backward_op, grad, *kept_tensors(ctx), *needed, ctx.float32_precision)
