@@ -30,8 +30,9 @@ def main(steps: int = 5) -> nn.Module:
     torch.manual_seed(0)  # the same weights everywhere
     model = TowersAndLoss()
     for tower in (model.image_tower, model.text_tower):
-        fully_shard(tower)
-    fully_shard(model)  # takes what is left, the scale among it
+        fully_shard(tower)  # with mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16), as you like
+    fully_shard(model.criterion)  # by itself and without a policy: in bfloat16 its scale would be 14.25 for 14.29
+    fully_shard(model)
     torch.manual_seed(1 + dist.get_rank())  # other data everywhere
     batch = torch.randn(8, 3, 32, 32), torch.randint(0, 100, (8, 12)), torch.arange(12) < torch.randint(1, 13, (8, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
