@@ -45,19 +45,64 @@ SPARC_DEVICE bool is_valid(const MaskView& mask, int64_t pair, int64_t row) {
   return mask.data == nullptr || mask.data[pair * mask.batch_stride + row * mask.stride];
 }
 
-// Zeros in the masked rows of a pair's [rows, columns] of `out`; `otherwise` in the valid ones if they have
-// no result.
-template <class E>
+// Zeros in the masked rows of a pair's [rows, columns] of `out`; `otherwise(column)` in the valid ones if
+// they have no result. Nothing where `out` is null.
+template <class E, class Otherwise>
 SPARC_DEVICE void fill_rows(const MaskView& mask, int64_t pair, int rows, int64_t columns, bool computed,
-                            float otherwise, void* out) {
+                            const Otherwise& otherwise, void* out) {
+  if (out == nullptr) return;
   E* const data = static_cast<E*>(out) + pair * rows * columns;
   for (int row = device::warp_index(); row < rows; row += kWarps) {
     const bool valid = is_valid(mask, pair, row);
     if (valid && computed) continue;
-    const E value = device::from_float<E>(valid ? otherwise : 0.0f);
-    for (int64_t i = device::lane_index(); i < columns; i += 32) data[row * columns + i] = value;
+    for (int64_t i = device::lane_index(); i < columns; i += 32) {
+      data[row * columns + i] = device::from_float<E>(valid ? otherwise(i) : 0.0f);
+    }
   }
 }
+
+// The mean of a pair's valid rows of an input, into its row of `out` [B, columns]; 0 where none is valid.
+// Nothing where `out` is null.
+template <class E>
+SPARC_DEVICE void write_mean(const MatrixView& view, const MaskView& mask, int64_t pair, int rows,
+                             int64_t columns, void* out) {
+  if (out == nullptr) return;
+  const InputRows<E> from(view, pair);
+  for (int64_t column = device::thread_index(); column < columns; column += kThreads) {
+    float total = 0.0f;
+    int count = 0;
+    for (int row = 0; row < rows; ++row) {
+      if (!is_valid(mask, pair, row)) continue;
+      total += device::to_float(from.data[row * from.row_stride + column * from.column_stride]);
+      ++count;
+    }
+    static_cast<E*>(out)[pair * columns + column] =
+        device::from_float<E>(count > 0 ? total / static_cast<float>(count) : 0.0f);
+  }
+}
+
+SPARC_DEVICE int count_valid(const MaskView& mask, int64_t pair, int rows) {
+  int count = 0;
+  for (int row = 0; row < rows; ++row) count += is_valid(mask, pair, row) ? 1 : 0;
+  return count;
+}
+
+// What each of a pair's valid rows gets of the gradient of their mean; nothing where there is none.
+template <class E>
+struct MeanShare {
+  const E* grad = nullptr;
+  int64_t columns = 0;
+  float factor = 0.0f;
+
+  SPARC_DEVICE MeanShare() {}
+  SPARC_DEVICE MeanShare(const void* grads, int64_t pair, int64_t columns_, int rows)
+      : grad(grads == nullptr ? nullptr : static_cast<const E*>(grads) + pair * columns_),
+        columns(columns_),
+        factor(rows > 0 ? 1.0f / static_cast<float>(rows) : 0.0f) {}
+  SPARC_DEVICE float at(int64_t column) const {
+    return grad == nullptr || column >= columns ? 0.0f : device::to_float(grad[column]) * factor;
+  }
+};
 
 // The numbers of the valid rows of a pair, ascending, into index [length]; returns how many they are.
 // `counts` [kWarps] is working memory. All threads call it, and may read the index when it returns.
@@ -145,8 +190,8 @@ struct RowAlignment {
   SPARC_DEVICE float weight(float s) const { return flat() ? 1.0f : (kept(s) ? height(s) : 0.0f); }
 };
 
-SPARC_DEVICE float threshold_of(float threshold, int patches) {
-  return threshold < 0.0f ? 1.0f / static_cast<float>(patches) : threshold;
+SPARC_DEVICE float threshold_of(const float* threshold, int patches) {
+  return threshold == nullptr ? 1.0f / static_cast<float>(patches) : *threshold;
 }
 
 // C' is a sum over patches, which may leave the range of float16: there it is taken in this unit (a power of

@@ -38,11 +38,29 @@ inline MaskView mask_view(const std::optional<Tensor>& mask) {
   return {static_cast<const bool*>(mask->const_data_ptr()), mask->stride(0), mask->stride(1)};
 }
 
+// The gradients of a backward op: [0], and null, for one that is not needed.
+struct GradientPair {
+  Tensor patches, tokens;
+  void *patches_data, *tokens_data;
+
+  GradientPair(const Tensor& patch_embeds, const Tensor& token_embeds, bool need_patches, bool need_tokens)
+      : patches(like(patch_embeds, need_patches)),
+        tokens(like(token_embeds, need_tokens)),
+        patches_data(need_patches ? patches.mutable_data_ptr() : nullptr),
+        tokens_data(need_tokens ? tokens.mutable_data_ptr() : nullptr) {}
+
+ private:
+  static Tensor like(const Tensor& embeds, bool needed) {
+    if (!needed) return torch::stable::new_empty(embeds, {0});
+    return torch::stable::new_empty(embeds, {embeds.size(0), embeds.size(1), embeds.size(2)});
+  }
+};
+
 // Makes the tensors' device current while it lives.
 class CudaCall {
  public:
   CudaCall(const Tensor& patch_embeds, const Tensor& token_embeds, const std::optional<Tensor>& token_mask,
-           const std::optional<Tensor>& patch_mask, std::optional<double> threshold,
+           const std::optional<Tensor>& patch_mask, const std::optional<Tensor>& threshold,
            const std::string& float32_precision)
       : sizes_(patch_embeds, token_embeds, token_mask, patch_mask),
         device_(checked_device(patch_embeds)),
@@ -61,6 +79,11 @@ class CudaCall {
                       torch::headeronly::toString(dtype));
       products_ = float32_products(float32_precision);
     }
+    if (threshold) {
+      check_on_device(*threshold, "similarity_threshold", device_);
+      check_shape(*threshold, "similarity_threshold", {});
+      check_dtype(*threshold, "similarity_threshold", ScalarType::Float);
+    }
     constexpr int64_t kLargest = std::numeric_limits<int32_t>::max() / 8;
     STD_TORCH_CHECK(sizes_.p <= kLargest && sizes_.l <= kLargest && sizes_.d <= kLargest,
                     "patch_embeds, token_embeds: P, L and D may be at most ", kLargest);
@@ -72,7 +95,7 @@ class CudaCall {
            static_cast<int>(sizes_.p),
            static_cast<int>(sizes_.l),
            static_cast<int>(sizes_.d),
-           static_cast<float>(threshold.value_or(-1.0))};
+           threshold ? static_cast<const float*>(threshold->const_data_ptr()) : nullptr};
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -97,6 +120,16 @@ class CudaCall {
                "cudaDevAttrMaxSharedMemoryPerBlockOptin");
     limits.shared_bytes = shared;
     return plan_launch(in_, half_precision(), limits, pair_shared, tiled.shared, tiled.scratch);
+  }
+
+  // A gradient [B, D] of the embeddings' dtype that flows into a mean, or null.
+  const void* pooled_gradient(const std::optional<Tensor>& grad, const Tensor& like, const char* name) const {
+    if (!grad) return nullptr;
+    check_on_device(*grad, name, device_);
+    check_dtype(*grad, name, like.scalar_type());
+    check_shape(*grad, name, {sizes_.b, sizes_.d});
+    check_contiguous(*grad, name);
+    return grad->const_data_ptr();
   }
 
   // Scratch of a tiled launch, from PyTorch's allocator.

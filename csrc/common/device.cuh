@@ -186,6 +186,8 @@ SPARC_DEVICE uint32_t pack(float first, float second) {
 SPARC_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 SPARC_DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
 SPARC_DEVICE float exp(float x) { return ::expf(x); }
+// Rounded: never fused with a sum.
+SPARC_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 SPARC_DEVICE float log(float x) { return ::logf(x); }
 SPARC_DEVICE float sqrt(float x) { return ::sqrtf(x); }
 SPARC_DEVICE float abs(float x) { return ::fabsf(x); }

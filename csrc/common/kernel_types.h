@@ -24,7 +24,7 @@ struct PairInputs {
   MaskView patch_mask, token_mask;
   int64_t pairs;                  // B
   int patches, tokens, channels;  // P, L, D
-  float threshold;                // sigma; negative: 1 / valid patches
+  const float* threshold;         // sigma []; null: 1 / valid patches
 };
 
 // How a pair-path kernel streams V and T through shared memory.

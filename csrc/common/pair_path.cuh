@@ -306,11 +306,13 @@ struct PairTile {
     }
   }
 
-  // dV of a chunk: out [p, chunk] = x_unit X^T T + U^T Q (Q only where `with_second`), rows as `target` says.
+  // dV of a chunk: out [p, chunk] = x_unit X^T T + U^T Q (Q only where `with_second`) and the rows' share of
+  // their mean's gradient, rows as `target` says.
   template <class Target>
   SPARC_DEVICE void write_patch_gradient(const Tile<E>& x, float x_unit, const Tile<E>& tokens,
-                                         bool with_second, const Tile<E>& second, float factor, int chunk,
-                                         E* out, int64_t channels, int first, const Target& target) const {
+                                         bool with_second, const Tile<E>& second, float factor,
+                                         const MeanShare<E>& share, int chunk, E* out, int64_t channels,
+                                         int first, const Target& target) const {
     const int across = chunk / 32, tasks = (p + 15) / 16 * across;
     SPARC_NO_UNROLL
     for (int task = device::warp_index(); task < tasks; task += kWarps) {
@@ -325,7 +327,15 @@ struct PairTile {
       const float last = with_second ? factor : factor * x_unit;
       SPARC_UNROLL
       for (int unit = 0; unit < 2; ++unit) {
-        store_rounded(RoundedSums<E>(c[unit], last), out, channels, first + column + 16 * unit,
+        const int at = first + column + 16 * unit;
+        if (share.grad != nullptr) {
+          SPARC_UNROLL
+          for (int e = 0; e < 8; ++e) {
+            float& x = c[unit][e / 4][e % 4];
+            x = x * last + share.at(at + sum_column(e / 4, e % 4));
+          }
+        }
+        store_rounded(RoundedSums<E>(c[unit], share.grad != nullptr ? 1.0f : last), out, channels, at,
                       static_cast<int>(channels), [&](int r) { return target(m + r); });
       }
     }

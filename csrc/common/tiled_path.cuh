@@ -35,8 +35,8 @@ struct Term {
   bool a_transposed, b_transposed;
 };
 
-// out = row_scale (scale sum + row_factor init), where sum = between (first term) + second term. What is null
-// counts as 1 (factors), as absent (init, rest, the second term).
+// out = row_scale (scale sum + row_factor init) + share, where sum = between (first term) + second term. What
+// is null counts as 1 (factors), as absent (init, rest, the second term, share).
 template <class E>
 struct Product {
   int m, n;
@@ -48,6 +48,7 @@ struct Product {
   device::Scratch<E> init_data;  // [m, init_pitch] of scratch
   int64_t init_pitch;
   device::Scratch<float> row_factor, row_scale;
+  MeanShare<E> share;
 
   // One of these is written. `rest` takes what rounding to `rounded` leaves.
   bool to_sums, to_rounded, with_rest, to_rows;
@@ -179,6 +180,7 @@ SPARC_DEVICE void store_product(const Product<E>& product, int row, int column, 
     value += static_cast<float>(product.row_factor[row]) * init;
   }
   if (product.with_row_scale) value *= product.row_scale[row];
+  value += product.share.at(column);
   if (product.to_sums) {
     product.sums[row * product.pitch + column] = value;
   } else if (product.to_rounded) {

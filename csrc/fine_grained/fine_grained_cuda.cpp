@@ -24,7 +24,7 @@ FineGrainedArguments describe(const CudaCall& call, const Tensor& logit_scale) {
   return args;
 }
 
-void run(const CudaCall& call, const FineGrainedArguments& args, const Tensor& like, bool backward) {
+void run(const CudaCall& call, FineGrainedArguments args, const Tensor& like, bool backward) {
   if (args.in.pairs == 0) return;
   const LaunchPlan plan = call.plan(
       [&](const Streaming& streaming) {
@@ -33,6 +33,9 @@ void run(const CudaCall& call, const FineGrainedArguments& args, const Tensor& l
       fine_grained_tiled_needs(args.in, call.half_precision(), backward));
   const char* const name = backward ? "fine_grained_backward" : "fine_grained_forward";
   if (plan.pair.used) {
+    Tensor groups = new_empty(like, {backward && args.grad_tokens == nullptr ? plan.pair.grid : 0,
+                                     args.in.tokens, args.in.channels});
+    args.saved_groups = args.grad_tokens == nullptr ? groups.mutable_data_ptr() : args.grad_tokens;
     check_cuda(launch_fine_grained_pair(args, plan, call.products(), backward, call.stream()), name);
   }
   if (plan.tiled.used) {
@@ -42,28 +45,39 @@ void run(const CudaCall& call, const FineGrainedArguments& args, const Tensor& l
   }
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
-                                   const std::optional<Tensor>& token_mask,
-                                   const std::optional<Tensor>& patch_mask, const Tensor& logit_scale,
-                                   std::optional<double> threshold, const std::string& precision) {
-  const CudaCall call(patch_embeds, token_embeds, token_mask, patch_mask, threshold, precision);
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
+                                                   const std::optional<Tensor>& token_mask,
+                                                   const std::optional<Tensor>& patch_mask,
+                                                   const Tensor& logit_scale,
+                                                   const std::optional<Tensor>& similarity_threshold,
+                                                   bool pool_patches, bool pool_tokens,
+                                                   const std::string& precision) {
+  const CudaCall call(patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold, precision);
   FineGrainedArguments args = describe(call, logit_scale);
   const PairSizes& sizes = call.sizes();
   Tensor token_loss = new_empty(token_embeds, {sizes.b, sizes.l}, ScalarType::Float);
   Tensor stats = new_empty(token_embeds, {kFineGrainedStats, sizes.b, sizes.l}, ScalarType::Float);
+  const auto mean = [&](bool wanted) {
+    return wanted ? new_empty(token_embeds, {sizes.b, sizes.d}) : new_empty(token_embeds, {0});
+  };
+  Tensor pooled_patches = mean(pool_patches), pooled_tokens = mean(pool_tokens);
   args.token_loss = static_cast<float*>(token_loss.mutable_data_ptr());
   args.stats = static_cast<float*>(stats.mutable_data_ptr());
+  args.pooled_patches = pool_patches ? pooled_patches.mutable_data_ptr() : nullptr;
+  args.pooled_tokens = pool_tokens ? pooled_tokens.mutable_data_ptr() : nullptr;
   run(call, args, token_embeds, false);
-  return {token_loss, stats};
+  return {token_loss, stats, pooled_patches, pooled_tokens};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_token_loss, const Tensor& patch_embeds,
-                                            const Tensor& token_embeds,
-                                            const std::optional<Tensor>& token_mask,
-                                            const std::optional<Tensor>& patch_mask,
-                                            const Tensor& logit_scale, const Tensor& stats,
-                                            std::optional<double> threshold, const std::string& precision) {
-  const CudaCall call(patch_embeds, token_embeds, token_mask, patch_mask, threshold, precision);
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_token_loss,
+                                    const std::optional<Tensor>& grad_pooled_patches,
+                                    const std::optional<Tensor>& grad_pooled_tokens,
+                                    const Tensor& patch_embeds, const Tensor& token_embeds,
+                                    const std::optional<Tensor>& token_mask,
+                                    const std::optional<Tensor>& patch_mask, const Tensor& logit_scale,
+                                    const std::optional<Tensor>& similarity_threshold, const Tensor& stats,
+                                    bool need_patches, bool need_tokens, const std::string& precision) {
+  const CudaCall call(patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold, precision);
   FineGrainedArguments args = describe(call, logit_scale);
   const PairSizes& sizes = call.sizes();
   check_on_device(grad_token_loss, "grad_token_loss", call.device());
@@ -73,19 +87,19 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_token_loss, const
   check_dtype(stats, "stats", ScalarType::Float);
   check_shape(stats, "stats", {kFineGrainedStats, sizes.b, sizes.l});
   check_contiguous(stats, "stats");
-  Tensor grad_patches = new_empty(patch_embeds, {sizes.b, sizes.p, sizes.d});
-  Tensor grad_tokens = new_empty(token_embeds, {sizes.b, sizes.l, sizes.d});
-  Tensor grad_scale = new_empty(token_embeds, {sizes.b}, ScalarType::Float);
+  const GradientPair grads(patch_embeds, token_embeds, need_patches, need_tokens);
+  if (!need_patches && !need_tokens) return {grads.patches, grads.tokens};
   args.stats =
       static_cast<float*>(const_cast<void*>(stats.const_data_ptr()));  // read only, in a backward pass
   args.grad_token_loss = static_cast<const float*>(grad_token_loss.const_data_ptr());
   args.grad_batch_stride = grad_token_loss.stride(0);
   args.grad_stride = grad_token_loss.stride(1);
-  args.grad_patches = grad_patches.mutable_data_ptr();
-  args.grad_tokens = grad_tokens.mutable_data_ptr();
-  args.grad_logit_scale = static_cast<float*>(grad_scale.mutable_data_ptr());
+  args.grad_pooled_patches = call.pooled_gradient(grad_pooled_patches, patch_embeds, "grad_pooled_patches");
+  args.grad_pooled_tokens = call.pooled_gradient(grad_pooled_tokens, patch_embeds, "grad_pooled_tokens");
+  args.grad_patches = grads.patches_data;
+  args.grad_tokens = grads.tokens_data;
   run(call, args, token_embeds, true);
-  return {grad_patches, grad_tokens, grad_scale};
+  return {grads.patches, grads.tokens};
 }
 
 }  // namespace

@@ -13,15 +13,19 @@ struct FineGrainedArguments {
   int64_t stats_stride;      // B * L
 
   // Forward
-  float* token_loss;  // [B, L]
-  float* stats;       // [6, B, L]; read by the backward pass
+  float* token_loss;     // [B, L]
+  float* stats;          // [7, B, L]; read by the backward pass
+  void* pooled_patches;  // [B, D], null where not asked for
+  void* pooled_tokens;   // [B, D], null where not asked for
 
   // Backward
   const float* grad_token_loss;  // [B, L]
   int64_t grad_batch_stride, grad_stride;
-  void* grad_patches;       // [B, P, D] contiguous
-  void* grad_tokens;        // [B, L, D] contiguous
-  float* grad_logit_scale;  // [B]
+  const void* grad_pooled_patches;  // [B, D] contiguous, or null
+  const void* grad_pooled_tokens;   // [B, D] contiguous, or null
+  void* grad_patches;               // [B, P, D] contiguous, null where not asked for
+  void* grad_tokens;                // [B, L, D] contiguous, null where not asked for
+  void* saved_groups;               // where a pair's C' waits: grad_tokens, or [grid, L, D] of scratch
 };
 
 }  // namespace sparc

@@ -4,7 +4,8 @@
 //     dV = X^T T + U^T Q                      dT = X V - diag(beta) T
 //
 // V and T are streamed four times: for S, for C' and Z, for W and dU, for the gradients. C', then Q, wait in
-// the rows of dT, which the last stream overwrites chunk by chunk behind its own reads.
+// the rows of dT, which the last stream overwrites chunk by chunk behind its own reads, or, where dT is not
+// asked for, in scratch of the block.
 //
 // float16 holds what it can in units: dZ in one that keeps it and W in range, X in that of its largest
 // element.
@@ -28,8 +29,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
   using Kept = typename Base::Kept;
 
   SPARC_DEVICE E* saved_groups() const {  // [valid tokens, D]: C', then Q
-    return static_cast<E*>(this->args.grad_tokens) +
-           this->work.pair * this->args.in.tokens * static_cast<int64_t>(this->args.in.channels);
+    return static_cast<E*>(this->args.saved_groups) +
+           saved_slot() * this->args.in.tokens * static_cast<int64_t>(this->args.in.channels);
   }
   SPARC_DEVICE device::Shared<float> row_array(int offset) const { return device::shared_at<float>(offset); }
 
@@ -60,8 +61,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     return this->keep(s, rows);
   }
 
-  // dZ in its unit, alpha and beta in the same, the sum of cos dY; returns the unit.
-  SPARC_DEVICE float grad_logits(float& grad_scale) const {
+  // dZ in its unit, alpha and beta in the same; returns the unit.
+  SPARC_DEVICE float grad_logits() const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4, n = this->n;
     const device::Shared<float> token_norm = row_array(shared.token_norm),
                                 upstream = row_array(shared.upstream),
@@ -69,7 +70,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     const bool valid = row < n;
     const float group_norm = valid ? static_cast<float>(row_array(shared.group_norm)[row]) : 1.0f;
     const float inverse_group = 1.0f / group_norm;
-    const LogitRow logits = {inverse_group, *this->args.logit_scale * inverse_group,
+    const LogitRow logits = {inverse_group, *this->args.logit_scale,
                              valid ? static_cast<float>(row_array(shared.row_lse)[row]) : 0.0f,
                              valid ? static_cast<float>(upstream[row]) : 0.0f};
     const auto grad = [&](int j) {
@@ -82,7 +83,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
       if (valid) {
         SPARC_NO_UNROLL
         for (int j = part; j < n; j += 4) {
-          const float dz = device::abs(grad(j).dz);
+          const float dz = device::abs(grad(j));
           largest = device::max(largest, dz);
           reach += dz * token_norm[j];
         }
@@ -92,14 +93,12 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     }
     const Tile<E> dz_tile = shared.grads_tile();
     const float inverse_unit = 1.0f / unit;
-    float cosine_sum = 0.0f, along_group = 0.0f;
+    float along_group = 0.0f;
     if (row < round_up(n, 16)) {
       SPARC_NO_UNROLL
       for (int j = part; j < round_up(n, 16); j += 4) {
-        LogitGradient found = {0.0f, 0.0f};
-        if (valid && j < n) found = grad(j);
-        cosine_sum += found.cosine;
-        const E rounded = device::from_float<E>(found.dz * inverse_unit);
+        const float found = valid && j < n ? grad(j) : 0.0f;
+        const E rounded = device::from_float<E>(found * inverse_unit);
         *dz_tile.at(row, j) = rounded;
         // of the rounded dZ: what the products leave along C' and t, alpha and beta take away
         if (valid && j < n) along_group += device::to_float(rounded) * *shared.z(row, j);
@@ -107,7 +106,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     }
     along_group = quad_sum(along_group);
     if (valid && part == 0) row_array(shared.alpha)[row] = along_group * inverse_square(group_norm);
-    grad_scale = block_sum(cosine_sum, row_array(shared.parts));
+    device::block_barrier();  // dZ is there
 
     float along_token = 0.0f;
     if (valid) {
@@ -170,8 +169,10 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
                 w[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
                 q[e / 4][e % 4] = w[e / 4][e % 4] * unit;
               }
-              store_rounded(RoundedSums<E>(q), groups, channels, first, channels,
-                            [&](int r) { return saved_row(r); });
+              if (this->args.grad_patches != nullptr) {
+                store_rounded(RoundedSums<E>(q), groups, channels, first, channels,
+                              [&](int r) { return saved_row(r); });
+              }
               SPARC_NO_UNROLL
               for (int j = 0; j < this->n; j += Products::kDepth) {
                 Products::multiply_add(w, Products::load_a(dz, this->row0, j),
@@ -219,20 +220,28 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     return x_unit;
   }
 
-  // dV and dT. x_unit: what X was divided by, unit: what dZ was.
+  // dV and dT, as asked for. x_unit: what X was divided by, unit: what dZ was.
   SPARC_DEVICE void write_gradients(float x_unit, float unit) const {
     const FineGrainedArguments& args = this->args;
     const int channels = args.in.channels, chunk = this->streaming.chunk;
     const int64_t batch = this->work.pair;
+    const bool of_patches = args.grad_patches != nullptr, of_tokens = args.grad_tokens != nullptr;
     E* const grad_patches =
         static_cast<E*>(args.grad_patches) + batch * args.in.patches * static_cast<int64_t>(channels);
-    E* const grad_tokens = saved_groups();
+    E* const grad_tokens =
+        static_cast<E*>(args.grad_tokens) + batch * args.in.tokens * static_cast<int64_t>(channels);
+    const MeanShare<E> patch_share(args.grad_pooled_patches, batch, channels, this->p);
+    const MeanShare<E> token_share(args.grad_pooled_tokens, batch, channels, this->n);
     const device::Shared<int> patch_index = device::shared_at<int>(shared.patch_index[this->work.buffer]);
     const device::Shared<int> token_index = device::shared_at<int>(shared.token_index[this->work.buffer]);
-    const auto load = [&](int c, int stage) { load_with_groups(c, stage); };
+    const auto load = [&](int c, int stage) {
+      this->load_tokens(c, stage);
+      if (of_tokens) this->load_patches(c, stage);
+      if (of_patches) load_groups(c, stage);
+    };
     start_stream(this->streaming, this->chunks, load);
     BackwardRows held;
-    this->hold(held, shared.x_tile());
+    if (of_tokens) this->hold(held, shared.x_tile());
     float beta[2], restore[2];
     for (int half = 0; half < 2; ++half) {
       const int l = this->row(half);
@@ -241,10 +250,13 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
     }
     run_stream(this->streaming, this->chunks, load, [&](int c, int stage) {
       const Tile<E> v = shared.patches_tile(stage), t = shared.tokens_tile(stage);
-      this->write_patch_gradient(
-          shared.x_tile(), x_unit, t, true, shared.second_tile(stage), unit, chunk, grad_patches, channels,
-          c * chunk, [&](int r) -> int64_t { return r < this->p ? static_cast<int>(patch_index[r]) : -1; });
-      if (!this->active()) return;
+      if (of_patches) {
+        this->write_patch_gradient(
+            shared.x_tile(), x_unit, t, true, shared.second_tile(stage), unit, patch_share, chunk,
+            grad_patches, channels, c * chunk,
+            [&](int r) -> int64_t { return r < this->p ? static_cast<int>(patch_index[r]) : -1; });
+      }
+      if (!of_tokens || !this->active()) return;
       SPARC_NO_UNROLL
       for (int d = 0; d < chunk; d += kChannelStep) {
         const int column = d + this->column_warp * 16;
@@ -255,7 +267,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
           const int half = e % 4 / 2;
           const float token =
               this->row(half) < this->n ? t.get(this->row(half), column + sum_column(e / 4, e % 4)) : 0.0f;
-          x[e / 4][e % 4] = (x[e / 4][e % 4] * x_unit - beta[half] * token) * restore[half];
+          x[e / 4][e % 4] = (x[e / 4][e % 4] * x_unit - beta[half] * token) * restore[half] +
+                            token_share.at(c * chunk + column + sum_column(e / 4, e % 4));
         }
         store_rounded(RoundedSums<E>(x), grad_tokens, channels, c * chunk + column, channels,
                       [&](int r) -> int64_t {
@@ -272,31 +285,32 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kUnits> {
       this->start();
       read_stats();
       float unused;
-      this->similarities(s, unused);
+      this->template similarities<false>(s, unused);
       this->start();
       kept = align(s);
       device::block_barrier();
     }
     const float c_unit = group_unit<E>(this->p);
     groups_and_logits(c_unit);
-    float grad_scale;
-    const float unit = grad_logits(grad_scale);
+    const float unit = grad_logits();
     Sums s[kUnits] = {};
     grad_weights(s, c_unit);
     const float x_unit = mix(s, kept) * c_unit;
     write_gradients(x_unit, unit);
-    if (device::thread_index() == 0) this->args.grad_logit_scale[this->work.pair] = grad_scale;
   }
 
  private:
   SPARC_DEVICE int64_t saved_row(int r) const { return this->row0 + r < this->n ? this->row0 + r : -1; }
 
-  SPARC_DEVICE void load_with_groups(int c, int stage) const {
-    this->load(c, stage);
-    const MatrixView view = {this->args.grad_tokens,
+  SPARC_DEVICE int64_t saved_slot() const {
+    return this->args.grad_tokens != nullptr ? this->work.pair : device::block_index();
+  }
+
+  SPARC_DEVICE void load_groups(int c, int stage) const {
+    const MatrixView view = {this->args.saved_groups,
                              this->args.in.tokens * static_cast<int64_t>(this->args.in.channels),
                              this->args.in.channels, 1, this->args.in.channels % 8 == 0};
-    load_rows(InputRows<E>(view, this->work.pair), nullptr, this->n, c * this->streaming.chunk,
+    load_rows(InputRows<E>(view, saved_slot()), nullptr, this->n, c * this->streaming.chunk,
               this->streaming.chunk, this->args.in.channels, shared.second_tile(stage));
   }
 };

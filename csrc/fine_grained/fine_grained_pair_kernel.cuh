@@ -74,14 +74,19 @@ struct FineGrainedPairBase : PairTile<E, kUnits> {
         tokens(args_.in.token_embeds, work_.pair),
         chunks((args_.in.channels + streaming_.chunk - 1) / streaming_.chunk) {}
 
-  SPARC_DEVICE void load(int c, int stage) const {
-    const device::Shared<int> patch_index = device::shared_at<int>(shared.patch_index[work.buffer]);
-    const device::Shared<int> token_index = device::shared_at<int>(shared.token_index[work.buffer]);
-    const int first = c * streaming.chunk;
-    load_rows(patches, &patch_index, work.patches, first, streaming.chunk, args.in.channels,
+  SPARC_DEVICE void load_patches(int c, int stage) const {
+    const device::Shared<int> index = device::shared_at<int>(shared.patch_index[work.buffer]);
+    load_rows(patches, &index, work.patches, c * streaming.chunk, streaming.chunk, args.in.channels,
               shared.patches_tile(stage));
-    load_rows(tokens, &token_index, work.tokens, first, streaming.chunk, args.in.channels,
+  }
+  SPARC_DEVICE void load_tokens(int c, int stage) const {
+    const device::Shared<int> index = device::shared_at<int>(shared.token_index[work.buffer]);
+    load_rows(tokens, &index, work.tokens, c * streaming.chunk, streaming.chunk, args.in.channels,
               shared.tokens_tile(stage));
+  }
+  SPARC_DEVICE void load(int c, int stage) const {
+    load_patches(c, stage);
+    load_tokens(c, stage);
   }
   SPARC_DEVICE void start() const {
     start_stream(streaming, chunks, [&](int c, int stage) { load(c, stage); });
@@ -92,15 +97,35 @@ struct FineGrainedPairBase : PairTile<E, kUnits> {
     return work.pair * args.in.tokens + device::shared_at<int>(shared.token_index[work.buffer])[row];
   }
 
-  // s = S; square = this thread's share of |t|^2 of row thread / 4.
+  // The mean of `count` gathered rows, `chunk` of its channels: 8 of them to a warp.
+  SPARC_DEVICE void pool(const Tile<E>& rows, int count, int first, void* out) const {
+    const int lane = device::lane_index(), column = device::warp_index() * 8 + lane % 8;
+    if (out == nullptr || device::warp_index() * 8 >= streaming.chunk) return;
+    float total = 0.0f;
+    SPARC_NO_UNROLL
+    for (int row = lane / 8; row < count; row += 4) total += rows.get(row, column);
+    total += device::shuffle_xor(total, 8);
+    total += device::shuffle_xor(total, 16);
+    if (lane < 8 && first + column < args.in.channels) {
+      static_cast<E*>(out)[work.pair * args.in.channels + first + column] =
+          device::from_float<E>(total / static_cast<float>(count));
+    }
+  }
+
+  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
+  template <bool kPool>
   SPARC_DEVICE void similarities(Sums (&s)[kUnits], float& square) const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4;
     square = 0.0f;
     run_stream(
         streaming, chunks, [&](int c, int stage) { load(c, stage); },
-        [&](int, int stage) {
+        [&](int c, int stage) {
           const Tile<E> t = shared.tokens_tile(stage);
           this->add_products(s, t, shared.patches_tile(stage), streaming.chunk);
+          if (kPool) {
+            pool(shared.patches_tile(stage), this->p, c * streaming.chunk, args.pooled_patches);
+            pool(t, this->n, c * streaming.chunk, args.pooled_tokens);
+          }
           if (row >= this->n) return;
           SPARC_NO_UNROLL
           for (int d = part; d < streaming.chunk; d += 4) {
@@ -166,7 +191,7 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kUnits> {
     const FineGrainedShared<E>& shared = this->shared;
     Sums s[kUnits] = {};
     float square;
-    this->similarities(s, square);
+    this->template similarities<true>(s, square);
     this->start();  // V and T once more, from L2
 
     typename Base::Rows low, high;
@@ -215,52 +240,68 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kUnits> {
     this->write_logits(z);
   }
 
-  // Both cross-entropies (eq 6): thread i does row i / 4, then column i / 4.
+  // Both cross-entropies (eq 6) and their derivatives by the scale: thread i does row i / 4, then column i
+  // / 4.
   SPARC_DEVICE void cross_entropies() const {
     const FineGrainedShared<E>& shared = this->shared;
     const int row = device::thread_index() / 4, part = device::thread_index() % 4, n = this->n;
     const device::Shared<float> token_norm = device::shared_at<float>(shared.token_norm);
-    float row_lse = 0.0f, group_norm = 0.0f;
-    float top = -device::infinity(), total = 0.0f;
+    const float scale = *this->args.logit_scale;
+    float group_norm = 0.0f, top = -device::infinity();
     if (row < n) {
       group_norm = device::shared_at<float>(shared.group_norm)[row];
-      const float factor = *this->args.logit_scale * (1.0f / group_norm);
+      const float inverse_group = 1.0f / group_norm;
       SPARC_NO_UNROLL
       for (int j = part; j < n; j += 4) {
-        const device::Shared<float> y = shared.z(row, j);
-        *y = logit(*y, factor, 1.0f / token_norm[j]);
-        top = device::max(top, *y);
+        const device::Shared<float> z = shared.z(row, j);
+        const float cosine = cosine_of(*z, inverse_group, 1.0f / token_norm[j]);
+        *z = cosine;
+        top = device::max(top, logit(cosine, scale));
       }
     }
-    top = quad_max(top);
-    if (row < n) {
-      SPARC_NO_UNROLL
-      for (int j = part; j < n; j += 4) total += device::exp(*shared.z(row, j) - top);
-    }
-    row_lse = top + device::log(quad_sum(total));
+    const Softmax along_row = softmax(quad_max(top), [&](int j) { return shared.z(row, j); });
     device::block_barrier();
 
-    top = -device::infinity(), total = 0.0f;
+    top = -device::infinity();
     if (row < n) {
       SPARC_NO_UNROLL
-      for (int l = part; l < n; l += 4) top = device::max(top, *shared.z(l, row));
+      for (int l = part; l < n; l += 4) top = device::max(top, logit(*shared.z(l, row), scale));
     }
-    top = quad_max(top);
-    if (row < n) {
-      SPARC_NO_UNROLL
-      for (int l = part; l < n; l += 4) total += device::exp(*shared.z(l, row) - top);
-    }
-    const float column_lse = top + device::log(quad_sum(total));
+    const Softmax along_column = softmax(quad_max(top), [&](int l) { return shared.z(l, row); });
     if (row < n && part == 0) {
-      const float diagonal = *shared.z(row, row);
+      const float cosine = *shared.z(row, row), diagonal = logit(cosine, scale);
       const int64_t at = this->result_at(row), stride = this->args.stats_stride;
-      this->args.token_loss[at] = 0.5f * (row_lse - diagonal) + 0.5f * (column_lse - diagonal);
+      this->args.token_loss[at] = 0.5f * (along_row.lse - diagonal) + 0.5f * (along_column.lse - diagonal);
       float* const stat = this->args.stats + at;
       stat[kGroupNorm * stride] = group_norm;
       stat[kTokenNorm * stride] = token_norm[row];
-      stat[kRowLogSumExp * stride] = row_lse;
-      stat[kColumnLogSumExp * stride] = column_lse;
+      stat[kRowLogSumExp * stride] = along_row.lse;
+      stat[kColumnLogSumExp * stride] = along_column.lse;
+      stat[kScaleDerivative * stride] =
+          0.5f * (along_row.cosine - cosine) + 0.5f * (along_column.cosine - cosine);
     }
+  }
+
+ private:
+  struct Softmax {
+    float lse, cosine;  // log sum exp, and the mean of the cosines
+  };
+
+  // Of a row or column, whose cosines are at cosine_at(i), four lanes together.
+  template <class CosineAt>
+  SPARC_DEVICE Softmax softmax(float top, const CosineAt& cosine_at) const {
+    const float scale = *this->args.logit_scale;
+    float total = 0.0f, along = 0.0f;
+    if (device::thread_index() / 4 < this->n) {
+      SPARC_NO_UNROLL
+      for (int i = device::thread_index() % 4; i < this->n; i += 4) {
+        const float cosine = *cosine_at(i), weight = device::exp(logit(cosine, scale) - top);
+        total += weight;
+        along += weight * cosine;
+      }
+    }
+    total = quad_sum(total);
+    return {top + device::log(total), quad_sum(along) / total};
   }
 };
 
@@ -290,8 +331,10 @@ template <class E, int kUnits>
 SPARC_DEVICE void fine_grained_pair_forward(const FineGrainedArguments& args, const Streaming& streaming,
                                             const FineGrainedShared<E>& shared) {
   const auto next = [&](int64_t pair, int buffer) {
-    return next_work(shared, args.in, pair, buffer,
-                     [&](const PairWork& work) { fill_results(args, work.pair, work.patches); });
+    return next_work(shared, args.in, pair, buffer, [&](const PairWork& work) {
+      fill_results(args, work.pair, work.patches);
+      write_means<E>(args, work.pair);
+    });
   };
   using Pass = FineGrainedPairForward<E, kUnits>;
   PairWork work = next(device::block_index(), 0);

@@ -6,20 +6,17 @@
 
 namespace sparc {
 
-// Y from Z. Forward and backward agree to the bit: a caption of one token then has a gradient of exactly 0.
-SPARC_DEVICE float logit(float z, float factor, float inverse_token_norm) {
-  return z * (factor * inverse_token_norm);
+SPARC_DEVICE float cosine_of(float z, float inverse_group, float inverse_token) {
+  return z * (inverse_group * inverse_token);
 }
+// Y. Forward and backward agree to the bit: a caption of one token then has a gradient of exactly 0.
+SPARC_DEVICE float logit(float cosine, float scale) { return device::product(scale, cosine); }
 
 // What a row of logits shares in a backward pass.
 struct LogitRow {
   float inverse_group;  // 1 / |C'_l|
-  float factor;         // scale / |C'_l|
+  float scale;
   float lse, upstream;  // rho_l, w_l
-};
-
-struct LogitGradient {
-  float dz, cosine;  // dZ_lj, and cos dY, whose sum is the derivative of the scale
 };
 
 // In float16 a token without a length would set the unit of all others (1 / |t| = 1e12). The product dZ T
@@ -29,15 +26,15 @@ SPARC_DEVICE bool without_length(float token_norm) {
   return kIsFloat16<E> && token_norm <= kSmallestNorm;
 }
 
+// dZ_lj
 template <class E>
-SPARC_DEVICE LogitGradient logit_gradient(const LogitRow& row, float z, float token_norm, float column_lse,
-                                          float column_upstream, bool diagonal) {
-  const float inverse = 1.0f / token_norm, y = logit(z, row.factor, inverse);
+SPARC_DEVICE float logit_gradient(const LogitRow& row, float z, float token_norm, float column_lse,
+                                  float column_upstream, bool diagonal) {
+  const float inverse = 1.0f / token_norm, y = logit(cosine_of(z, row.inverse_group, inverse), row.scale);
   float dy =
       0.5f * row.upstream * device::exp(y - row.lse) + 0.5f * column_upstream * device::exp(y - column_lse);
   if (diagonal) dy -= row.upstream;
-  return {dy * (row.factor * (without_length<E>(token_norm) ? 1.0f : inverse)),
-          z * (row.inverse_group * inverse) * dy};
+  return dy * (row.scale * row.inverse_group * (without_length<E>(token_norm) ? 1.0f : inverse));
 }
 
 // The unit in which float16 holds dZ and W = dZ T: the largest |dZ|, or what keeps the sums of `reach` =
@@ -55,19 +52,34 @@ SPARC_DEVICE void fill_results(const FineGrainedArguments& args, int64_t pair, i
     const int64_t at = pair * args.in.tokens + i;
     args.token_loss[at] = valid ? device::nan() : 0.0f;
     for (int field = 0; field < kFineGrainedStats; ++field) args.stats[field * args.stats_stride + at] = 0.0f;
+    if (valid) args.stats[kScaleDerivative * args.stats_stride + at] = device::nan();
   }
 }
 
-// Exact zeros in the gradients of masked rows; NaN for the tokens of an image without a valid patch.
+// The means of a pair's valid patches and tokens, where they are asked for.
+template <class E>
+SPARC_DEVICE void write_means(const FineGrainedArguments& args, int64_t pair) {
+  const PairInputs& in = args.in;
+  write_mean<E>(in.patch_embeds, in.patch_mask, pair, in.patches, in.channels, args.pooled_patches);
+  write_mean<E>(in.token_embeds, in.token_mask, pair, in.tokens, in.channels, args.pooled_tokens);
+}
+
+// Exact zeros in the gradients of masked rows; NaN for the tokens of an image without a valid patch; what the
+// patches of an empty caption's image get is their share of the mean's gradient.
 template <class E>
 SPARC_DEVICE void fill_gradients(const FineGrainedArguments& args, int64_t pair, int tokens, int patches) {
+  const PairInputs& in = args.in;
   const bool computed = tokens > 0 && patches > 0;
-  const float otherwise = tokens > 0 && patches == 0 ? device::nan() : 0.0f;
-  fill_rows<E>(args.in.patch_mask, pair, args.in.patches, args.in.channels, computed, 0.0f,
-               args.grad_patches);
-  fill_rows<E>(args.in.token_mask, pair, args.in.tokens, args.in.channels, computed, otherwise,
-               args.grad_tokens);
-  if (!computed && device::thread_index() == 0) args.grad_logit_scale[pair] = otherwise;
+  MeanShare<E> share;
+  if (!computed && args.grad_pooled_patches != nullptr) {
+    share = {args.grad_pooled_patches, pair, in.channels, count_valid(in.patch_mask, pair, in.patches)};
+  }
+  fill_rows<E>(
+      in.patch_mask, pair, in.patches, in.channels, computed,
+      [&](int64_t column) { return share.at(column); }, args.grad_patches);
+  fill_rows<E>(
+      in.token_mask, pair, in.tokens, in.channels, computed, [](int64_t) { return device::nan(); },
+      args.grad_tokens);
 }
 
 }  // namespace sparc

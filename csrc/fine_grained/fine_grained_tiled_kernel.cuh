@@ -91,11 +91,8 @@ struct FineGrainedTiled : TiledPair<Products> {
     multiply<Products>(z);
   }
 
-  SPARC_DEVICE float logit_factor(int l) const {
-    return *args.logit_scale * (1.0f / row_array(plan.group_norm)[l]);
-  }
-  SPARC_DEVICE float logit_at(int l, int j, float factor) const {
-    return logit(z_row(l)[j], factor, 1.0f / row_array(plan.token_norm)[j]);
+  SPARC_DEVICE float cosine_at(int l, int j) const {
+    return cosine_of(z_row(l)[j], 1.0f / row_array(plan.group_norm)[l], 1.0f / row_array(plan.token_norm)[j]);
   }
 
   // |C'| and |t|, clamped.
@@ -132,26 +129,41 @@ struct FineGrainedTiled : TiledPair<Products> {
       }
     });
     norms();
+    const float scale = *args.logit_scale;
     this->for_rows([&](int l) {
-      const float factor = logit_factor(l);
-      float top = -device::infinity(), total = 0.0f;
-      for (int j = device::lane_index(); j < n; j += 32) top = device::max(top, logit_at(l, j, factor));
+      float top = -device::infinity(), total = 0.0f, along = 0.0f;
+      for (int j = device::lane_index(); j < n; j += 32)
+        top = device::max(top, logit(cosine_at(l, j), scale));
       top = warp_max(top);
-      for (int j = device::lane_index(); j < n; j += 32) total += device::exp(logit_at(l, j, factor) - top);
+      for (int j = device::lane_index(); j < n; j += 32) {
+        const float cosine = cosine_at(l, j), weight = device::exp(logit(cosine, scale) - top);
+        total += weight;
+        along += weight * cosine;
+      }
       total = warp_sum(total);
-      if (device::lane_index() == 0)
+      along = warp_sum(along);
+      if (device::lane_index() == 0) {
         args.stats[kRowLogSumExp * stride + result_at(l)] = top + device::log(total);
+        args.stats[kScaleDerivative * stride + result_at(l)] = along / total;
+      }
     });
     device::block_barrier();
     for (int j = device::thread_index(); j < n; j += kThreads) {
-      float top = -device::infinity(), total = 0.0f;
-      for (int l = 0; l < n; ++l) top = device::max(top, logit_at(l, j, logit_factor(l)));
-      for (int l = 0; l < n; ++l) total += device::exp(logit_at(l, j, logit_factor(l)) - top);
-      const float column_lse = top + device::log(total), diagonal = logit_at(j, j, logit_factor(j));
+      float top = -device::infinity(), total = 0.0f, along = 0.0f;
+      for (int l = 0; l < n; ++l) top = device::max(top, logit(cosine_at(l, j), scale));
+      for (int l = 0; l < n; ++l) {
+        const float cosine = cosine_at(l, j), weight = device::exp(logit(cosine, scale) - top);
+        total += weight;
+        along += weight * cosine;
+      }
+      const float column_lse = top + device::log(total), cosine = cosine_at(j, j),
+                  diagonal = logit(cosine, scale);
       float* const stat = args.stats + result_at(j);
       stat[kColumnLogSumExp * stride] = column_lse;
       stat[kGroupNorm * stride] = row_array(plan.group_norm)[j];
       stat[kTokenNorm * stride] = row_array(plan.token_norm)[j];
+      stat[kScaleDerivative * stride] =
+          0.5f * (stat[kScaleDerivative * stride] - cosine) + 0.5f * (along / total - cosine);
       args.token_loss[result_at(j)] =
           0.5f * (stat[kRowLogSumExp * stride] - diagonal) + 0.5f * (column_lse - diagonal);
     }
@@ -174,16 +186,16 @@ struct FineGrainedTiled : TiledPair<Products> {
   }
 
   SPARC_DEVICE LogitRow logit_row(int l) const {
-    return {1.0f / row_array(plan.group_norm)[l], logit_factor(l), row_array(plan.row_lse)[l],
+    return {1.0f / row_array(plan.group_norm)[l], *args.logit_scale, row_array(plan.row_lse)[l],
             row_array(plan.upstream)[l]};
   }
-  SPARC_DEVICE LogitGradient grad_logit(const LogitRow& row, int l, int j) const {
+  SPARC_DEVICE float grad_logit(const LogitRow& row, int l, int j) const {
     return logit_gradient<E>(row, z_row(l)[j], row_array(plan.token_norm)[j], row_array(plan.column_lse)[j],
                              row_array(plan.upstream)[j], j == l);
   }
 
   // dZ in its unit, -alpha, -beta; returns the unit.
-  SPARC_DEVICE float grad_logits(float& grad_scale) const {
+  SPARC_DEVICE float grad_logits() const {
     const int n = this->n;
     const device::Shared<float> parts = device::shared_at<float>(TiledShared<E>::kParts);
     float unit = 1.0f;
@@ -193,7 +205,7 @@ struct FineGrainedTiled : TiledPair<Products> {
         const LogitRow row = logit_row(l);
         float reach = 0.0f;
         for (int j = device::lane_index(); j < n; j += 32) {
-          const float dz = device::abs(grad_logit(row, l, j).dz);
+          const float dz = device::abs(grad_logit(row, l, j));
           largest = device::max(largest, dz);
           reach += dz * row_array(plan.token_norm)[j];
         }
@@ -202,23 +214,20 @@ struct FineGrainedTiled : TiledPair<Products> {
       largest = block_max(largest, parts);
       if (largest > 0.0f) unit = largest;
     }
-    float cosine_sum = 0.0f;
     this->for_rows([&](int l) {
       const LogitRow row = logit_row(l);
       const device::Scratch<E> dz_row = this->template row_of<E>(plan.grads, l, plan.tokens_pitch);
       float along = 0.0f;
       for (int j = device::lane_index(); j < n; j += 32) {
-        const LogitGradient found = grad_logit(row, l, j);
-        const E rounded = device::from_float<E>(found.dz * (1.0f / unit));
+        const E rounded = device::from_float<E>(grad_logit(row, l, j) * (1.0f / unit));
         dz_row[j] = rounded;
         along += device::to_float(rounded) * z_row(l)[j];
-        cosine_sum += found.cosine;
       }
       along = warp_sum(along);
       if (device::lane_index() == 0)
         row_array(plan.alpha)[l] = -along * inverse_square(row_array(plan.group_norm)[l]);
     });
-    grad_scale = block_sum(cosine_sum, parts);
+    device::block_barrier();  // dZ is there
     for (int j = device::thread_index(); j < n; j += kThreads) {
       float along = 0.0f;
       for (int l = 0; l < n; ++l) {
@@ -234,12 +243,11 @@ struct FineGrainedTiled : TiledPair<Products> {
   }
 
   SPARC_DEVICE void backward() const {
-    const int n = this->n, p = this->p, channels = this->in.channels;
-    const float c_unit = group_unit<E>(p);
+    const int n = this->n, channels = this->in.channels;
+    const float c_unit = group_unit<E>(this->p);
     read_stats();
     compare([](int, const RowAlignment&) {});
-    float grad_scale;
-    const float unit = grad_logits(grad_scale);
+    const float unit = grad_logits();
     const Operand<E> dz = this->stored(plan.grads, n, n, plan.tokens_pitch),
                      w_stored = groups(plan.grad_groups);
 
@@ -257,22 +265,34 @@ struct FineGrainedTiled : TiledPair<Products> {
     this->similarities(w_stored, plan.grad_weights);  // dU without the unit of C'
     const float s_unit = this->align_backward();
 
-    Product<E> grad_patches(p, channels);
+    if (args.grad_patches != nullptr) write_patch_gradient(w_stored, s_unit, unit * c_unit);
+    if (args.grad_tokens != nullptr) write_token_gradient(dz, s_unit * c_unit);
+  }
+
+ private:
+  SPARC_DEVICE void write_patch_gradient(const Operand<E>& w, float between, float scale) const {
+    const int channels = this->in.channels;
+    Product<E> grad_patches(this->p, channels);
     grad_patches.add(this->grad_similarities(), true, this->tokens(), true);
-    grad_patches.add(this->weights(), true, w_stored, true);
-    grad_patches.between = s_unit;
-    grad_patches.scale = unit * c_unit;
+    grad_patches.add(this->weights(), true, w, true);
+    grad_patches.between = between;
+    grad_patches.scale = scale;
+    grad_patches.share = {args.grad_pooled_patches, this->pair, channels, this->p};
     grad_patches.to_rows = true;
     grad_patches.rows =
         static_cast<E*>(args.grad_patches) + this->pair * this->in.patches * static_cast<int64_t>(channels);
     grad_patches.row_index = this->template scratch<int>(plan.patch_index);
     grad_patches.pitch = channels;
     multiply<Products>(grad_patches);
+  }
 
-    Product<E> grad_tokens(n, channels);
+  SPARC_DEVICE void write_token_gradient(const Operand<E>& dz, float between) const {
+    const int channels = this->in.channels;
+    Product<E> grad_tokens(this->n, channels);
     grad_tokens.add(this->grad_similarities(), false, this->patches(), true);
     grad_tokens.add(dz, true, groups(plan.groups), true);
-    grad_tokens.between = s_unit * c_unit;
+    grad_tokens.between = between;
+    grad_tokens.share = {args.grad_pooled_tokens, this->pair, channels, this->n};
     grad_tokens.with_init = true;
     grad_tokens.init = this->tokens();
     grad_tokens.row_factor = row_array(plan.beta);
@@ -284,7 +304,6 @@ struct FineGrainedTiled : TiledPair<Products> {
     grad_tokens.row_index = this->template scratch<int>(plan.token_index);
     grad_tokens.pitch = channels;
     multiply<Products>(grad_tokens);
-    if (device::thread_index() == 0) args.grad_logit_scale[this->pair] = grad_scale;
   }
 };
 
@@ -308,6 +327,7 @@ SPARC_DEVICE void fine_grained_tiled(const FineGrainedArguments& args, const Til
     } else {
       if (p > 0) tiled.forward();
       fill_results(args, pair, p);
+      write_means<E>(args, pair);
     }
     device::block_barrier();  // scratch is free for the next pair
   }

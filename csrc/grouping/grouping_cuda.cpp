@@ -41,8 +41,8 @@ GroupingArguments describe(const CudaCall& call, Output output) {
 
 template <Output kOutput>
 std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
-                                   const std::optional<Tensor>& patch_mask, std::optional<double> threshold,
-                                   const std::string& precision) {
+                                   const std::optional<Tensor>& patch_mask,
+                                   const std::optional<Tensor>& threshold, const std::string& precision) {
   const CudaCall call(patch_embeds, token_embeds, std::nullopt, patch_mask, threshold, precision);
   const PairSizes& sizes = call.sizes();
   Tensor output =
@@ -59,8 +59,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& tok
 template <Output kOutput>
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& patch_embeds,
                                     const Tensor& token_embeds, const std::optional<Tensor>& patch_mask,
-                                    const Tensor& stats, std::optional<double> threshold,
-                                    const std::string& precision) {
+                                    const std::optional<Tensor>& threshold, const Tensor& stats,
+                                    bool need_patches, bool need_tokens, const std::string& precision) {
   constexpr bool kEmbeddings = kOutput == Output::kEmbeddings;
   constexpr const char* kGradName = kEmbeddings ? "grad_embeddings" : "grad_weights";
   const CudaCall call(patch_embeds, token_embeds, std::nullopt, patch_mask, threshold, precision);
@@ -69,15 +69,15 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& patch_embe
   check_dtype(grad, kGradName, patch_embeds.scalar_type());
   check_shape(grad, kGradName, {sizes.b, sizes.l, kEmbeddings ? sizes.d : sizes.p});
   check_shape(stats, "stats", {kGroupingStats, sizes.b, sizes.l});
-  Tensor grad_patches = new_empty(patch_embeds, {sizes.b, sizes.p, sizes.d});
-  Tensor grad_tokens = new_empty(token_embeds, {sizes.b, sizes.l, sizes.d});
+  const GradientPair grads(patch_embeds, token_embeds, need_patches, need_tokens);
+  if (!need_patches && !need_tokens) return {grads.patches, grads.tokens};
   GroupingArguments args = describe(call, kOutput);
   args.grad = matrix_view(grad);
-  args.grad_patches = grad_patches.mutable_data_ptr();
-  args.grad_tokens = grad_tokens.mutable_data_ptr();
+  args.grad_patches = grads.patches_data;
+  args.grad_tokens = grads.tokens_data;
   run(call, args, token_embeds, true,
       kEmbeddings ? "grouped_embeddings_backward" : "alignment_weights_backward");
-  return {grad_patches, grad_tokens};
+  return {grads.patches, grads.tokens};
 }
 
 }  // namespace

@@ -19,8 +19,8 @@ struct GroupingArguments {
 
   // Backward
   MatrixView grad;     // [B, L, N]
-  void* grad_patches;  // [B, P, D] contiguous
-  void* grad_tokens;   // [B, L, D] contiguous
+  void* grad_patches;  // [B, P, D] contiguous, null where not asked for
+  void* grad_tokens;   // [B, L, D] contiguous, null where not asked for
 };
 
 }  // namespace sparc

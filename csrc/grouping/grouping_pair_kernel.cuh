@@ -223,7 +223,7 @@ struct GroupingPairPass : PairTile<E, kUnits> {
     });
   }
 
-  // dV = dS^T T + A^T dC, dT = dS V
+  // dV = dS^T T + A^T dC, dT = dS V, as asked for
   SPARC_DEVICE void write_gradients(float x_unit) const {
     const int channels = args.in.channels, chunk = streaming.chunk;
     E* const grad_patches =
@@ -232,20 +232,23 @@ struct GroupingPairPass : PairTile<E, kUnits> {
         static_cast<E*>(args.grad_tokens) + work.pair * args.in.tokens * static_cast<int64_t>(channels);
     const device::Shared<int> index = device::shared_at<int>(shared.patch_index[0]);
     const bool embeddings = !args.weights;
+    const bool of_patches = args.grad_patches != nullptr, of_tokens = args.grad_tokens != nullptr;
     const auto all = [&](int c, int stage) {
-      load_patches(c, stage);
-      load(tokens, shared.tokens_tile(stage), c);
-      if (embeddings) load(grads, shared.second_tile(stage), c);
+      if (of_tokens) load_patches(c, stage);
+      if (of_patches) load(tokens, shared.tokens_tile(stage), c);
+      if (of_patches && embeddings) load(grads, shared.second_tile(stage), c);
     };
     start_stream(streaming, chunks, all);
     typename Base::HeldRows held;
-    this->hold(held, shared.x_tile());
+    if (of_tokens) this->hold(held, shared.x_tile());
     run_stream(streaming, chunks, all, [&](int c, int stage) {
-      this->write_patch_gradient(
-          shared.x_tile(), x_unit, shared.tokens_tile(stage), embeddings, shared.second_tile(stage), 1.0f,
-          chunk, grad_patches, channels, c * chunk,
-          [&](int r) -> int64_t { return r < this->p ? static_cast<int>(index[r]) : -1; });
-      if (!this->active()) return;
+      if (of_patches) {
+        this->write_patch_gradient(
+            shared.x_tile(), x_unit, shared.tokens_tile(stage), embeddings, shared.second_tile(stage), 1.0f,
+            MeanShare<E>(), chunk, grad_patches, channels, c * chunk,
+            [&](int r) -> int64_t { return r < this->p ? static_cast<int>(index[r]) : -1; });
+      }
+      if (!of_tokens || !this->active()) return;
       SPARC_NO_UNROLL
       for (int d = 0; d < chunk; d += kChannelStep) {
         const int column = d + this->column_warp * 16;
@@ -263,14 +266,14 @@ template <class E>
 SPARC_DEVICE void fill_grouping(const GroupingArguments& args, int64_t pair, int patches, bool backward) {
   const MaskView everything = {nullptr, 0, 0};
   const bool computed = patches > 0;
+  const auto nan = [](int64_t) { return device::nan(); };
   if (backward) {
-    fill_rows<E>(everything, pair, args.in.tokens, args.in.channels, computed, device::nan(),
-                 args.grad_tokens);
-    fill_rows<E>(args.in.patch_mask, pair, args.in.patches, args.in.channels, true, 0.0f, args.grad_patches);
+    fill_rows<E>(everything, pair, args.in.tokens, args.in.channels, computed, nan, args.grad_tokens);
+    fill_rows<E>(args.in.patch_mask, pair, args.in.patches, args.in.channels, true, nan, args.grad_patches);
     return;
   }
   const int columns = args.weights ? args.in.patches : args.in.channels;
-  fill_rows<E>(everything, pair, args.in.tokens, columns, computed, device::nan(), args.output);
+  fill_rows<E>(everything, pair, args.in.tokens, columns, computed, nan, args.output);
   if (computed) return;
   for (int i = device::thread_index(); i < args.in.tokens; i += kThreads) {
     for (int field = 0; field < kGroupingStats; ++field) {

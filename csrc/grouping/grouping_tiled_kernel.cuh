@@ -102,7 +102,12 @@ struct GroupingTiled : TiledPair<Products> {
       });
     });
     const float unit = this->align_backward();
+    if (args.grad_patches != nullptr) write_patch_gradient(unit);
+    if (args.grad_tokens != nullptr) write_token_gradient(unit);
+  }
 
+ private:
+  SPARC_DEVICE void write_patch_gradient(float unit) const {
     Product<E> grad_patches(this->p, this->in.channels);
     grad_patches.add(this->grad_similarities(), true, this->tokens(), true);
     grad_patches.between = grad_patches.scale = unit;
@@ -115,7 +120,9 @@ struct GroupingTiled : TiledPair<Products> {
     grad_patches.row_index = this->template scratch<int>(plan.patch_index);
     grad_patches.pitch = this->in.channels;
     multiply<Products>(grad_patches);
+  }
 
+  SPARC_DEVICE void write_token_gradient(float unit) const {
     Product<E> grad_tokens(this->n, this->in.channels);
     grad_tokens.add(this->grad_similarities(), false, this->patches(), true);
     grad_tokens.scale = unit;

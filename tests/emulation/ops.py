@@ -71,7 +71,7 @@ def _inputs(inputs: cases.Inputs, variant: Variant) -> dict[str, Any]:
         "token_embeds": _strided(inputs.token_embeds),
         "token_mask": _strided(inputs.token_mask),
         "patch_mask": _strided(inputs.patch_mask),
-        "threshold": -1.0 if inputs.threshold is None else inputs.threshold,
+        "threshold": None if inputs.threshold is None else np.full(1, inputs.threshold, np.float32),
         "options": {
             "products": variant.products,
             "pair_path": variant.pair_path,
@@ -82,17 +82,37 @@ def _inputs(inputs: cases.Inputs, variant: Variant) -> dict[str, Any]:
     }
 
 
-def fine_grained_job(inputs: cases.Inputs, variant: Variant, backward: bool = True) -> Job:
+BOTH = (True, True)  # gradients of patches and tokens
+
+
+def fine_grained_job(
+    inputs: cases.Inputs,
+    variant: Variant,
+    backward: bool = True,
+    needs: tuple[bool, bool] = BOTH,
+    pooled_grads: tuple[Tensor, Tensor] | None = None,
+) -> Job:
+    """``pooled_grads``: the gradients [B, D] of both means, which are then asked for."""
     given = _inputs(inputs, variant)
+    given["need_patches"], given["need_tokens"] = needs
+    given["pool"] = pooled_grads is not None
+    for name, grad in zip(("grad_pooled_patches", "grad_pooled_tokens"), pooled_grads or ()):
+        given[name] = _strided(grad[:, None])
     given["logit_scale"] = inputs.logit_scale.float().reshape(1).numpy()
     given["grad_token_loss"] = _strided(inputs.upstream)
     return Job("fine_grained", {"given": given, "backward": backward})
 
 
 def grouping_job(
-    inputs: cases.Inputs, variant: Variant, weights: bool, grad: Tensor | None = None, backward: bool = True
+    inputs: cases.Inputs,
+    variant: Variant,
+    weights: bool,
+    grad: Tensor | None = None,
+    backward: bool = True,
+    needs: tuple[bool, bool] = BOTH,
 ) -> Job:
     given = _inputs(inputs, variant)
+    given["need_patches"], given["need_tokens"] = needs
     given["token_mask"] = None
     given["weights"] = weights
     given["grad"] = _strided(grad)

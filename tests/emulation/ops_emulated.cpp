@@ -70,6 +70,7 @@ template <class E>
 struct Inputs {
   Strided<E> patches, tokens;
   Mask token_mask, patch_mask;
+  std::unique_ptr<GlobalArray<float>> threshold;
   PairInputs in;
 
   explicit Inputs(const py::dict& given)
@@ -77,6 +78,9 @@ struct Inputs {
         tokens(given["token_embeds"].cast<py::dict>()),
         token_mask(given["token_mask"].cast<std::optional<py::dict>>()),
         patch_mask(given["patch_mask"].cast<std::optional<py::dict>>()) {
+    if (!given["threshold"].is_none()) {
+      threshold = std::make_unique<GlobalArray<float>>(given["threshold"].cast<py::array>());
+    }
     in = {patches.view(),
           tokens.view(),
           patch_mask.view(),
@@ -85,7 +89,7 @@ struct Inputs {
           static_cast<int>(patches.shape[1]),
           static_cast<int>(tokens.shape[1]),
           static_cast<int>(patches.shape[2]),
-          given["threshold"].cast<float>()};
+          threshold ? threshold->data() : nullptr};
   }
 };
 
@@ -126,8 +130,10 @@ py::dict fine_grained_with(const py::dict& given, bool backward) {
   const PairInputs& in = inputs.in;
   const int64_t b = in.pairs, l = in.tokens, p = in.patches, d = in.channels;
   const GlobalArray<float> scale(given["logit_scale"].cast<py::array>());
-  GlobalArray<float> loss("float32", {b, l}), stats("float32", {kFineGrainedStats, b, l}),
-      grad_scale("float32", {b});
+  const bool pool = given["pool"].cast<bool>(), need_patches = given["need_patches"].cast<bool>(),
+             need_tokens = given["need_tokens"].cast<bool>();
+  GlobalArray<float> loss("float32", {b, l}), stats("float32", {kFineGrainedStats, b, l});
+  GlobalArray<E> pooled_patches(numpy_name<E>(), {b, d}), pooled_tokens(numpy_name<E>(), {b, d});
   GlobalArray<E> grad_patches(numpy_name<E>(), {b, p, d}), grad_tokens(numpy_name<E>(), {b, l, d});
   const auto run_pass = [&](bool back, const FineGrainedArguments& args) {
     const auto shared = [&](const Streaming& streaming) {
@@ -164,8 +170,16 @@ py::dict fine_grained_with(const py::dict& given, bool backward) {
   args.stats_stride = b * l;
   args.token_loss = loss.data();
   args.stats = stats.data();
+  if (pool) {
+    args.pooled_patches = pooled_patches.data();
+    args.pooled_tokens = pooled_tokens.data();
+  }
   run_pass(false, args);
   py::dict result;
+  if (pool) {
+    result["pooled_patches"] = pooled_patches.to_numpy();
+    result["pooled_tokens"] = pooled_tokens.to_numpy();
+  }
   result["token_loss"] = loss.to_numpy();
   result["stats"] = stats.to_numpy();
   if (!backward) return result;
@@ -173,13 +187,20 @@ py::dict fine_grained_with(const py::dict& given, bool backward) {
   args.grad_token_loss = upstream.buffer.data();
   args.grad_batch_stride = upstream.strides[0];
   args.grad_stride = upstream.strides[1];
-  args.grad_patches = grad_patches.data();
-  args.grad_tokens = grad_tokens.data();
-  args.grad_logit_scale = grad_scale.data();
+  std::unique_ptr<Strided<E>> grad_pooled_patches, grad_pooled_tokens;
+  if (pool) {
+    grad_pooled_patches = std::make_unique<Strided<E>>(given["grad_pooled_patches"].cast<py::dict>());
+    grad_pooled_tokens = std::make_unique<Strided<E>>(given["grad_pooled_tokens"].cast<py::dict>());
+    args.grad_pooled_patches = grad_pooled_patches->buffer.data();
+    args.grad_pooled_tokens = grad_pooled_tokens->buffer.data();
+  }
+  GlobalArray<E> saved(numpy_name<E>(), {options.grid, l, d});
+  args.grad_patches = need_patches ? grad_patches.data() : nullptr;
+  args.grad_tokens = need_tokens ? grad_tokens.data() : nullptr;
+  args.saved_groups = need_tokens ? grad_tokens.data() : saved.data();
   run_pass(true, args);
-  result["grad_patch_embeds"] = grad_patches.to_numpy();
-  result["grad_token_embeds"] = grad_tokens.to_numpy();
-  result["grad_logit_scale"] = grad_scale.to_numpy();
+  if (need_patches) result["grad_patch_embeds"] = grad_patches.to_numpy();
+  if (need_tokens) result["grad_token_embeds"] = grad_tokens.to_numpy();
   return result;
 }
 
@@ -235,11 +256,12 @@ py::dict grouping_with(const py::dict& given, bool backward) {
   if (!backward) return result;
   const Strided<E> upstream(given["grad"].cast<py::dict>());
   args.grad = upstream.view();
-  args.grad_patches = grad_patches.data();
-  args.grad_tokens = grad_tokens.data();
+  const bool need_patches = given["need_patches"].cast<bool>(), need_tokens = given["need_tokens"].cast<bool>();
+  args.grad_patches = need_patches ? grad_patches.data() : nullptr;
+  args.grad_tokens = need_tokens ? grad_tokens.data() : nullptr;
   run_pass(true);
-  result["grad_patch_embeds"] = grad_patches.to_numpy();
-  result["grad_token_embeds"] = grad_tokens.to_numpy();
+  if (need_patches) result["grad_patch_embeds"] = grad_patches.to_numpy();
+  if (need_tokens) result["grad_token_embeds"] = grad_tokens.to_numpy();
   return result;
 }
 

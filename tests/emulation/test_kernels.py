@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparc_kernels.ops.fine_grained.schema import STATS
 from sparc_kernels.ops.grouping.reference import alignment_weights_reference, grouped_embeddings_reference
 from tests import cases, tolerance
 from tests.emulation import build, ops
@@ -40,7 +41,8 @@ def variants_of(case: cases.Case) -> list[Variant]:
 
 def check_fine_grained(name: str, exact: cases.Inputs, dtype: torch.dtype, found: dict[str, Tensor]) -> None:
     truth, eager = cases.reference(exact), cases.reference(exact.to(dtype), compute_dtype=dtype)
-    found = {**found, "grad_logit_scale": found["grad_logit_scale"].sum()}
+    derivative = found["stats"][STATS.index("scale_derivative")]
+    found = {**found, "grad_logit_scale": (derivative * exact.upstream).sum()}
     for (field, expected), (_, low) in zip(truth.named(), eager.named()):
         tolerance.assert_close(f"{name} {field}", found[field], expected, low, dtype, cases.least_of(field, exact))
     for mask, fields in (
@@ -95,6 +97,71 @@ def test_grouping(op: str, case: cases.Case) -> None:
             assert (found["grad_patch_embeds"][~exact.patch_mask] == 0).all()
             if op == "weights":
                 assert (found["output"][~exact.patch_mask[:, None].expand_as(found["output"])] == 0).all()
+
+
+# What is asked for: means, and one gradient without the other.
+
+NEEDS = ((True, False), (False, True))
+
+
+def _mean(rows: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return rows.mean(1)
+    return rows.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+@pytest.mark.parametrize("name", ["ragged", "empty-caption", "patch-mask", "odd-width", "sigma-half"])
+def test_means(name: str) -> None:
+    """The means of the valid rows, and their gradients added to those of the loss before rounding."""
+    case = next(case for case in cases.CASES if case.name == name)
+    if name == "empty-caption":
+        case = replace(case, patches=(9, 4, 7))
+    generator = torch.Generator().manual_seed(0)
+    grads = tuple(torch.randn(case.B, case.D, generator=generator).to(torch.float16) for _ in range(2))
+    exact = [cases.draw(case, variant.dtype) for variant in VARIANTS]
+    jobs = [
+        ops.fine_grained_job(inputs.to(v.dtype), v, pooled_grads=tuple(g.to(v.dtype) for g in grads))
+        for inputs, v in zip(exact, VARIANTS)
+    ]
+    for variant, inputs, result in zip(VARIANTS, exact, ops.run(jobs)):
+        found = ops.tensors(result, variant.dtype)
+        leaves = inputs.require_grad()
+        masks = (inputs.patch_mask, inputs.token_mask)
+        embeds = (leaves.patch_embeds, leaves.token_embeds)
+        means = [_mean(rows, mask) for rows, mask in zip(embeds, masks)]
+        pooled = sum((mean * g.to(variant.dtype).double()).sum() for mean, g in zip(means, grads))
+        added = torch.autograd.grad(pooled, embeds)
+        truth, low = cases.reference(inputs), cases.reference(inputs.to(variant.dtype), compute_dtype=variant.dtype)
+        for side, mean, more in zip(("patch", "token"), means, added):
+            rounded = mean.detach().to(variant.dtype)
+            field = "pooled_patches" if side == "patch" else "pooled_tokens"
+            tolerance.assert_close(f"{variant} {field}", found[field], mean.detach(), rounded, variant.dtype)
+            field = f"grad_{side}_embeds"
+            expected, eager = (getattr(x, field).double() + more for x in (truth, low))
+            least = cases.least_of(field, inputs)
+            tolerance.assert_close(f"{variant} {field}", found[field], expected, eager, variant.dtype, least)
+
+
+@pytest.mark.parametrize("op", ["loss", *DEFINITIONS])
+def test_only_the_gradient_that_is_asked_for(op: str) -> None:
+    """The same bits as with both."""
+    case = cases.Case("ragged", B=5, P=40, L=20, D=80, lengths=(20, 3, 0, 17, 1), patches=(40, 7, 9, 33, 40))
+    if op != "loss":
+        case = replace(case, lengths=None)
+    grad = torch.randn(case.B, case.L, case.P if op == "weights" else case.D).to(torch.float16)
+    for variant in VARIANTS:
+        inputs = cases.draw(case, variant.dtype).to(variant.dtype)
+        if op == "loss":
+            jobs = [ops.fine_grained_job(inputs, variant, needs=needs) for needs in (ops.BOTH, *NEEDS)]
+        else:
+            jobs = [
+                ops.grouping_job(inputs, variant, op == "weights", grad.to(variant.dtype), needs=needs)
+                for needs in (ops.BOTH, *NEEDS)
+            ]
+        both, *some = (ops.tensors(result, variant.dtype) for result in ops.run(jobs))
+        for found, field in zip(some, ("grad_patch_embeds", "grad_token_embeds")):
+            assert [name for name in found if name.startswith("grad")] == [field]
+            assert torch.equal(found[field], both[field]), f"{variant} {field}"
 
 
 # Shapes at the edges of the kernels' own tiles.
