@@ -256,7 +256,8 @@ py::dict grouping_with(const py::dict& given, bool backward) {
   if (!backward) return result;
   const Strided<E> upstream(given["grad"].cast<py::dict>());
   args.grad = upstream.view();
-  const bool need_patches = given["need_patches"].cast<bool>(), need_tokens = given["need_tokens"].cast<bool>();
+  const bool need_patches = given["need_patches"].cast<bool>(),
+             need_tokens = given["need_tokens"].cast<bool>();
   args.grad_patches = need_patches ? grad_patches.data() : nullptr;
   args.grad_tokens = need_tokens ? grad_tokens.data() : nullptr;
   run_pass(true);
