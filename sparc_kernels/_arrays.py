@@ -51,6 +51,10 @@ def call(
             has no ``from_dlpack`` for the way back.
         ValueError: strides that PyTorch cannot express.
     """
+    if torch.compiler.is_compiling() and not all(
+        isinstance(x, Tensor) for x in (patch_embeds, token_embeds, patch_mask) if x is not None
+    ):
+        raise TypeError("torch.compile takes tensors here, not arrays: pass torch.from_numpy(array)")
     _same_kind(patch_embeds, token_embeds)
     if patch_mask is not None and not isinstance(patch_mask, Tensor):
         if not _is_dlpack(patch_mask):

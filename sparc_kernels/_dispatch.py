@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from functools import cache
 
 import torch
@@ -84,11 +85,18 @@ def supports(op: str, backend: str, device: torch.device, dtype: torch.dtype) ->
     return _REASONS[backend](op, device, dtype)
 
 
+def _exports_to_onnx() -> bool:
+    """ONNX knows PyTorch's operators, not ours."""
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
 @constant_when_compiled
 def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves the call.
 
-    ``"auto"`` takes the first of cuda, triton (on a GPU) or cpu (on the CPU) that can, then eager; the choice is logged
+    ``"auto"`` takes the first of cuda, triton (on a GPU) or cpu (on the CPU) that can, then eager (which it takes for
+    meta tensors and in an export to ONNX too); the choice is logged
     once per op, device type and dtype to the logger ``sparc_kernels``, as a warning where kernels exist and eager had
     to be taken. An explicit request never falls back.
 
@@ -103,7 +111,7 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
             raise ValueError(f"SPARC_BACKEND must be one of {', '.join(('auto', *BACKENDS))}, got {backend!r}")
         if op not in NATIVE_OPS:
             backend = "eager"
-    if backend == "auto" and device.type == "meta":
+    if backend == "auto" and (device.type == "meta" or _exports_to_onnx()):
         return "eager"
     if backend == "auto":
         return _first_that_serves(op, device.type, device, dtype)

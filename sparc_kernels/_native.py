@@ -24,6 +24,8 @@ def _load(library: Path, how_to_build: str) -> str | None:
     """None where the library is loaded, else the reason why not."""
     if not library.is_file():
         return f"the native library is not built: {library.name} is missing ({how_to_build})"
+    if library == _CPU_LIBRARY and hasattr(torch.ops.sparc_kernels, "cpu_capability"):
+        return f"another copy of {library.name} is loaded into this process already"
     try:
         missing = _elf.incomplete(library)
         if missing is not None:

@@ -10,7 +10,7 @@ float16.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,8 +163,9 @@ def _token_losses(
     backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype)
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, _scalar(logit_scale, patch_embeds), threshold)
     if backend == "eager":
+        patch_embeds, token_embeds = _recordable(patch_embeds), _recordable(token_embeds)
         return (
-            fine_grained_reference(*inputs),
+            fine_grained_reference(patch_embeds, token_embeds, *inputs[2:]),
             _valid_mean(patch_embeds, patch_mask) if pool_patches else patch_embeds,
             _valid_mean(token_embeds, token_mask) if pool_tokens else token_embeds,
         )
@@ -172,6 +173,18 @@ def _token_losses(
         FineGrainedLossFunction, "fine_grained_forward", *inputs, pool_patches, pool_tokens, backend
     )
     return token_loss, pooled_patches, pooled_tokens
+
+
+def _recordable(tensor: Tensor | None) -> Any:
+    """A tensor made under ``torch.inference_mode`` as one that autograd's own operators can save: a copy."""
+    if (
+        tensor is None
+        or torch.compiler.is_compiling()
+        or not tensor.is_inference()
+        or torch.is_inference_mode_enabled()
+    ):
+        return tensor
+    return tensor.clone()
 
 
 def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:
@@ -224,7 +237,7 @@ def _language_grouped_embeddings(
 ) -> Tensor:
     inputs, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend)
     if backend == "eager":
-        return grouped_embeddings_reference(*inputs)
+        return grouped_embeddings_reference(*map(_recordable, inputs))
     return apply(LanguageGroupedEmbeddingsFunction, "grouped_embeddings_forward", *inputs, backend)[0]
 
 
@@ -253,7 +266,7 @@ def _alignment_weights(
 ) -> Tensor:
     inputs, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend)
     if backend == "eager":
-        return alignment_weights_reference(*inputs)
+        return alignment_weights_reference(*map(_recordable, inputs))
     return apply(AlignmentWeightsFunction, "alignment_weights_forward", *inputs, backend)[0]
 
 
@@ -297,7 +310,8 @@ def contrastive_loss(
     _validate.logit_scale("logit_scale", logit_scale, "image_embeds", image_embeds)
     _validate.group(group)
     resolve("contrastive", backend, image_embeds.device, image_embeds.dtype)
-    return contrastive_reference(image_embeds, text_embeds, _scalar(logit_scale, image_embeds))
+    scale = _scalar(logit_scale, image_embeds)
+    return contrastive_reference(_recordable(image_embeds), _recordable(text_embeds), scale)
 
 
 def sparc_loss(

@@ -115,10 +115,15 @@ class SparcLoss(nn.Module):
                 state_dict[prefix + name] = saved.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def __prepare_scriptable__(self) -> None:
+        raise NotImplementedError("SparcLoss cannot be scripted by torch.jit: use torch.compile or torch.export")
+
     @property
     def logit_scale(self) -> Tensor:
-        """[]: the current 1 / temperature, without gradient."""
-        return self.log_logit_scale.detach().exp().clamp(max=self.max_logit_scale).reshape(())
+        """[]: the current 1 / temperature, without gradient. Under FSDP2 all processes have to ask together."""
+        scale = self.log_logit_scale.detach()
+        whole = scale.full_tensor() if hasattr(scale, "full_tensor") else scale
+        return whole.exp().clamp(max=self.max_logit_scale).reshape(())
 
     def forward(
         self,

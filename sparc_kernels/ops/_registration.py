@@ -1,4 +1,4 @@
-"""What every registered op gets, whichever backend implements it: fake tensors, derivatives, vmap.
+"""What every registered op gets, whichever backend implements it: fake tensors, derivatives, vmap, flop counts.
 
 The derivative of a room's op stands twice, from one pair of functions: in its ``torch.autograd.Function``, which people
 call and ``torch.func`` can transform, and on the op itself, so that graphs of ``torch.export`` train.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from sparc_kernels import _flops
 from sparc_kernels._compile import constant_when_compiled
 
 BatchDims = tuple[int | None, ...]  # per argument or result: where its batch dimension is, None for those without one
@@ -43,6 +44,7 @@ def define_triton(name: str, schema: str, module: str, function: str) -> None:
 def complete(
     name: str,
     fake: Callable[..., Any],
+    flops: Callable[..., int],
     batch_dims: tuple[BatchDims, BatchDims],
     derivative: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> None:
@@ -51,6 +53,7 @@ def complete(
     Args:
         name: of the op.
         fake: returns empty tensors of the results' shapes.
+        flops: twice the multiplications of the op's matrix products, for ``FlopCounterMode``.
         batch_dims: of the arguments, and of the results; for ``vmap``.
         derivative: ``(setup_context, backward)``, or None for an op that is a derivative itself: differentiating it
             raises, since a second derivative may not pass for a zero.
@@ -62,6 +65,7 @@ def complete(
     else:
         setup_context, backward = derivative
         torch.library.register_autograd(qualified_name, backward, setup_context=setup_context)
+    _flops.count(getattr(torch.ops.sparc_kernels, name), flops)
     torch.library.register_vmap(qualified_name, _vmap_rule(getattr(torch.ops.sparc_kernels, name), *batch_dims))
 
 

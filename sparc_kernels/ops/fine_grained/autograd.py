@@ -109,8 +109,8 @@ _BACKWARD_DIMS = ((0, 0, 0, 0, 0, 0, 0, None, None, 1, None, None, None), (0, 0)
 
 def _register(suffix: str, backend: str) -> None:
     derivative = (op_context(backend), _backward)
-    complete(f"fine_grained_forward{suffix}", schema.fake_forward, _FORWARD_DIMS, derivative)
-    complete(f"fine_grained_backward{suffix}", schema.fake_backward, _BACKWARD_DIMS)
+    complete(f"fine_grained_forward{suffix}", schema.fake_forward, schema.forward_flops, _FORWARD_DIMS, derivative)
+    complete(f"fine_grained_backward{suffix}", schema.fake_backward, schema.backward_flops, _BACKWARD_DIMS)
 
 
 _TRITON = "sparc_kernels.ops.fine_grained.triton"

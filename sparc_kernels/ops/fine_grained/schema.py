@@ -63,3 +63,30 @@ def fake_backward(
         patch_embeds.new_empty(patch_embeds.shape if need_patches else (0,)),
         token_embeds.new_empty(token_embeds.shape if need_tokens else (0,)),
     )
+
+
+def _products(patch_embeds: Tensor, token_embeds: Tensor) -> tuple[int, int]:
+    """Flop of one product over tokens and patches, and of one over tokens and tokens; padding counts."""
+    b, l, d = token_embeds.shape
+    return 2 * b * l * patch_embeds.shape[1] * d, 2 * b * l * l * d
+
+
+def forward_flops(patch_embeds: Tensor, token_embeds: Tensor, *rest: object) -> int:
+    """S, C' and Z (``MATH.md``)."""
+    across, within = _products(patch_embeds, token_embeds)
+    return 2 * across + within
+
+
+def backward_flops(
+    grad_token_loss: Tensor,
+    grad_pooled_patches: Tensor | None,
+    grad_pooled_tokens: Tensor | None,
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    *rest: object,
+) -> int:
+    """S, C' and Z once more, dZ T and dU; two products over tokens and patches for dV; one, and dZ^T C', for dT."""
+    across, within = _products(patch_embeds, token_embeds)
+    need_patches, need_tokens = rest[-3:-1]
+    flops = 3 * across + 2 * within
+    return flops + (2 * across if need_patches else 0) + (across + within if need_tokens else 0)

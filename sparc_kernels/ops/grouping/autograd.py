@@ -88,12 +88,22 @@ _BACKWARD_DIMS = ((0, 0, 0, 0, None, 1, None, None, None), (0, 0))
 
 
 def _register(suffix: str, backend: str) -> None:
-    for op, fake_forward, backward in (
-        ("grouped_embeddings", schema.fake_embeddings_forward, _embeddings_backward),
-        ("alignment_weights", schema.fake_weights_forward, _weights_backward),
+    for op, fake_forward, backward, flops in (
+        (
+            "grouped_embeddings",
+            schema.fake_embeddings_forward,
+            _embeddings_backward,
+            (schema.embeddings_forward_flops, schema.embeddings_backward_flops),
+        ),
+        (
+            "alignment_weights",
+            schema.fake_weights_forward,
+            _weights_backward,
+            (schema.weights_forward_flops, schema.weights_backward_flops),
+        ),
     ):
-        complete(f"{op}_forward{suffix}", fake_forward, _FORWARD_DIMS, (op_context(backend), backward))
-        complete(f"{op}_backward{suffix}", schema.fake_backward, _BACKWARD_DIMS)
+        complete(f"{op}_forward{suffix}", fake_forward, flops[0], _FORWARD_DIMS, (op_context(backend), backward))
+        complete(f"{op}_backward{suffix}", schema.fake_backward, flops[1], _BACKWARD_DIMS)
 
 
 _TRITON = "sparc_kernels.ops.grouping.triton"

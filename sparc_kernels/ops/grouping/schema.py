@@ -63,3 +63,31 @@ def fake_backward(
         patch_embeds.new_empty(patch_embeds.shape if need_patches else (0,)),
         token_embeds.new_empty(token_embeds.shape if need_tokens else (0,)),
     )
+
+
+def _product(patch_embeds: Tensor, token_embeds: Tensor) -> int:
+    """Flop of one product over tokens and patches."""
+    b, l, d = token_embeds.shape
+    return 2 * b * l * patch_embeds.shape[1] * d
+
+
+def embeddings_forward_flops(patch_embeds: Tensor, token_embeds: Tensor, *rest: object) -> int:
+    """S and C."""
+    return 2 * _product(patch_embeds, token_embeds)
+
+
+def weights_forward_flops(patch_embeds: Tensor, token_embeds: Tensor, *rest: object) -> int:
+    """S."""
+    return _product(patch_embeds, token_embeds)
+
+
+def embeddings_backward_flops(grad: Tensor, patch_embeds: Tensor, token_embeds: Tensor, *rest: object) -> int:
+    """S and dC V^T; A^T dC and dS^T T for dV; dS V for dT."""
+    need_patches, need_tokens = rest[-3:-1]
+    return _product(patch_embeds, token_embeds) * (2 + (2 if need_patches else 0) + (1 if need_tokens else 0))
+
+
+def weights_backward_flops(grad: Tensor, patch_embeds: Tensor, token_embeds: Tensor, *rest: object) -> int:
+    """S; dS^T T for dV; dS V for dT."""
+    need_patches, need_tokens = rest[-3:-1]
+    return _product(patch_embeds, token_embeds) * (1 + (1 if need_patches else 0) + (1 if need_tokens else 0))
