@@ -11,14 +11,15 @@ from torch import Tensor
 
 SCALE = 1 / 0.07
 FORWARD, BOTH = "forward", "forward+backward"
-OPS = ("fine_grained", "grouping", "weights", "contrastive")
+OPS = ("fine_grained", "sparc", "grouping", "weights", "contrastive")
 
 
 @dataclass(frozen=True)
 class Case:
     """``patches`` and ``tokens`` are 0 for ops that have none. ``captions``: ``full`` or ``ragged`` (5 to L tokens).
 
-    ``axis`` names the size that a scaling suite varies, and is empty elsewhere.
+    ``frozen``: the side that needs no gradient, ``first`` or ``second``, or empty. ``axis`` names the size that a
+    scaling suite varies, and is empty elsewhere.
     """
 
     suite: str
@@ -30,6 +31,7 @@ class Case:
     dtype: str = "bfloat16"
     mode: str = BOTH
     captions: str = "full"
+    frozen: str = ""
     axis: str = ""
     preset: str = ""
 
@@ -55,6 +57,8 @@ class Case:
         parts = [self.preset, *(f"{name}={size}" for name, size in sizes if size), self.dtype, self.mode]
         if self.captions != "full":
             parts.append(self.captions)
+        if self.frozen:
+            parts.append(f"{self.frozen} frozen")
         return " ".join([self.op, *filter(None, parts)])
 
 
@@ -77,8 +81,12 @@ class Inputs:
     scale: Tensor  # []
 
     @property
-    def gradient_bytes(self) -> int:
+    def input_bytes(self) -> int:
         return self.first.nbytes + self.second.nbytes
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The embeddings that need a gradient."""
+        return {name: x for name, x in (("first", self.first), ("second", self.second)) if x.requires_grad}
 
 
 def draw(case: Case, device: torch.device, seed: int = 0) -> Inputs:
@@ -98,7 +106,9 @@ def draw(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     first, second = normal(case.batch, case.patches, case.channels), normal(case.batch, case.tokens, case.channels)
     width = {"grouping": case.channels, "weights": case.patches}.get(case.op)
     upstream = None if width is None else normal(case.batch, case.tokens, width)
-    return Inputs(first.requires_grad_(), second.requires_grad_(), mask, upstream, scale)
+    first.requires_grad_(case.frozen != "first")
+    second.requires_grad_(case.frozen != "second")
+    return Inputs(first, second, mask, upstream, scale)
 
 
 def model(case: Case) -> dict[str, float]:
@@ -112,10 +122,16 @@ def model(case: Case) -> dict[str, float]:
         return {"bytes": (3 if both else 1) * 2 * B * D * e, "flop": (6 if both else 2) * B * B * D}
     lengths = caption_lengths(case).double()
     valid, squares, padded = float(lengths.sum()), float((lengths**2).sum()), B * case.tokens
-    read, written = (B * P + valid) * D * e, (B * P + padded) * D * e
+    read = (B * P + valid) * D * e
+    written = ((case.frozen != "first") * B * P + (case.frozen != "second") * padded) * D * e
     product = 2 * valid * P * D
-    if case.op == "fine_grained":  # forward S, C', U S^T; backward C' V^T, two for dV, dT, and three in L^2 P
-        flop = 8 * product + 8 * squares * P if both else 2 * product + 2 * squares * P
+    if case.op in ("fine_grained", "sparc"):
+        # Forward S, C', U S^T; backward C' V^T, two for dV, dT, and three in L^2 P. Frozen patches save the two, frozen
+        # tokens one.
+        backward = 6 - {"first": 2, "second": 1}.get(case.frozen, 0)
+        flop = (2 + both * backward) * product + (2 + both * 6) * squares * P
+        if case.op == "sparc":
+            flop += (6 if both else 2) * B * B * D
         return {"bytes": 2 * read + written if both else read, "flop": flop}
     output = padded * (D if case.op == "grouping" else P) * e
     products = {"grouping": (2, 7), "weights": (1, 4)}[case.op][both]

@@ -27,6 +27,8 @@ SUITE_WEIGHTS = {
     "fine_grained": 10,
     "training_step": 3,
     "scaling": 4,
+    "frozen": 2,
+    "sparc": 2,
     "grouping": 2,
     "adapters": 2,
     "first_call": 2,

@@ -67,7 +67,7 @@ def cold_copies(case: Case, device: torch.device) -> list[Inputs]:
     """Inputs to take in turn: on a GPU so many that together they are four times its second-level cache."""
     first = draw(case, device)
     cache = machine.l2_bytes(device)
-    copies = min(64, 1 + 4 * cache // max(1, first.gradient_bytes)) if cache else 1
+    copies = min(64, 1 + 4 * cache // max(1, first.input_bytes)) if cache else 1
     return [first, *(draw(case, device, seed) for seed in range(1, copies))]
 
 

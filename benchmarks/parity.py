@@ -26,22 +26,22 @@ class ParityError(AssertionError):
 
 
 def run(op: Op, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
-    """The result, and in mode forward+backward the gradients of both embeddings."""
+    """The result, and in mode forward+backward the gradients of the embeddings that need one."""
     if case.mode != BOTH:
         with torch.no_grad():
             return (op(inputs),)
     result = op(inputs)
-    return (result.detach(), *torch.autograd.grad(result, (inputs.first, inputs.second), inputs.upstream))
+    return (result.detach(), *torch.autograd.grad(result, tuple(inputs.leaves().values()), inputs.upstream))
 
 
 def _parts(case: Case, inputs: Inputs) -> Iterator[tuple[slice, Inputs]]:
-    if case.op == "contrastive":  # every pair meets every other
+    if case.op in ("contrastive", "sparc"):  # every pair meets every other
         yield slice(None), inputs
         return
     size = PAIRS_AT_ONCE[inputs.first.device.type]
     for start in range(0, case.batch, size):
         part = slice(start, start + size)
-        first, second = (tensor.detach()[part].requires_grad_() for tensor in (inputs.first, inputs.second))
+        first, second = (x.detach()[part].requires_grad_(x.requires_grad) for x in (inputs.first, inputs.second))
         mask = None if inputs.mask is None else inputs.mask[part]
         upstream = None if inputs.upstream is None else inputs.upstream[part]
         yield part, Inputs(first, second, mask, upstream, inputs.scale)
@@ -65,7 +65,7 @@ def _errors(found: Tensor, truth: Tensor) -> Tensor:
 
 def distances(found: tuple[Tensor, ...], case: Case, inputs: Inputs) -> dict[str, float]:
     """Relative distance of a contender's results to eager float32, the ``SHARE`` quantile over the pairs."""
-    names = ("result", "first gradient", "second gradient")[: len(found)]
+    names = ("result", *(f"{name} gradient" for name in inputs.leaves()))[: len(found)]
     wide = torch.float64 if case.dtype == "float64" else torch.float32
     per_pair: dict[str, list[Tensor]] = {name: [] for name in names}
     scalar = torch.zeros((), dtype=torch.float64, device=inputs.first.device)

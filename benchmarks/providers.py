@@ -44,6 +44,13 @@ def token_mean(token_loss: Tensor, mask: Tensor | None) -> Tensor:
     return token_loss.mean() if mask is None else token_loss.sum() / mask.sum()
 
 
+def valid_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, L, D] to [B, D], the way a user writes it."""
+    if mask is None:
+        return tokens.mean(1)
+    return tokens.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1).to(tokens.dtype)
+
+
 def definition(case: Case, compute_dtype: torch.dtype) -> Op:
     """The shipped reference, computing in ``compute_dtype``."""
     if case.op == "contrastive":
@@ -57,7 +64,11 @@ def definition(case: Case, compute_dtype: torch.dtype) -> Op:
         token_loss = fine_grained_reference(x.first, x.second, x.mask, None, x.scale, compute_dtype=compute_dtype)
         return token_mean(token_loss, x.mask)
 
-    return loss
+    def with_global_loss(x: Inputs) -> Tensor:
+        means = x.first.mean(1), valid_mean(x.second, x.mask)
+        return 0.5 * contrastive_reference(*means, x.scale, compute_dtype=compute_dtype) + loss(x)
+
+    return with_global_loss if case.op == "sparc" else loss
 
 
 def public(op: str, backend: str) -> Op:
@@ -68,7 +79,8 @@ def public(op: str, backend: str) -> Op:
         return lambda x: sk.language_grouped_embeddings(x.first, x.second, backend=backend)
     if op == "weights":
         return lambda x: sk.alignment_weights(x.first, x.second, backend=backend)
-    return lambda x: sk.fine_grained_loss(x.first, x.second, x.mask, logit_scale=x.scale, backend=backend)
+    loss = sk.sparc_loss if op == "sparc" else sk.fine_grained_loss
+    return lambda x: loss(x.first, x.second, x.mask, logit_scale=x.scale, backend=backend)
 
 
 def _ours(backend: str) -> Provider:
@@ -118,7 +130,8 @@ def _in_half_precision(case: Case, device: torch.device) -> bool:
 
 def _in_products(case: Case, device: torch.device) -> bool:
     """On a GPU the floor is memory, not these products."""
-    return case.op == "fine_grained" and case.mode == BOTH and device.type == "cpu"
+    whole = case.op == "fine_grained" and case.mode == BOTH and not case.frozen
+    return whole and device.type == "cpu"
 
 
 def _products(repeats: int) -> Callable[[Case], Op]:

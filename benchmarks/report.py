@@ -58,12 +58,16 @@ SUITE_TITLES = {
     "fine_grained": "Fine-grained loss",
     "training_step": "A whole training step",
     "scaling": "As the work grows",
+    "frozen": "One side frozen",
+    "sparc": "The whole SPARC loss",
     "grouping": "Grouped embeddings and alignment weights",
     "adapters": "Adapters on stored features",
     "first_call": "First call of a process",
     "contrastive": "Global contrastive loss",
 }
 NOTES = {
+    "frozen": "The fine-grained loss where one side needs no gradient, as with stored features.",
+    "sparc": "`sparc_loss` with the global loss of the pooled embeddings, against the same in eager PyTorch.",
     "training_step": "Both towers of a preset, forward, backward and AdamW; in brackets what the fine-grained loss "
     "adds to the step with the global loss alone.",
     "adapters": "Two linear adapters on stored, frozen patch and token features: the step is the loss and little else.",
@@ -167,28 +171,35 @@ def draw_plots(results: Results, images: Path) -> set[str]:
 
 def readme_figures(results: Results) -> str:
     """The README's table: forward + backward at the paper's ViT-B/16 shape, a column for each dtype and device."""
-    columns: list[tuple[str, Row]] = []
+    columns: list[tuple[str, Row, Row | None]] = []  # title, the fine-grained loss, the whole SPARC loss
     for folder, rows in results.items():
         batch = 64 if folder.startswith("cpu") else 1024
-        shape = {"suite": "fine_grained", "batch": batch, "patches": 196, "tokens": 55, "channels": 512}
+        shape = {"batch": batch, "patches": 196, "tokens": 55, "channels": 512}
         shape |= {"mode": "forward+backward", "captions": "full"}
-        found = [
-            row for row in rows if all(row["case"].get(name) == value for name, value in shape.items()) and row["ours"]
+        alike = [row for row in rows if shape.items() <= row["case"].items() and row["ours"]]
+        whole = {row["case"]["dtype"]: row for row in alike if row["case"]["suite"] == "sparc"}
+        found = [row for row in alike if row["case"]["suite"] == "fine_grained"]
+        columns += [
+            (f"{folder}, {dtype}, B = {batch}", row, whole.get(dtype))
+            for row in sorted(found, key=tables.order)
+            for dtype in [row["case"]["dtype"]]
         ]
-        columns += [(f"{folder}, {row['case']['dtype']}, B = {batch}", row) for row in sorted(found, key=tables.order)]
-    lines = [["backend", *(str(row["ours"]) for _, row in columns)]]
-    lines.append(["date", *(row["environment"]["date"][:10] for _, row in columns)])
+    lines = [["backend", *(str(row["ours"]) for _, row, _ in columns)]]
+    lines.append(["date", *(row["environment"]["date"][:10] for _, row, _ in columns)])
     for name, label in tables.RIVALS.items():
-        ratios = [tables.over_ours(row, name) for _, row in columns]
+        ratios = [tables.over_ours(row, name) for _, row, _ in columns]
         if any(ratios):
-            lines.append(
-                [
-                    f"time of {label} / ours",
-                    *("" if r is None else f"{r:.1f}" if r >= 2 else f"{r:.2f}" for r in ratios),
-                ]
-            )
-    lines.append(["memory beyond inputs and gradients / eager's", *(_memory_share(row) for _, row in columns)])
-    return tables.table(["", *(title for title, _ in columns)], lines)
+            lines.append([f"time of {label} / ours", *map(_ratio, ratios)])
+    lines.append(["memory beyond inputs and gradients / eager's", *(_memory_share(row) for _, row, _ in columns)])
+    if any(row for _, _, row in columns):
+        ratios = [row and tables.over_ours(row, "eager") for _, _, row in columns]
+        lines.append(["`sparc_loss`: time of eager / ours", *map(_ratio, ratios)])
+        lines.append(["`sparc_loss`: memory / eager's", *(_memory_share(row) if row else "" for _, _, row in columns)])
+    return tables.table(["", *(title for title, _, _ in columns)], lines)
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
 
 
 def _memory_share(row: Row) -> str:

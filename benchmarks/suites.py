@@ -123,6 +123,30 @@ def _grouping(device: torch.device, quick: bool) -> list[Plan]:
     ]
 
 
+def _frozen(device: torch.device, quick: bool) -> list[Plan]:
+    """Stored features: a gradient for one side only."""
+    if quick:
+        return [Plan(Case("frozen", "fine_grained", 4, 16, 8, 32, "float32", frozen="first"))]
+    gpu = device.type == "cuda"
+    base = Case("frozen", "fine_grained", 1024 if gpu else 64, 196, 55, 512)
+    dtypes = ("bfloat16",) if gpu else ("float32", "bfloat16")
+    return [Plan(replace(base, dtype=d, frozen=f), DEFAULT_MODE) for d in dtypes for f in ("", "first", "second")]
+
+
+def _sparc(device: torch.device, quick: bool) -> list[Plan]:
+    """The global loss of the pooled embeddings as well; the last shape is the largest of them in memory."""
+    if quick:
+        return [Plan(Case("sparc", "sparc", 4, 16, 8, 32, "float32"))]
+    gpu = device.type == "cuda"
+    base = Case("sparc", "sparc", 1024 if gpu else 64, 196, 55, 512)
+    dtypes = ("bfloat16",) if gpu else ("float32", "bfloat16")
+    large = {"batch": 256, "patches": 576, "tokens": 77, "channels": 768}
+    return [
+        *(Plan(replace(base, dtype=d), DEFAULT_MODE) for d in dtypes),
+        *(Plan(replace(base, dtype=d, **large)) for d in dtypes),
+    ]
+
+
 def _contrastive(device: torch.device, quick: bool) -> list[Plan]:
     if quick:
         return [Plan(Case("contrastive", "contrastive", 16, channels=32, dtype="float32"))]
@@ -144,6 +168,8 @@ SUITES: dict[str, Suite] = {
     "fine_grained": Suite(_fine_grained, _measure),
     "training_step": _plain(training_step_cases, measure_training_step),
     "scaling": Suite(_scaling, _measure),
+    "frozen": Suite(_frozen, _measure),
+    "sparc": Suite(_sparc, _measure),
     "grouping": Suite(_grouping, _measure),
     "adapters": _plain(adapter_cases, measure_adapters),
     "first_call": _plain(first_call_cases, measure_first_call),

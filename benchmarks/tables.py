@@ -92,6 +92,7 @@ def order(row: Row) -> tuple[Any, ...]:
         case["op"],
         case["mode"] != "forward+backward",
         case["captions"],
+        case.get("frozen", ""),
         case["dtype"] != "bfloat16",
         case["dtype"],
         sizes,
@@ -113,7 +114,9 @@ def op_table(rows: list[Row]) -> str:
     rivals = [name for name in RIVALS if any(over_ours(row, name) is not None for row in rows)]
     sizes, ragged = _size_columns(rows), any(row["case"]["captions"] != "full" for row in rows)
     floors = any("share_of_floor" in record for row in rows for record in row["contenders"].values())
-    head = [*(["captions"] if ragged else []), "dtype", *(label for label, _ in sizes), "backend", "ms (p20 to p80)"]
+    frozen = any("frozen" in row["case"] for row in rows)
+    head = [*(["captions"] if ragged else []), *(["frozen"] if frozen else []), "dtype", *(label for label, _ in sizes)]
+    head += ["backend", "ms (p20 to p80)"]
     head += [*(f"{RIVALS[name]} / ours" for name in rivals), *(["of the floor"] if floors else [])]
     head += ["MB, ours", "MB, eager", "remarks"]
     lines = []
@@ -121,6 +124,7 @@ def op_table(rows: list[Row]) -> str:
         case, ours = row["case"], row["contenders"].get(row["ours"] or "", {})
         shown = ours or row["contenders"].get("eager", {})
         cells = [case["captions"]] if ragged else []
+        cells += [{"": "neither", "first": "patches", "second": "tokens"}[case.get("frozen", "")]] if frozen else []
         cells += [case["dtype"], *(str(case.get(name, "")) for _, name in sizes), row["ours"] or "eager"]
         cells.append(_time(shown))
         cells += ["" if (ratio := over_ours(row, name)) is None else f"{ratio:.2f}" for name in rivals]
@@ -128,7 +132,7 @@ def op_table(rows: list[Row]) -> str:
             share = shown.get("share_of_floor")
             cells.append("" if share is None else f"{100 * share:.0f} % ({row['model']['bound']})")
         lines.append([*cells, _memory(row, row["ours"]), _memory(row, "eager"), remarks(row)])
-    return table(head, lines, 2 if ragged else 1)
+    return table(head, lines, 1 + ragged + frozen)
 
 
 def _time(record: dict[str, Any]) -> str:

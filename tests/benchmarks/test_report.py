@@ -92,6 +92,22 @@ def test_graph_times_are_compared_with_graph_times() -> None:
     assert tables.over_ours(row, "compile") == 0.5
 
 
+def test_frozen_sides_and_the_whole_loss(tmp_path: Path) -> None:
+    """A frozen side is a column; the README's table has the whole loss beside the fine-grained one."""
+    shape = (64, 196, 55, 512, "float32")
+    rows = [fake_row(Case("frozen", "fine_grained", *shape, frozen=side)) for side in ("", "first", "second")]
+    rows += [fake_row(Case(name, name, *shape)) for name in ("fine_grained", "sparc")]
+    for row, name in ((rows[-1], "sparc"), (rows[-2], "fine_grained")):
+        row["contenders"]["eager"] = row["contenders"]["cpu"] | {"kind": "eager", "over_ours": 3.0, "memory_bytes": 50}
+        row["contenders"]["cpu"]["memory_bytes"] = {"sparc": 10, "fine_grained": 5}[name]
+    text = report.document({"cpu": rows}, set())
+    assert all(f"| {side} | float32 |" in text for side in ("neither", "patches", "tokens"))
+    figures = report.readme_figures({"cpu": rows})
+    assert "| memory beyond inputs and gradients / eager's | 10.0 % |" in figures
+    assert "| `sparc_loss`: memory / eager's | 20.0 % |" in figures
+    assert "| `sparc_loss`: time of eager / ours | 3.0 |" in figures
+
+
 def test_every_suite_renders(tmp_path: Path) -> None:
     rows = [
         fake_row(Case("scaling", "fine_grained", b, 9, 5, 8, "float32", axis="batch"), p50=float(b)) for b in (2, 4, 8)
