@@ -128,7 +128,9 @@ def fine_grained_loss(
             groups.
         similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
         reduction: ``"token"``: mean over the valid tokens of the batch; ``"caption"``: mean over captions of each
-            caption's mean (captions without a valid token do not count); ``"none"``: [B, L], 0 at padding.
+            caption's mean (captions without a valid token do not count); ``"none"``: [B, L], 0 at padding. Averaged
+            over processes, ``"token"`` is the mean over all tokens only where each has as many: else multiply the
+            loss by ``world_size * tokens_here / tokens`` (docs/design.md, distribution).
         group: a process group; only None for now.
         backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"eager"``; an explicit one never falls back.
 
