@@ -18,7 +18,7 @@ from torch import Tensor
 from sparc_kernels import _arrays, _validate
 from sparc_kernels._arrays import ArrayT, DLPackArray
 from sparc_kernels._dispatch import resolve
-from sparc_kernels.ops._dtype import accumulation_dtype
+from sparc_kernels.ops._dtype import accumulation_dtype, has_autocast
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.contrastive.reference import contrastive_reference
 from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
@@ -43,7 +43,7 @@ class SparcLossOutput(NamedTuple):
 def _autocast(*embeds: Tensor) -> tuple[Tensor, ...]:
     """The embeddings in the autocast dtype, where autocast is on and they are not float64."""
     device_type = embeds[0].device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if not has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return embeds
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in embeds)

@@ -30,7 +30,7 @@ RULES = {
     },
     "ops._registration": {"sparc_kernels._compile", "sparc_kernels._flops"},
     "ops._eager": SHARED,
-    "ops._dtype": set(),
+    "ops._dtype": {"sparc_kernels._compile"},
     "modules": {"sparc_kernels._validate", "sparc_kernels.functional"},
     "_arrays": set(),
     "_compile": set(),
