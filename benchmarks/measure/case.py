@@ -1,46 +1,60 @@
-"""What is measured: one case is an op, a direction, shapes and a dtype; its inputs, its bytes and its flop."""
+"""What is measured: a case is an op, a direction, sizes and a dtype; the op draws its inputs and counts its work.
+
+An op is a file of ``benchmarks/ops`` (docs/adding_an_op.md): it derives :class:`Op` and its :class:`Inputs`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-SCALE = 1 / 0.07
 FORWARD, BOTH = "forward", "forward+backward"
-OPS = ("fine_grained", "sparc", "grouping", "weights", "contrastive")
 
 
 @dataclass(frozen=True)
 class Case:
-    """``patches`` and ``tokens`` are 0 for ops that have none. ``captions``: ``full`` or ``ragged`` (5 to L tokens).
+    """``sizes`` by the op's axes; ``labels``: what else the op has to know, in words.
 
-    ``frozen``: the side that needs no gradient, ``first`` or ``second``, or empty. ``axis`` names the size that a
-    scaling suite varies, and is empty elsewhere.
+    ``frozen``: the leaf that needs no gradient, or empty. ``axis`` names the size (or the circumstance) that a suite
+    varies, and is empty elsewhere.
     """
 
     suite: str
-    op: str
-    batch: int
-    patches: int = 0
-    tokens: int = 0
-    channels: int = 512
+    op: Op
+    sizes: Mapping[str, int]
     dtype: str = "bfloat16"
     mode: str = BOTH
-    captions: str = "full"
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     frozen: str = ""
     axis: str = ""
     preset: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in dataclasses.asdict(self).items() if value not in ("", 0)}
+    def __getitem__(self, axis: str) -> int:
+        return self.sizes[axis]
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Case:
-        return cls(**values)
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, as in a result file; what is empty is left out."""
+        values = {"suite": self.suite, "op": self.op.name, **self.sizes, "dtype": self.dtype, "mode": self.mode}
+        values |= {**self.labels, "frozen": self.frozen, "axis": self.axis, "preset": self.preset}
+        return {name: value for name, value in values.items() if value not in ("", 0)}
+
+    def but(self, **changes: Any) -> Case:
+        """The same case with other values, named as in a result file."""
+        op: Op = changes.pop("op", self.op)
+        return op.case(**{name: value for name, value in {**self.to_dict(), **changes}.items() if name != "op"})
+
+    def small(self, batch: int) -> Case:
+        """A case that is refused or served for the same reasons, and that starts threads and loads code at once."""
+        sizes = {name: min(size, self.op.warm_up.get(name, size)) for name, size in self.sizes.items()}
+        return self.op.case(
+            self.suite, dtype=self.dtype, mode=self.mode, frozen=self.frozen, **{**sizes, "batch": batch}
+        )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -53,89 +67,107 @@ class Case:
         return self.torch_dtype.itemsize
 
     def __str__(self) -> str:
-        sizes = (("B", self.batch), ("P", self.patches), ("L", self.tokens), ("D", self.channels))
-        parts = [self.preset, *(f"{name}={size}" for name, size in sizes if size), self.dtype, self.mode]
-        if self.captions != "full":
-            parts.append(self.captions)
-        if self.frozen:
-            parts.append(f"{self.frozen} frozen")
-        return " ".join([self.op, *filter(None, parts)])
+        parts = [self.op.name, self.preset, *(f"{self.op.axes[name]}={size}" for name, size in self.sizes.items())]
+        parts += [self.dtype, self.mode]
+        parts += [value for name, value in self.labels.items() if value != self.op.labels[name]]
+        return " ".join([*filter(None, parts), *([f"{self.frozen} frozen"] if self.frozen else [])])
 
 
-def caption_lengths(case: Case) -> Tensor:
-    """[B] valid tokens of each caption, the same for every device."""
-    if case.captions == "full":
-        return torch.full((case.batch,), case.tokens)
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(min(5, case.tokens), case.tokens + 1, (case.batch,), generator=generator)
+class Inputs(ABC):
+    """What one call takes. An op derives a dataclass of its own, with a field for each tensor."""
 
-
-@dataclass
-class Inputs:
-    """``first`` and ``second`` are patches and tokens, or images and texts [B, D]."""
-
-    first: Tensor
-    second: Tensor
-    mask: Tensor | None  # [B, L]
     upstream: Tensor | None  # gradient of a result that is no scalar
-    scale: Tensor  # []
+
+    @abstractmethod
+    def sides(self) -> dict[str, Tensor]:
+        """What the op's gradients belong to, by the name that a case's ``frozen`` uses."""
+
+    def freeze(self, frozen: str) -> None:
+        for name, side in self.sides().items():
+            side.requires_grad_(name != frozen)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The sides that need a gradient."""
+        return {name: side for name, side in self.sides().items() if side.requires_grad}
 
     @property
     def input_bytes(self) -> int:
-        return self.first.nbytes + self.second.nbytes
-
-    def leaves(self) -> dict[str, Tensor]:
-        """The embeddings that need a gradient."""
-        return {name: x for name, x in (("first", self.first), ("second", self.second)) if x.requires_grad}
+        return sum(side.nbytes for side in self.sides().values())
 
 
-def draw(case: Case, device: torch.device, seed: int = 0) -> Inputs:
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        # Drawn in its own dtype: at the largest shapes a float32 copy beside it would not fit.
-        return torch.randn(*shape, generator=generator, device=device, dtype=case.torch_dtype)
-
-    mask = None
-    if case.captions != "full":
-        mask = (torch.arange(case.tokens) < caption_lengths(case)[:, None]).to(device)
-    scale = torch.full((), SCALE, device=device)
-    if case.op == "contrastive":
-        first, second = normal(case.batch, case.channels), normal(case.batch, case.channels)
-        return Inputs(first.requires_grad_(), second.requires_grad_(), None, None, scale)
-    first, second = normal(case.batch, case.patches, case.channels), normal(case.batch, case.tokens, case.channels)
-    width = {"grouping": case.channels, "weights": case.patches}.get(case.op)
-    upstream = None if width is None else normal(case.batch, case.tokens, width)
-    first.requires_grad_(case.frozen != "first")
-    second.requires_grad_(case.frozen != "second")
-    return Inputs(first, second, mask, upstream, scale)
+Function = Callable[[Any], Tensor]  # of an op's inputs
 
 
-def model(case: Case) -> dict[str, float]:
-    """The fewest bytes and flop that any implementation in linear memory needs (ops/*/MATH.md).
+def serves(case: Case, device: torch.device) -> str | None:
+    return None
 
-    Every input is read once per direction and every gradient written once. Of the products only those count that are
-    left where nothing is computed twice. Padding is not read, but its gradients are written.
+
+@dataclass(frozen=True)
+class Provider:
+    """``reason`` is None where the provider can serve the case; ``build`` may take long (it compiles).
+
+    Every kind but ``floor`` computes the op and is held to the definition before it is timed; a floor is a part of the
+    work and nothing else. ``takes_part`` is False where the provider has nothing to do with the case, which is not
+    worth a line of a report. ``label`` heads its column of a report (empty: it has none), ``note`` explains it there.
     """
-    B, P, D, e, both = case.batch, case.patches, case.channels, case.itemsize, case.mode == BOTH
-    if case.op == "contrastive":
-        return {"bytes": (3 if both else 1) * 2 * B * D * e, "flop": (6 if both else 2) * B * B * D}
-    lengths = caption_lengths(case).double()
-    valid, squares, padded = float(lengths.sum()), float((lengths**2).sum()), B * case.tokens
-    read = (B * P + valid) * D * e
-    written = ((case.frozen != "first") * B * P + (case.frozen != "second") * padded) * D * e
-    product = 2 * valid * P * D
-    if case.op in ("fine_grained", "sparc"):
-        # Forward S, C', U S^T; backward C' V^T, two for dV, dT, and three in L^2 P. Frozen patches save the two, frozen
-        # tokens one.
-        backward = 6 - {"first": 2, "second": 1}.get(case.frozen, 0)
-        flop = (2 + both * backward) * product + (2 + both * 6) * squares * P
-        if case.op == "sparc":
-            flop += (6 if both else 2) * B * B * D
-        return {"bytes": 2 * read + written if both else read, "flop": flop}
-    output = padded * (D if case.op == "grouping" else P) * e
-    products = {"grouping": (2, 7), "weights": (1, 4)}[case.op][both]
-    return {"bytes": 2 * read + written + 2 * output if both else read + output, "flop": products * product}
+
+    name: str
+    kind: str  # ours, eager, compile, listing (as a paper prints it), peer or floor
+    build: Callable[[Case], Function]
+    reason: Callable[[Case, torch.device], str | None] = serves
+    takes_part: Callable[[Case, torch.device], bool] = lambda case, device: True
+    label: str = ""
+    note: str = ""
+
+
+class Op(ABC):
+    """One op, as a file of ``benchmarks/ops`` describes it.
+
+    ``axes``: its sizes, ``batch`` among them, and the letters that tables put over them. ``sorted_by``: the sizes by
+    which rows are sorted. ``labels``: what else a case says, each with what it is unless told. ``sides``: names of its
+    inputs' sides in tables. ``warm_up``: the most of each size in a call that only starts threads and loads code.
+    ``contenders``: who takes part beside our backends, eager and torch.compile.
+    """
+
+    axes: ClassVar[Mapping[str, str]]
+    sorted_by: ClassVar[tuple[str, ...]]
+    labels: ClassVar[Mapping[str, str]] = {}
+    sides: ClassVar[Mapping[str, str]] = {}
+    warm_up: ClassVar[Mapping[str, int]] = {}
+    contenders: ClassVar[tuple[Provider, ...]] = ()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def case(self, suite: str, **values: Any) -> Case:
+        """A case of this op from sizes, labels and the fields of :class:`Case`, by name."""
+        sizes = {name: values.pop(name) for name in self.axes if name in values}
+        labels = {name: values.pop(name, usual) for name, usual in self.labels.items()}
+        return Case(suite, self, sizes, labels=labels, **values)
+
+    @abstractmethod
+    def draw(self, case: Case, device: torch.device, seed: int = 0) -> Inputs:
+        """Random inputs, in the case's own dtype; sides that are not frozen need a gradient."""
+
+    @abstractmethod
+    def work(self, case: Case) -> dict[str, float]:
+        """The fewest ``bytes`` and ``flop`` that any implementation in linear memory needs (ops/*/MATH.md).
+
+        Every input is read once per direction and every gradient written once. Of the products only those count that
+        are left where nothing is computed twice.
+        """
+
+    @abstractmethod
+    def definition(self, x: Any, compute_dtype: torch.dtype) -> Tensor:
+        """The shipped reference, computing in ``compute_dtype``."""
+
+    @abstractmethod
+    def public(self, x: Any, backend: str) -> Tensor:
+        """The public function on an explicit backend: it serves or raises, and never falls back."""
+
+    def parts(self, x: Any) -> Iterator[tuple[slice, Any, float]]:
+        """Parts of the batch whose weighted results are the result of all: for a definition that needs much memory."""
+        yield slice(None), x, 1.0
 
 
 def floor_milliseconds(work: dict[str, float], roofs: dict[str, float]) -> tuple[float, str]:

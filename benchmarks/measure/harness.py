@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, memory
-from benchmarks.cases import Case, Inputs, draw, floor_milliseconds, model
-from benchmarks.parity import assert_parity, run
-from benchmarks.providers import Op, Provider, select
-from benchmarks.timing import graph_times, interleaved, quantiles, ratio
+from benchmarks.measure import machine, memory
+from benchmarks.measure.case import Case, Function, Inputs, Provider, floor_milliseconds
+from benchmarks.measure.parity import assert_parity, run
+from benchmarks.measure.providers import select
+from benchmarks.measure.timing import graph_times, interleaved, quantiles, ratio
 
 QUIET = 0.02  # a row is measured again while other processes use more of the CPUs than this
 ERROR_LENGTH = 200
@@ -65,10 +65,10 @@ def release(device: torch.device) -> None:
 
 def cold_copies(case: Case, device: torch.device) -> list[Inputs]:
     """Inputs to take in turn: on a GPU so many that together they are four times its second-level cache."""
-    first = draw(case, device)
+    first = case.op.draw(case, device)
     cache = machine.l2_bytes(device)
     copies = min(64, 1 + 4 * cache // max(1, first.input_bytes)) if cache else 1
-    return [first, *(draw(case, device, seed) for seed in range(1, copies))]
+    return [first, *(case.op.draw(case, device, seed) for seed in range(1, copies))]
 
 
 def times_when_quiet(
@@ -95,9 +95,9 @@ def times_when_quiet(
 
 def prepare(
     providers: list[Provider], case: Case, inputs: Inputs, device: torch.device
-) -> tuple[dict[str, Op], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Function], dict[str, dict[str, Any]]]:
     """Those that serve and compute the op, and a record of every provider."""
-    ops: dict[str, Op] = {}
+    ops: dict[str, Function] = {}
     records: dict[str, dict[str, Any]] = {}
     for provider in providers:
         record = records[provider.name] = {"kind": provider.kind}
@@ -118,7 +118,9 @@ def prepare(
     return ops, records
 
 
-def measure_memory(name: str, kind: str, op: Op, case: Case, inputs: Inputs, device: torch.device) -> dict[str, Any]:
+def measure_memory(
+    name: str, kind: str, op: Function, case: Case, inputs: Inputs, device: torch.device
+) -> dict[str, Any]:
     try:
         if device.type == "cuda":
             return {"memory_bytes": memory.gpu_peak(op, case, inputs)}
@@ -135,7 +137,7 @@ def chosen(measured: Iterable[str], records: dict[str, dict[str, Any]]) -> str |
     return next((name for name in measured if records[name]["kind"] == "ours"), None)
 
 
-def graph_record(op: Op, case: Case, copies: list[Inputs]) -> dict[str, Any]:
+def graph_record(op: Function, case: Case, copies: list[Inputs]) -> dict[str, Any]:
     def one_pass() -> None:
         for inputs in copies:
             run(op, case, inputs)
@@ -158,11 +160,11 @@ def measure(case: Case, context: Context, compiled: tuple[str, ...] = ("compile"
         if context.memory and records[name]["kind"] != "floor":
             records[name] |= measure_memory(name, records[name]["kind"], op, case, copies[0], device)
 
-    def stepper(op: Op) -> Callable[[], object]:
+    def stepper(op: Function) -> Callable[[], object]:
         turn = itertools.cycle(copies)
         return lambda: run(op, case, next(turn))
 
-    def floor(op: Op) -> Callable[[], object]:
+    def floor(op: Function) -> Callable[[], object]:
         turn = itertools.cycle(copies)
         return lambda: op(next(turn))
 
@@ -174,7 +176,7 @@ def measure(case: Case, context: Context, compiled: tuple[str, ...] = ("compile"
         for name, op in ops.items():  # last: a failed capture disturbs nothing that was measured
             if records[name]["kind"] != "floor" and name != "compile_max_autotune":  # which captures graphs itself
                 records[name] |= graph_record(op, case, copies)
-    work = model(case)
+    work = case.op.work(case)
     floor_ms, bound = floor_milliseconds(work, roofs)
     add_shares(records, floor_ms)
     return row(case, context, records, ours, others) | {

@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from benchmarks.cases import BOTH, Case, Inputs
-from benchmarks.providers import Op, definition
+from benchmarks.measure.case import BOTH, Case, Function, Inputs
+from benchmarks.measure.providers import defined
 
 # Relative L2 distance of the result and of each gradient. Rivals are held more loosely in half precision: there plain
 # PyTorch is off by several per cent (docs/numerics.md), which the row then says, and a wrong function by far more.
 OURS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}
 RIVALS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-1, "float16": 1e-1}
-# Of the pairs: where rounding alone moves a similarity across the threshold, or makes another one the minimum, the
-# gradient of that row jumps. Seen at B = 256, P = 196: one row of 14080.
+# Of the batch: where rounding alone moves a number across a threshold, or makes another one the minimum, the gradient
+# of that row jumps. Seen at B = 256: one row of 14080.
 SHARE = 0.9
-# Of the reference, whose float32 intermediates would not fit at the largest batches.
-PAIRS_AT_ONCE = {"cpu": 64, "cuda": 512}
 
 
 class ParityError(AssertionError):
     """A contender computes something else."""
 
 
-def run(op: Op, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
-    """The result, and in mode forward+backward the gradients of the embeddings that need one."""
+def run(op: Function, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
+    """The result, and in mode forward+backward the gradients of the leaves."""
     if case.mode != BOTH:
         with torch.no_grad():
             return (op(inputs),)
     result = op(inputs)
     return (result.detach(), *torch.autograd.grad(result, tuple(inputs.leaves().values()), inputs.upstream))
-
-
-def _parts(case: Case, inputs: Inputs) -> Iterator[tuple[slice, Inputs]]:
-    if case.op in ("contrastive", "sparc"):  # every pair meets every other
-        yield slice(None), inputs
-        return
-    size = PAIRS_AT_ONCE[inputs.first.device.type]
-    for start in range(0, case.batch, size):
-        part = slice(start, start + size)
-        first, second = (x.detach()[part].requires_grad_(x.requires_grad) for x in (inputs.first, inputs.second))
-        mask = None if inputs.mask is None else inputs.mask[part]
-        upstream = None if inputs.upstream is None else inputs.upstream[part]
-        yield part, Inputs(first, second, mask, upstream, inputs.scale)
-
-
-def _weight(case: Case, whole: Inputs, part: Inputs) -> float:
-    """The share of a part in a mean over all valid tokens."""
-    if case.op != "fine_grained":
-        return 1.0
-    if whole.mask is None or part.mask is None:
-        return part.second.shape[0] / whole.second.shape[0]
-    return float(part.mask.sum() / whole.mask.sum())
 
 
 def _errors(found: Tensor, truth: Tensor) -> Tensor:
@@ -64,24 +38,24 @@ def _errors(found: Tensor, truth: Tensor) -> Tensor:
 
 
 def distances(found: tuple[Tensor, ...], case: Case, inputs: Inputs) -> dict[str, float]:
-    """Relative distance of a contender's results to eager float32, the ``SHARE`` quantile over the pairs."""
+    """Relative distance of a contender's results to eager float32, the ``SHARE`` quantile over the batch."""
     names = ("result", *(f"{name} gradient" for name in inputs.leaves()))[: len(found)]
     wide = torch.float64 if case.dtype == "float64" else torch.float32
-    per_pair: dict[str, list[Tensor]] = {name: [] for name in names}
-    scalar = torch.zeros((), dtype=torch.float64, device=inputs.first.device)
-    for part, cut in _parts(case, inputs):
-        truth, weight = run(definition(case, wide), case, cut), _weight(case, inputs, cut)
+    per_row: dict[str, list[Tensor]] = {name: [] for name in names}
+    scalar = torch.zeros((), dtype=torch.float64, device=found[0].device)
+    for part, cut, weight in case.op.parts(inputs):
+        truth = run(defined(case.op, wide), case, cut)
         for name, actual, expected in zip(names, found, truth):
             if expected.dim() == 0:
                 scalar += weight * expected
             else:
-                per_pair[name].append(_errors(actual[part], weight * expected))
+                per_row[name].append(_errors(actual[part], weight * expected))
     if found[0].dim() == 0:
-        per_pair["result"].append(_errors(found[0], scalar))
-    return {name: float(torch.cat(errors).quantile(SHARE)) for name, errors in per_pair.items()}
+        per_row["result"].append(_errors(found[0], scalar))
+    return {name: float(torch.cat(errors).quantile(SHARE)) for name, errors in per_row.items()}
 
 
-def assert_parity(op: Op, case: Case, inputs: Inputs, ours: bool) -> dict[str, float]:
+def assert_parity(op: Function, case: Case, inputs: Inputs, ours: bool) -> dict[str, float]:
     """The distances, where all are small enough.
 
     Raises:

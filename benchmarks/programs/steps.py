@@ -7,16 +7,20 @@ add the fine-grained loss computed by a provider. What the loss costs is the dif
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import sparc_kernels as sk
-from benchmarks.cases import SCALE, Case, Inputs, caption_lengths
-from benchmarks.harness import Context, Row, add_times, chosen, failure, release, row, times_when_quiet
-from benchmarks.providers import PROVIDERS, Op, Provider
+from benchmarks.measure.case import Case, Function, Provider
+from benchmarks.measure.harness import Context, Row, add_times, chosen, failure, release, row, times_when_quiet
+from benchmarks.measure.providers import providers
+from benchmarks.measure.suite import Plan, Suite
+from benchmarks.ops._pairs import SCALE, TINY, PairInputs, caption_mask, paper_shape
+from benchmarks.ops.fine_grained import FineGrained
+from benchmarks.report import tables
 
 WITHOUT = "without"
 LOSSES = ("cuda", "triton", "cpu", "eager", "compile")  # providers of the fine-grained loss that take part
@@ -24,39 +28,41 @@ GLOBAL_WEIGHT, LOCAL_WEIGHT = 0.5, 1.0
 IMAGE_WIDTH, TEXT_WIDTH = 768, 512  # of the stored features: the towers of ViT-B/16
 Encode = Callable[[], tuple[Tensor, Tensor]]
 Step = Callable[[], Tensor]
-Build = Callable[[Case, torch.device, Op | None], Step]
+Build = Callable[[Case, torch.device, Function | None], Step]
 
 
-def training_step_cases(device: torch.device, quick: bool) -> list[Case]:
-    """``dtype`` is that of autocast; ragged captions, as real ones are."""
+# Their cases are the fine-grained loss within a step. ``dtype`` is that of autocast; ragged captions, as real ones are.
+TRAINING_STEP, ADAPTERS = FineGrained("training_step"), FineGrained("adapters")
+OPS = (TRAINING_STEP, ADAPTERS)
 
-    def case(preset: str, batch: int, sizes: tuple[int, int, int], dtype: str) -> Case:
-        return Case("training_step", "training_step", batch, *sizes, dtype, captions="ragged", preset=preset)
 
-    tiny, b16, b32 = (64, 32, 64), (196, 55, 512), (49, 55, 512)
+def _training_steps(device: torch.device, quick: bool) -> list[Plan]:
+    def plan(preset: str, batch: int, dtype: str, **sizes: int) -> Plan:
+        shape = paper_shape(batch) | sizes
+        return Plan(TRAINING_STEP.case("training_step", **shape, dtype=dtype, captions="ragged", preset=preset))
+
+    tiny = {"patches": 64, "tokens": 32, "channels": 64}
     if quick:
-        return [case("tiny", 4, tiny, "float32")]
+        return [plan("tiny", 4, "float32", **tiny)]
     if device.type == "cuda":
-        return [case("vit-b-16", 256, b16, "bfloat16"), case("vit-b-32", 512, b32, "bfloat16")]
-    return [case("tiny", 64, tiny, "float32"), case("vit-b-16", 4, b16, "float32")]
+        return [plan("vit-b-16", 256, "bfloat16"), plan("vit-b-32", 512, "bfloat16", patches=49)]
+    return [plan("tiny", 64, "float32", **tiny), plan("vit-b-16", 4, "float32")]
 
 
-def adapter_cases(device: torch.device, quick: bool) -> list[Case]:
-    def case(batch: int, dtype: str, sizes: tuple[int, int, int] = (196, 55, 512)) -> Case:
-        return Case("adapters", "adapters", batch, *sizes, dtype, captions="ragged")
+def _adapters(device: torch.device, quick: bool) -> list[Plan]:
+    def plan(batch: int, dtype: str) -> Plan:
+        return Plan(ADAPTERS.case("adapters", **paper_shape(batch), dtype=dtype, captions="ragged"))
 
     if quick:
-        return [case(4, "float32", (16, 8, 32))]
+        return [Plan(ADAPTERS.case("adapters", **TINY, captions="ragged"))]
     if device.type == "cuda":
-        return [case(1024, "bfloat16"), case(4096, "bfloat16")]
-    return [case(64, "float32"), case(64, "bfloat16")]
+        return [plan(1024, "bfloat16"), plan(4096, "bfloat16")]
+    return [plan(64, "float32"), plan(64, "bfloat16")]
 
 
-def _mask(case: Case, device: torch.device) -> Tensor:
-    return (torch.arange(case.tokens) < caption_lengths(case)[:, None]).to(device)
-
-
-def make_step(encode: Encode, modules: list[nn.Module], mask: Tensor, local: Op | None, dtype: torch.dtype) -> Step:
+def make_step(
+    encode: Encode, modules: list[nn.Module], mask: Tensor, local: Function | None, dtype: torch.dtype
+) -> Step:
     """Forward, backward and AdamW; ``local`` None leaves the fine-grained loss out."""
     log_scale = nn.Parameter(torch.tensor(SCALE, device=mask.device).log())
     parameters = [log_scale, *(parameter for module in modules for parameter in module.parameters())]
@@ -70,7 +76,7 @@ def make_step(encode: Encode, modules: list[nn.Module], mask: Tensor, local: Op 
         texts = tokens.masked_fill(~valid, 0).sum(1) / valid.sum(1).clamp(min=1)
         loss = GLOBAL_WEIGHT * sk.contrastive_loss(patches.mean(1), texts.to(patches.dtype), logit_scale=scale)
         if local is not None:
-            loss = loss + LOCAL_WEIGHT * local(Inputs(patches, tokens, mask, None, scale))
+            loss = loss + LOCAL_WEIGHT * local(PairInputs(patches, tokens, mask, None, scale))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -79,28 +85,28 @@ def make_step(encode: Encode, modules: list[nn.Module], mask: Tensor, local: Op 
     return step
 
 
-def tower_step(case: Case, device: torch.device, local: Op | None) -> Step:
+def tower_step(case: Case, device: torch.device, local: Function | None) -> Step:
     from sparc_kernels.train.config import PRESETS
     from sparc_kernels.train.model import DualEncoder
 
     torch.manual_seed(0)
     preset = PRESETS[case.preset]
     model = DualEncoder(preset, preset.vocab_size).to(device)
-    pixels = torch.randint(256, (case.batch, 3, preset.image_size, preset.image_size), device=device).to(torch.uint8)
-    ids = torch.randint(preset.vocab_size, (case.batch, case.tokens), device=device)
-    mask = _mask(case, device)
+    pixels = torch.randint(256, (case["batch"], 3, preset.image_size, preset.image_size), device=device).to(torch.uint8)
+    ids = torch.randint(preset.vocab_size, (case["batch"], case["tokens"]), device=device)
+    mask = caption_mask(case, device)
     return make_step(lambda: model(pixels, ids, mask), [model], mask, local, case.torch_dtype)
 
 
-def adapter_step(case: Case, device: torch.device, local: Op | None) -> Step:
+def adapter_step(case: Case, device: torch.device, local: Function | None) -> Step:
     """Two linear adapters on frozen features: the step is the loss and little else."""
     torch.manual_seed(0)
-    images = nn.Linear(IMAGE_WIDTH, case.channels, bias=False, device=device)
-    texts = nn.Linear(TEXT_WIDTH, case.channels, bias=False, device=device)
-    patches = torch.randn(case.batch, case.patches, IMAGE_WIDTH, device=device).to(case.torch_dtype)
-    tokens = torch.randn(case.batch, case.tokens, TEXT_WIDTH, device=device).to(case.torch_dtype)
+    images = nn.Linear(IMAGE_WIDTH, case["channels"], bias=False, device=device)
+    texts = nn.Linear(TEXT_WIDTH, case["channels"], bias=False, device=device)
+    patches = torch.randn(case["batch"], case["patches"], IMAGE_WIDTH, device=device).to(case.torch_dtype)
+    tokens = torch.randn(case["batch"], case["tokens"], TEXT_WIDTH, device=device).to(case.torch_dtype)
     return make_step(
-        lambda: (images(patches), texts(tokens)), [images, texts], _mask(case, device), local, case.torch_dtype
+        lambda: (images(patches), texts(tokens)), [images, texts], caption_mask(case, device), local, case.torch_dtype
     )
 
 
@@ -110,7 +116,7 @@ def _losses(case: Case, context: Context) -> tuple[dict[str, Provider], dict[str
     for name in LOSSES:
         if name in context.without:
             continue
-        provider = PROVIDERS[name]
+        provider = providers(case.op)[name]
         records[name] = {"kind": provider.kind}
         if reason := provider.reason(case, context.device):
             records[name]["unsupported"] = reason
@@ -119,17 +125,16 @@ def _losses(case: Case, context: Context) -> tuple[dict[str, Provider], dict[str
     return serving, records
 
 
-def _measure(case: Case, context: Context, build: Build) -> Row:
-    device = context.device
+def _measure(build: Build, plan: Plan, context: Context) -> Row:
+    case, device = plan.case, context.device
     release(device)
-    loss_case = replace(case, op="fine_grained")
-    serving, records = _losses(loss_case, context)
+    serving, records = _losses(case, context)
     records = {WITHOUT: {"kind": "without"}, **records}
     steps: dict[str, Step] = {}
     losses: dict[str, float] = {}
     for name in (WITHOUT, *serving):
         try:
-            step = build(case, device, None if name == WITHOUT else serving[name].build(loss_case))
+            step = build(case, device, None if name == WITHOUT else serving[name].build(case))
             losses[name] = float(step())
             records[name] |= _memory(step, device)
             steps[name] = step
@@ -163,9 +168,49 @@ def _memory(step: Step, device: torch.device) -> dict[str, int]:
     return {"memory_bytes": torch.cuda.max_memory_allocated() - before}
 
 
-def measure_training_step(case: Case, context: Context) -> Row:
-    return _measure(case, context, tower_step)
+def _table(rows: list[Row]) -> str:
+    """A whole step with the global loss alone, and what each way to compute the fine-grained loss adds to it."""
+    contenders = [name for name in LOSSES if tables.any_time(rows, name)]
+    head = ["", "dtype", "B", "global loss alone, ms", *(f"with {name}" for name in contenders)]
+    head += ["MB, alone", "MB, ours", "remarks"]
+    lines = []
+    for one in sorted(
+        rows, key=lambda row: [row["case"].get("preset", ""), row["case"]["dtype"], row["case"]["batch"]]
+    ):
+        case, base = one["case"], one["contenders"][WITHOUT]
+        cells = [case.get("preset", case["op"]), case["dtype"], str(case["batch"]), tables.time_cell(base)]
+        cells += [_added(one["contenders"].get(name, {}), base) for name in contenders]
+        memory = [tables.memory_cell(one, name) for name in (WITHOUT, one["ours"])]
+        lines.append([*cells, *memory, tables.remarks(one)])
+    return tables.table(head, lines, 2)
 
 
-def measure_adapters(case: Case, context: Context) -> Row:
-    return _measure(case, context, adapter_step)
+def _added(record: dict[str, Any], base: dict[str, Any]) -> str:
+    if "ms" not in record or "ms" not in base:
+        return ""
+    step, alone = record["ms"]["p50"], base["ms"]["p50"]
+    return f"{tables.milliseconds(step)} ({100 * (step / alone - 1):+.1f} %)"
+
+
+SUITES = (
+    Suite(
+        "training_step",
+        "A whole training step",
+        _training_steps,
+        rank=20,
+        weight=3,
+        measure=partial(_measure, tower_step),
+        note="Both towers of a preset, forward, backward and AdamW; in brackets what the fine-grained loss "
+        "adds to the step with the global loss alone.",
+        table=_table,
+    ),
+    Suite(
+        "adapters",
+        "Adapters on stored features",
+        _adapters,
+        rank=70,
+        measure=partial(_measure, adapter_step),
+        note="Two linear adapters on stored, frozen patch and token features: the step is the loss and little else.",
+        table=_table,
+    ),
+)

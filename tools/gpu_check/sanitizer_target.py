@@ -1,6 +1,6 @@
 """Every kernel once on small shapes, forward and backward: what ``compute-sanitizer`` watches.
 
-``python -m benchmarks.sanitizer_target`` prints a line per backend, dtype and shape; with no GPU it takes the CPU
+``python -m tools.gpu_check.sanitizer_target`` prints a line per backend, dtype and shape; with no GPU it takes the CPU
 backend, as a rehearsal.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import sparc_kernels as sk
-from benchmarks.machine import pick_device
+from benchmarks.measure.machine import pick_device
 
 # B, P, L, D: a pair in one tile, odd sizes, and more patches and tokens than one tile holds
 SHAPES = ((2, 16, 8, 32), (2, 49, 13, 40), (1, 130, 20, 72), (1, 300, 70, 64))
