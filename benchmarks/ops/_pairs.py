@@ -117,8 +117,10 @@ class PairOp(Op):
             first, second = (side.detach()[part].requires_grad_(side.requires_grad) for side in (x.first, x.second))
             mask, upstream = (None if given is None else given[part] for given in (x.mask, x.upstream))
             weight = 1.0
-            if self.mean_of_tokens:
-                weight = float(mask.sum() / x.mask.sum()) if mask is not None else len(second) / len(x.second)
+            if self.mean_of_tokens and mask is not None and x.mask is not None:
+                weight = float(mask.sum() / x.mask.sum())
+            elif self.mean_of_tokens:
+                weight = len(second) / len(x.second)
             yield part, PairInputs(first, second, mask, upstream, x.scale), weight
 
 

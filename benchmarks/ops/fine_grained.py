@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def _in_products(case: Case, device: torch.device) -> bool:
 
 class FineGrained(PairOp):
     mean_of_tokens = True
-    contenders = (
+    contenders: ClassVar[tuple[Provider, ...]] = (
         Provider("listing", "listing", _listing, label="paper's listing"),
         Provider(
             "bare_products",

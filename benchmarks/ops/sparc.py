@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 import sparc_kernels as sk
-from benchmarks.measure.case import Case
+from benchmarks.measure.case import Case, Provider
 from benchmarks.measure.suite import DEFAULT_MODE, Headline, Plan, Suite
 from benchmarks.ops._pairs import TINY, PairInputs, contrast_flop, headline, paper_shape
 from benchmarks.ops.fine_grained import FineGrained
@@ -22,7 +24,7 @@ def valid_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 class Sparc(FineGrained):
     apart = False  # the global loss compares every pair with every other
-    contenders = ()
+    contenders: ClassVar[tuple[Provider, ...]] = ()
 
     def definition(self, x: PairInputs, compute_dtype: torch.dtype) -> Tensor:
         means = x.first.mean(1), valid_mean(x.second, x.mask)
@@ -30,7 +32,9 @@ class Sparc(FineGrained):
         return whole + super().definition(x, compute_dtype)
 
     def public(self, x: PairInputs, backend: str) -> Tensor:
-        return sk.sparc_loss(x.first, x.second, x.mask, logit_scale=x.scale, backend=backend)
+        loss = sk.sparc_loss(x.first, x.second, x.mask, logit_scale=x.scale, backend=backend)
+        assert isinstance(loss, Tensor)  # its parts were not asked for
+        return loss
 
     def flop(self, case: Case, product: float, squares: float) -> float:
         return super().flop(case, product, squares) + contrast_flop(case)

@@ -162,18 +162,20 @@ def _headline_lines(across: list[Row | None], prefix: str) -> list[list[str]]:
     """Rows of the README's table: everything for the suite that gives the columns, the gist for one with a prefix."""
 
     def ratios(name: str, label: str) -> list[list[str]]:
-        found = [row and tables.over_ours(row, name) for row in across]
+        found = [tables.over_ours(row, name) if row else None for row in across]
         return [[f"{prefix}time of {label} / ours", *map(_ratio, found)]] if any(found) else []
 
-    memory = ["memory / eager's" if prefix else "memory beyond inputs and gradients / eager's"]
-    memory += [_memory_share(row) if row else "" for row in across]
-    memory[0] = prefix + memory[0]
+    shares = [_memory_share(row) if row else "" for row in across]
     if prefix:
-        return [*ratios("eager", "eager"), memory]
+        return [*ratios("eager", "eager"), [f"{prefix}memory / eager's", *shares]]
     whole = [row for row in across if row]
     described = [["backend", *(str(row["ours"]) for row in whole)]]
     described.append(["date", *(row["environment"]["date"][:10] for row in whole)])
-    return [*described, *(line for rival in tables.rivals().items() for line in ratios(*rival)), memory]
+    return [
+        *described,
+        *(line for rival in tables.rivals().items() for line in ratios(*rival)),
+        ["memory beyond inputs and gradients / eager's", *shares],
+    ]
 
 
 def _ratio(value: float | None) -> str:

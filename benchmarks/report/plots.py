@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,4 +169,9 @@ def scaling(rows: list[Row], path: Path) -> bool:
     return True
 
 
-KINDS = {"speed_up": speed_up, "roofline": roofline, "memory": memory_against_batch, "scaling": scaling}
+KINDS: dict[str, Callable[..., bool]] = {
+    "speed_up": speed_up,
+    "roofline": roofline,
+    "memory": memory_against_batch,
+    "scaling": scaling,
+}
