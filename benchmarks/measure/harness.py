@@ -18,12 +18,13 @@ import torch
 from benchmarks.measure import machine, memory
 from benchmarks.measure.case import Case, Function, Inputs, Provider, floor_milliseconds
 from benchmarks.measure.parity import assert_parity, run
-from benchmarks.measure.providers import select
+from benchmarks.measure.providers import providers, select
 from benchmarks.measure.timing import graph_times, interleaved, quantiles, ratio
 
 QUIET = 0.02  # a row is measured again while other processes use more of the CPUs than this
 ERROR_LENGTH = 200
 MEMORY_KINDS = ("ours", "eager", "listing")  # on the CPU, where a compiled one would compile again in a fresh process
+PRINCIPALS = ("cuda", "triton", "cpu", "eager", "compile")  # who takes part where a program is measured, not an op
 Row = dict[str, Any]
 
 
@@ -93,13 +94,26 @@ def times_when_quiet(
     return best
 
 
+def serving(case: Case, context: Context) -> tuple[dict[str, Provider], dict[str, dict[str, Any]]]:
+    """Of the ``PRINCIPALS``, who can serve the case; and a record of everyone."""
+    able, records = {}, {}
+    for name, provider in providers(case.op).items():
+        if name in PRINCIPALS and name not in context.without:
+            records[name] = {"kind": provider.kind}
+            if reason := provider.reason(case, context.device):
+                records[name]["unsupported"] = reason
+            else:
+                able[name] = provider
+    return able, records
+
+
 def prepare(
-    providers: list[Provider], case: Case, inputs: Inputs, device: torch.device
+    chosen: list[Provider], case: Case, inputs: Inputs, device: torch.device
 ) -> tuple[dict[str, Function], dict[str, dict[str, Any]]]:
     """Those that serve and compute the op, and a record of every provider."""
     ops: dict[str, Function] = {}
     records: dict[str, dict[str, Any]] = {}
-    for provider in providers:
+    for provider in chosen:
         record = records[provider.name] = {"kind": provider.kind}
         try:
             if reason := provider.reason(case, device):

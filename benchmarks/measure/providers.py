@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -53,22 +52,18 @@ def _compiled(name: str, mode: str, label: str) -> Provider:
     return Provider(name, "compile", build, takes_part=takes_part, label=label)
 
 
-def _eager(name: str, dtype: Callable[[Case], torch.dtype], label: str, kinds: tuple[str, ...] = ()) -> Provider:
-    """``kinds``: the dtypes at which it takes part; empty = all."""
-    return Provider(
-        name,
-        "eager",
-        lambda case: defined(case.op, dtype(case)),
-        takes_part=lambda case, device: not kinds or case.dtype in kinds,
-        label=label,
-    )
+def _in_half_precision(case: Case, device: torch.device) -> bool:
+    return case.dtype in ("bfloat16", "float16")  # elsewhere it is the same as eager
+
+
+def _eager_float32(case: Case) -> Function:
+    return defined(case.op, torch.float32)
 
 
 PROVIDERS = (
     *map(_ours, OURS),
-    _eager("eager", lambda case: case.torch_dtype, "eager"),
-    # elsewhere it is the same as eager
-    _eager("eager_float32", lambda case: torch.float32, "eager, float32 inside", ("bfloat16", "float16")),
+    Provider("eager", "eager", lambda case: defined(case.op, case.torch_dtype), label="eager"),
+    Provider("eager_float32", "eager", _eager_float32, takes_part=_in_half_precision, label="eager, float32 inside"),
     _compiled("compile", "default", "compile"),
     _compiled("compile_max_autotune", "max-autotune", "compile, max-autotune"),
     _compiled("compile_max_autotune_no_graphs", "max-autotune-no-cudagraphs", "compile, max-autotune, no graphs"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,36 +16,29 @@ from benchmarks.measure.suite import DEFAULT_MODE, Plan, Suite
 from benchmarks.ops._pairs import SCALE, Normal, PairInputs, contrast_flop
 from sparc_kernels.ops.contrastive.reference import contrastive_reference
 
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of normalised images and texts, and a scale
 
-def _peer(module: str, build: Callable[[Case], Function]) -> Provider:
+
+def _peer(module: str, loss_of: Callable[[Any], Loss]) -> Provider:
+    """A loss that ``loss_of`` takes out of a module which others install."""
+
     def reason(case: Case, device: torch.device) -> str | None:
         return None if importlib.util.find_spec(module) else f"{module} is not installed"
+
+    def build(case: Case) -> Function:
+        loss, normalize = loss_of(importlib.import_module(module)), torch.nn.functional.normalize
+        return lambda x: loss(normalize(x.first, dim=-1), normalize(x.second, dim=-1), x.scale)
 
     return Provider(module, "peer", build, reason, label=module)
 
 
-def _open_clip(case: Case) -> Function:
-    loss = importlib.import_module("open_clip").ClipLoss()
-
-    def call(x: PairInputs) -> Tensor:
-        images, texts = (torch.nn.functional.normalize(side, dim=-1) for side in (x.first, x.second))
-        result = loss(images, texts, x.scale.to(images.dtype))
-        assert isinstance(result, Tensor)
-        return result
-
-    return call
+def _open_clip(module: Any) -> Loss:
+    loss = module.ClipLoss()
+    return lambda images, texts, scale: loss(images, texts, scale.to(images.dtype))
 
 
-def _inf_cl(case: Case) -> Function:
-    loss = importlib.import_module("inf_cl").cal_inf_loss
-
-    def call(x: PairInputs) -> Tensor:
-        images, texts = (torch.nn.functional.normalize(side, dim=-1) for side in (x.first, x.second))
-        result = loss(images, texts, scale=SCALE)
-        assert isinstance(result, Tensor)
-        return result
-
-    return call
+def _inf_cl(module: Any) -> Loss:
+    return lambda images, texts, scale: module.cal_inf_loss(images, texts, scale=SCALE)
 
 
 class Contrastive(Op):

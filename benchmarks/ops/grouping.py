@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,34 +15,30 @@ from sparc_kernels.ops.grouping.reference import alignment_weights_reference, gr
 
 
 class Grouping(PairOp):
+    """``last``: the axis of a result [B, L, last]; ``products`` of L x P x D: forward, forward + backward."""
+
+    def __init__(self, name: str, last: str, products: tuple[int, int], *functions: Callable[..., Tensor]) -> None:
+        super().__init__(name)
+        self.last, self.products = last, products
+        self.reference, self.function = functions
+
     def width(self, case: Case) -> int:
-        return case["channels"]
+        return case[self.last]
 
     def definition(self, x: PairInputs, compute_dtype: torch.dtype) -> Tensor:
-        return grouped_embeddings_reference(x.first, x.second, compute_dtype=compute_dtype)
+        return self.reference(x.first, x.second, compute_dtype=compute_dtype)
 
     def public(self, x: PairInputs, backend: str) -> Tensor:
-        return sk.language_grouped_embeddings(x.first, x.second, backend=backend)
+        return self.function(x.first, x.second, backend=backend)
 
     def flop(self, case: Case, product: float, squares: float) -> float:
-        return (7 if case.mode == BOTH else 2) * product
+        return self.products[case.mode == BOTH] * product
 
 
-class Weights(PairOp):
-    def width(self, case: Case) -> int:
-        return case["patches"]
-
-    def definition(self, x: PairInputs, compute_dtype: torch.dtype) -> Tensor:
-        return alignment_weights_reference(x.first, x.second, compute_dtype=compute_dtype)
-
-    def public(self, x: PairInputs, backend: str) -> Tensor:
-        return sk.alignment_weights(x.first, x.second, backend=backend)
-
-    def flop(self, case: Case, product: float, squares: float) -> float:
-        return (4 if case.mode == BOTH else 1) * product
-
-
-OPS = (Grouping("grouping"), Weights("weights"))
+OPS = (
+    Grouping("grouping", "channels", (2, 7), grouped_embeddings_reference, sk.language_grouped_embeddings),
+    Grouping("weights", "patches", (1, 4), alignment_weights_reference, sk.alignment_weights),
+)
 
 
 def _plans(device: torch.device, quick: bool) -> list[Plan]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure.case import Case
-from benchmarks.measure.harness import Context, Row, chosen, failure, row
+from benchmarks.measure.harness import Context, Row, chosen, failure, row, serving
 from benchmarks.measure.machine import CHECKOUT, synchronize
 from benchmarks.measure.parity import run
 from benchmarks.measure.providers import providers
@@ -29,7 +29,6 @@ from benchmarks.ops._pairs import TINY, paper_shape
 from benchmarks.ops.fine_grained import FINE_GRAINED
 from benchmarks.report.tables import milliseconds, table, time_cell
 
-CONTENDERS = ("cuda", "triton", "cpu", "eager", "compile")
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 LIMIT = 300  # seconds that a process may take
 COLD, WARM = "cold", "warm"
@@ -78,15 +77,9 @@ def _rounds(provider: str, case: Case, context: Context) -> list[dict[str, float
 
 def measure(plan: Plan, context: Context) -> Row:
     case = plan.case
-    records: dict[str, dict[str, Any]] = {}
-    for name in CONTENDERS:
-        if name in context.without:
-            continue
-        provider = providers(case.op)[name]
-        record = records[name] = {"kind": provider.kind}
-        if reason := provider.reason(case, context.device):
-            record["unsupported"] = reason
-            continue
+    able, records = serving(case, context)
+    for name in able:
+        record: dict[str, Any] = records[name]
         try:
             seconds = _rounds(name, case, context)
         except Exception as error:

@@ -14,16 +14,25 @@ import torch
 from torch import Tensor, nn
 
 import sparc_kernels as sk
-from benchmarks.measure.case import Case, Function, Provider
-from benchmarks.measure.harness import Context, Row, add_times, chosen, failure, release, row, times_when_quiet
-from benchmarks.measure.providers import providers
+from benchmarks.measure.case import Case, Function
+from benchmarks.measure.harness import (
+    PRINCIPALS,
+    Context,
+    Row,
+    add_times,
+    chosen,
+    failure,
+    release,
+    row,
+    serving,
+    times_when_quiet,
+)
 from benchmarks.measure.suite import Plan, Suite
 from benchmarks.ops._pairs import SCALE, TINY, PairInputs, caption_mask, paper_shape
 from benchmarks.ops.fine_grained import FineGrained
 from benchmarks.report import tables
 
 WITHOUT = "without"
-LOSSES = ("cuda", "triton", "cpu", "eager", "compile")  # providers of the fine-grained loss that take part
 GLOBAL_WEIGHT, LOCAL_WEIGHT = 0.5, 1.0
 IMAGE_WIDTH, TEXT_WIDTH = 768, 512  # of the stored features: the towers of ViT-B/16
 Encode = Callable[[], tuple[Tensor, Tensor]]
@@ -50,14 +59,9 @@ def _training_steps(device: torch.device, quick: bool) -> list[Plan]:
 
 
 def _adapters(device: torch.device, quick: bool) -> list[Plan]:
-    def plan(batch: int, dtype: str) -> Plan:
-        return Plan(ADAPTERS.case("adapters", **paper_shape(batch), dtype=dtype, captions="ragged"))
-
-    if quick:
-        return [Plan(ADAPTERS.case("adapters", **TINY, captions="ragged"))]
-    if device.type == "cuda":
-        return [plan(1024, "bfloat16"), plan(4096, "bfloat16")]
-    return [plan(64, "float32"), plan(64, "bfloat16")]
+    kinds = [(1024, "bfloat16"), (4096, "bfloat16")] if device.type == "cuda" else [(64, "float32"), (64, "bfloat16")]
+    shapes = [TINY] if quick else [paper_shape(batch) | {"dtype": dtype} for batch, dtype in kinds]
+    return [Plan(ADAPTERS.case("adapters", **shape, captions="ragged")) for shape in shapes]
 
 
 def make_step(
@@ -110,31 +114,16 @@ def adapter_step(case: Case, device: torch.device, local: Function | None) -> St
     )
 
 
-def _losses(case: Case, context: Context) -> tuple[dict[str, Provider], dict[str, dict[str, Any]]]:
-    """Who can serve the fine-grained loss in the dtype that the towers give out, and a record of everyone."""
-    serving, records = {}, {}
-    for name in LOSSES:
-        if name in context.without:
-            continue
-        provider = providers(case.op)[name]
-        records[name] = {"kind": provider.kind}
-        if reason := provider.reason(case, context.device):
-            records[name]["unsupported"] = reason
-        else:
-            serving[name] = provider
-    return serving, records
-
-
 def _measure(build: Build, plan: Plan, context: Context) -> Row:
     case, device = plan.case, context.device
     release(device)
-    serving, records = _losses(case, context)
+    able, records = serving(case, context)
     records = {WITHOUT: {"kind": "without"}, **records}
     steps: dict[str, Step] = {}
     losses: dict[str, float] = {}
-    for name in (WITHOUT, *serving):
+    for name in (WITHOUT, *able):
         try:
-            step = build(case, device, None if name == WITHOUT else serving[name].build(case))
+            step = build(case, device, None if name == WITHOUT else able[name].build(case))
             losses[name] = float(step())
             records[name] |= _memory(step, device)
             steps[name] = step
@@ -170,7 +159,7 @@ def _memory(step: Step, device: torch.device) -> dict[str, int]:
 
 def _table(rows: list[Row]) -> str:
     """A whole step with the global loss alone, and what each way to compute the fine-grained loss adds to it."""
-    contenders = [name for name in LOSSES if tables.any_time(rows, name)]
+    contenders = [name for name in PRINCIPALS if tables.any_time(rows, name)]
     head = ["", "dtype", "B", "global loss alone, ms", *(f"with {name}" for name in contenders)]
     head += ["MB, alone", "MB, ours", "remarks"]
     lines = []
