@@ -14,19 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import sparc_kernels as sk
+from benchmarks.measure import harness
 from benchmarks.measure.case import Case, Function
-from benchmarks.measure.harness import (
-    PRINCIPALS,
-    Context,
-    Row,
-    add_times,
-    chosen,
-    failure,
-    release,
-    row,
-    serving,
-    times_when_quiet,
-)
+from benchmarks.measure.harness import PRINCIPALS, Context, Row
 from benchmarks.measure.suite import Plan, Suite
 from benchmarks.ops._pairs import SCALE, TINY, PairInputs, caption_mask, paper_shape
 from benchmarks.ops.fine_grained import FineGrained
@@ -116,8 +106,8 @@ def adapter_step(case: Case, device: torch.device, local: Function | None) -> St
 
 def _measure(build: Build, plan: Plan, context: Context) -> Row:
     case, device = plan.case, context.device
-    release(device)
-    able, records = serving(case, context)
+    harness.release(device)
+    able, records = harness.serving(case, context)
     records = {WITHOUT: {"kind": "without"}, **records}
     steps: dict[str, Step] = {}
     losses: dict[str, float] = {}
@@ -128,13 +118,13 @@ def _measure(build: Build, plan: Plan, context: Context) -> Row:
             records[name] |= _memory(step, device)
             steps[name] = step
         except Exception as error:
-            records[name] |= failure(error)
-            release(device)
+            records[name] |= harness.failure(error)
+            harness.release(device)
     _assert_same_loss(losses, case)
-    times, others = times_when_quiet(steps, context)
-    ours = chosen(steps, records)
-    add_times(records, times, ours)
-    return row(case, context, records, ours, others)
+    times, others = harness.times_when_quiet(steps, context)
+    ours = harness.chosen(steps, records)
+    harness.add_times(records, times, ours)
+    return harness.row(case, context, records, ours, others)
 
 
 def _assert_same_loss(losses: dict[str, float], case: Case) -> None:
@@ -163,14 +153,12 @@ def _table(rows: list[Row]) -> str:
     head = ["", "dtype", "B", "global loss alone, ms", *(f"with {name}" for name in contenders)]
     head += ["MB, alone", "MB, ours", "remarks"]
     lines = []
-    for one in sorted(
-        rows, key=lambda row: [row["case"].get("preset", ""), row["case"]["dtype"], row["case"]["batch"]]
-    ):
-        case, base = one["case"], one["contenders"][WITHOUT]
+    for row in sorted(rows, key=lambda r: [r["case"].get(name, "") for name in ("preset", "dtype", "batch")]):
+        case, base = row["case"], row["contenders"][WITHOUT]
         cells = [case.get("preset", case["op"]), case["dtype"], str(case["batch"]), tables.time_cell(base)]
-        cells += [_added(one["contenders"].get(name, {}), base) for name in contenders]
-        memory = [tables.memory_cell(one, name) for name in (WITHOUT, one["ours"])]
-        lines.append([*cells, *memory, tables.remarks(one)])
+        cells += [_added(row["contenders"].get(name, {}), base) for name in contenders]
+        memory = [tables.memory_cell(row, name) for name in (WITHOUT, row["ours"])]
+        lines.append([*cells, *memory, tables.remarks(row)])
     return tables.table(head, lines, 2)
 
 
