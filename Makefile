@@ -69,7 +69,7 @@ benchmark-report: install ## write docs/benchmarks.md, its plots and the README'
 # Needs no virtual environment, no network: where there is none it takes $(PYTHON) as it is.
 .PHONY: gpu-check
 gpu-check: ## tests, sanitizer and benchmarks on a GPU: OUT=folder [PART=...] [SUITES=...] [WHEEL=...] [BUDGET=540] [COMMIT=...] [DRY=1]
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check --out "$(or $(OUT),runs/gpu_check)" \
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_check --out "$(or $(OUT),runs/gpu_check)" \
 	    $(if $(PART),--part $(PART)) $(if $(SUITES),--suites $(SUITES)) $(if $(WHEEL),--wheel $(WHEEL)) $(if $(BUDGET),--budget $(BUDGET)) \
 	    $(if $(COMMIT),--commit $(COMMIT)) $(if $(DRY),--dry)
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.cases import Case, draw
-from benchmarks.harness import Context, measure
-from benchmarks.machine import pick_device, synchronize
-from benchmarks.parity import assert_parity, run
-from benchmarks.providers import PROVIDERS
+from benchmarks.measure.harness import Context, measure
+from benchmarks.measure.machine import pick_device, synchronize
+from benchmarks.measure.parity import assert_parity, run
+from benchmarks.measure.providers import providers
+from benchmarks.ops._pairs import paper_shape
+from benchmarks.ops.fine_grained import FINE_GRAINED
 
 DEVICE = pick_device("auto")
 GPU = DEVICE.type == "cuda"
@@ -23,13 +24,13 @@ NAMES = ["cuda", "triton", "cpu", "eager", "listing", "compile", "bare_products"
 @pytest.mark.parametrize(("batch", "patches"), SHAPES)
 @pytest.mark.parametrize("name", NAMES)
 def bench_forward_backward(benchmark: Any, name: str, batch: int, patches: int, dtype: str) -> None:
-    case = Case("fine_grained", "fine_grained", batch, patches, 55, 512, dtype)
-    provider = PROVIDERS[name]
+    case = FINE_GRAINED.case("fine_grained", **paper_shape(batch) | {"patches": patches}, dtype=dtype)
+    provider = providers(case.op)[name]
     if not provider.takes_part(case, DEVICE):
         pytest.skip("on a GPU the floor is memory")
     if reason := provider.reason(case, DEVICE):
         pytest.skip(reason)
-    inputs, op = draw(case, DEVICE), provider.build(case)
+    inputs, op = case.op.draw(case, DEVICE), provider.build(case)
     if provider.kind != "floor":
         benchmark.extra_info.update(assert_parity(op, case, inputs, provider.kind == "ours"))
 
@@ -49,7 +50,7 @@ def bench_goals(benchmark: Any, dtype: str) -> None:
     memory. CPU, B = 64: at most 1.3 x the bare products, 1.5 x faster than eager, not slower than torch.compile, 5 % of
     eager's memory.
     """
-    case = Case("goals", "fine_grained", 1024 if GPU else 64, 196, 55, 512, dtype)
+    case = FINE_GRAINED.case("goals", **paper_shape(1024 if GPU else 64), dtype=dtype)
     compiled = "compile_max_autotune" if GPU else "compile"
     context = Context(DEVICE, seconds=2.0 if GPU else 8.0, without=("listing", "bare_products_kept"))
     row = benchmark.pedantic(measure, args=(case, context, (compiled,)), rounds=1)

@@ -13,11 +13,11 @@ import time
 import warnings
 from pathlib import Path
 
-from benchmarks.harness import QUIET, Context, Row, release
-from benchmarks.machine import pick_device, sources_digest
-from benchmarks.providers import PROVIDERS
-from benchmarks.results import ResultFile, settled
-from benchmarks.suites import SUITES, Plan, Suite
+from benchmarks.measure.harness import QUIET, Context, Row, release
+from benchmarks.measure.machine import pick_device, sources_digest
+from benchmarks.measure.registry import all_providers, suites
+from benchmarks.measure.results import ResultFile, settled
+from benchmarks.measure.suite import Plan, Suite
 
 
 def line(row: Row) -> str:
@@ -42,9 +42,9 @@ def ours_failed(row: Row) -> bool:
     return any(record["kind"] == "ours" and "failed" in record for record in row["contenders"].values())
 
 
-def measure_suite(name: str, suite: Suite, context: Context, out: Path, improve: bool) -> tuple[int, int]:
+def measure_suite(suite: Suite, context: Context, out: Path, improve: bool) -> tuple[int, int]:
     """Measures what is missing in order of importance until the budget ends: rows left out, rows that failed."""
-    file = ResultFile(out, name, improve)
+    file = ResultFile(out, suite.name, improve)
     sources = sources_digest(context.device.type)
     plans = suite.plans(context.device, context.quick)
     failed = 0
@@ -52,7 +52,7 @@ def measure_suite(name: str, suite: Suite, context: Context, out: Path, improve:
         if settled(file.get(plan.case), sources, QUIET, plan.compiled):
             continue
         if context.out_of_time():
-            print(f"{name}: the budget is used up, {len(plans) - place} of {len(plans)} rows left", flush=True)
+            print(f"{suite.name}: the budget is used up, {len(plans) - place} of {len(plans)} rows left", flush=True)
             return len(plans) - place, failed
         print(f"{plan.case}", flush=True)
         row = _measured(suite, plan, context)
@@ -77,8 +77,9 @@ def _measured(suite: Suite, plan: Plan, context: Context) -> Row | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit status is 1 where a kernel of ours failed; a budget that is used up is no failure."""
+    known = suites()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", nargs="+", choices=[*SUITES, "all"], default=["all"])
+    parser.add_argument("--suite", nargs="+", choices=[*known, "all"], default=["all"])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write, after every row")
     parser.add_argument("--quick", action="store_true", help="few and tiny cases: a rehearsal, not a measurement")
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--improve", action="store_true", help="keep quiet rows of the same sources")
     parser.add_argument("--seconds", type=float, help="time spent on each row (default 8 on a CPU, 2 on a GPU)")
     parser.add_argument("--patience", type=int, default=1, help="tries per row until a CPU is quiet (default 1)")
-    parser.add_argument("--without", nargs="+", default=[], choices=PROVIDERS, help="contenders to leave out")
+    parser.add_argument("--without", nargs="+", default=[], choices=all_providers(), help="contenders to leave out")
     parser.add_argument("--no-memory", action="store_true", help="leave memory out (on a CPU a process per contender)")
     parser.add_argument("--commit", help="what to record as the commit, where the checkout has no history")
     options = parser.parse_args(arguments)
@@ -104,8 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
         memory=not options.no_memory,
         commit=options.commit,
     )
-    names = list(SUITES) if "all" in options.suite else options.suite
-    failed = sum(measure_suite(name, SUITES[name], context, options.out, options.improve)[1] for name in names)
+    names = known if "all" in options.suite else options.suite
+    failed = sum(measure_suite(known[name], context, options.out, options.improve)[1] for name in names)
     if failed:
         print(f"{failed} rows in which a kernel of ours failed, or nothing could be measured", flush=True)
     return int(failed > 0)

@@ -76,12 +76,12 @@ def cuda_version() -> str:
     if nvcc is None:
         raise SystemExit("the CUDA half is built, but no nvcc tells by which version: pass --cuda 13.0, or --cuda none")
     text = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
-    return re.search(r"release (\d+\.\d+)", text)[1]
+    return str(re.findall(r"release (\d+\.\d+)", text)[0])
 
 
 def architectures(library: bytes) -> list[str]:
     """The compute capabilities of the CUDA half as metadata.json has them, such as ``["9.0", "12.0+PTX"]``."""
-    named = re.search(rb"sparc_cuda_architectures=([\w,]+);", library)[1].decode().split(",")
+    named = re.findall(rb"sparc_cuda_architectures=([\w,]+);", library)[0].decode().split(",")
     dotted = [(kind, f"{number[:-1]}.{number[-1]}") for kind, _, number in (name.partition("_") for name in named)]
     ptx = [number for kind, number in dotted if kind == "compute"]
     return [number + "+PTX" * (number in ptx) for kind, number in dotted if kind == "sm"]

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from sparc_kernels.train import checkpoint
 from sparc_kernels.train.config import DEVICES, LOSSES, PRECISIONS, PRESETS, TrainConfig
 from sparc_kernels.train.data import Data, load_data
-from sparc_kernels.train.engine import LOG, Trainer, pick_device
 from sparc_kernels.train.evaluate import evaluate
 from sparc_kernels.train.figures import draw_alignment, draw_curves
 from sparc_kernels.train.report import table
 from sparc_kernels.train.speed import PAPER_SHAPE, compare_speed, fused_backend
+from sparc_kernels.train.trainer import LOG, Trainer, pick_device
 
 # So small a model gains nothing from a second thread; the second core draws the scenes.
 DEMO: dict[str, Any] = {
@@ -113,6 +112,8 @@ def run(options: dict[str, Any]) -> None:
     switches = ("demo", "compare", "overwrite", "quiet")
     demo, compare, overwrite, quiet = (options.pop(name, False) for name in switches)
     resumed: str | None = options.pop("resume", None)
+    if options.get("data", "scenes") != "scenes":
+        options["data"] = str(Path(options["data"]).resolve())
     if resumed is not None:
         if demo or overwrite or options.get("out", resumed) != resumed:
             raise ValueError("--resume continues one folder: leave out --demo, --overwrite and --out")
@@ -132,7 +133,8 @@ def run(options: dict[str, Any]) -> None:
     for loss in ("clip", "sparc") if compare else (config.loss,):
         part = replace(config, loss=loss, out=str(out / loss)) if compare else config
         again = resumed is not None and (not compare or (Path(part.out) / checkpoint.CHECKPOINT).exists())
-        trainers.append(_train(part, data, again, quiet))
+        trainers.append(Trainer(part, data, again, progress=not quiet))
+        trainers[-1].fit()
     _conclude(trainers, data, out)
     if demo:
         torch.set_num_threads(threads)
@@ -140,8 +142,6 @@ def run(options: dict[str, Any]) -> None:
 
 
 def _configure(options: dict[str, Any]) -> TrainConfig:
-    if options.get("data", "scenes") != "scenes":
-        options = options | {"data": str(Path(options["data"]).resolve())}
     if "steps" in options and "warmup_steps" not in options:
         options = options | {"warmup_steps": min(TrainConfig.warmup_steps, options["steps"] // 4)}
     return TrainConfig(**options)
@@ -155,8 +155,6 @@ def _read_config(folder: Path, options: dict[str, Any]) -> tuple[TrainConfig, bo
     values = json.loads(path.read_text(encoding="utf-8"))
     compare = bool(values.pop("compare", False))
     values["out"] = str(folder)
-    if options.get("data", "scenes") != "scenes":
-        options = options | {"data": str(Path(options["data"]).resolve())}
     options = {name: value for name, value in options.items() if name != "out"}
     return TrainConfig.from_dict(values | options), compare
 
@@ -172,19 +170,6 @@ def _claim(out: Path, overwrite: bool) -> None:
             path.unlink(missing_ok=True)
         if standing and (folder / "tensorboard").is_dir():
             shutil.rmtree(folder / "tensorboard")
-
-
-def _train(config: TrainConfig, data: Data, resume: bool, quiet: bool) -> Trainer:
-    trainer = Trainer(config, data, resume, progress=not quiet)
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    start = f"resumed after step {trainer.step} of" if resume else "for"
-    tqdm.write(
-        f"{config.loss}: preset {config.preset}, {parameters / 1e6:.2f} M parameters, vocabulary "
-        f"{trainer.tokenizer.vocab_size}, {start} {config.steps} steps of {config.batch_size} pairs "
-        f"on {trainer.device}"
-    )
-    trainer.fit()
-    return trainer
 
 
 def _conclude(trainers: list[Trainer], data: Data, out: Path) -> None:

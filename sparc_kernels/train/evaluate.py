@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from sparc_kernels.functional import alignment_weights
 from sparc_kernels.train.data import Data, to_tensor
 from sparc_kernels.train.data_scenes import KINDS, Scene
-from sparc_kernels.train.engine import Trainer
 from sparc_kernels.train.model import pooled
 from sparc_kernels.train.tokenizer import TokenBatch
+from sparc_kernels.train.trainer import Trainer
 
 PEAK_SHARE = 0.5  # a patch belongs to a word's map from this share of the map's maximum on
 

@@ -7,56 +7,61 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import harness
-from benchmarks.cases import BOTH, FORWARD, OPS, Case, Inputs, draw, floor_milliseconds, model
-from benchmarks.harness import Context, measure
-from benchmarks.listing import fine_grained_listing
-from benchmarks.machine import CHECKOUT
-from benchmarks.parity import ParityError, assert_parity, run
-from benchmarks.providers import PROVIDERS, Provider, definition
-from benchmarks.results import check
-from benchmarks.timing import fitted_exponent, gpu_sample, graph_times, interleaved, quantiles, ratio
+from benchmarks.measure import harness
+from benchmarks.measure.case import BOTH, FORWARD, Case, Provider, floor_milliseconds
+from benchmarks.measure.harness import Context, measure
+from benchmarks.measure.machine import CHECKOUT
+from benchmarks.measure.parity import ParityError, assert_parity, run
+from benchmarks.measure.providers import defined, providers
+from benchmarks.measure.registry import ops
+from benchmarks.measure.results import check
+from benchmarks.measure.timing import fitted_exponent, gpu_sample, graph_times, interleaved, quantiles, ratio
+from benchmarks.ops._pairs import PairInputs
+from benchmarks.ops.fine_grained import FINE_GRAINED, fine_grained_listing
 
 CPU = torch.device("cpu")
-SMALL = Case("tests", "fine_grained", 3, 9, 5, 16, "float32")
+SIZES = {"batch": 3, "patches": 9, "tokens": 5, "channels": 16}
+SMALL = FINE_GRAINED.case("tests", **SIZES, dtype="float32")
 
 
 def cases() -> list[Case]:
-    wide = [dataclasses.replace(SMALL, op=op, mode=mode) for op in OPS for mode in (BOTH, FORWARD)]
-    return [*wide, dataclasses.replace(SMALL, captions="ragged"), dataclasses.replace(SMALL, dtype="bfloat16")]
+    sizes = {op: {axis: SIZES[axis] for axis in op.axes} for op in ops().values()}
+    wide = [op.case("tests", **sizes[op], dtype="float32", mode=mode) for op in sizes for mode in (BOTH, FORWARD)]
+    return [*wide, SMALL.but(captions="ragged"), SMALL.but(dtype="bfloat16")]
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_the_definition_and_its_backends_agree(case: Case) -> None:
-    inputs = draw(case, CPU)
+    inputs = case.op.draw(case, CPU)
     for name in ("cpu", "eager"):
-        provider = PROVIDERS[name]
+        provider = providers(case.op)[name]
         if provider.reason(case, CPU) is None:
             assert_parity(provider.build(case), case, inputs, ours=provider.kind == "ours")
 
 
 def _wrong(case: Case, fault: str) -> Provider:
-    right = definition(case, torch.float32)
+    right = defined(case.op, torch.float32)
 
-    def op(x: Inputs) -> Tensor:
+    def op(x: PairInputs) -> Tensor:
         if fault == "value":
             return right(x) * 1.01
         if fault == "nan":
             return right(x) * torch.nan
         return right(dataclasses.replace(x, second=x.second.detach() + 0 * x.second))  # the tokens get no gradient
 
-    return Provider("wrong", "ours", lambda case, device: None, lambda case: op)
+    return Provider("wrong", "ours", lambda case: op)
 
 
 @pytest.mark.parametrize("fault", ["value", "nan", "gradient"])
 def test_parity_refuses_a_wrong_provider(fault: str) -> None:
     with pytest.raises(ParityError):
-        assert_parity(_wrong(SMALL, fault).build(SMALL), SMALL, draw(SMALL, CPU), ours=True)
+        assert_parity(_wrong(SMALL, fault).build(SMALL), SMALL, FINE_GRAINED.draw(SMALL, CPU), ours=True)
 
 
 def test_a_wrong_or_failing_provider_is_recorded_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,11 +69,9 @@ def test_a_wrong_or_failing_provider_is_recorded_and_not_timed(monkeypatch: pyte
         raise RuntimeError("out of memory, say")
 
     wrong = _wrong(SMALL, "value")
-    failing = Provider("failing", "eager", lambda case, device: None, explode)  # type: ignore[arg-type]
-    refusing = Provider(
-        "refusing", "ours", lambda case, device: "not today", lambda case: definition(case, torch.float32)
-    )
-    others = [wrong, failing, refusing, PROVIDERS["eager"]]
+    failing = Provider("failing", "eager", explode)  # type: ignore[arg-type]
+    refusing = Provider("refusing", "ours", lambda case: defined(case.op, torch.float32), lambda *_: "not today")
+    others = [wrong, failing, refusing, providers(FINE_GRAINED)["eager"]]
     monkeypatch.setattr(harness, "select", lambda *_: others)
     row = measure(SMALL, Context(CPU, seconds=0.01, quick=True, memory=False), ())
     check(row)
@@ -100,7 +103,7 @@ def test_a_row_has_what_a_sceptic_asks_for() -> None:
 def test_benchmarks_use_what_users_use() -> None:
     """The public API, the references, the doctor's build information, and the trainer's towers; no kernel file."""
     allowed = re.compile(r"sparc_kernels(\._native|\.ops\.\w+\.reference|\.train\.(config|model))?$")
-    for path in sorted((CHECKOUT / "benchmarks").glob("*.py")):
+    for path in sorted((CHECKOUT / "benchmarks").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
@@ -114,33 +117,33 @@ def test_benchmarks_use_what_users_use() -> None:
 
 def test_the_model_of_bytes_and_flop() -> None:
     """B/16 at L = 55, D = 512 in bf16: 771 kB and 88 Mflop of products per pair, and what L^2 P adds."""
-    case = Case("tests", "fine_grained", 1, 196, 55, 512, "bfloat16")
-    work = model(case)
+    case = FINE_GRAINED.case("tests", batch=1, patches=196, tokens=55, channels=512, dtype="bfloat16")
+    work = FINE_GRAINED.work(case)
     assert work["bytes"] == 3 * (55 + 196) * 512 * 2
     assert work["flop"] == 16 * 55 * 196 * 512 + 8 * 55**2 * 196
-    forward = model(dataclasses.replace(case, mode=FORWARD))
+    forward = FINE_GRAINED.work(case.but(mode=FORWARD))
     assert forward["bytes"] == work["bytes"] / 3
     assert forward["flop"] == 4 * 55 * 196 * 512 + 2 * 55**2 * 196
     assert floor_milliseconds({"bytes": 3e9, "flop": 1e9}, {"copy_gb_per_s": 3.0, "matrix_gflop_per_s": 10.0}) == (
         pytest.approx(1000),
         "memory",
     )
-    ragged = model(dataclasses.replace(case, batch=64, captions="ragged"))
+    ragged = FINE_GRAINED.work(case.but(batch=64, captions="ragged"))
     assert ragged["flop"] < 64 * work["flop"]
 
 
 def test_the_listing_is_the_definition_where_it_is_defined() -> None:
-    case = dataclasses.replace(SMALL, captions="ragged")
-    inputs = draw(case, CPU)
-    assert_parity(PROVIDERS["listing"].build(case), case, inputs, ours=True)
+    case = SMALL.but(captions="ragged")
+    inputs = FINE_GRAINED.draw(case, CPU)
+    assert_parity(providers(FINE_GRAINED)["listing"].build(case), case, inputs, ours=True)
     constant = torch.ones(1, 4, 8)
     loss = fine_grained_listing(constant, torch.randn(1, 3, 8), None, inputs.scale)
     assert loss.isnan(), "0/0 on equal similarities, as published"
 
 
 def test_forward_leaves_no_graph_behind() -> None:
-    case = dataclasses.replace(SMALL, mode=FORWARD)
-    (result,) = run(definition(case, torch.float32), case, draw(case, CPU))
+    case = SMALL.but(mode=FORWARD)
+    (result,) = run(defined(case.op, torch.float32), case, FINE_GRAINED.draw(case, CPU))
     assert not result.requires_grad
 
 
@@ -159,7 +162,7 @@ def test_timing_calls_everything_equally_often() -> None:
     def counted(name: str) -> None:
         calls[name] += 1
 
-    times = interleaved({name: lambda name=name: counted(name) for name in calls}, CPU, seconds=0.0, least=5, most=5)
+    times = interleaved({name: partial(counted, name) for name in calls}, CPU, seconds=0.0, least=5, most=5)
     assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5}
     assert calls["a"] == calls["b"]
 

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plots, report, tables
-from benchmarks.cases import Case
-from benchmarks.machine import CHECKOUT
-from benchmarks.results import read
+from benchmarks.measure import registry
+from benchmarks.measure.machine import CHECKOUT
+from benchmarks.measure.results import read
+from benchmarks.ops._pairs import paper_shape
+from benchmarks.ops.fine_grained import FINE_GRAINED
+from benchmarks.programs.steps import TRAINING_STEP
+from benchmarks.report import document as report
+from benchmarks.report import plots, tables
 from tests.benchmarks.test_run import fake_row
 
-CASE = Case("fine_grained", "fine_grained", 64, 196, 55, 512, "float32")
+SHAPE = paper_shape(64) | {"dtype": "float32"}
+CASE = FINE_GRAINED.case("fine_grained", **SHAPE)
 COMMAND = "make benchmark-report"
 
 
@@ -43,8 +48,9 @@ def test_committed_rows_are_whole_and_named_by_their_folder() -> None:
 
 def test_plots_depend_on_the_rows_alone(results: report.Results, tmp_path: Path) -> None:
     (rows,) = list(results.values())[:1]
+    options = next(plot.options for plot in registry.plots() if plot.kind == "speed_up")
     for name in ("a", "b"):
-        plots.speed_up(sorted(rows, key=tables.order), tmp_path / f"{name}.svg")
+        plots.speed_up(sorted(rows, key=tables.order), tmp_path / f"{name}.svg", **options)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -94,9 +100,8 @@ def test_graph_times_are_compared_with_graph_times() -> None:
 
 def test_frozen_sides_and_the_whole_loss(tmp_path: Path) -> None:
     """A frozen side is a column; the README's table has the whole loss beside the fine-grained one."""
-    shape = (64, 196, 55, 512, "float32")
-    rows = [fake_row(Case("frozen", "fine_grained", *shape, frozen=side)) for side in ("", "first", "second")]
-    rows += [fake_row(Case(name, name, *shape)) for name in ("fine_grained", "sparc")]
+    rows = [fake_row(FINE_GRAINED.case("frozen", **SHAPE, frozen=side)) for side in ("", "first", "second")]
+    rows += [fake_row(registry.ops()[name].case(name, **SHAPE)) for name in ("fine_grained", "sparc")]
     for row, name in ((rows[-1], "sparc"), (rows[-2], "fine_grained")):
         row["contenders"]["eager"] = row["contenders"]["cpu"] | {"kind": "eager", "over_ours": 3.0, "memory_bytes": 50}
         row["contenders"]["cpu"]["memory_bytes"] = {"sparc": 10, "fine_grained": 5}[name]
@@ -109,12 +114,11 @@ def test_frozen_sides_and_the_whole_loss(tmp_path: Path) -> None:
 
 
 def test_every_suite_renders(tmp_path: Path) -> None:
-    rows = [
-        fake_row(Case("scaling", "fine_grained", b, 9, 5, 8, "float32", axis="batch"), p50=float(b)) for b in (2, 4, 8)
-    ]
-    first = fake_row(Case("first_call", "fine_grained", 2, 9, 5, 8, "float32", axis="cold"))
+    small = FINE_GRAINED.case("scaling", batch=2, patches=9, tokens=5, channels=8, dtype="float32", axis="batch")
+    rows = [fake_row(small.but(batch=batch), p50=float(batch)) for batch in (2, 4, 8)]
+    first = fake_row(small.but(suite="first_call", axis="cold"))
     first["contenders"]["cpu"]["second_ms"] = 1.0
-    step = fake_row(Case("training_step", "training_step", 2, 9, 5, 8, "float32", preset="tiny"), p50=3.0)
+    step = fake_row(small.but(suite="training_step", op=TRAINING_STEP, axis="", preset="tiny"), p50=3.0)
     step["contenders"]["without"] = {"kind": "without", "ms": {"p20": 2.0, "p50": 2.0, "p80": 2.0}, "rounds": 3}
     text = report.document({"device": [*rows, first, step]}, set())
     assert "| batch | cpu | 2 to 8 | 1.00 |" in text

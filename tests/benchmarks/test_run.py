@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from benchmarks import run
-from benchmarks.cases import Case
-from benchmarks.harness import Context, Row
-from benchmarks.results import FormatError, ResultFile, check, read, settled, write
-from benchmarks.suites import SUITES, Plan, Suite
+from benchmarks.measure.case import Case
+from benchmarks.measure.harness import Context, Row
+from benchmarks.measure.registry import case_of, suites
+from benchmarks.measure.results import FormatError, ResultFile, check, read, settled, write
+from benchmarks.measure.suite import Plan, Suite
+from benchmarks.ops.fine_grained import FINE_GRAINED
 
-CASES = [Case("fake", "fine_grained", batch, 4, 3, 8, "float32") for batch in (1, 2, 3)]
+SIZES = {"patches": 4, "tokens": 3, "channels": 8, "dtype": "float32"}
+CASES = [FINE_GRAINED.case("fake", batch=batch, **SIZES) for batch in (1, 2, 3)]
 
 
 def fake_row(case: Case, others: float | None = 0.0, p50: float = 1.0, sources: str = "s") -> Row:
@@ -59,8 +62,8 @@ def test_a_budget_cut_keeps_the_rows(tmp_path: Path) -> None:
             context.budget = 0.0
         return fake_row(plan.case)
 
-    suite = Suite(lambda device, quick: [Plan(case) for case in CASES], measured)
-    assert run.measure_suite("fake", suite, context, out, improve=False) == (1, 0)
+    suite = Suite("fake", "Fake", lambda device, quick: [Plan(case) for case in CASES], 0, measure=measured)
+    assert run.measure_suite(suite, context, out, improve=False) == (1, 0)
     assert on_disk == [0, 1]
     assert [row["case"]["batch"] for row in read(out)] == [1, 2]
 
@@ -71,9 +74,9 @@ def test_a_row_that_fails_as_a_whole_does_not_end_the_suite(tmp_path: Path) -> N
             raise RuntimeError("no")
         return fake_row(plan.case)
 
-    suite = Suite(lambda device, quick: [Plan(case) for case in CASES], measured)
+    suite = Suite("fake", "Fake", lambda device, quick: [Plan(case) for case in CASES], 0, measure=measured)
     out = tmp_path / "results.json"
-    assert run.measure_suite("fake", suite, Context(torch.device("cpu")), out, improve=False) == (0, 1)
+    assert run.measure_suite(suite, Context(torch.device("cpu")), out, improve=False) == (0, 1)
     assert [row["case"]["batch"] for row in read(out)] == [2, 3]
 
 
@@ -84,15 +87,15 @@ def test_a_kernel_of_ours_that_fails_is_a_failure(tmp_path: Path) -> None:
         row["contenders"]["eager"] = {"kind": "eager", "failed": "OutOfMemoryError"}
         return row
 
-    suite = Suite(lambda device, quick: [Plan(CASES[0])], measured)
+    suite = Suite("fake", "Fake", lambda device, quick: [Plan(CASES[0])], 0, measure=measured)
     out = tmp_path / "results.json"
-    assert run.measure_suite("fake", suite, Context(torch.device("cpu")), out, improve=False) == (0, 1)
+    assert run.measure_suite(suite, Context(torch.device("cpu")), out, improve=False) == (0, 1)
     assert "cuda FAILED ParityError: far off" in run.line(read(out)[0])
 
 
 def test_improve_keeps_quiet_rows_and_begins_others_anew(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    other = Case("another", "fine_grained", 9, 4, 3, 8, "float32")
+    other = FINE_GRAINED.case("another", batch=9, **SIZES)
     write(out, [fake_row(CASES[0]), fake_row(CASES[1], others=0.4), fake_row(other)])
     assert len(ResultFile(out, "fake", improve=False).rows) == 1, "rows of other suites stay"
     file = ResultFile(out, "fake", improve=True)
@@ -127,10 +130,10 @@ def test_an_incomplete_file_is_refused(tmp_path: Path, fault: str) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [False, True])
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("name", suites())
 def test_plans_name_their_suite_and_survive_a_file(name: str, device: str, quick: bool) -> None:
-    plans = SUITES[name].plans(torch.device(device), quick)
+    plans = suites()[name].plans(torch.device(device), quick)
     assert plans
     for plan in plans:
         assert plan.case.suite == name
-        assert Case.from_dict(json.loads(json.dumps(plan.case.to_dict()))) == plan.case
+        assert case_of(json.loads(json.dumps(plan.case.to_dict()))) == plan.case

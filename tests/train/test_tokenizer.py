@@ -38,7 +38,9 @@ def test_padding_truncation_and_case(tokenizer: CaptionTokenizer) -> None:
     batch = tokenizer(["A Red circle", "a red circle above a blue square", "word " * 100])
     assert batch.ids.shape == batch.mask.shape == (3, 32)
     assert batch.mask.sum(1).tolist()[2] == 32
-    assert (batch.ids[~batch.mask] == tokenizer.tokenizer.token_to_id(PAD)).all()
+    pad = tokenizer.tokenizer.token_to_id(PAD)
+    assert pad is not None
+    assert batch.ids[~batch.mask].eq(pad).all()
     assert (batch.ids[0, :3] == batch.ids[1, :3]).all()
 
 

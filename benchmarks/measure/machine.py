@@ -17,7 +17,7 @@ import torch
 
 from sparc_kernels import _native
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 GPU_ONLY = (".cu", ".cuh", "_cuda.cpp")
 
 

@@ -1,4 +1,7 @@
-"""The training loop: AdamW, warm-up and cosine, autocast, clipping, logs, checkpoints, exact resume."""
+"""The training loop from top to bottom: set up or resume; forward, backward, step, log, checkpoint, again.
+
+The data are beside it in ``data``, the towers in ``model``, how a file is written whole in ``checkpoint``.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,38 +64,105 @@ def set_up(config: TrainConfig) -> torch.device:
 
 
 class Trainer:
-    """One run in the folder ``config.out``; ``resume`` continues its last checkpoint."""
+    """One run in the folder ``config.out``: set up here (``resume``: at its last checkpoint), trained by ``fit``."""
 
     def __init__(self, config: TrainConfig, data: Data, resume: bool = False, progress: bool = True) -> None:
         self.config, self.data, self.progress = config, data, progress
         self.run = Path(config.out)
         self.device = set_up(config)
+        self.step, self.seconds, self.resumed = 0, 0.0, resume
         saved = checkpoint.load(self.run) if resume else None
+
+        # The tokenizer: learned from the captions, or the run's own.
         if saved is None:
-            self.tokenizer = CaptionTokenizer.train(
-                data.train_captions, config.model.vocab_size, config.model.max_tokens
-            )
+            sizes = config.model.vocab_size, config.model.max_tokens
+            self.tokenizer = CaptionTokenizer.train(data.train_captions, *sizes)
         else:
             if changed := differences(TrainConfig.from_dict(saved["config"]), config):
                 raise ValueError(f"cannot resume {str(self.run)!r} with another configuration: {'; '.join(changed)}")
             if saved["data"] != data.fingerprint:
                 raise ValueError(f"cannot resume {str(self.run)!r}: the data in {config.data!r} have changed")
             self.tokenizer = CaptionTokenizer.from_json(saved["tokenizer"], config.model.max_tokens)
+
+        # Towers, loss, optimizer, schedule.
         self.model = DualEncoder(config.model, self.tokenizer.vocab_size).to(self.device)
         self.loss: SparcLoss | ClipLoss = build_loss(config).to(self.device)
         self.optimizer = make_optimizer([self.model, self.loss], config)
         self.schedule = LambdaLR(self.optimizer, lambda step: lr_factor(step, config))
-        self.step, self.seconds = 0, 0.0
-        if saved is not None:
-            self._restore(saved)
 
-    def _restore(self, saved: dict[str, Any]) -> None:
-        for name in STATEFUL:
-            getattr(self, name).load_state_dict(saved[name])
-        self.step, self.seconds = saved["step"], saved["seconds"]
-        if saved["data_position"] != self.step * self.config.batch_size:
-            raise ValueError(f"checkpoint of {str(self.run)!r}: step and data position contradict each other")
-        checkpoint.set_rng_state(saved["rng"])
+        # All that the next step depends on, as it was.
+        if saved is not None:
+            for name in STATEFUL:
+                getattr(self, name).load_state_dict(saved[name])
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            if saved["data_position"] != self.step * config.batch_size:
+                raise ValueError(f"checkpoint of {str(self.run)!r}: step and data position contradict each other")
+            checkpoint.set_rng_state(saved["rng"])
+
+    def fit(self) -> None:
+        """Train to the last step; checkpoints stand before the first, at every interval and at the end."""
+        config = self.config
+        self.run.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomic(self.run / "config.json", json.dumps(config.to_dict(), indent=2))
+        log = checkpoint.CsvLog(self.run / LOG, COLUMNS, self.step)
+        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.step == 0:
+            self.save()
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        start = f"resumed after step {self.step} of" if self.resumed else "for"
+        tqdm.write(
+            f"{config.loss}: preset {config.preset}, {size / 1e6:.2f} M parameters, vocabulary "
+            f"{self.tokenizer.vocab_size}, {start} {config.steps} steps of {config.batch_size} pairs on {self.device}"
+        )
+        bar = tqdm(total=config.steps, initial=self.step, desc=config.loss, unit="step", disable=not self.progress)
+        self.model.train()
+        try:
+            for pixels, captions in batches(self.data, config, self.step):
+                started = time.perf_counter()
+
+                # Forward: the towers perhaps in bfloat16, the loss after them.
+                tokens = self.tokenizer(captions)
+                pixels, mask = pixels.to(self.device, non_blocking=True), tokens.mask.to(self.device)
+                with self.autocast():
+                    patch_embeds, token_embeds = self.model(pixels, tokens.ids.to(self.device), mask)
+                result = self.loss(patch_embeds, token_embeds, mask)
+                loss, *parts = [result] if isinstance(result, Tensor) else result
+
+                # Backward.
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
+                value = loss.item()
+                if not (math.isfinite(value) and math.isfinite(norm)):
+                    raise FloatingPointError(
+                        f"step {self.step + 1}: loss {value}, gradient norm {norm}; a lower --lr may help. "
+                        f"The last checkpoint stands in {str(self.run)!r}"
+                    )
+
+                # Step.
+                scale, rate = self.loss.logit_scale.item(), self.schedule.get_last_lr()[0]
+                self.optimizer.step()
+                self.schedule.step()
+                self.step += 1
+                self.seconds += time.perf_counter() - started
+
+                # Log, and at times a checkpoint that counts on the rows so far.
+                shares = [part.item() for part in parts] or [value, ""]
+                row = dict(zip(COLUMNS, (self.step, value, *shares, scale, rate, norm, round(self.seconds, 3))))
+                log.write(row)
+                for name in COLUMNS[1:-1]:
+                    if row[name] != "":
+                        writer.add_scalar(name, row[name], self.step)
+                bar.update()
+                bar.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.1e}", refresh=False)
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    log.sync()
+                    self.save()
+        finally:
+            bar.close()
+            writer.close()
+            log.close()
 
     def save(self) -> None:
         """A checkpoint from which the next step is the one that would have followed."""
@@ -111,73 +178,8 @@ class Trainer:
         }
         checkpoint.save(self.run, state)
 
-    def fit(self) -> None:
-        """Train to the last step; checkpoints stand before the first, at every interval and at the end."""
-        self.run.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomic(self.run / "config.json", json.dumps(self.config.to_dict(), indent=2))
-        log = checkpoint.CsvLog(self.run / LOG, COLUMNS, self.step)
-        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1)
-        if self.step == 0:
-            self.save()
-        bar = tqdm(
-            total=self.config.steps,
-            initial=self.step,
-            desc=self.config.loss,
-            unit="step",
-            disable=not self.progress,
-        )
-        try:
-            for pixels, captions in batches(self.data, self.config, self.step):
-                row = self._train_step(pixels, captions)
-                log.write(row)
-                for name in COLUMNS[1:-1]:
-                    if row[name] != "":
-                        writer.add_scalar(name, row[name], self.step)
-                bar.update()
-                bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}", refresh=False)
-                if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
-                    log.sync()
-                    self.save()
-        finally:
-            bar.close()
-            writer.close()
-            log.close()
-
-    def _train_step(self, pixels: Tensor, captions: list[str]) -> dict[str, Any]:
-        started = time.perf_counter()
-        self.model.train()
-        tokens = self.tokenizer(captions)
-        mask = tokens.mask.to(self.device)
-        with self.autocast():
-            patch_embeds, token_embeds = self.model(
-                pixels.to(self.device, non_blocking=True), tokens.ids.to(self.device), mask
-            )
-        result = self.loss(patch_embeds, token_embeds, mask)
-        loss, parts = (result, ()) if isinstance(result, Tensor) else (result.loss, result[1:])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
-        value = loss.item()
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {self.step + 1}: loss {value}, gradient norm {float(norm)}; a lower --lr may help. "
-                f"The last checkpoint stands in {str(self.run)!r}"
-            )
-        rate = self.schedule.get_last_lr()[0]
-        scale = self.loss.logit_scale.item()
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        self.seconds += time.perf_counter() - started
-        global_loss, local_loss = (parts[0].item(), parts[1].item()) if parts else (value, "")
-        values = (self.step, value, global_loss, local_loss, scale, rate, float(norm), round(self.seconds, 3))
-        return dict(zip(COLUMNS, values))
-
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            yield
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
 
 def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim.AdamW:

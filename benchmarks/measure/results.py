@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case
+from benchmarks.measure.case import Case
 
 FORMAT = 2
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ def check(row: Row) -> None:
     for name in ("case", "environment", "contenders"):
         if not isinstance(row.get(name), dict):
             raise FormatError(f"row has no {name}: {str(row)[:120]}")
-    case = Case.from_dict(row["case"])
+    case = " ".join(map(str, row["case"].values()))
     if missing := [name for name in ENVIRONMENT if not row["environment"].get(name)]:
         raise FormatError(f"{case}: environment lacks {', '.join(missing)}")
     for name, contender in row["contenders"].items():
@@ -60,8 +60,8 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     os.replace(beside, path)
 
 
-def key(row: Row) -> str:
-    return json.dumps(row["case"], sort_keys=True)
+def key(case: dict[str, Any]) -> str:
+    return json.dumps(case, sort_keys=True)
 
 
 class ResultFile:
@@ -70,17 +70,17 @@ class ResultFile:
     def __init__(self, path: Path, suite: str, improve: bool) -> None:
         earlier = read(path) if path.exists() else []
         self.path = path
-        self.rows = {key(row): row for row in earlier if improve or row["case"]["suite"] != suite}
+        self.rows = {key(row["case"]): row for row in earlier if improve or row["case"]["suite"] != suite}
 
     def get(self, case: Case) -> Row | None:
-        return self.rows.get(key({"case": case.to_dict()}))
+        return self.rows.get(key(case.to_dict()))
 
     def put(self, row: Row) -> None:
         """Keeps the quieter one of two rows from the same sources, and writes the file."""
         check(row)
-        before = self.rows.get(key(row))
+        before = self.rows.get(key(row["case"]))
         if before is None or not (_same_sources(before, row) and _others(before) < _others(row)):
-            self.rows[key(row)] = row
+            self.rows[key(row["case"])] = row
         write(self.path, self.rows.values())
 
 

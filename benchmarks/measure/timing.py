@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from benchmarks.machine import synchronize
+from benchmarks.measure.machine import synchronize
 
 GPU_SAMPLE = 2e-3  # seconds of back-to-back calls between two events, so that the queue is full
 Function = Callable[[], object]

@@ -1,13 +1,12 @@
 """Peak memory of one call beyond its inputs, its result and its gradients.
 
-On a GPU from the allocator. On the CPU in a fresh process (``python -m benchmarks.memory``), where nothing that was
-freed earlier hides a peak.
+On a GPU from the allocator. On the CPU in a fresh process (``python -m benchmarks.measure.memory``), where nothing that
+was freed earlier hides a peak.
 """
 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import gc
 import json
 import subprocess
@@ -16,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases import Case, Inputs, draw
-from benchmarks.machine import CHECKOUT
-from benchmarks.parity import run
-from benchmarks.providers import PROVIDERS, Op
+from benchmarks.measure.case import Case, Function, Inputs
+from benchmarks.measure.machine import CHECKOUT
+from benchmarks.measure.parity import run
+from benchmarks.measure.providers import providers
 
 
 class PeakResidentMemory:
@@ -45,7 +44,7 @@ class PeakResidentMemory:
         raise RuntimeError(f"no {field} in /proc/self/status")
 
 
-def gpu_peak(op: Op, case: Case, inputs: Inputs) -> int:
+def gpu_peak(op: Function, case: Case, inputs: Inputs) -> int:
     """After a first call, so that workspaces which a library keeps for good are not counted."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -57,7 +56,7 @@ def gpu_peak(op: Op, case: Case, inputs: Inputs) -> int:
 
 
 def cpu_peak(provider: str, case: Case) -> int:
-    command = [sys.executable, "-m", "benchmarks.memory", provider, json.dumps(case.to_dict())]
+    command = [sys.executable, "-m", "benchmarks.measure.memory", provider, json.dumps(case.to_dict())]
     result = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"measuring memory failed: {result.stderr.strip()[-300:]}")
@@ -65,15 +64,15 @@ def cpu_peak(provider: str, case: Case) -> int:
 
 
 def _print_peak(provider: str, case: Case) -> None:
-    device, build = torch.device("cpu"), PROVIDERS[provider].build
-    tokens, patches = min(case.tokens, 3), min(case.patches, 4)
-    small = dataclasses.replace(case, batch=2, patches=patches, tokens=tokens, captions="full")
-    run(build(small), small, draw(small, device))  # starts the threads and loads what is loaded on first use
-    op, inputs = build(case), draw(case, device)
+    device, build, small = torch.device("cpu"), providers(case.op)[provider].build, case.small(batch=2)
+    run(build(small), small, case.op.draw(small, device))  # starts the threads and loads what is loaded on first use
+    op, inputs = build(case), case.op.draw(case, device)
     with PeakResidentMemory() as peak:
         results = run(op, case, inputs)
     print(max(0, peak.bytes - sum(tensor.nbytes for tensor in results)))
 
 
 if __name__ == "__main__":
-    _print_peak(sys.argv[1], Case.from_dict(json.loads(sys.argv[2])))
+    from benchmarks.measure.registry import case_of  # which knows this module
+
+    _print_peak(sys.argv[1], case_of(json.loads(sys.argv[2])))

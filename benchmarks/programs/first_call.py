@@ -17,33 +17,37 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, draw
-from benchmarks.harness import Context, Row, chosen, failure, row
-from benchmarks.machine import CHECKOUT, synchronize
-from benchmarks.parity import run
-from benchmarks.providers import PROVIDERS
-from benchmarks.timing import quantiles
+from benchmarks.measure.case import Case
+from benchmarks.measure.harness import Context, Row, chosen, failure, row, serving
+from benchmarks.measure.machine import CHECKOUT, synchronize
+from benchmarks.measure.parity import run
+from benchmarks.measure.providers import providers
+from benchmarks.measure.registry import case_of
+from benchmarks.measure.suite import Plan, Suite
+from benchmarks.measure.timing import quantiles
+from benchmarks.ops._pairs import TINY, paper_shape
+from benchmarks.ops.fine_grained import FINE_GRAINED
+from benchmarks.report.tables import milliseconds, table, time_cell
 
-CONTENDERS = ("cuda", "triton", "cpu", "eager", "compile")
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 LIMIT = 300  # seconds that a process may take
 COLD, WARM = "cold", "warm"
 
 
-def first_call_cases(device: torch.device, quick: bool) -> list[Case]:
+def _plans(device: torch.device, quick: bool) -> list[Plan]:
     if quick:
-        return [Case("first_call", "fine_grained", 2, 16, 8, 32, "float32", axis=COLD)]
+        return [Plan(FINE_GRAINED.case("first_call", **TINY, axis=COLD).but(batch=2))]
     gpu = device.type == "cuda"
-    base = ("first_call", "fine_grained", 256 if gpu else 16, 196, 55, 512, "bfloat16" if gpu else "float32")
-    return [Case(*base, axis=axis) for axis in (COLD, WARM)]
+    case = FINE_GRAINED.case("first_call", **paper_shape(256 if gpu else 16), dtype="bfloat16" if gpu else "float32")
+    return [Plan(case.but(axis=axis)) for axis in (COLD, WARM)]
 
 
 def fresh_process(provider: str, case: Case, device: torch.device, cache: str) -> dict[str, float]:
     """Seconds of the first and the second call of one process with the compilers' caches in the folder ``cache``."""
-    command = [sys.executable, "-m", "benchmarks.first_call", provider, device.type, json.dumps(case.to_dict())]
+    arguments = [provider, device.type, json.dumps(case.to_dict())]
     folders = {variable: os.path.join(cache, name) for variable, name in CACHES.items()}
     result = subprocess.run(
-        command,
+        [sys.executable, "-m", "benchmarks.programs.first_call", *arguments],
         cwd=CHECKOUT,
         env={**os.environ, **folders},
         check=False,
@@ -59,7 +63,7 @@ def fresh_process(provider: str, case: Case, device: torch.device, cache: str) -
 
 def _rounds(provider: str, case: Case, context: Context) -> list[dict[str, float]]:
     compiles = context.device.type == "cuda" and case.axis == COLD
-    rounds = 1 if context.quick or compiles or PROVIDERS[provider].kind == "compile" else 3
+    rounds = 1 if context.quick or compiles or providers(case.op)[provider].kind == "compile" else 3
     with tempfile.TemporaryDirectory() as warm:
         if case.axis == WARM:
             fresh_process(provider, case, context.device, warm)
@@ -71,16 +75,11 @@ def _rounds(provider: str, case: Case, context: Context) -> list[dict[str, float
         return found
 
 
-def measure_first_call(case: Case, context: Context) -> Row:
-    records: dict[str, dict[str, Any]] = {}
-    for name in CONTENDERS:
-        if name in context.without:
-            continue
-        provider = PROVIDERS[name]
-        record = records[name] = {"kind": provider.kind}
-        if reason := provider.reason(case, context.device):
-            record["unsupported"] = reason
-            continue
+def measure(plan: Plan, context: Context) -> Row:
+    case = plan.case
+    able, records = serving(case, context)
+    for name in able:
+        record: dict[str, Any] = records[name]
         try:
             seconds = _rounds(name, case, context)
         except Exception as error:
@@ -93,7 +92,7 @@ def measure_first_call(case: Case, context: Context) -> Row:
 
 
 def _print_first_call(provider: str, device: torch.device, case: Case) -> None:
-    inputs = draw(case, device)
+    inputs = case.op.draw(case, device)
     if device.type == "cuda":
         torch.zeros(1, device=device)  # the context is the device's, not the call's
     synchronize(device)
@@ -105,10 +104,34 @@ def _print_first_call(provider: str, device: torch.device, case: Case) -> None:
         return time.perf_counter() - begin
 
     begin = time.perf_counter()
-    op = PROVIDERS[provider].build(case)
+    op = providers(case.op)[provider].build(case)
     building = time.perf_counter() - begin
     print(json.dumps({"first": building + call(), "second": call()}))
 
 
+def _table(rows: list[Row]) -> str:
+    head = ["caches", "contender", "first call, ms", "second call, ms", "processes"]
+    lines = [
+        [row["case"]["axis"], name, time_cell(record), milliseconds(record["second_ms"]), str(record["rounds"])]
+        for row in sorted(rows, key=lambda row: row["case"]["axis"])
+        for name, record in row["contenders"].items()
+        if "ms" in record
+    ]
+    return table(head, lines, 2)
+
+
+SUITES = (
+    Suite(
+        "first_call",
+        "First call of a process",
+        _plans,
+        rank=80,
+        measure=measure,
+        note="In fresh processes, after the import. `cold`: the compilers' caches are empty; `warm`: a process "
+        "before this one filled them.",
+        table=_table,
+    ),
+)
+
 if __name__ == "__main__":
-    _print_first_call(sys.argv[1], torch.device(sys.argv[2]), Case.from_dict(json.loads(sys.argv[3])))
+    _print_first_call(sys.argv[1], torch.device(sys.argv[2]), case_of(json.loads(sys.argv[3])))

@@ -9,9 +9,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
-from benchmarks.machine import CHECKOUT
-from benchmarks.results import read
+from benchmarks.measure import registry
+from benchmarks.measure.machine import CHECKOUT
+from benchmarks.measure.results import read
+from benchmarks.measure.suite import Plot, Suite
+from benchmarks.report import tables
 
 Row = dict[str, Any]
 RESULTS, DOCUMENT, README = (
@@ -26,11 +28,11 @@ INTRODUCTION = """# Benchmarks
 
 Written by `make benchmark-report` from the files in `benchmarks/results/`; edits here are lost.
 
-    python -m benchmarks.run --suite fine_grained --out benchmarks/results/<device>/fine_grained.json
+    python -m benchmarks.run --suite {0} --out benchmarks/results/<device>/{0}.json
     make gpu-check OUT=<folder>       # a machine with a GPU and no network: tests, sanitizer, then every suite
 
 `make gpu-check` takes `WHEEL=dist/<wheel>` (else it builds the library there, which needs nvcc), `PART=tests`,
-`sanitizer` or `bench`, `SUITES="fine_grained scaling"`, `BUDGET=<seconds>` (540), and `COMMIT=` where the copy has
+`sanitizer` or `bench`, `SUITES="{0} {1}"`, `BUDGET=<seconds>` (540), and `COMMIT=` where the copy has
 no history. Its `results.json` goes to `benchmarks/results/<device>/`. `DRY=1` rehearses it on the CPU.
 
 How each row was measured:
@@ -51,30 +53,9 @@ How each row was measured:
   avoid (the ops' MATH.md), over the time taken. The rates are the copy bandwidth and the dtype's matrix rate, both
   through torch, measured in the same run;
   a share over 100 % says that torch's own products reach less of this machine than ours.
-- `bare products`: the 8 matrix products of L x P x D per pair through `torch.bmm` and nothing else, no loss.
+{notes}
 - Rows that we lose are marked.
 """
-SUITE_TITLES = {
-    "fine_grained": "Fine-grained loss",
-    "training_step": "A whole training step",
-    "scaling": "As the work grows",
-    "frozen": "One side frozen",
-    "sparc": "The whole SPARC loss",
-    "grouping": "Grouped embeddings and alignment weights",
-    "adapters": "Adapters on stored features",
-    "first_call": "First call of a process",
-    "contrastive": "Global contrastive loss",
-}
-NOTES = {
-    "frozen": "The fine-grained loss where one side needs no gradient, as with stored features.",
-    "sparc": "`sparc_loss` with the global loss of the pooled embeddings, against the same in eager PyTorch.",
-    "training_step": "Both towers of a preset, forward, backward and AdamW; in brackets what the fine-grained loss "
-    "adds to the step with the global loss alone.",
-    "adapters": "Two linear adapters on stored, frozen patch and token features: the step is the loss and little else.",
-    "scaling": "Exponents of the power laws through the upper half of each series (1 is linear).",
-    "first_call": "In fresh processes, after the import. `cold`: the compilers' caches are empty; `warm`: a process "
-    "before this one filled them.",
-}
 Results = dict[str, list[Row]]  # by folder
 
 
@@ -90,14 +71,12 @@ def load(root: Path) -> Results:
 
 def document(results: Results, images: set[str]) -> str:
     """The whole page; ``images``: names of the plots that could be drawn."""
-    parts = [INTRODUCTION]
+    parts = [_introduction()]
     for folder, rows in results.items():
         parts.append(_device(folder, rows))
-        parts += [f"![{text}](images/{name})\n" for name, text in _plots(folder) if name in images]
-        for suite, title in SUITE_TITLES.items():
-            chosen = [row for row in rows if row["case"]["suite"] == suite]
-            if chosen:
-                parts.append(_suite(suite, title, chosen))
+        plots = {_image(folder, plot): f"{plot.title}, {folder}" for plot in registry.plots()}
+        parts += [f"![{text}](images/{name})\n" for name, text in plots.items() if name in images]
+        parts += [_suite(suite, found) for suite in registry.suites().values() if (found := _of(suite.name, rows))]
         if missing := tables.did_not_run(rows):
             parts.append("### Did not run\n\n" + "\n".join(missing) + "\n")
     return "\n".join(parts)
@@ -121,81 +100,82 @@ def _device(folder: str, rows: list[Row]) -> str:
     return "\n".join(text) + ("\n" if roofs else "")
 
 
-def _suite(suite: str, title: str, rows: list[Row]) -> str:
-    parts = [f"### {title}\n"]
-    if suite in NOTES:
-        parts.append(f"{NOTES[suite]}\n")
-    if suite in ("training_step", "adapters"):
-        parts.append(tables.step_table(rows) + "\n")
-    elif suite == "first_call":
-        parts.append(tables.first_call_table(rows) + "\n")
-    elif suite == "scaling":
-        parts.append(tables.scaling_table(rows) + "\n")
-    else:
-        groups = sorted(
-            {(row["case"]["op"], row["case"]["mode"]) for row in rows}, key=lambda g: (g[0], g[1] == "forward")
-        )
-        for op, mode in groups:
-            name = "" if op == suite else f"{op}, "
-            parts.append(f"**{name}{mode.replace('+', ' + ')}**\n")
-            parts.append(
-                tables.op_table([r for r in rows if (r["case"]["op"], r["case"]["mode"]) == (op, mode)]) + "\n"
-            )
-    return "\n".join(parts)
+def _introduction() -> str:
+    explained = [provider for provider in registry.all_providers().values() if provider.note]
+    notes = "\n".join(f"- `{provider.label}`: {provider.note}" for provider in explained)
+    longest = sorted(registry.suites().values(), key=lambda suite: -suite.weight)
+    return INTRODUCTION.format(*(suite.name for suite in longest), notes=notes)
 
 
-def _plots(folder: str) -> list[tuple[str, str]]:
-    kinds = (
-        ("speed_up", "Times relative to ours"),
-        ("roofline", "Roofline"),
-        ("memory", "Memory against batch"),
-        ("scaling", "Time against each size"),
-    )
-    return [(f"benchmarks_{folder}_{kind}.svg", f"{text}, {folder}") for kind, text in kinds]
+def _of(suite: str, rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["case"]["suite"] == suite]
+
+
+def _suite(suite: Suite, rows: list[Row]) -> str:
+    note = [suite.note] if suite.note else []
+    return "\n\n".join([f"### {suite.title}", *note, (suite.table or tables.op_tables)(rows)]) + "\n"
+
+
+def _image(folder: str, plot: Plot) -> str:
+    return f"benchmarks_{folder}_{plot.kind}.svg"
 
 
 def draw_plots(results: Results, images: Path) -> set[str]:
     """Writes what the rows give; the names of the files."""
-    from benchmarks import plots
+    from benchmarks.report import plots
 
     drawn = set()
     for folder, rows in results.items():
-        of = {suite: [row for row in rows if row["case"]["suite"] == suite] for suite in SUITE_TITLES}
-        draw = (plots.speed_up, plots.roofline, plots.memory_against_batch, plots.scaling)
-        data = (of["fine_grained"], of["fine_grained"], [*of["scaling"], *of["fine_grained"]], of["scaling"])
-        for (name, _), function, chosen in zip(_plots(folder), draw, data):
-            if function(sorted(chosen, key=tables.order), images / name):
+        for plot in registry.plots():
+            chosen = [row for suite in plot.suites for row in _of(suite, rows)]
+            name = _image(folder, plot)
+            if plots.KINDS[plot.kind](sorted(chosen, key=tables.order), images / name, **plot.options):
                 drawn.add(name)
     return drawn
 
 
 def readme_figures(results: Results) -> str:
-    """The README's table: forward + backward at the paper's ViT-B/16 shape, a column for each dtype and device."""
-    columns: list[tuple[str, Row, Row | None]] = []  # title, the fine-grained loss, the whole SPARC loss
+    """The README's table: each suite with a headline at its shape, a column for each dtype and device."""
+    shown = [(suite, suite.headline) for suite in registry.suites().values() if suite.headline]
+    columns: list[tuple[str, dict[str, Row]]] = []  # title, the rows by suite
     for folder, rows in results.items():
-        batch = 64 if folder.startswith("cpu") else 1024
-        shape = {"batch": batch, "patches": 196, "tokens": 55, "channels": 512}
-        shape |= {"mode": "forward+backward", "captions": "full"}
-        alike = [row for row in rows if shape.items() <= row["case"].items() and row["ours"]]
-        whole = {row["case"]["dtype"]: row for row in alike if row["case"]["suite"] == "sparc"}
-        found = [row for row in alike if row["case"]["suite"] == "fine_grained"]
+        found: dict[str, dict[str, Row]] = {}  # by dtype and suite
+        for suite, headline in shown:
+            shape = headline.shape(not folder.startswith("cpu"))
+            for row in sorted(_of(suite.name, rows), key=tables.order):
+                if shape.items() <= row["case"].items() and row["ours"]:
+                    found.setdefault(row["case"]["dtype"], {})[suite.name] = row
         columns += [
-            (f"{folder}, {dtype}, B = {batch}", row, whole.get(dtype))
-            for row in sorted(found, key=tables.order)
-            for dtype in [row["case"]["dtype"]]
+            (f"{folder}, {dtype}, B = {by_suite[shown[0][0].name]['case']['batch']}", by_suite)
+            for dtype, by_suite in found.items()
+            if shown[0][0].name in by_suite
         ]
-    lines = [["backend", *(str(row["ours"]) for _, row, _ in columns)]]
-    lines.append(["date", *(row["environment"]["date"][:10] for _, row, _ in columns)])
-    for name, label in tables.RIVALS.items():
-        ratios = [tables.over_ours(row, name) for _, row, _ in columns]
-        if any(ratios):
-            lines.append([f"time of {label} / ours", *map(_ratio, ratios)])
-    lines.append(["memory beyond inputs and gradients / eager's", *(_memory_share(row) for _, row, _ in columns)])
-    if any(row for _, _, row in columns):
-        ratios = [row and tables.over_ours(row, "eager") for _, _, row in columns]
-        lines.append(["`sparc_loss`: time of eager / ours", *map(_ratio, ratios)])
-        lines.append(["`sparc_loss`: memory / eager's", *(_memory_share(row) if row else "" for _, _, row in columns)])
-    return tables.table(["", *(title for title, _, _ in columns)], lines)
+    lines = []
+    for suite, headline in shown:
+        across = [by_suite.get(suite.name) for _, by_suite in columns]
+        if any(across):
+            lines += _headline_lines(across, headline.prefix)
+    return tables.table(["", *(title for title, _ in columns)], lines)
+
+
+def _headline_lines(across: list[Row | None], prefix: str) -> list[list[str]]:
+    """Rows of the README's table: everything for the suite that gives the columns, the gist for one with a prefix."""
+
+    def ratios(name: str, label: str) -> list[list[str]]:
+        found = [tables.over_ours(row, name) if row else None for row in across]
+        return [[f"{prefix}time of {label} / ours", *map(_ratio, found)]] if any(found) else []
+
+    shares = [_memory_share(row) if row else "" for row in across]
+    if prefix:
+        return [*ratios("eager", "eager"), [f"{prefix}memory / eager's", *shares]]
+    whole = [row for row in across if row]
+    described = [["backend", *(str(row["ours"]) for row in whole)]]
+    described.append(["date", *(row["environment"]["date"][:10] for row in whole)])
+    return [
+        *described,
+        *(line for rival in tables.rivals().items() for line in ratios(*rival)),
+        ["memory beyond inputs and gradients / eager's", *shares],
+    ]
 
 
 def _ratio(value: float | None) -> str:

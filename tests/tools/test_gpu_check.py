@@ -12,29 +12,29 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check
-from benchmarks.check_steps import SUITE_WEIGHTS, Outcome, Step, run_step, steps_of_suites, unpack
-from benchmarks.machine import CHECKOUT
-from benchmarks.results import read
-from benchmarks.suites import SUITES
+from benchmarks.measure.machine import CHECKOUT
+from benchmarks.measure.registry import suites
+from benchmarks.measure.results import read
+from tools.gpu_check import __main__ as gpu_check
+from tools.gpu_check.steps import Outcome, Step, run_step, steps_of_suites, unpack
 
 
 def options(out: Path, **changes: object) -> argparse.Namespace:
     (out / "steps.log").touch()
-    values = {"out": out, "dry": True, "wheel": None, "commit": None, "suites": list(SUITE_WEIGHTS)}
+    values = {"out": out, "dry": True, "wheel": None, "commit": None, "suites": list(suites())}
     return argparse.Namespace(**values | changes)
 
 
 @pytest.mark.slow
 def test_rehearsal(tmp_path: Path) -> None:
     """Every step of every part runs on the CPU and says that it went well."""
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--dry", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "tools.gpu_check", "--dry", "--out", str(tmp_path)]
     result = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr + (tmp_path / "steps.log").read_text()[-3000:]
     steps = json.loads((tmp_path / "summary.json").read_text())["steps"]
     assert {step["part"] for step in steps} == {"setup", "tests", "sanitizer", "bench"}
     assert {step["status"] for step in steps} == {"ok"}
-    assert {row["case"]["suite"] for row in read(tmp_path / "results.json")} == set(SUITES)
+    assert {row["case"]["suite"] for row in read(tmp_path / "results.json")} == set(suites())
     table = (tmp_path / "table.txt").read_text().splitlines()
     assert len(table) <= gpu_check.LINES
     assert len(list(tmp_path.iterdir())) <= 8, "few files: they may have to travel one by one"
@@ -42,7 +42,7 @@ def test_rehearsal(tmp_path: Path) -> None:
 
 def test_suites_are_all_there_and_budgeted(tmp_path: Path) -> None:
     steps = steps_of_suites(options(tmp_path))
-    assert [step.command[-1] for step in steps] == list(SUITES)
+    assert [step.command[-1] for step in steps] == list(suites())
     assert all(step.budgeted for step in steps)
     assert len(steps_of_suites(options(tmp_path, suites=["scaling"]))) == 1
 

@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command: ``make gpu-check OUT=folder`` or ``python -m benchmarks.gpu_check``.
+"""Everything that needs a GPU, in one command: ``make gpu-check OUT=folder`` or ``python -m tools.gpu_check``.
 
 For a machine with its own Python and PyTorch and no network. The native library comes from ``--wheel`` or is built in
 place with nvcc for the GPU at hand. Then the tests, compute-sanitizer, and the benchmark suites in order of
@@ -21,8 +21,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.check_steps import (
-    SUITE_WEIGHTS,
+from benchmarks.measure.registry import ops, suites
+from benchmarks.measure.results import read
+from benchmarks.report.tables import lost_to, median, over_ours
+from tools.gpu_check.steps import (
     Outcome,
     Step,
     run_step,
@@ -31,8 +33,6 @@ from benchmarks.check_steps import (
     steps_of_suites,
     steps_of_tests,
 )
-from benchmarks.results import read
-from benchmarks.tables import lost_to, median, over_ours
 
 PARTS = ("tests", "sanitizer", "bench")
 # Of the time that is left when a part begins, the share it may take; the last part takes all of it.
@@ -93,7 +93,7 @@ def result_lines(results: Path) -> list[str]:
     for row in read(results) if results.exists() else []:
         case, contenders = row["case"], row["contenders"]
         ours = contenders.get(row["ours"] or "", {})
-        sizes = " ".join(f"{label}{case[name]}" for label, name in zip("BPLD", _SIZES) if name in case)
+        sizes = " ".join(f"{label}{case[name]}" for name, label in ops()[case["op"]].axes.items() if name in case)
         direction = "fwd" if case["mode"] == "forward" else "f+b"
         line = f"{case['suite'][:12]:<12} {case['op'][:12]:<12} {sizes:<24} {case['dtype'][:8]:<8} {direction}"
         line += f" {case.get('preset') or case.get('axis', '')[:8]:<8}"
@@ -118,9 +118,6 @@ def result_lines(results: Path) -> list[str]:
     return lines
 
 
-_SIZES = ("batch", "patches", "tokens", "channels")
-
-
 def table(out: Path, outcomes: list[Outcome]) -> str:
     lines = [f"{'step':<34} {'status':<9} {'seconds':>7}  detail"]
     lines += [f"{o.name[:34]:<34} {o.status:<9} {o.seconds:>7.1f}  {o.detail[:140]}" for o in outcomes]
@@ -134,7 +131,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that is to be kept")
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
-    parser.add_argument("--suites", nargs="+", choices=SUITE_WEIGHTS, default=list(SUITE_WEIGHTS), help="of part bench")
+    parser.add_argument("--suites", nargs="+", choices=suites(), default=list(suites()), help="of part bench")
     parser.add_argument("--wheel", type=Path, help="take the native library from this wheel instead of building it")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for everything (default 540)")
     parser.add_argument("--commit", help="what to record as the commit, where the checkout has no history")

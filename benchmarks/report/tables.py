@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.harness import QUIET
-from benchmarks.timing import fitted_exponent
+from benchmarks.measure import registry
+from benchmarks.measure.case import BOTH, Op
+from benchmarks.measure.harness import QUIET
+from benchmarks.measure.timing import fitted_exponent
 
 Row = dict[str, Any]
-RIVALS = {
-    "triton": "triton",  # where ours is cuda: the backend that `auto` does not take
-    "eager": "eager",
-    "eager_float32": "eager, float32 inside",
-    "listing": "paper's listing",
-    "compile": "compile",
-    "compile_max_autotune": "compile, max-autotune",
-    "compile_max_autotune_no_graphs": "compile, max-autotune, no graphs",
-    "open_clip": "open_clip",
-    "inf_cl": "inf_cl",
-    "bare_products": "bare products",
-}
-SIZES = (("B", "batch"), ("P", "patches"), ("L", "tokens"), ("D", "channels"))
 FITTED_LIMIT = 1.05  # the goal for cost as the work grows
+
+
+def rivals() -> dict[str, str]:
+    """Contenders that have a column, and what heads it."""
+    return {name: provider.label for name, provider in registry.all_providers().items() if provider.label}
+
+
+def op_of(row: Row) -> Op:
+    return registry.ops()[row["case"]["op"]]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
@@ -62,7 +60,7 @@ def lost_to(row: Row) -> list[str]:
     """Contenders that compute the same thing in less time."""
     return [
         label
-        for name, label in RIVALS.items()
+        for name, label in rivals().items()
         if row["contenders"].get(name, {}).get("kind") not in (None, "floor")
         and (ratio := over_ours(row, name)) is not None
         and ratio < 1
@@ -75,7 +73,7 @@ def remarks(row: Row) -> str:
     if others >= QUIET:
         parts.append(f"busy {100 * others:.0f} %")
     parts += [
-        f"{RIVALS.get(name, name)} failed: {record['failed'].split(':')[0]}"
+        f"{rivals().get(name, name)} failed: {record['failed'].split(':')[0]}"
         for name, record in row["contenders"].items()
         if "failed" in record
     ]
@@ -86,12 +84,12 @@ def remarks(row: Row) -> str:
 
 def order(row: Row) -> tuple[Any, ...]:
     """Rows of one table: by direction, dtype and sizes."""
-    case = row["case"]
-    sizes = tuple(case.get(name, 0) for name in ("tokens", "channels", "patches", "batch"))
+    case, op = row["case"], op_of(row)
+    sizes = tuple(case.get(name, 0) for name in op.sorted_by)
     return (
         case["op"],
-        case["mode"] != "forward+backward",
-        case["captions"],
+        case["mode"] != BOTH,
+        *(case.get(name, usual) for name, usual in op.labels.items()),
         case.get("frozen", ""),
         case["dtype"] != "bfloat16",
         case["dtype"],
@@ -99,84 +97,58 @@ def order(row: Row) -> tuple[Any, ...]:
     )
 
 
-def _size_columns(rows: list[Row]) -> list[tuple[str, str]]:
-    return [(label, name) for label, name in SIZES if any(row["case"].get(name) for row in rows)]
-
-
-def _memory(row: Row, name: str | None) -> str:
+def memory_cell(row: Row, name: str | None) -> str:
     value = row["contenders"].get(name or "", {}).get("memory_bytes")
     return "" if value is None else megabytes(value)
 
 
 def op_table(rows: list[Row]) -> str:
-    """Ours in milliseconds, the others as multiples of it, memory beyond inputs, result and gradients."""
-    rows = sorted(rows, key=order)
-    rivals = [name for name in RIVALS if any(over_ours(row, name) is not None for row in rows)]
-    sizes, ragged = _size_columns(rows), any(row["case"]["captions"] != "full" for row in rows)
+    """Rows of one op: ours in milliseconds, the others as multiples of it, memory beyond inputs, result, gradients."""
+    rows, op = sorted(rows, key=order), op_of(rows[0])
+    shown_rivals = {name: label for name, label in rivals().items() if any(over_ours(row, name) for row in rows)}
+    sizes = {name: letter for name, letter in op.axes.items() if any(row["case"].get(name) for row in rows)}
+    labels = {name: usual for name, usual in op.labels.items() if any(row["case"][name] != usual for row in rows)}
     floors = any("share_of_floor" in record for row in rows for record in row["contenders"].values())
     frozen = any("frozen" in row["case"] for row in rows)
-    head = [*(["captions"] if ragged else []), *(["frozen"] if frozen else []), "dtype", *(label for label, _ in sizes)]
-    head += ["backend", "ms (p20 to p80)"]
-    head += [*(f"{RIVALS[name]} / ours" for name in rivals), *(["of the floor"] if floors else [])]
+    head = [*labels, *(["frozen"] if frozen else []), "dtype", *sizes.values(), "backend", "ms (p20 to p80)"]
+    head += [*(f"{label} / ours" for label in shown_rivals.values()), *(["of the floor"] if floors else [])]
     head += ["MB, ours", "MB, eager", "remarks"]
     lines = []
     for row in rows:
         case, ours = row["case"], row["contenders"].get(row["ours"] or "", {})
         shown = ours or row["contenders"].get("eager", {})
-        cells = [case["captions"]] if ragged else []
-        cells += [{"": "neither", "first": "patches", "second": "tokens"}[case.get("frozen", "")]] if frozen else []
-        cells += [case["dtype"], *(str(case.get(name, "")) for _, name in sizes), row["ours"] or "eager"]
-        cells.append(_time(shown))
-        cells += ["" if (ratio := over_ours(row, name)) is None else f"{ratio:.2f}" for name in rivals]
+        cells = [case[name] for name in labels]
+        cells += [op.sides[case["frozen"]] if "frozen" in case else "neither"] if frozen else []
+        cells += [case["dtype"], *(str(case.get(name, "")) for name in sizes), row["ours"] or "eager"]
+        cells.append(time_cell(shown))
+        cells += ["" if (ratio := over_ours(row, name)) is None else f"{ratio:.2f}" for name in shown_rivals]
         if floors:
             share = shown.get("share_of_floor")
             cells.append("" if share is None else f"{100 * share:.0f} % ({row['model']['bound']})")
-        lines.append([*cells, _memory(row, row["ours"]), _memory(row, "eager"), remarks(row)])
-    return table(head, lines, 1 + ragged + frozen)
+        lines.append([*cells, memory_cell(row, row["ours"]), memory_cell(row, "eager"), remarks(row)])
+    return table(head, lines, 1 + len(labels) + frozen)
 
 
-def _time(record: dict[str, Any]) -> str:
+def op_tables(rows: list[Row]) -> str:
+    """A table for each op and direction of a suite."""
+    groups = sorted({(row["case"]["op"], row["case"]["mode"]) for row in rows}, key=lambda g: (g[0], g[1] != BOTH))
+    parts = []
+    for op, mode in groups:
+        name = "" if op == rows[0]["case"]["suite"] else f"{op}, "
+        chosen = [row for row in rows if (row["case"]["op"], row["case"]["mode"]) == (op, mode)]
+        parts.append(f"**{name}{mode.replace('+', ' + ')}**\n\n{op_table(chosen)}")
+    return "\n\n".join(parts)
+
+
+def time_cell(record: dict[str, Any]) -> str:
     if "ms" not in record:
         return "failed" if "failed" in record else ""
     ms = record.get("graph_ms", record["ms"])
     return f"{milliseconds(ms['p50'])} ({milliseconds(ms['p20'])} to {milliseconds(ms['p80'])})"
 
 
-def step_table(rows: list[Row]) -> str:
-    """A whole step with the global loss alone, and what each way to compute the fine-grained loss adds to it."""
-    contenders = [name for name in ("cuda", "triton", "cpu", "eager", "compile") if _any_time(rows, name)]
-    head = ["", "dtype", "B", "global loss alone, ms", *(f"with {name}" for name in contenders)]
-    head += ["MB, alone", "MB, ours", "remarks"]
-    lines = []
-    for row in sorted(
-        rows, key=lambda row: (row["case"].get("preset", ""), row["case"]["dtype"], row["case"]["batch"])
-    ):
-        case, base = row["case"], row["contenders"]["without"]
-        cells = [case.get("preset", "adapters"), case["dtype"], str(case["batch"]), _time(base)]
-        cells += [_added(row["contenders"].get(name, {}), base) for name in contenders]
-        lines.append([*cells, _memory(row, "without"), _memory(row, row["ours"]), remarks(row)])
-    return table(head, lines, 2)
-
-
-def _any_time(rows: list[Row], name: str) -> bool:
+def any_time(rows: list[Row], name: str) -> bool:
     return any("ms" in row["contenders"].get(name, {}) for row in rows)
-
-
-def _added(record: dict[str, Any], base: dict[str, Any]) -> str:
-    if "ms" not in record or "ms" not in base:
-        return ""
-    return f"{milliseconds(record['ms']['p50'])} ({100 * (record['ms']['p50'] / base['ms']['p50'] - 1):+.1f} %)"
-
-
-def first_call_table(rows: list[Row]) -> str:
-    head = ["caches", "contender", "first call, ms", "second call, ms", "processes"]
-    lines = [
-        [row["case"]["axis"], name, _time(record), milliseconds(record["second_ms"]), str(record["rounds"])]
-        for row in sorted(rows, key=lambda row: row["case"]["axis"])
-        for name, record in row["contenders"].items()
-        if "ms" in record
-    ]
-    return table(head, lines, 2)
 
 
 def scaling_series(rows: list[Row], axis: str, name: str) -> tuple[list[int], list[float], list[float]]:
@@ -189,10 +161,10 @@ def scaling_series(rows: list[Row], axis: str, name: str) -> tuple[list[int], li
 def scaling_table(rows: list[Row]) -> str:
     """Exponents of the power laws through the upper half of each series; 1 is linear."""
     lines = []
-    for axis in ("batch", "patches", "tokens"):
+    for axis in op_of(rows[0]).axes:
         along = [row for row in rows if row["case"].get("axis") == axis]
         for name in dict.fromkeys(name for row in along for name in row["contenders"]):
-            if not _any_time(along, name) or name.startswith("bare"):
+            if not any_time(along, name) or name.startswith("bare"):
                 continue
             sizes, times, memory = scaling_series(along, axis, name)
             exponents = [fitted_exponent(sizes, times)]

@@ -1,4 +1,4 @@
-"""The steps of :mod:`benchmarks.gpu_check`: what each runs, and what came of it."""
+"""The steps of :mod:`tools.gpu_check`: what each runs, and what came of it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,12 @@ from xml.etree import ElementTree
 
 import torch
 
-from benchmarks.machine import CHECKOUT
+from benchmarks.measure.machine import CHECKOUT
+from benchmarks.measure.registry import suites
 
 OPS_TESTS = ("tests/ops", "tests/test_autograd.py", "tests/test_modules.py", "tests/test_arrays.py")
-DRY_TESTS = ("tests/ops/test_fine_grained.py", "-k", "(eager or cpu) and small")
+DRY_TESTS = ("tests/ops", "-k", "(eager or cpu) and small")
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
-SUITE_WEIGHTS = {
-    "fine_grained": 10,
-    "training_step": 3,
-    "scaling": 4,
-    "frozen": 2,
-    "sparc": 2,
-    "grouping": 2,
-    "adapters": 2,
-    "first_call": 2,
-    "contrastive": 1,
-}
 GRACE = 45.0  # seconds beyond its budget that a suite may take for the row it is in
 
 
@@ -198,7 +188,7 @@ def steps_of_tests(options: argparse.Namespace) -> list[Step]:
 
 
 def steps_of_sanitizer(options: argparse.Namespace) -> list[Step]:
-    target = python("-m", "benchmarks.sanitizer_target")
+    target = python("-m", "tools.gpu_check.sanitizer_target")
     if options.dry:
         return [Step("sanitizer's target, without it", "sanitizer", target)]
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -223,7 +213,7 @@ def steps_of_suites(options: argparse.Namespace) -> list[Step]:
     if options.dry:
         common += ("--device", "cpu", "--quick", "--seconds", "0.05", "--without", "compile", "--no-memory")
     return [
-        Step(f"suite {suite}", "bench", (*common, "--suite", suite), weight=weight, budgeted=True)
-        for suite, weight in SUITE_WEIGHTS.items()
-        if suite in options.suites
+        Step(f"suite {name}", "bench", (*common, "--suite", name), weight=suite.weight, budgeted=True)
+        for name, suite in suites().items()
+        if name in options.suites
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.harness import QUIET
-from benchmarks.tables import RIVALS, median, over_ours, scaling_series
+from benchmarks.measure.case import BOTH
+from benchmarks.measure.harness import QUIET
+from benchmarks.report.tables import median, op_of, over_ours, rivals, scaling_series
 
 Row = dict[str, Any]
+DTYPES = ("bfloat16", "float32")  # each a panel
 COLOURS = {
     "cuda": "#1b7837",
     "triton": "#2166ac",
@@ -39,22 +42,31 @@ def _save(path: Path, foot: float = 0.0) -> None:
     plt.close()
 
 
-def _paper_shapes(rows: list[Row], dtype: str, most: int) -> list[Row]:
-    """Rows of one dtype at the paper's lengths and width, by patches and batch; at most ``most``, ends included."""
-    same = {"tokens": 55, "channels": 512, "mode": "forward+backward", "captions": "full", "dtype": dtype}
-    found = [row for row in rows if row["ours"] and all(row["case"].get(name) == value for name, value in same.items())]
-    found.sort(key=lambda row: (row["case"]["patches"], row["case"]["batch"]))
+def _alike(rows: list[Row], same: Mapping[str, Any]) -> list[Row]:
+    """Rows, forward + backward, that have the values ``same``."""
+    return [row for row in rows if {**same, "mode": BOTH}.items() <= row["case"].items()]
+
+
+def _along(rows: list[Row], axes: Sequence[str], most: int) -> list[Row]:
+    """By the sizes ``axes``; at most ``most``, ends included."""
+    found = sorted(rows, key=lambda row: [row["case"][axis] for axis in axes])
     if len(found) <= most:
         return found
     return [found[round(place * (len(found) - 1) / (most - 1))] for place in range(most)]
 
 
-def speed_up(rows: list[Row], path: Path, most: int = 12) -> bool:
-    """Bars of the contenders' times over ours, a panel per dtype; left of 1 we lose."""
-    by_dtype = {dtype: _paper_shapes(quiet(rows), dtype, most) for dtype in ("bfloat16", "float32")}
+def speed_up(rows: list[Row], path: Path, same: Mapping[str, Any], along: Sequence[str], most: int = 12) -> bool:
+    """Bars of the contenders' times over ours, a panel per dtype; left of 1 we lose.
+
+    Of the rows with the values ``same``, named by their sizes ``along``.
+    """
+    chosen = [row for row in _alike(quiet(rows), same) if row["ours"]]
+    by_dtype = {d: _along([row for row in chosen if row["case"]["dtype"] == d], along, most) for d in DTYPES}
     by_dtype = {dtype: some for dtype, some in by_dtype.items() if some}
     drawn = [row for some in by_dtype.values() for row in some]
-    names = [name for name in RIVALS if name != "bare_products" and any(over_ours(row, name) for row in drawn)]
+    floors = {name for row in drawn for name, record in row["contenders"].items() if record["kind"] == "floor"}
+    labels = {n: label for n, label in rivals().items() if n not in floors and any(over_ours(r, n) for r in drawn)}
+    names = list(labels)
     if not drawn or not names:
         return False
     tallest = max(map(len, by_dtype.values()))
@@ -65,9 +77,10 @@ def speed_up(rows: list[Row], path: Path, most: int = 12) -> bool:
         for place, name in enumerate(names):
             values = [over_ours(row, name) or 0 for row in some]
             at = [index + (place - (len(names) - 1) / 2) * height for index in range(len(some))]
-            panel.barh(at, values, height, label=RIVALS[name], color=COLOURS.get(name, f"C{place}"))
+            panel.barh(at, values, height, label=labels[name], color=COLOURS.get(name, f"C{place}"))
         panel.axvline(1, color="black", linewidth=1)
-        panel.set_yticks(range(len(some)), [f"P={row['case']['patches']} B={row['case']['batch']}" for row in some])
+        ticks = [" ".join(f"{op_of(row).axes[axis]}={row['case'][axis]}" for axis in along) for row in some]
+        panel.set_yticks(range(len(some)), ticks)
         panel.invert_yaxis()
         panel.set(title=dtype, xlabel="time relative to ours, forward + backward")
     handles, labels = panels[0][0].get_legend_handles_labels()
@@ -107,10 +120,9 @@ def _points(axes: Axes, rows: list[Row]) -> None:
             axes.scatter(x, y, s=14, color=COLOURS[name], label=name, zorder=3)
 
 
-def memory_against_batch(rows: list[Row], path: Path) -> bool:
-    """Peak memory beyond inputs, result and gradients at the paper's B/16 shape, by batch."""
-    same = {"patches": 196, "tokens": 55, "channels": 512, "mode": "forward+backward", "captions": "full"}
-    rows = [row for row in rows if all(row["case"].get(name) == value for name, value in same.items())]
+def memory_against_batch(rows: list[Row], path: Path, same: Mapping[str, Any]) -> bool:
+    """Peak memory beyond inputs, result and gradients, by batch, of the rows with the values ``same``."""
+    rows = _alike(rows, same)
     dtype = next((row["case"]["dtype"] for row in rows), "")
     rows = [row for row in rows if row["case"]["dtype"] == dtype]
     plt.figure()
@@ -126,7 +138,8 @@ def memory_against_batch(rows: list[Row], path: Path) -> bool:
         return False
     plt.xscale("log", base=2)
     plt.yscale("log")
-    plt.xlabel(f"batch (P=196, L=55, D=512, {dtype})")
+    sizes = [f"{letter}={same[axis]}" for axis, letter in op_of(rows[0]).axes.items() if axis in same]
+    plt.xlabel(f"batch ({', '.join([*sizes, dtype])})")
     plt.ylabel("MB beyond inputs and gradients")
     plt.legend(frameon=False)
     _save(path)
@@ -135,7 +148,8 @@ def memory_against_batch(rows: list[Row], path: Path) -> bool:
 
 def scaling(rows: list[Row], path: Path) -> bool:
     """Time against each size that the scaling suite varies."""
-    axes_names = [axis for axis in ("batch", "patches", "tokens") if sum(r["case"]["axis"] == axis for r in rows) > 1]
+    known = op_of(rows[0]).axes if rows else ()
+    axes_names = [axis for axis in known if sum(row["case"]["axis"] == axis for row in rows) > 1]
     if not axes_names:
         return False
     _, panels = plt.subplots(1, len(axes_names), figsize=(2.6 * len(axes_names) + 0.8, 3.0), squeeze=False)
@@ -153,3 +167,11 @@ def scaling(rows: list[Row], path: Path) -> bool:
     panels[0][0].legend(frameon=False)
     _save(path)
     return True
+
+
+KINDS: dict[str, Callable[..., bool]] = {
+    "speed_up": speed_up,
+    "roofline": roofline,
+    "memory": memory_against_batch,
+    "scaling": scaling,
+}

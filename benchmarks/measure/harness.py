@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, memory
-from benchmarks.cases import Case, Inputs, draw, floor_milliseconds, model
-from benchmarks.parity import assert_parity, run
-from benchmarks.providers import Op, Provider, select
-from benchmarks.timing import graph_times, interleaved, quantiles, ratio
+from benchmarks.measure import machine, memory
+from benchmarks.measure.case import Case, Function, Inputs, Provider, floor_milliseconds
+from benchmarks.measure.parity import assert_parity, run
+from benchmarks.measure.providers import providers, select
+from benchmarks.measure.timing import graph_times, interleaved, quantiles, ratio
 
 QUIET = 0.02  # a row is measured again while other processes use more of the CPUs than this
 ERROR_LENGTH = 200
 MEMORY_KINDS = ("ours", "eager", "listing")  # on the CPU, where a compiled one would compile again in a fresh process
+PRINCIPALS = ("cuda", "triton", "cpu", "eager", "compile")  # who takes part where a program is measured, not an op
 Row = dict[str, Any]
 
 
@@ -65,10 +66,10 @@ def release(device: torch.device) -> None:
 
 def cold_copies(case: Case, device: torch.device) -> list[Inputs]:
     """Inputs to take in turn: on a GPU so many that together they are four times its second-level cache."""
-    first = draw(case, device)
+    first = case.op.draw(case, device)
     cache = machine.l2_bytes(device)
     copies = min(64, 1 + 4 * cache // max(1, first.input_bytes)) if cache else 1
-    return [first, *(draw(case, device, seed) for seed in range(1, copies))]
+    return [first, *(case.op.draw(case, device, seed) for seed in range(1, copies))]
 
 
 def times_when_quiet(
@@ -93,13 +94,26 @@ def times_when_quiet(
     return best
 
 
+def serving(case: Case, context: Context) -> tuple[dict[str, Provider], dict[str, dict[str, Any]]]:
+    """Of the ``PRINCIPALS``, who can serve the case; and a record of everyone."""
+    able, records = {}, {}
+    for name, provider in providers(case.op).items():
+        if name in PRINCIPALS and name not in context.without:
+            records[name] = {"kind": provider.kind}
+            if reason := provider.reason(case, context.device):
+                records[name]["unsupported"] = reason
+            else:
+                able[name] = provider
+    return able, records
+
+
 def prepare(
-    providers: list[Provider], case: Case, inputs: Inputs, device: torch.device
-) -> tuple[dict[str, Op], dict[str, dict[str, Any]]]:
+    chosen: list[Provider], case: Case, inputs: Inputs, device: torch.device
+) -> tuple[dict[str, Function], dict[str, dict[str, Any]]]:
     """Those that serve and compute the op, and a record of every provider."""
-    ops: dict[str, Op] = {}
+    ops: dict[str, Function] = {}
     records: dict[str, dict[str, Any]] = {}
-    for provider in providers:
+    for provider in chosen:
         record = records[provider.name] = {"kind": provider.kind}
         try:
             if reason := provider.reason(case, device):
@@ -118,7 +132,9 @@ def prepare(
     return ops, records
 
 
-def measure_memory(name: str, kind: str, op: Op, case: Case, inputs: Inputs, device: torch.device) -> dict[str, Any]:
+def measure_memory(
+    name: str, kind: str, op: Function, case: Case, inputs: Inputs, device: torch.device
+) -> dict[str, Any]:
     try:
         if device.type == "cuda":
             return {"memory_bytes": memory.gpu_peak(op, case, inputs)}
@@ -135,7 +151,7 @@ def chosen(measured: Iterable[str], records: dict[str, dict[str, Any]]) -> str |
     return next((name for name in measured if records[name]["kind"] == "ours"), None)
 
 
-def graph_record(op: Op, case: Case, copies: list[Inputs]) -> dict[str, Any]:
+def graph_record(op: Function, case: Case, copies: list[Inputs]) -> dict[str, Any]:
     def one_pass() -> None:
         for inputs in copies:
             run(op, case, inputs)
@@ -158,11 +174,11 @@ def measure(case: Case, context: Context, compiled: tuple[str, ...] = ("compile"
         if context.memory and records[name]["kind"] != "floor":
             records[name] |= measure_memory(name, records[name]["kind"], op, case, copies[0], device)
 
-    def stepper(op: Op) -> Callable[[], object]:
+    def stepper(op: Function) -> Callable[[], object]:
         turn = itertools.cycle(copies)
         return lambda: run(op, case, next(turn))
 
-    def floor(op: Op) -> Callable[[], object]:
+    def floor(op: Function) -> Callable[[], object]:
         turn = itertools.cycle(copies)
         return lambda: op(next(turn))
 
@@ -174,7 +190,7 @@ def measure(case: Case, context: Context, compiled: tuple[str, ...] = ("compile"
         for name, op in ops.items():  # last: a failed capture disturbs nothing that was measured
             if records[name]["kind"] != "floor" and name != "compile_max_autotune":  # which captures graphs itself
                 records[name] |= graph_record(op, case, copies)
-    work = model(case)
+    work = case.op.work(case)
     floor_ms, bound = floor_milliseconds(work, roofs)
     add_shares(records, floor_ms)
     return row(case, context, records, ours, others) | {

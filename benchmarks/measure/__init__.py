@@ -1,0 +1,1 @@
+"""How a case is measured, whatever its op; the ops are found by ``registry``."""

@@ -1,0 +1,1 @@
+"""Programs around an op: whole optimizer steps, and a process's first call."""

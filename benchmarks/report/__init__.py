@@ -1,0 +1,1 @@
+"""Result rows as a page, tables and plots, whatever was measured."""

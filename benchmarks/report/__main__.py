@@ -1,0 +1,5 @@
+"""``python -m benchmarks.report``."""
+
+from benchmarks.report.document import main
+
+main()
