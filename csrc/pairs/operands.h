@@ -1,82 +1,33 @@
-// The operands of a pair's matrix products, compiled once per instruction set.
-//
-// An engine says what the products run on. MultiplyAddEngine<T> computes in T, bfloat16 inputs converted to
-// float32; Bf16Engine multiplies bfloat16 pairs and adds in float32.
+// The rows of a pair as operands of matrix products, compiled once per instruction set.
 #pragma once
 
-#include "common/gemm.h"
+#include "common/operands.h"
+#include "pairs/valid_rows.h"
 
 namespace sparc {
 namespace SPARC_ISA {
 
-template <class T>
-struct MultiplyAddEngine {
-  using Ops = MultiplyAdd<T>;
-  using Acc = T;
-  using Elem = T;  // element of an operand
-  using Unit = T;
-  static constexpr int kPair = 1;  // elements in a unit
-};
-
-#if defined(SPARC_HAS_BF16_DOT)
-struct Bf16Engine {
-  using Ops = Bf16Dot;
-  using Acc = float;
-  using Elem = Bf16;
-  using Unit = uint32_t;
-  static constexpr int kPair = 2;
-};
-#endif
-
-// Hands out parts of one block of memory; without a block it only adds up what they need.
-class Arena {
- public:
-  explicit Arena(void* block) : block_(static_cast<char*>(block)) {}
-  template <class T>
-  T* take(int64_t count) {
-    constexpr size_t kLine = 64;
-    used_ = (used_ + kLine - 1) / kLine * kLine;
-    T* part = block_ ? reinterpret_cast<T*>(block_ + used_) : nullptr;
-    used_ += static_cast<size_t>(count) * sizeof(T);
-    return part;
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* block_;
-  size_t used_ = 0;
-};
-
 // Sizes of a pair once the masks are applied, and the padded ones of its buffers.
 template <class E>
-struct Sizes {
-  int64_t n, p, d;  // valid tokens, valid patches, channels
-  int64_t lp, dp;   // tokens and channels padded to the granule; the padding of operands is 0
-  int64_t np;       // tokens padded to whole units
-  int64_t du, pu;   // units along the channels, along the patches
-  Sizes(int64_t tokens, int64_t patches, int64_t channels)
-      : n(tokens),
-        p(patches),
+struct PaddedSizes {
+  int64_t n, p, d;  // valid rows of the text, of the image, channels
+  int64_t lp, dp;   // rows of the text and channels padded to the granule; the padding of operands is 0
+  int64_t np;       // rows of the text padded to whole units
+  int64_t du, pu;   // units along the channels, along the rows of the image
+  PaddedSizes(int64_t text_rows, int64_t image_rows, int64_t channels)
+      : n(text_rows),
+        p(image_rows),
         d(channels),
         lp(round_up(n, kGranule<typename E::Acc>)),
         dp(round_up(d, kGranule<typename E::Acc>)),
-        np(round_up(n, E::kPair)),
-        du(dp / E::kPair),
-        pu(ceil_div(p, E::kPair)) {}
+        np(round_up(n, E::kPack)),
+        du(dp / E::kPack),
+        pu(ceil_div(p, E::kPack)) {}
 };
-
-template <class To, class From>
-void convert_row(const From* x, int64_t stride, int64_t count, To* out) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < count; ++i) out[i] = Convert<To>::from(x[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) out[i] = Convert<To>::from(x[i * stride]);
-  }
-}
 
 // The valid rows one after another, [count, ld], with zeros from column d to ld.
 template <class In, class Elem>
-void gather_rows(const Rows& rows, int64_t d, Elem* out, int64_t ld) {
+void gather_rows(const ValidRows& rows, int64_t d, Elem* out, int64_t ld) {
   const In* data = static_cast<const In*>(rows.data);
   for (int64_t i = 0; i < rows.count; ++i) {
     convert_row(data + rows.index[i] * rows.row_stride, rows.column_stride, d, out + i * ld);
@@ -84,127 +35,45 @@ void gather_rows(const Rows& rows, int64_t d, Elem* out, int64_t ld) {
   }
 }
 
-// Exchange of the off-diagonal kStep x kStep blocks of two rows: the upper or the lower of the pair that
-// results. Lane numbers are template arguments, since GCC builds a mask that it must fold itself lane by
-// lane.
-template <bool kLower, int kStep, class V, int... kLane>
-SPARC_INLINE V exchange(V upper, V lower, std::integer_sequence<int, kLane...>) {
-  constexpr int kN = sizeof...(kLane);
-  return __builtin_shufflevector(upper, lower,
-                                 (kLower ? (kLane & kStep ? kN + kLane : kLane + kStep)
-                                         : (kLane & kStep ? kN + kLane - kStep : kLane))...);
-}
-
-// In-register transpose of kN x kN words, blocks of kStep and smaller.
-template <int kN, int kStep, class T>
-SPARC_INLINE void transpose_block(Vec<T, kN>* rows) {
-  if constexpr (kStep > 0) {
-    using Lanes = std::make_integer_sequence<int, kN>;
-    SPARC_UNROLL for (int i = 0; i < kN; ++i) {
-      if (i & kStep) continue;
-      const Vec<T, kN> upper = rows[i], lower = rows[i + kStep];
-      rows[i] = exchange<false, kStep>(upper, lower, Lanes{});
-      rows[i + kStep] = exchange<true, kStep>(upper, lower, Lanes{});
-    }
-    transpose_block<kN, kStep / 2, T>(rows);
-  }
-}
-
-// out [columns, ldo] = x [rows, ldx] transposed; columns of `out` from `rows` to `padded` become 0. `columns`
-// and `padded` are multiples of the granule. Walks down the rows within one cache line of columns, so that
-// both sides are touched line by line.
-template <class T>
-void transpose(const T* x, int64_t rows, int64_t columns, int64_t ldx, T* out, int64_t ldo, int64_t padded) {
-  constexpr int kN = kGranule<T>;
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t line = 0; line < columns; line += kLine) {
-    for (int64_t i = 0; i < padded; i += kN) {
-      for (int64_t j = line; j < smaller(line + kLine, columns); j += kN) {
-        Vec<T, kN> block[kN];
-        SPARC_UNROLL for (int r = 0; r < kN; ++r) {
-          block[r] = i + r < rows ? load<kN>(x + (i + r) * ldx + j) : Vec<T, kN>{};
-        }
-        transpose_block<kN, kN / 2, T>(block);
-        SPARC_UNROLL for (int r = 0; r < kN; ++r) store(out + (j + r) * ldo + i, block[r]);
-      }
-    }
-  }
-}
-
-// One row of units: out[i] = (low[i], high[i]) as bfloat16.
-template <class From>
-SPARC_INLINE void pair_row(const From* low, const From* high, int64_t count, uint32_t* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = Convert<Bf16>::from(low[i]).bits | static_cast<uint32_t>(Convert<Bf16>::from(high[i]).bits)
-                                                    << 16;
-  }
-}
-
-SPARC_INLINE void pair_row(const Bf16* low, const Bf16* high, int64_t count, uint32_t* out) {
-  using Halves = Vec<uint16_t, 16>;
-  const Halves first = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    const Halves a = load<16>(&low[i].bits), b = load<16>(&high[i].bits);
-    store(out + i, __builtin_shuffle(a, b, first));
-    store(out + i + 8, __builtin_shuffle(a, b, first + 8));
-  }
-  for (; i < count; ++i) out[i] = low[i].bits | static_cast<uint32_t>(high[i].bits) << 16;
-}
-
-// Units along the rows: out [ceil(rows / 2), columns] of (x[2k], x[2k + 1]), 0 beyond the last row.
-template <class From>
-void pair_rows(const From* x, int64_t rows, int64_t columns, int64_t ldx, uint32_t* out, int64_t ldo) {
-  for (int64_t k = 0; k < rows / 2; ++k)
-    pair_row(x + 2 * k * ldx, x + (2 * k + 1) * ldx, columns, out + k * ldo);
-  if (rows % 2) {
-    const From* last = x + (rows - 1) * ldx;
-    for (int64_t i = 0; i < columns; ++i) out[rows / 2 * ldo + i] = Convert<Bf16>::from(last[i]).bits;
-  }
-}
-
-// Patches of a pair: in place where the products can read them there, else gathered.
+// The rows of an image: in place where the products can read them there, else gathered.
 template <class E>
-struct PatchOperand {
+struct ImageOperand {
   using Elem = typename E::Elem;
   using Unit = typename E::Unit;
-  Elem* copy;        // [p, dp]
-  Unit* paired;      // [pu, dp], only where a unit holds two elements
-  const Elem* rows;  // [p, ld]
-  int64_t ld;        // in elements, a multiple of a unit
+  Elem* copy;               // [p, dp]
+  Unit* packed;             // [pu, dp], only where a unit holds two elements
+  Matrix<const Elem> rows;  // [p, ld], ld a multiple of a unit
 
-  PatchOperand(Arena& arena, const Sizes<E>& s)
-      : copy(arena.take<Elem>(s.p * s.dp)), paired(arena.take<Unit>(E::kPair > 1 ? s.pu * s.dp : 0)) {}
+  ImageOperand(Arena& arena, const PaddedSizes<E>& s)
+      : copy(arena.take<Elem>(s.p * s.dp)), packed(arena.take<Unit>(E::kPack > 1 ? s.pu * s.dp : 0)) {}
 
   template <class In>
-  void set(const Rows& patches, const Sizes<E>& s) {
-    rows = copy;
-    ld = s.dp;
+  void set(const ValidRows& image, const PaddedSizes<E>& s) {
     if constexpr (sizeof(In) == sizeof(Elem)) {
       // Vector loads run up to dp, so a row must end there; a unit is read as one word, so it must lie on its
       // boundary.
       const bool whole_units =
-          patches.row_stride % E::kPair == 0 && reinterpret_cast<uintptr_t>(patches.data) % sizeof(Unit) == 0;
-      if (patches.leading && patches.column_stride == 1 && s.dp == s.d && whole_units) {
-        rows = static_cast<const Elem*>(patches.data);
-        ld = patches.row_stride;
+          image.row_stride % E::kPack == 0 && reinterpret_cast<uintptr_t>(image.data) % sizeof(Unit) == 0;
+      if (image.leading && image.column_stride == 1 && s.dp == s.d && whole_units) {
+        rows = {static_cast<const Elem*>(image.data), image.row_stride};
         return;
       }
     }
-    gather_rows<In>(patches, s.d, copy, s.dp);
+    rows = {copy, s.dp};
+    gather_rows<In>(image, s.d, copy, s.dp);
   }
 
   // A operand of products along the channels.
-  const Unit* channel_units() const { return reinterpret_cast<const Unit*>(rows); }
-  int64_t channel_ld() const { return ld / E::kPair; }
-
-  // B operand of products along the patches: [pu, patch_ld()].
-  const Unit* patch_units(const Sizes<E>& s) const {
-    if constexpr (E::kPair == 1) return rows;
-    pair_rows(rows, s.p, s.dp, ld, reinterpret_cast<uint32_t*>(paired), s.dp);
-    return paired;
+  Matrix<const Unit> along_channels() const {
+    return {reinterpret_cast<const Unit*>(rows.data), rows.ld / E::kPack};
   }
-  int64_t patch_ld(const Sizes<E>& s) const { return E::kPair == 1 ? ld : s.dp; }
+
+  // B operand of products along the rows, [pu, dp].
+  Matrix<const Unit> along_rows(const PaddedSizes<E>& s) const {
+    if constexpr (E::kPack == 1) return rows;
+    pack_rows(rows.data, s.p, s.dp, rows.ld, reinterpret_cast<uint32_t*>(packed), s.dp);
+    return {packed, s.dp};
+  }
 };
 
 }  // namespace SPARC_ISA
