@@ -125,61 +125,29 @@ __attribute__((noinline)) void tile(int64_t k_units, Matrix<const typename Ops::
 constexpr int kMaxVectors = SPARC_VECTOR_REGISTERS == 32 ? 4 : 2;
 constexpr int kMaxRows = 6;
 
-template <class Ops, int kFull, int kHalf, ALayout kLayout>
+template <class Ops, int kFull, int kHalf, ALayout kLayout, int kRows = kMaxRows>
 void tile_of_rows(int64_t rows, int64_t k, Matrix<const typename Ops::Unit> a,
                   Matrix<const typename Ops::Unit> b, Matrix<typename Ops::Acc> c,
                   Start<typename Ops::Acc> start) {
-  switch (rows) {
-    case 1:
-      return tile<Ops, 1, kFull, kHalf, kLayout>(k, a, b, c, start);
-    case 2:
-      return tile<Ops, 2, kFull, kHalf, kLayout>(k, a, b, c, start);
-    case 3:
-      return tile<Ops, 3, kFull, kHalf, kLayout>(k, a, b, c, start);
-    case 4:
-      return tile<Ops, 4, kFull, kHalf, kLayout>(k, a, b, c, start);
-    case 5:
-      return tile<Ops, 5, kFull, kHalf, kLayout>(k, a, b, c, start);
-    default:
-      return tile<Ops, 6, kFull, kHalf, kLayout>(k, a, b, c, start);
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return tile_of_rows<Ops, kFull, kHalf, kLayout, kRows - 1>(rows, k, a, b, c, start);
   }
+  tile<Ops, kRows, kFull, kHalf, kLayout>(k, a, b, c, start);
 }
 
-// The tile for a panel of `granules` * kGranule columns.
-template <class Ops, ALayout kLayout>
+template <class Acc>
+constexpr int kGranulesInRegister = kLanes<Acc> / kGranule<Acc>;
+template <class Acc>
+constexpr int kPanelGranules = kMaxVectors * kGranulesInRegister<Acc>;
+
+// The tile for a panel of `granules` granules of columns.
+template <class Ops, ALayout kLayout, int kGranules = kPanelGranules<typename Ops::Acc>>
 auto tile_for(int64_t granules) {
-  using Acc = typename Ops::Acc;
-  if constexpr (kGranule<Acc> == kLanes<Acc>) {
-    switch (granules) {
-      case 1:
-        return &tile_of_rows<Ops, 1, 0, kLayout>;
-      case 2:
-        return &tile_of_rows<Ops, 2, 0, kLayout>;
-      case 3:
-        return &tile_of_rows<Ops, smaller(3, kMaxVectors), 0, kLayout>;
-      default:
-        return &tile_of_rows<Ops, kMaxVectors, 0, kLayout>;
-    }
-  } else {
-    switch (granules) {
-      case 1:
-        return &tile_of_rows<Ops, 0, 1, kLayout>;
-      case 2:
-        return &tile_of_rows<Ops, 1, 0, kLayout>;
-      case 3:
-        return &tile_of_rows<Ops, 1, 1, kLayout>;
-      case 4:
-        return &tile_of_rows<Ops, 2, 0, kLayout>;
-      case 5:
-        return &tile_of_rows<Ops, 2, 1, kLayout>;
-      case 6:
-        return &tile_of_rows<Ops, 3, 0, kLayout>;
-      case 7:
-        return &tile_of_rows<Ops, 3, 1, kLayout>;
-      default:
-        return &tile_of_rows<Ops, 4, 0, kLayout>;
-    }
+  if constexpr (kGranules > 1) {
+    if (granules < kGranules) return tile_for<Ops, kLayout, kGranules - 1>(granules);
   }
+  constexpr int kInRegister = kGranulesInRegister<typename Ops::Acc>;
+  return &tile_of_rows<Ops, kGranules / kInRegister, kGranules % kInRegister, kLayout>;
 }
 
 // Splits `total` into the fewest parts of at most `most`, as even as can be: a last part of one row or one
@@ -191,16 +159,13 @@ struct EvenParts {
   int64_t size(int64_t i) const { return base + (i < longer ? 1 : 0); }
 };
 
-template <class Acc>
-constexpr int64_t kPanelColumns = int64_t{kMaxVectors} * kLanes<Acc>;
-
 // C [M, N] = start + A B. N is a multiple of the granule (rows of B and C are padded to it).
 template <class Ops, ALayout kLayout>
 void gemm(int64_t m, int64_t n, int64_t k, Matrix<const typename Ops::Unit> a,
           Matrix<const typename Ops::Unit> b, Matrix<typename Ops::Acc> c,
           Start<typename Ops::Acc> start = {}) {
   using Acc = typename Ops::Acc;
-  const EvenParts panels(n / kGranule<Acc>, kPanelColumns<Acc> / kGranule<Acc>), blocks(m, kMaxRows);
+  const EvenParts panels(n / kGranule<Acc>, kPanelGranules<Acc>), blocks(m, kMaxRows);
   for (int64_t i = 0, column = 0; i < panels.parts; ++i) {
     const auto run = tile_for<Ops, kLayout>(panels.size(i));
     for (int64_t j = 0, row = 0; j < blocks.parts; row += blocks.size(j++)) {
@@ -229,9 +194,9 @@ void gemm_to_rows(int64_t m, int64_t n, int64_t k, Matrix<const typename Ops::Un
       return gemm<Ops, kLayout>(m, n, k, a, b, sink.rows, start);
     }
   }
-  constexpr int64_t kStride = kPanelColumns<Acc>;
+  constexpr int64_t kStride = kPanelGranules<Acc> * kGranule<Acc>;
   alignas(64) Acc buffer[kMaxRows * kStride];
-  const EvenParts panels(ceil_div(n, kGranule<Acc>), kStride / kGranule<Acc>), blocks(m, kMaxRows);
+  const EvenParts panels(ceil_div(n, kGranule<Acc>), kPanelGranules<Acc>), blocks(m, kMaxRows);
   for (int64_t i = 0, column = 0; i < panels.parts; ++i) {
     const auto run = tile_for<Ops, kLayout>(panels.size(i));
     const int64_t columns = smaller(n - column, panels.size(i) * kGranule<Acc>);

@@ -15,26 +15,6 @@ namespace {
 
 using torch::stable::new_empty;
 
-// Calls body(pair, i, workspace) for every image and its caption.
-template <class F>
-void for_each_caption(const Batch& batch, const Tensor& logit_scale, const std::optional<Tensor>& threshold,
-                      const FineGrainedKernel& kernel, const F& body) {
-  FineGrainedPair common = {};
-  common.all_patches = batch.p;
-  common.all_tokens = batch.l;
-  common.channels = batch.d;
-  common.logit_scale = read_scalar(logit_scale, "logit_scale", batch.accumulation);
-  common.threshold = read_threshold(threshold, batch.accumulation);
-  common.stats_stride = batch.b * batch.l;
-  for_each_pair(batch, batch.b, matching, kernel.workspace(batch.l, batch.p, batch.d),
-                [&](const ValidRows& patches, const ValidRows& tokens, int64_t i, void* workspace) {
-                  FineGrainedPair pair = common;
-                  pair.patches = patches;
-                  pair.tokens = tokens;
-                  body(pair, i, workspace);
-                });
-}
-
 ItemSlices read_pooled(const std::optional<Tensor>& grad, const char* name, const Batch& batch) {
   if (!grad) return {};
   check_cpu_input(*grad, name, batch.dtype, {batch.b, batch.d});
@@ -53,18 +33,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const ItemResult pooled_patches(patch_embeds, pool_patches, {batch.b, batch.d});
   const ItemResult pooled_tokens(patch_embeds, pool_tokens, {batch.b, batch.d});
 
+  FineGrainedPair common = {};
+  common.logit_scale = read_scalar(logit_scale, "logit_scale", batch.accumulation);
   const FineGrainedKernel kernel = pick_kernel<FineGrainedKernel>(batch.dtype);
   const int64_t row_bytes = batch.l * token_loss.element_size();
   const ItemSlices losses(token_loss.mutable_data_ptr(), row_bytes),
       stat(stats.mutable_data_ptr(), row_bytes);
-  for_each_caption(batch, logit_scale, threshold, kernel,
-                   [&](FineGrainedPair& pair, int64_t i, void* workspace) {
-                     pair.token_loss = losses.at(i);
-                     pair.stats = stat.at(i);
-                     pair.pooled_patches = pooled_patches.slices.at(i);
-                     pair.pooled_tokens = pooled_tokens.slices.at(i);
-                     kernel.forward(pair, workspace);
-                   });
+  for_each_caption(batch, threshold, common, kernel, [&](FineGrainedPair& pair, int64_t i, void* workspace) {
+    pair.token_loss = losses.at(i);
+    pair.stats = stat.at(i);
+    pair.pooled_patches = pooled_patches.slices.at(i);
+    pair.pooled_tokens = pooled_tokens.slices.at(i);
+    kernel.forward(pair, workspace);
+  });
   return {token_loss, stats, pooled_patches.tensor, pooled_tokens.tensor};
 }
 
@@ -84,21 +65,22 @@ std::tuple<Tensor, Tensor> backward(
   const ItemResult grad_tokens(patch_embeds, need_tokens, {batch.b, batch.l, batch.d});
   if (!need_patches && !need_tokens) return {grad_patches.tensor, grad_tokens.tensor};
 
+  FineGrainedPair common = {};
+  common.logit_scale = read_scalar(logit_scale, "logit_scale", batch.accumulation);
   const FineGrainedKernel kernel = pick_kernel<FineGrainedKernel>(batch.dtype);
   const int64_t acc_bytes = stats.element_size(), grad_stride = grad_token_loss.stride(1);
   const ItemSlices upstream(grad_token_loss.const_data_ptr(), grad_token_loss.stride(0) * acc_bytes);
   const ItemSlices stat(stats.const_data_ptr(), batch.l * acc_bytes);
-  for_each_caption(batch, logit_scale, threshold, kernel,
-                   [&](FineGrainedPair& pair, int64_t i, void* workspace) {
-                     pair.stats = stat.at(i);
-                     pair.grad_token_loss = upstream.at(i);
-                     pair.grad_stride = grad_stride;
-                     pair.grad_pooled_patches = pooled_patches.at(i);
-                     pair.grad_pooled_tokens = pooled_tokens.at(i);
-                     pair.grad_patches = grad_patches.slices.at(i);
-                     pair.grad_tokens = grad_tokens.slices.at(i);
-                     kernel.backward(pair, workspace);
-                   });
+  for_each_caption(batch, threshold, common, kernel, [&](FineGrainedPair& pair, int64_t i, void* workspace) {
+    pair.stats = stat.at(i);
+    pair.grad_token_loss = upstream.at(i);
+    pair.grad_stride = grad_stride;
+    pair.grad_pooled_patches = pooled_patches.at(i);
+    pair.grad_pooled_tokens = pooled_tokens.at(i);
+    pair.grad_patches = grad_patches.slices.at(i);
+    pair.grad_tokens = grad_tokens.slices.at(i);
+    kernel.backward(pair, workspace);
+  });
   return {grad_patches.tensor, grad_tokens.tensor};
 }
 

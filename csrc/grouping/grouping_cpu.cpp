@@ -17,25 +17,6 @@ using torch::stable::new_empty;
 
 enum class Output { kEmbeddings, kWeights };
 
-// Calls body(pair, i, workspace) for every image and its caption.
-template <class F>
-void for_each_image(const Batch& batch, const std::optional<Tensor>& threshold, const GroupingKernel& kernel,
-                    const F& body) {
-  const double sigma = read_threshold(threshold, batch.accumulation);
-  for_each_pair(batch, batch.b, matching, kernel.workspace(batch.l, batch.p, batch.d),
-                [&](const ValidRows& patches, const ValidRows& tokens, int64_t i, void* workspace) {
-                  GroupingPair pair = {};
-                  pair.patches = patches;
-                  pair.tokens = tokens;
-                  pair.all_patches = batch.p;
-                  pair.all_tokens = batch.l;
-                  pair.channels = batch.d;
-                  pair.threshold = sigma;
-                  pair.stats_stride = batch.b * batch.l;
-                  body(pair, i, workspace);
-                });
-}
-
 template <Output kOutput>
 std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
                                    const std::optional<Tensor>& patch_mask,
@@ -50,11 +31,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& tok
   const auto run = kOutput == Output::kEmbeddings ? kernel.embeddings_forward : kernel.weights_forward;
   const ItemSlices outputs(output.mutable_data_ptr(), batch.l * width * output.element_size());
   const ItemSlices stat(stats.mutable_data_ptr(), batch.l * stats.element_size());
-  for_each_image(batch, threshold, kernel, [&](GroupingPair& pair, int64_t i, void* workspace) {
-    pair.output = outputs.at(i);
-    pair.stats = stat.at(i);
-    run(pair, workspace);
-  });
+  for_each_caption(batch, threshold, GroupingPair{}, kernel,
+                   [&](GroupingPair& pair, int64_t i, void* workspace) {
+                     pair.output = outputs.at(i);
+                     pair.stats = stat.at(i);
+                     run(pair, workspace);
+                   });
   return {output, stats};
 }
 
@@ -77,14 +59,15 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& patch_embe
   const auto run = kOutput == Output::kEmbeddings ? kernel.embeddings_backward : kernel.weights_backward;
   const ItemSlices upstream(grad.const_data_ptr(), grad.stride(0) * grad.element_size());
   const int64_t strides[2] = {grad.stride(1), grad.stride(2)};
-  for_each_image(batch, threshold, kernel, [&](GroupingPair& pair, int64_t i, void* workspace) {
-    pair.grad = upstream.at(i);
-    pair.grad_strides[0] = strides[0];
-    pair.grad_strides[1] = strides[1];
-    pair.grad_patches = grad_patches.slices.at(i);
-    pair.grad_tokens = grad_tokens.slices.at(i);
-    run(pair, workspace);
-  });
+  for_each_caption(batch, threshold, GroupingPair{}, kernel,
+                   [&](GroupingPair& pair, int64_t i, void* workspace) {
+                     pair.grad = upstream.at(i);
+                     pair.grad_strides[0] = strides[0];
+                     pair.grad_strides[1] = strides[1];
+                     pair.grad_patches = grad_patches.slices.at(i);
+                     pair.grad_tokens = grad_tokens.slices.at(i);
+                     run(pair, workspace);
+                   });
   return {grad_patches.tensor, grad_tokens.tensor};
 }
 
