@@ -15,7 +15,7 @@ struct AlignedPair : PairBuffers<E> {
   using Base = PairBuffers<E>;
   using Base::s;
 
-  AlignmentRows<Acc> align_rows;
+  RowAlignments<Acc> align_rows;
 
   AlignedPair(Arena& arena, const PaddedSizes<E>& sizes) : Base(arena, sizes), align_rows(arena, s.lp) {}
 

@@ -8,7 +8,7 @@ namespace SPARC_ISA {
 template <class E>
 void logits_backward(FineGrainedBuffers<E>& w, const FineGrainedPair& pair) {
   using Acc = typename E::Acc;
-  const LogitRows<Acc>& logits = w.logits;
+  const TokenLogits<Acc>& logits = w.logits;
   for (int64_t l = 0; l < w.s.n; ++l) {
     const int64_t row = pair.tokens.index[l];
     const Acc* stat = static_cast<const Acc*>(pair.stats) + row;

@@ -21,7 +21,7 @@ struct FineGrainedBuffers : AlignedPair<E> {
   Acc* mixed_t;                    // [p, lp] = U^T dZ
   Acc *z, *z_t;                    // [n, lp]
   Acc *patch_share, *token_share;  // [dp]: of the gradients of the pooled embeddings
-  LogitRows<Acc> logits;
+  TokenLogits<Acc> logits;
 
   FineGrainedBuffers(Arena& arena, const PaddedSizes<E>& sizes)
       : Base(arena, sizes),
@@ -85,7 +85,7 @@ void fine_grained_forward(const FineGrainedPair& pair, void* workspace) {
   FineGrainedBuffers<E> w(arena, PaddedSizes<E>(n, pair.patches.count, pair.channels));
   w.template compare<In>(pair, false);
   w.group();
-  const LogitRows<Acc>& logits = w.logits;
+  const TokenLogits<Acc>& logits = w.logits;
   for (int64_t l = 0; l < n; ++l) {
     const Acc group_norm = clamped_norm<Acc>(w.product + l * w.s.dp, w.s.dp);
     const Acc token_norm = clamped_norm<Acc>(w.rows + l * w.s.dp, w.s.dp);
