@@ -1,6 +1,7 @@
 // What a block of threads does in every kernel: read masks and rows of the inputs, reduce, measure rows.
 #pragma once
 
+#include "alignment/flatness.h"
 #include "common/kernel_types.h"
 #include "common/products.cuh"
 
@@ -10,8 +11,6 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr float kSmallestNorm = 1e-12f;  // as in F.normalize
 constexpr float kLargest = 3.4028234663852886e38f;
-// A row of similarities is flat if its range is at most 16 eps of its largest magnitude.
-constexpr float kFlatRange = 16 * 1.1920928955078125e-07f;
 
 SPARC_HOST_DEVICE constexpr int at_most(int x, int most) { return x < most ? x : most; }
 
@@ -177,7 +176,7 @@ struct RowAlignment {
 
   SPARC_DEVICE RowAlignment(float low_, float high_, float sigma_) : low(low_), high(high_) {
     const float spread = high - low;
-    const bool flat = spread <= kFlatRange * device::max(device::abs(low), device::abs(high));
+    const bool flat = is_flat(spread, device::max(device::abs(low), device::abs(high)));
     range = flat ? 0.0f : spread;
     inverse_range =
         flat ? 0.0f : device::min(1.0f / spread, kLargest);  // a subnormal range: any factor serves

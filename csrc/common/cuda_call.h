@@ -9,7 +9,7 @@
 #include <limits>
 #include <string>
 
-#include "common/checks.h"
+#include "alignment/arguments.h"
 #include "common/launch.h"
 
 namespace sparc {
@@ -62,7 +62,7 @@ class CudaCall {
   CudaCall(const Tensor& patch_embeds, const Tensor& token_embeds, const std::optional<Tensor>& token_mask,
            const std::optional<Tensor>& patch_mask, const std::optional<Tensor>& threshold,
            const std::string& float32_precision)
-      : sizes_(patch_embeds, token_embeds, token_mask, patch_mask),
+      : sizes_(patch_side(patch_embeds, patch_mask), token_side(token_embeds, token_mask)),
         device_(checked_device(patch_embeds)),
         guard_(device_) {
     check_on_device(token_embeds, "token_embeds", device_);
