@@ -17,8 +17,9 @@ import sparc_kernels
 from sparc_kernels import _native
 from sparc_kernels.ops.fine_grained import schema as fine_grained_schema
 from sparc_kernels.ops.grouping import schema as grouping_schema
-from tests import cases
-from tests.ops import test_fine_grained, test_grouping
+from tests.ops.alignment import cases
+from tests.ops.fine_grained import test_fine_grained
+from tests.ops.grouping import test_grouping
 
 PACKAGE = Path(sparc_kernels.__file__).parent
 CHECKOUT = PACKAGE.parent

@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparc_kernels as sk
 from sparc_kernels import _dispatch
-from tests import cases
 from tests.conftest import BACKENDS, FUSED, device_of
+from tests.ops.alignment import cases
 
 CASE = cases.Case("modes", B=3, P=7, L=4, D=8, lengths=(4, 2, 3), patches=(7, 5, 6), scale=3.0)
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}

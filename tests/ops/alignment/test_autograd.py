@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import sparc_kernels as sk
-from tests import cases
 from tests.conftest import BACKENDS, FUSED, device_of
+from tests.ops.alignment import cases
 
 CASE = cases.Case("autograd", B=2, P=7, L=4, D=8, lengths=(4, 2), patches=(7, 5), scale=3.0)
 
