@@ -173,3 +173,31 @@ def test_works_without_the_native_library() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "no library here" in result.stdout
     assert result.stderr.count("runs on the eager backend (cpu: no library here)") == 1
+
+
+def test_import_touches_nothing() -> None:
+    """Few modules of its own, none of a compiler, and no environment variable."""
+    code = (
+        "import os, sys, torch\n"
+        "modules, environment = set(sys.modules), dict(os.environ)\n"
+        "import sparc_kernels\n"
+        "new = set(sys.modules) - modules\n"
+        "assert dict(os.environ) == environment, 'the environment has changed'\n"
+        "heavy = [m for m in new if m.startswith(('triton', 'torch._dynamo', 'torch._inductor', 'numpy'))]\n"
+        "assert not heavy, heavy\n"
+        "from sparc_kernels.ops._room import rooms\n"
+        "assert len(new) <= 20 + 6 * len(rooms()), sorted(new)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_flop_formulas_wait_for_the_counter() -> None:
+    code = (
+        "import sys, torch, sparc_kernels as sk\n"
+        "assert 'torch.utils.flop_counter' not in sys.modules and 'triton' not in sys.modules\n"
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        "x = torch.randn(2, 3, 4)\n"
+        "with FlopCounterMode(display=False) as counter: sk.fine_grained_loss(x, x)\n"
+        "assert counter.get_total_flops() > 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
