@@ -88,7 +88,7 @@ def can_be_looked_at(tensor: Tensor) -> bool:
     )
 
 
-def logit_scale(name: str, value: object, owner_name: str, owner: Tensor) -> None:
+def scalar(name: str, value: object, owner_name: str, owner: Tensor) -> None:
     """A finite number, or a floating one-element tensor on the device of the embeddings."""
     if isinstance(value, Tensor):
         _refuse_dtensor(name, value, f"{name}.full_tensor()")

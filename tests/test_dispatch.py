@@ -172,7 +172,8 @@ def test_cuda_wants_capability_8(monkeypatch: pytest.MonkeyPatch, made_up_rooms:
 
 
 @pytest.mark.gpu
-def test_auto_takes_cuda_on_a_gpu() -> None:
+@pytest.mark.parametrize("room", [room for room in rooms() if "cuda" in room.dtypes], ids=lambda room: room.name)
+def test_auto_takes_cuda_on_a_gpu(room: Room) -> None:
     assert HAS_GPU
-    assert _dispatch.resolve("fine_grained", "auto", torch.device("cuda"), torch.bfloat16) == "cuda"
-    assert _dispatch.resolve("dense", "auto", torch.device("cuda"), torch.float64) == "eager"
+    assert _dispatch.resolve(room.name, "auto", torch.device("cuda"), torch.bfloat16) == "cuda"
+    assert _dispatch.resolve(room.name, "auto", torch.device("cuda"), torch.float64) == "eager"

@@ -70,12 +70,16 @@ def test_package_without_the_library_runs_eager(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "sparc_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     code = """
 import torch, sparc_kernels as sk
+from sparc_kernels.ops import _samples
+from sparc_kernels.ops._room import rooms
 assert sk.available_backends()["eager"] is None
 assert "not built" in sk.available_backends()["cpu"], sk.available_backends()
-patches, tokens = torch.randn(2, 4, 8), torch.randn(2, 3, 8)
-assert sk.fine_grained_loss(patches, tokens).isfinite()
+room = next(room for room in rooms() if "cpu" in room.dtypes)
+entry = room.entries[0]
+arguments = _samples.entry_arguments(room, entry, torch.device("cpu"), torch.float32)
+assert entry.function(**arguments).isfinite().all()
 try:
-    sk.fine_grained_loss(patches, tokens, backend="cpu")
+    entry.function(**arguments, backend="cpu")
 except NotImplementedError as error:
     assert "libsparc_cpu.so is missing" in str(error), error
 else:

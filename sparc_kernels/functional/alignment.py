@@ -147,7 +147,7 @@ def token_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses [B, L], and the means [B, D] of the valid patches and tokens where asked for (else unspecified)."""
     patch_embeds, token_embeds, token_mask, patch_mask, threshold = pairs
-    _validate.logit_scale(scale_name, logit_scale, "patch_embeds", patch_embeds)
+    _validate.scalar(scale_name, logit_scale, "patch_embeds", patch_embeds)
     backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype)
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, scalar(logit_scale, patch_embeds), threshold)
     if backend == "eager":

@@ -39,7 +39,7 @@ def contrastive_loss(
     _validate.embeddings("text_embeds", text_embeds, "[B, D]")
     image_embeds, text_embeds = autocast(image_embeds, text_embeds)
     _validate.same("text_embeds", text_embeds, "image_embeds", image_embeds, {"B": 0, "D": 1})
-    _validate.logit_scale("logit_scale", logit_scale, "image_embeds", image_embeds)
+    _validate.scalar("logit_scale", logit_scale, "image_embeds", image_embeds)
     _validate.group(group)
     resolve("contrastive", backend, image_embeds.device, image_embeds.dtype)
     scale = scalar(logit_scale, image_embeds)
