@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.machine import CHECKOUT
 
-OPS_TESTS = ("tests/ops", "tests/test_autograd.py", "tests/test_modules.py", "tests/test_arrays.py")
-DRY_TESTS = ("tests/ops/test_fine_grained.py", "-k", "(eager or cpu) and small")
+OPS_TESTS = ("tests/ops", "tests/test_rooms.py")
+DRY_TESTS = ("tests/ops", "-k", "(eager or cpu) and small")
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SUITE_WEIGHTS = {
     "fine_grained": 10,
