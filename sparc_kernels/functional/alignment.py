@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
 from sparc_kernels import _arrays, _validate
-from sparc_kernels._arrays import ArrayT, DLPackArray, Embeds
+from sparc_kernels._arrays import ArrayT, DLPackArray
 from sparc_kernels._dispatch import resolve
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable, scalar
 from sparc_kernels.ops._dtype import accumulation_dtype
@@ -172,8 +173,16 @@ def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:
     return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(embeds.dtype)
 
 
-def _embeds(patch_embeds: ArrayT, token_embeds: ArrayT) -> tuple[Embeds[ArrayT], ...]:
-    return ("patch_embeds", "[B, P, D]", patch_embeds), ("token_embeds", "[B, L, D]", token_embeds)
+def _call(
+    function: Callable[..., Tensor],
+    patch_embeds: ArrayT,
+    token_embeds: ArrayT,
+    patch_mask: DLPackArray | None,
+    *options: object,
+) -> ArrayT:
+    """``function`` of tensors, or of arrays of another library as tensors."""
+    embeds = (("patch_embeds", "[B, P, D]", patch_embeds), ("token_embeds", "[B, L, D]", token_embeds))
+    return _arrays.call(function, embeds, {"patch_mask": patch_mask}, *options)
 
 
 def language_grouped_embeddings(
@@ -207,13 +216,7 @@ def language_grouped_embeddings(
             is masked (looked at on the CPU only).
         NotImplementedError: a backend that cannot serve this dtype, device or machine.
     """
-    return _arrays.call(
-        _language_grouped_embeddings,
-        _embeds(patch_embeds, token_embeds),
-        {"patch_mask": patch_mask},
-        similarity_threshold,
-        backend,
-    )
+    return _call(_language_grouped_embeddings, patch_embeds, token_embeds, patch_mask, similarity_threshold, backend)
 
 
 def _language_grouped_embeddings(
@@ -242,13 +245,7 @@ def alignment_weights(
         [B, L, P] in the embeddings' dtype and kind, exactly 0 below the threshold and at masked patches. Of tensors:
         differentiable once (the eager backend: any number of times). Of arrays: no gradient.
     """
-    return _arrays.call(
-        _alignment_weights,
-        _embeds(patch_embeds, token_embeds),
-        {"patch_mask": patch_mask},
-        similarity_threshold,
-        backend,
-    )
+    return _call(_alignment_weights, patch_embeds, token_embeds, patch_mask, similarity_threshold, backend)
 
 
 def _alignment_weights(

@@ -20,6 +20,13 @@ from torch import Tensor
 OPS = str(__package__)
 PACKAGE = OPS.rpartition(".")[0]
 
+# What kernels take as a rule; a room names its own where they take less.
+KERNEL_DTYPES = {
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+}
+
 BatchDims = tuple[int | None, ...]  # per argument or result: where its batch dimension is, None for those without one
 
 

@@ -1,18 +1,12 @@
 """What everybody who goes through all ops knows of this one."""
 
-import torch
-
 from sparc_kernels.ops._alignment import samples
-from sparc_kernels.ops._room import Entry, Op, Pass, Room
+from sparc_kernels.ops._room import KERNEL_DTYPES, Entry, Op, Pass, Room
 from sparc_kernels.ops.fine_grained import autograd, schema
 
 ROOM = Room(
     name="fine_grained",
-    dtypes={
-        "cuda": (torch.float32, torch.bfloat16, torch.float16),
-        "triton": (torch.float32, torch.bfloat16, torch.float16),
-        "cpu": (torch.float32, torch.float64, torch.bfloat16),
-    },
+    dtypes=KERNEL_DTYPES,
     entries=(
         Entry(
             "functional.alignment.fine_grained_loss",

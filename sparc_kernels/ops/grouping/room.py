@@ -1,9 +1,7 @@
 """What everybody who goes through all ops knows of these two."""
 
-import torch
-
 from sparc_kernels.ops._alignment import samples
-from sparc_kernels.ops._room import Entry, Op, Pass, Room
+from sparc_kernels.ops._room import KERNEL_DTYPES, Entry, Op, Pass, Room
 from sparc_kernels.ops.grouping import autograd, schema
 
 _FORWARD_DIMS = ((0, 0, 0, None, None), (0, 1))
@@ -11,11 +9,7 @@ _BACKWARD_DIMS = ((0, 0, 0, 0, None, 1, None, None, None), (0, 0))
 
 ROOM = Room(
     name="grouping",
-    dtypes={
-        "cuda": (torch.float32, torch.bfloat16, torch.float16),
-        "triton": (torch.float32, torch.bfloat16, torch.float16),
-        "cpu": (torch.float32, torch.float64, torch.bfloat16),
-    },
+    dtypes=KERNEL_DTYPES,
     entries=(
         Entry(
             "functional.alignment.language_grouped_embeddings", "ops.grouping.reference.grouped_embeddings_reference"
