@@ -45,8 +45,8 @@ WORDS = (
     *("sigma", "threshold", "thresholds", "patch", "patches", "caption", "captions"),
     *("alignment", "grouping", "grouped", "contrastive"),
 )
-# A word inside a name too (`n_patches`, `patchMask`), but not `monkeypatch` or `dispatch`.
-_ENDS = r"(?<![a-z])(?:{words})(?![a-z])"
+# Inside a name too (`n_patches`, `patchMask`, `kPatch`), but not in `dispatch`.
+_ENDS = r"(?<![a-z])(?:{words})(?![a-z])|(?:{capitalised})(?![a-z])"
 
 
 def files(pattern: str) -> list[Path]:
@@ -57,9 +57,11 @@ def files(pattern: str) -> list[Path]:
 def strangers(text: str, allowed: frozenset[str] = frozenset()) -> list[str]:
     """Names of rooms and their ops, and words of one family, in ``text``."""
     names = {name for room in rooms() for name in (room.name, *(op.name for op in room.ops))}
-    plain = re.sub(r"monkeypatch|mock\.patch", "", text)
+    plain = re.sub(r"monkeypatch|MonkeyPatch|mock\.patch", "", text)
     words = [*names, *(word for word in WORDS if word not in allowed)]
-    return sorted(set(re.findall(_ENDS.format(words="|".join(words)), plain, re.IGNORECASE)))
+    lower = "|".join([*words, *map(str.upper, words)])
+    capitalised = "|".join("".join(part.capitalize() for part in word.split("_")) for word in words)
+    return sorted(set(re.findall(_ENDS.format(words=lower, capitalised=capitalised), plain)))
 
 
 @pytest.mark.parametrize("pattern", [pattern for pattern in SHARED if pattern not in NOT_YET])
@@ -72,6 +74,6 @@ def test_shared_code_speaks_of_no_op(pattern: str) -> None:
 
 
 def test_words_are_found() -> None:
-    text = "n_patches = 3\nif op == 'fine_grained': sigma = Threshold\nmonkeypatch, dispatch, mock.patch"
-    assert strangers(text) == ["Threshold", "fine_grained", "patches", "sigma"]
+    text = "n_patches = 3\nif op == 'fine_grained': kThreshold = FineGrainedArgs\nmonkeypatch, dispatch, mock.patch"
+    assert strangers(text) == ["FineGrained", "Threshold", "fine_grained", "patches"]
     assert set(NOT_YET) <= set(SHARED)
