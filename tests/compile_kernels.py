@@ -1,7 +1,7 @@
 """Compiles the Triton kernels as their launchers would launch them, for GPUs that need not be there.
 
 Run as a script in a process of its own, because under test Triton's interpreter has taken the place of its compiler:
-``python tests/compile_kernels.py 90 bfloat16 paper`` prints one JSON object per kernel. The launches are those of the
+``python -m tests.compile_kernels 90 bfloat16 paper`` prints one JSON object per kernel. The launches are those of the
 launchers' plans, built on meta tensors; what the launcher passes (constexprs, warps, stages) is what is compiled.
 """
 
@@ -128,7 +128,7 @@ def compile_launch(launch: Any, capability: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """``compile_kernels.py <capability> <dtype> <shapes> [float32 precision]``"""
+    """``python -m tests.compile_kernels <capability> <dtype> <shapes> [float32 precision]``"""
     os.environ.pop("TRITON_INTERPRET", None)
     import torch
 

@@ -1,6 +1,6 @@
 """Compile-time proof of the Triton kernels, without a GPU: matrix instructions, shared memory, spills.
 
-``python tests/compile_kernels.py 90 bfloat16 paper`` prints what these tests look at.
+``python -m tests.compile_kernels 90 bfloat16 paper`` prints what these tests look at.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ CAPABILITIES = sorted(SHARED_MEMORY_KB)
 def compiled(capability: int, dtype: str, shapes: str, precision: str = "highest") -> list[dict[str, Any]]:
     """Every kernel of every room, compiled by ``compile_kernels.py``."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
-    command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py"), str(capability), dtype, shapes, precision]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    command = [sys.executable, "-m", "tests.compile_kernels", str(capability), dtype, shapes, precision]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-4000:]
     return [json.loads(line) for line in result.stdout.splitlines()]
 
