@@ -17,8 +17,12 @@ from sparc_kernels.functional import (
     sparc_loss,
 )
 from sparc_kernels.modules import SparcLoss
+from sparc_kernels.ops._registration import register
+from sparc_kernels.ops._room import rooms
 from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
 from sparc_kernels.ops.grouping.autograd import AlignmentWeightsFunction, LanguageGroupedEmbeddingsFunction
+
+register(rooms())
 
 __all__ = [
     "AlignmentWeightsFunction",

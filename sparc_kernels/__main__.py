@@ -19,6 +19,7 @@ import sys
 import torch
 
 from sparc_kernels import __version__, _dispatch, _native, available_backends
+from sparc_kernels.ops._room import rooms
 
 
 def _installed(package: str) -> str:
@@ -51,10 +52,7 @@ def faults() -> list[str]:
         if torch.cuda.get_device_capability(index) < _dispatch.CUDA_CAPABILITY:
             continue
         device = torch.device("cuda", index)
-        reasons = {
-            backend: _dispatch.supports("fine_grained", backend, device, torch.bfloat16)
-            for backend in ("cuda", "triton")
-        }
+        reasons = {backend: _dispatch.machine_reason(backend, device) for backend in ("cuda", "triton")}
         if has_cuda_half and reasons["cuda"] is not None:
             found.append(f"the cuda backend cannot be used on device {index}: {reasons['cuda']}")
         elif None not in reasons.values():
@@ -81,9 +79,9 @@ def main() -> int:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
-    for op in ("fine_grained", "grouping", "contrastive"):
-        print(f"\nbackends of {op}:")
-        for backend, reason in available_backends(op).items():
+    for room in rooms():
+        print(f"\nbackends of {room.name}:")
+        for backend, reason in available_backends(room.name).items():
             print(f"  {backend:<7} {'usable' if reason is None else f'not usable: {reason}'}")
     found = faults()
     for fault in found:

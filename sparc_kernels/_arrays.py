@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -27,11 +27,13 @@ class DLPackArray(Protocol):
 ArrayT = TypeVar("ArrayT", bound=DLPackArray)
 
 
+Embeds = tuple[str, str, ArrayT]  # name, layout such as "[B, D]", value
+
+
 def call(
     function: Callable[..., Tensor],
-    patch_embeds: ArrayT,
-    token_embeds: ArrayT,
-    patch_mask: DLPackArray | None,
+    embeds: Sequence[Embeds[ArrayT]],
+    masks: Mapping[str, DLPackArray | None],
     *options: object,
 ) -> ArrayT:
     """``function`` of the arrays as tensors over the same memory; its result as the embeddings' kind of array.
@@ -40,10 +42,9 @@ def call(
     autocast is for tensors (and would give bfloat16, which NumPy does not know).
 
     Args:
-        function: takes ``(patch_embeds, token_embeds, patch_mask, *options)``, and checks shapes, dtypes and devices.
-        patch_embeds: [B, P, D] tensor or array.
-        token_embeds: [B, L, D], the same kind of array.
-        patch_mask: [B, P] bool tensor or array of any kind, or None.
+        function: takes ``(*embeds, *masks, *options)``, and checks shapes, dtypes and devices.
+        embeds: floating tensors or arrays, all of one kind.
+        masks: by name: bool tensors or arrays of any kind, or None.
         options: what else ``function`` takes.
 
     Raises:
@@ -51,24 +52,26 @@ def call(
             has no ``from_dlpack`` for the way back.
         ValueError: strides that PyTorch cannot express.
     """
-    if torch.compiler.is_compiling() and not all(
-        isinstance(x, Tensor) for x in (patch_embeds, token_embeds, patch_mask) if x is not None
-    ):
+    values = [value for _, _, value in embeds]
+    given = [value for value in (*values, *masks.values()) if value is not None]
+    if torch.compiler.is_compiling() and not all(isinstance(value, Tensor) for value in given):
         raise TypeError("torch.compile takes tensors here, not arrays: pass torch.from_numpy(array)")
-    _same_kind(patch_embeds, token_embeds)
-    if patch_mask is not None and not isinstance(patch_mask, Tensor):
-        if not _is_dlpack(patch_mask):
-            raise TypeError(
-                f"patch_mask must be a bool torch.Tensor, a bool DLPack array or None, got {type(patch_mask).__name__}"
-            )
-        patch_mask = _to_tensor("patch_mask", patch_mask, floating=False)
-    if isinstance(patch_embeds, Tensor):
-        return function(patch_embeds, token_embeds, patch_mask, *options)  # type: ignore[return-value]
-    back = _way_back(patch_embeds)
-    patches = _to_tensor("patch_embeds", patch_embeds, floating=True)
-    tokens = _to_tensor("token_embeds", token_embeds, floating=True)
-    with torch.autocast(patches.device.type, enabled=False):
-        return back(function(patches, tokens, patch_mask, *options))
+    _same_kind(embeds)
+    mask_tensors = [_mask(name, value) for name, value in masks.items()]
+    if isinstance(values[0], Tensor):
+        return function(*values, *mask_tensors, *options)  # type: ignore[return-value]
+    back = _way_back(embeds[0][0], values[0])
+    tensors = [_to_tensor(name, value, floating=True) for name, _, value in embeds]
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        return back(function(*tensors, *mask_tensors, *options))
+
+
+def _mask(name: str, value: DLPackArray | None) -> Tensor | None:
+    if value is None or isinstance(value, Tensor):
+        return value
+    if not _is_dlpack(value):
+        raise TypeError(f"{name} must be a bool torch.Tensor, a bool DLPack array or None, got {type(value).__name__}")
+    return _to_tensor(name, value, floating=False)
 
 
 def _is_dlpack(value: object) -> bool:
@@ -85,27 +88,25 @@ def _kind(value: object) -> str:
     return f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
 
 
-def _same_kind(patch_embeds: object, token_embeds: object) -> None:
-    if isinstance(patch_embeds, Tensor) and isinstance(token_embeds, Tensor):
+def _same_kind(embeds: Sequence[Embeds[Any]]) -> None:
+    if all(isinstance(value, Tensor) for _, _, value in embeds):
         return
-    for name, value, layout in (
-        ("patch_embeds", patch_embeds, "[B, P, D]"),
-        ("token_embeds", token_embeds, "[B, L, D]"),
-    ):
+    for name, layout, value in embeds:
         if not _is_dlpack(value):
             raise TypeError(
                 f"{name} must be a torch.Tensor or DLPack array of shape {layout}, got {type(value).__name__}"
             )
-    if _is_numpy(patch_embeds) and _is_numpy(token_embeds):
-        return
-    if not (isinstance(patch_embeds, type(token_embeds)) or isinstance(token_embeds, type(patch_embeds))):
-        raise TypeError(
-            "token_embeds and patch_embeds must be the same kind of array, "
-            f"got {_kind(token_embeds)} and {_kind(patch_embeds)}"
-        )
+    (first_name, _, first), *others = embeds
+    for name, _, value in others:
+        if _is_numpy(first) and _is_numpy(value):
+            continue
+        if not (isinstance(first, type(value)) or isinstance(value, type(first))):
+            raise TypeError(
+                f"{name} and {first_name} must be the same kind of array, got {_kind(value)} and {_kind(first)}"
+            )
 
 
-def _way_back(like: Any) -> Callable[[Tensor], Any]:
+def _way_back(name: str, like: Any) -> Callable[[Tensor], Any]:
     """From a tensor to the kind of array that ``like`` is, over the same memory."""
     if _is_numpy(like):
         return Tensor.numpy  # writeable with every NumPy; numpy.from_dlpack is not before 2.1
@@ -114,8 +115,7 @@ def _way_back(like: Any) -> Callable[[Tensor], Any]:
         namespace = sys.modules.get(type(like).__module__.partition(".")[0])
     if not hasattr(namespace, "from_dlpack"):
         raise TypeError(
-            "patch_embeds must be an array whose library has from_dlpack, to return the result as one, "
-            f"got {_kind(like)}"
+            f"{name} must be an array whose library has from_dlpack, to return the result as one, got {_kind(like)}"
         )
     # Both ways through from_dlpack: it makes the consumer's current stream wait for the producer's.
     return namespace.from_dlpack  # type: ignore[union-attr]

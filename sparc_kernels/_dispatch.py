@@ -15,10 +15,8 @@ import torch
 from sparc_kernels import _native, _validate
 from sparc_kernels._compile import constant_when_compiled
 from sparc_kernels._validate import BACKENDS
+from sparc_kernels.ops._room import Room, rooms
 
-NATIVE_OPS = ("fine_grained", "grouping")  # rooms with kernels; the others have their eager definition only
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CUDA_CAPABILITY = (8, 0)  # the matrix instructions on bfloat16, and asynchronous copies
 
 _log = logging.getLogger("sparc_kernels")
@@ -28,14 +26,29 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _cuda_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    if op not in NATIVE_OPS:
-        return f"{op} has no CUDA kernel"
+def room_of(op: str) -> Room:
+    """
+    Raises:
+        ValueError: there is no room of that name.
+    """
+    for room in rooms():
+        if room.name == op:
+            return room
+    *others, last = (repr(room.name) for room in rooms())
+    raise ValueError(f"op must be {', '.join(others)} or {last}, got {op!r}")
+
+
+def _dtype_reason(room: Room, backend: str, dtype: torch.dtype) -> str | None:
+    served = room.dtypes[backend]
+    return None if dtype in served else f"it serves {', '.join(map(_short, served))}, not {_short(dtype)}"
+
+
+def _cuda_reason(room: Room, device: torch.device, dtype: torch.dtype) -> str | None:
+    if "cuda" not in room.dtypes:
+        return f"{room.name} has no CUDA kernel"
     if device.type != "cuda":
         return f"it serves tensors on CUDA devices, not on {device.type}"
-    if dtype not in _CUDA_DTYPES:
-        return f"it serves {', '.join(map(_short, _CUDA_DTYPES))}, not {_short(dtype)}"
-    reason = _native.cuda_reason()
+    reason = _dtype_reason(room, "cuda", dtype) or _native.cuda_reason()
     if reason is not None:
         return reason
     capability = torch.cuda.get_device_capability(device)
@@ -44,30 +57,25 @@ def _cuda_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | Non
     return _native.cuda_device_reason(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def _cpu_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    if op not in NATIVE_OPS:
-        return f"{op} has no C++ kernel"
+def _cpu_reason(room: Room, device: torch.device, dtype: torch.dtype) -> str | None:
+    if "cpu" not in room.dtypes:
+        return f"{room.name} has no C++ kernel"
     if device.type != "cpu":
         return f"it serves tensors on the CPU, not on {device.type}"
-    if dtype not in _CPU_DTYPES:
-        return f"it serves {', '.join(map(_short, _CPU_DTYPES))}, not {_short(dtype)}"
-    return _native.cpu_reason()
+    return _dtype_reason(room, "cpu", dtype) or _native.cpu_reason()
 
 
-def _triton_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    if op not in NATIVE_OPS:
-        return f"{op} has no Triton kernel"
+def _triton_reason(room: Room, device: torch.device, dtype: torch.dtype) -> str | None:
+    if "triton" not in room.dtypes:
+        return f"{room.name} has no Triton kernel"
     try:
-        if op == "fine_grained":
-            from sparc_kernels.ops.fine_grained import triton as room
-        else:
-            from sparc_kernels.ops.grouping import triton as room  # type: ignore[no-redef]
+        from sparc_kernels.ops._triton import launch
     except ImportError as error:
         return f"triton cannot be imported ({error})"
-    return room.unsupported_reason(device, dtype)
+    return launch.unsupported_reason(device, dtype) or _dtype_reason(room, "triton", dtype)
 
 
-def _eager_reason(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _eager_reason(room: Room, device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
@@ -79,10 +87,13 @@ def supports(op: str, backend: str, device: torch.device, dtype: torch.dtype) ->
     """None where ``backend`` can serve ``op`` for tensors of ``dtype`` on ``device``, else the reason why it cannot.
 
     Args:
-        op: the room: ``"fine_grained"``, ``"grouping"`` or ``"contrastive"``.
+        op: the name of a room.
         backend: one of ``BACKENDS``.
+
+    Raises:
+        ValueError: there is no room of that name.
     """
-    return _REASONS[backend](op, device, dtype)
+    return _REASONS[backend](room_of(op), device, dtype)
 
 
 def _exports_to_onnx() -> bool:
@@ -109,7 +120,7 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
         backend = os.environ.get("SPARC_BACKEND", "auto")
         if backend not in ("auto", *BACKENDS):
             raise ValueError(f"SPARC_BACKEND must be one of {', '.join(('auto', *BACKENDS))}, got {backend!r}")
-        if op not in NATIVE_OPS:
+        if not room_of(op).dtypes:
             backend = "eager"
     if backend == "auto" and (device.type == "meta" or _exports_to_onnx()):
         return "eager"
@@ -142,19 +153,32 @@ def _announce(op: str, device_type: str, dtype: torch.dtype, backend: str, refus
     _log.log(level, "%s on %s %s runs on the %s backend%s", op, device_type, _short(dtype), backend, suffix)
 
 
-def available_backends(op: str = "fine_grained") -> dict[str, str | None]:
+def available_backends(op: str | None = None) -> dict[str, str | None]:
     """Which backends can serve ``op`` on this machine: None, or the reason why not.
 
-    Asked for bfloat16, which every kernel serves, on the device that the backend is made for.
+    Asked for a dtype that its kernels take, on the device that the backend is made for.
+
+    Args:
+        op: the name of a room; None = all rooms, each asked for the backends that it has kernels for.
 
     >>> available_backends()["eager"] is None
     True
     """
-    if op not in (*NATIVE_OPS, "contrastive"):
-        raise ValueError(f"op must be 'fine_grained', 'grouping' or 'contrastive', got {op!r}")
     gpu = torch.device("cuda")
     reasons: dict[str, str | None] = {}
     for backend in BACKENDS:
         on_gpu = backend == "cuda" or (backend == "triton" and torch.cuda.is_available())
-        reasons[backend] = supports(op, backend, gpu if on_gpu else torch.device("cpu"), torch.bfloat16)
+        reasons[backend] = machine_reason(backend, gpu if on_gpu else torch.device("cpu"), op)
     return reasons
+
+
+def machine_reason(backend: str, device: torch.device, op: str | None = None) -> str | None:
+    """Why ``backend`` cannot serve ``op`` on ``device`` whatever its dtype, or None; without ``op``, the first reason
+    of a room that has kernels for the backend."""
+    asked = [room_of(op)] if op is not None else [room for room in rooms() if backend in room.dtypes]
+    for room in asked:
+        dtypes = room.dtypes.get(backend, (torch.float32,))
+        reason = supports(room.name, backend, device, dtypes[0])
+        if reason is not None:
+            return reason
+    return None

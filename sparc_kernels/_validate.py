@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("cuda", "triton", "cpu", "eager")
-REDUCTIONS = ("token", "caption", "none")
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -28,7 +27,7 @@ def _refuse_dtensor(name: str, value: Tensor, instead: str) -> None:
 
 
 def embeddings(name: str, value: object, layout: str) -> None:
-    """A floating tensor with the rank of ``layout`` (such as ``"[B, P, D]"``) and no empty dimension but the batch."""
+    """A floating tensor with the rank of ``layout`` (such as ``"[B, N, D]"``) and no empty dimension but the batch."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape {layout}, got {type(value).__name__}")
     _refuse_dtensor(name, value, f"{name}.to_local(), sharded over the batch alone")
@@ -59,17 +58,6 @@ def _same_size(name: str, value: Tensor, other_name: str, other: Tensor, dim_nam
         )
 
 
-def global_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Global embeddings ``value`` belong to the pairs of ``other``: the same first dimension and device."""
-    if value.shape[0] != other.shape[0]:
-        raise ValueError(
-            f"{name} and {other_name} must have the same B, got B={value.shape[0]} in {_shape(value)} and "
-            f"{other.shape[0]} in {_shape(other)}; embeddings gathered from other processes belong into "
-            "contrastive_loss, beside fine_grained_loss of this process's pairs"
-        )
-    same_device(name, value, other_name, other)
-
-
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, got {value.device} and {other.device}")
@@ -90,7 +78,7 @@ def mask(name: str, value: object, owner_name: str, owner: Tensor) -> None:
     same_device(name, value, owner_name, owner)
 
 
-def _can_be_looked_at(tensor: Tensor) -> bool:
+def can_be_looked_at(tensor: Tensor) -> bool:
     """Whether its values are there, and reading them makes nobody wait: not on a GPU, in a trace or a transform."""
     return (
         type(tensor) is Tensor
@@ -100,19 +88,7 @@ def _can_be_looked_at(tensor: Tensor) -> bool:
     )
 
 
-def images_have_patches(patch_mask: Tensor | None) -> None:
-    """Every image keeps at least one patch, as far as that can be seen."""
-    if patch_mask is None or not _can_be_looked_at(patch_mask):
-        return
-    without = (~patch_mask.any(1)).nonzero().flatten()
-    if without.numel():
-        raise ValueError(
-            f"patch_mask must leave at least one patch to every image, got none for image {int(without[0])} "
-            f"({without.numel()} of {patch_mask.shape[0]} images)"
-        )
-
-
-def logit_scale(name: str, value: object, owner_name: str, owner: Tensor) -> None:
+def scalar(name: str, value: object, owner_name: str, owner: Tensor) -> None:
     """A finite number, or a floating one-element tensor on the device of the embeddings."""
     if isinstance(value, Tensor):
         _refuse_dtensor(name, value, f"{name}.full_tensor()")
@@ -132,24 +108,9 @@ def _number(name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def similarity_threshold(value: object) -> None:
-    """None (1 / number of valid patches) or a number in [0, 1]."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"similarity_threshold must be a number in [0, 1] or None, got {type(value).__name__}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"similarity_threshold must lie in [0, 1], got {value}")
-
-
 def weight(name: str, value: object) -> None:
     """A finite number."""
     _number(name, value, "a number")
-
-
-def reduction(value: object) -> None:
-    if value not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {value!r}")
 
 
 def backend(value: object) -> None:

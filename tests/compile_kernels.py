@@ -1,76 +1,36 @@
 """Compiles the Triton kernels as their launchers would launch them, for GPUs that need not be there.
 
 Run as a script in a process of its own, because under test Triton's interpreter has taken the place of its compiler:
-``python tests/compile_kernels.py 90 bfloat16 paper`` prints one JSON object per kernel. The launches are those of the
+``python -m tests.compile_kernels 90 bfloat16 paper`` prints one JSON object per kernel. The launches are those of the
 launchers' plans, built on meta tensors; what the launcher passes (constexprs, warps, stages) is what is compiled.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 # kB of shared memory that one block may take, by compute capability (CUDA C++ Programming Guide)
 SHARED_MEMORY_KB = {80: 163, 90: 227, 100: 227, 120: 99}
-# name -> (P, L, D) of the pairs
-SHAPES = {
-    "paper": [(49, 55, 512), (196, 55, 512), (256, 55, 512)],
-    "large": [(1024, 256, 1024)],
-}
 MATRIX_INSTRUCTION = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 
 
-def plans(capability: int, dtype_name: str, p: int, l: int, d: int, precision: str) -> dict[str, list[Any]]:
-    """The launches of every op of both rooms for a batch of 1024 pairs."""
-    import torch
+def rooms() -> dict[str, Any]:
+    """``tests/ops/<room>/launches.py`` of every room with Triton kernels: SHAPES, MAY_SPILL and plans."""
+    from sparc_kernels.ops._room import rooms
 
-    from sparc_kernels.ops._triton.plans import Gradients, Inputs
-    from sparc_kernels.ops.fine_grained import triton as fine_grained
-    from sparc_kernels.ops.grouping import triton as grouping
-
-    b, dtype = 1024, getattr(torch, dtype_name)
-
-    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    patches, tokens, mask = meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), meta(b, l, dtype=torch.bool)
-    scale, weight = meta(), meta(b, l)
-    pairs = Inputs(patches, tokens, mask, None, None, precision)
-    groups = replace(pairs, token_mask=None)
-    grads = (torch.empty_like(patches), torch.empty_like(tokens))
-    means = (meta(b, d, dtype=dtype), meta(b, d, dtype=dtype))
-    found = {}
-    with (
-        mock.patch.object(fine_grained, "capability", return_value=capability),
-        mock.patch.object(grouping, "capability", return_value=capability),
-    ):
-        for name, pool in (("forward", False), ("pooled_forward", True)):
-            (_, stats, *_), found[name] = fine_grained.forward_plan(pairs, scale, pool, pool)
-        for name, out in {
-            "backward": Gradients(*grads),
-            "pooled_backward": Gradients(*grads, *means),
-            "backward_of_patches": Gradients(grads[0], None, means[0]),
-            "backward_of_tokens": Gradients(None, grads[1], None, means[1]),
-        }.items():
-            found[name] = fine_grained.backward_plan(weight, pairs, scale, stats, out)
-        for name, is_weights, n in (("embeddings", False, d), ("weights", True, p)):
-            _, found[f"{name}_forward"] = grouping.forward_plan(groups, weights=is_weights)
-            grad = meta(b, l, n, dtype=dtype)
-            for one, out in (
-                ("backward", Gradients(*grads)),
-                ("backward_of_patches", Gradients(grads[0], None)),
-                ("backward_of_tokens", Gradients(None, grads[1])),
-            ):
-                found[f"{name}_{one}"] = grouping.backward_plan(grad, groups, out, weights=is_weights)
-    return found
+    return {
+        room.name: importlib.import_module(f"tests.ops.{room.name}.launches")
+        for room in rooms()
+        if "triton" in room.dtypes
+    }
 
 
 def source(launch: Any) -> Any:
@@ -168,23 +128,29 @@ def compile_launch(launch: Any, capability: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """``compile_kernels.py <capability> <dtype> <shapes> [float32 precision]``"""
+    """``python -m tests.compile_kernels <capability> <dtype> <shapes> [float32 precision]``"""
     os.environ.pop("TRITON_INTERPRET", None)
+    import torch
+
     capability, dtype, shapes = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     precision = sys.argv[4] if len(sys.argv) > 4 else "highest"
-    for p, l, d in SHAPES[shapes]:
-        done = set()
-        for op, launches in plans(capability, dtype, p, l, d, precision).items():
-            for launch in launches:
-                key = (
-                    launch.kernel.__name__,
-                    str(sorted((k, str(v)) for k, v in launch.arguments.items() if k.isupper() or v is None)),
-                )
-                if key not in done:  # one group of pairs is compiled for all
-                    done.add(key)
-                    print(
-                        json.dumps({"op": op, "P": p, "L": l, "D": d, **compile_launch(launch, capability)}), flush=True
+    for room, of_room in rooms().items():
+        for shape in of_room.SHAPES[shapes]:
+            done = set()
+            for op, launches in of_room.plans(capability, getattr(torch, dtype), shape, precision).items():
+                for launch in launches:
+                    key = (
+                        launch.kernel.__name__,
+                        str(sorted((k, str(v)) for k, v in launch.arguments.items() if k.isupper() or v is None)),
                     )
+                    if key not in done:  # one group of a batch is compiled for all
+                        done.add(key)
+                        found = compile_launch(launch, capability)
+                        may_spill = of_room.MAY_SPILL.get(found["kernel"], 0)
+                        print(
+                            json.dumps({"room": room, "op": op, "shape": shape, **found, "may_spill": may_spill}),
+                            flush=True,
+                        )
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from sparc_kernels import _native
+
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:  # read by triton at import: its kernels then run on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+CAPABILITIES = ("baseline", "avx2", "avx512", "avx512_bf16")  # instruction sets of the CPU half
 BACKENDS = [
     "eager",
     "cpu",
@@ -52,3 +55,18 @@ def poisoned_memory() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(params=CAPABILITIES)
+def capability(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of the CPU half, in use."""
+    if _native.cpu_reason() is not None:
+        pytest.skip(str(_native.cpu_reason()))
+    ops = torch.ops.sparc_kernels
+    try:
+        before = ops.set_cpu_capability(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error).splitlines()[0])
+    assert ops.cpu_capability() == request.param
+    yield request.param
+    ops.set_cpu_capability(before)

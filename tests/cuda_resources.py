@@ -14,12 +14,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import sparc_kernels
+from sparc_kernels.ops._room import rooms
 from tests.emulation import ops
 from tests.emulation.run import Job
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "cuda_resources.md"
 LIBRARY = Path(sparc_kernels.__file__).with_name("libsparc_cuda.so")
+ROOMS = [room.name for room in rooms() if "cuda" in room.dtypes]
 COMPILER = "13.0"  # registers are the compiler's choice: the table is that of this release
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
@@ -68,7 +70,7 @@ def compiled_with() -> str | None:
 
 def short_name(mangled: str) -> str:
     """``fine_grained_pair_forward<bf16, 256 patches>`` for the mangled name of that kernel."""
-    name = re.search(r"\d+((?:fine_grained|grouping)_(?:pair|tiled)\w*?_kernel)I", mangled)
+    name = re.search(rf"\d+((?:{'|'.join(ROOMS)})_(?:pair|tiled)\w*?_kernel)I", mangled)
     assert name, mangled
     arguments = mangled[name.end() :]
     types = {"8BFloat16": "bf16", "7Float16": "f16", "12Tf32Products": "tf32 x 3", "15Float32Products": "float32"}
@@ -104,7 +106,7 @@ def plans() -> list[str]:
     """Rows of the second table."""
     asked = [
         (op, backward, shape, device)
-        for op in ("fine_grained", "grouping")
+        for op in ROOMS
         for backward in (False, True)
         for shape in SHAPES
         for device in DEVICES

@@ -14,9 +14,29 @@ import torch
 
 import sparc_kernels as sk
 from sparc_kernels import _dispatch
+from sparc_kernels.ops._room import Room, rooms
 from tests.conftest import HAS_GPU
 
 CPU = torch.device("cpu")
+WITH_KERNELS = [room.name for room in rooms() if room.dtypes]
+MADE_UP = (
+    Room(
+        "dense",
+        {
+            "cuda": (torch.float32, torch.bfloat16, torch.float16),
+            "triton": (torch.bfloat16,),
+            "cpu": (torch.float32, torch.float64, torch.bfloat16),
+        },
+        entries=(),
+        sample=lambda device, dtype: {},
+    ),
+    Room("bare", {}, entries=(), sample=lambda device, dtype: {}),
+)
+
+
+@pytest.fixture
+def made_up_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "rooms", lambda: MADE_UP)
 
 
 def test_kernels_of_this_machine_are_there() -> None:
@@ -32,38 +52,50 @@ def test_kernels_of_this_machine_are_there() -> None:
         assert backends["cuda"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("op", ["fine_grained", "grouping"])
-def test_auto_takes_cpu_kernels_on_the_cpu(op: str, dtype: torch.dtype) -> None:
-    assert _dispatch.resolve(op, "auto", CPU, dtype) == "cpu"
+@pytest.mark.parametrize("room", [room for room in rooms() if "cpu" in room.dtypes], ids=lambda room: room.name)
+def test_auto_takes_cpu_kernels_on_the_cpu(room: Room) -> None:
+    for dtype in room.dtypes["cpu"]:
+        assert _dispatch.resolve(room.name, "auto", CPU, dtype) == "cpu"
 
 
-def test_auto_says_once_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_says_once_what_it_took(caplog: pytest.LogCaptureFixture, made_up_rooms: None) -> None:
     _dispatch._announce.cache_clear()
     caplog.set_level(logging.INFO, "sparc_kernels")
     for _ in range(3):
-        assert _dispatch.resolve("grouping", "auto", CPU, torch.float16) == "eager"
-        assert _dispatch.resolve("grouping", "auto", CPU, torch.float32) == "cpu"
+        assert _dispatch.resolve("dense", "auto", CPU, torch.float16) == "eager"
+        assert _dispatch.resolve("dense", "auto", CPU, torch.float32) == "cpu"
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert "grouping on cpu float16 runs on the eager backend (cpu: it serves float32" in caplog.text
+    assert "dense on cpu float16 runs on the eager backend (cpu: it serves float32" in caplog.text
 
 
-def test_environment_chooses_for_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_chooses_for_auto(monkeypatch: pytest.MonkeyPatch, made_up_rooms: None) -> None:
     monkeypatch.setenv("SPARC_BACKEND", "eager")
-    assert _dispatch.resolve("fine_grained", "auto", CPU, torch.float32) == "eager"
-    assert _dispatch.resolve("fine_grained", "cpu", CPU, torch.float32) == "cpu"
+    assert _dispatch.resolve("dense", "auto", CPU, torch.float32) == "eager"
+    assert _dispatch.resolve("dense", "cpu", CPU, torch.float32) == "cpu"
     monkeypatch.setenv("SPARC_BACKEND", "cuda")
-    with pytest.raises(NotImplementedError, match="backend='cuda' cannot serve fine_grained"):
-        _dispatch.resolve("fine_grained", "auto", CPU, torch.float32)
-    assert _dispatch.resolve("contrastive", "auto", CPU, torch.float32) == "eager"
+    with pytest.raises(NotImplementedError, match="backend='cuda' cannot serve dense"):
+        _dispatch.resolve("dense", "auto", CPU, torch.float32)
+    assert _dispatch.resolve("bare", "auto", CPU, torch.float32) == "eager"
     monkeypatch.setenv("SPARC_BACKEND", "fastest")
     with pytest.raises(ValueError, match="SPARC_BACKEND must be one of auto, cuda, triton, cpu, eager, got 'fastest'"):
-        _dispatch.resolve("fine_grained", "auto", CPU, torch.float32)
+        _dispatch.resolve("dense", "auto", CPU, torch.float32)
 
 
 def test_unknown_op_is_refused() -> None:
-    with pytest.raises(ValueError, match="op must be 'fine_grained', 'grouping' or 'contrastive', got 'softmax'"):
+    *others, last = (repr(room.name) for room in rooms())
+    with pytest.raises(ValueError, match=f"op must be {', '.join(others)} or {last}, got 'softmax'"):
         sk.available_backends("softmax")
+
+
+@pytest.mark.parametrize("room", rooms(), ids=lambda room: room.name)
+def test_each_room_says_what_serves_it(room: Room) -> None:
+    reasons = sk.available_backends(room.name)
+    assert reasons["eager"] is None
+    for backend in ("cuda", "triton", "cpu"):
+        if backend not in room.dtypes:
+            assert str(reasons[backend]).startswith(f"{room.name} has no ")
+        else:
+            assert reasons[backend] == sk.available_backends()[backend]
 
 
 def test_doctor() -> None:
@@ -78,13 +110,14 @@ def test_doctor() -> None:
         "usable",
         "cuda",
         "cuda architectures",
+        *(f"backends of {room.name}:" for room in rooms()),
     ):
         assert word in result.stdout, word
     if (Path(sk.__file__).parent / "libsparc_cuda.so").exists():
         assert re.search(r"cuda architectures +sm_\d+", result.stdout)
 
 
-@pytest.mark.parametrize("op", ["fine_grained", "grouping"])
+@pytest.mark.parametrize("op", WITH_KERNELS)
 def test_auto_takes_cuda_then_triton_on_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order, whatever GPU there is or is not."""
     asked: list[str] = []
@@ -108,16 +141,24 @@ def test_auto_takes_cuda_then_triton_on_a_gpu(op: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("op", "device", "dtype", "reason"),
     [
-        ("contrastive", "cuda", torch.bfloat16, "contrastive has no CUDA kernel"),
-        ("grouping", "cpu", torch.bfloat16, "it serves tensors on CUDA devices, not on cpu"),
-        ("fine_grained", "cuda", torch.float64, "it serves float32, bfloat16, float16, not float64"),
+        ("bare", "cuda", torch.bfloat16, "bare has no CUDA kernel"),
+        ("dense", "cpu", torch.bfloat16, "it serves tensors on CUDA devices, not on cpu"),
+        ("dense", "cuda", torch.float64, "it serves float32, bfloat16, float16, not float64"),
     ],
 )
-def test_what_cuda_does_not_serve(op: str, device: str, dtype: torch.dtype, reason: str) -> None:
+def test_what_cuda_does_not_serve(op: str, device: str, dtype: torch.dtype, reason: str, made_up_rooms: None) -> None:
     assert _dispatch.supports(op, "cuda", torch.device(device), dtype) == reason
 
 
-def test_cuda_wants_capability_8(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_other_kernels_do_not_serve(made_up_rooms: None) -> None:
+    for backend, words in (("cpu", "no C++ kernel"), ("triton", "no Triton kernel")):
+        assert _dispatch.supports("bare", backend, CPU, torch.float32) == f"bare has {words}"
+    assert _dispatch.supports("dense", "triton", CPU, torch.float32) == "it serves bfloat16, not float32"
+    assert "not float64" in str(_dispatch.supports("dense", "triton", CPU, torch.float64))
+    assert _dispatch.supports("dense", "triton", CPU, torch.bfloat16) is None
+
+
+def test_cuda_wants_capability_8(monkeypatch: pytest.MonkeyPatch, made_up_rooms: None) -> None:
     monkeypatch.setattr(_dispatch._native, "cuda_reason", lambda: None)
     monkeypatch.setattr(_dispatch._native, "cuda_device_reason", lambda index: None)
     gpu = torch.device("cuda", 0)
@@ -127,11 +168,12 @@ def test_cuda_wants_capability_8(monkeypatch: pytest.MonkeyPatch) -> None:
         ((12, 0), None),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert _dispatch.supports("fine_grained", "cuda", gpu, torch.float16) == reason
+        assert _dispatch.supports("dense", "cuda", gpu, torch.float16) == reason
 
 
 @pytest.mark.gpu
-def test_auto_takes_cuda_on_a_gpu() -> None:
+@pytest.mark.parametrize("room", [room for room in rooms() if "cuda" in room.dtypes], ids=lambda room: room.name)
+def test_auto_takes_cuda_on_a_gpu(room: Room) -> None:
     assert HAS_GPU
-    assert _dispatch.resolve("fine_grained", "auto", torch.device("cuda"), torch.bfloat16) == "cuda"
-    assert _dispatch.resolve("grouping", "auto", torch.device("cuda"), torch.float64) == "eager"
+    assert _dispatch.resolve(room.name, "auto", torch.device("cuda"), torch.bfloat16) == "cuda"
+    assert _dispatch.resolve(room.name, "auto", torch.device("cuda"), torch.float64) == "eager"

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,26 +14,23 @@ import torch
 
 import sparc_kernels
 from sparc_kernels import _native
-from sparc_kernels.ops.fine_grained import schema as fine_grained_schema
-from sparc_kernels.ops.grouping import schema as grouping_schema
-from tests import cases
-from tests.ops import test_fine_grained, test_grouping
+from sparc_kernels.ops import _samples
+from sparc_kernels.ops._room import Entry, Room, rooms
+from tests.conftest import CAPABILITIES
 
 PACKAGE = Path(sparc_kernels.__file__).parent
 CHECKOUT = PACKAGE.parent
-CAPABILITIES = ("baseline", "avx2", "avx512", "avx512_bf16")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 needs_cpu_half = pytest.mark.skipif(_native.cpu_reason() is not None, reason=str(_native.cpu_reason()))
 needs_checkout = pytest.mark.skipif(not (CHECKOUT / "setup.py").is_file(), reason="runs from a checkout only")
 
+# op -> its signature as the room has it
 SCHEMAS = {
-    "fine_grained_forward": fine_grained_schema.FORWARD,
-    "fine_grained_backward": fine_grained_schema.BACKWARD,
-    "grouped_embeddings_forward": grouping_schema.EMBEDDINGS_FORWARD,
-    "grouped_embeddings_backward": grouping_schema.EMBEDDINGS_BACKWARD,
-    "alignment_weights_forward": grouping_schema.WEIGHTS_FORWARD,
-    "alignment_weights_backward": grouping_schema.WEIGHTS_BACKWARD,
+    f"{op.name}_{name}": each.schema
+    for room in rooms()
+    if not room.dtypes.keys().isdisjoint(("cpu", "cuda"))
+    for op in room.ops
+    for name, each in (("forward", op.forward), ("backward", op.backward))
 }
 
 
@@ -74,12 +70,16 @@ def test_package_without_the_library_runs_eager(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "sparc_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     code = """
 import torch, sparc_kernels as sk
+from sparc_kernels.ops import _samples
+from sparc_kernels.ops._room import rooms
 assert sk.available_backends()["eager"] is None
 assert "not built" in sk.available_backends()["cpu"], sk.available_backends()
-patches, tokens = torch.randn(2, 4, 8), torch.randn(2, 3, 8)
-assert sk.fine_grained_loss(patches, tokens).isfinite()
+room = next(room for room in rooms() if "cpu" in room.dtypes)
+entry = room.entries[0]
+arguments = _samples.entry_arguments(room, entry, torch.device("cpu"), torch.float32)
+assert entry.function(**arguments).isfinite().all()
 try:
-    sk.fine_grained_loss(patches, tokens, backend="cpu")
+    entry.function(**arguments, backend="cpu")
 except NotImplementedError as error:
     assert "libsparc_cpu.so is missing" in str(error), error
 else:
@@ -111,97 +111,22 @@ def test_library_knows_nothing_of_the_interpreter() -> None:
 # Instruction sets
 
 
-@pytest.fixture(params=CAPABILITIES)
-def capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    if _native.cpu_reason() is not None:
-        pytest.skip(str(_native.cpu_reason()))
-    ops = torch.ops.sparc_kernels
-    try:
-        before = ops.set_cpu_capability(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0])
-    assert ops.cpu_capability() == request.param
-    yield request.param
-    ops.set_cpu_capability(before)
-
-
-@pytest.mark.parametrize("case", (*cases.CASES, cases.LARGE[0]), ids=str)
-def test_fine_grained_on_every_instruction_set(case: cases.Case, capability: str) -> None:
-    for dtype in DTYPES:
-        test_fine_grained.check(case, dtype, "cpu")
-
-
-@pytest.mark.parametrize("op", test_grouping.OPS)
-@pytest.mark.parametrize("case", (*cases.CASES, cases.LARGE[0]), ids=str)
-def test_grouping_on_every_instruction_set(op: str, case: cases.Case, capability: str) -> None:
-    for dtype in DTYPES:
-        test_grouping.check(op, case, dtype, "cpu")
-
-
-def test_bits_do_not_depend_on_the_threads(capability: str) -> None:
-    case = cases.Case("ragged", B=7, P=49, L=12, D=40, lengths=(12, 3, 0, 7, 1, 12, 5))
-    before = torch.get_num_threads()
-    try:
-        for dtype in DTYPES:
-            inputs = cases.draw(case, dtype).to(dtype)
-            results = []
-            for threads in (1, 2, 2, 3):
-                torch.set_num_threads(threads)
-                results.append(test_fine_grained.run(inputs, "cpu"))
-            for other in results[1:]:
-                for (name, first), (_, second) in zip(results[0].named(), other.named()):
-                    assert torch.equal(first, second), name
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize(
+    "room, entry",
+    [pytest.param(room, x, id=x.name) for room in rooms() if "cpu" in room.dtypes for x in room.entries],
+)
+def test_every_instruction_set_serves_every_room(room: Room, entry: Entry, capability: str) -> None:
+    """That it runs, and roughly; the tests of the rooms hold it to the truth."""
+    for dtype in room.dtypes["cpu"]:
+        arguments = _samples.entry_arguments(room, entry, torch.device("cpu"), dtype)
+        expected, found = (entry.function(**arguments, backend=backend) for backend in ("eager", "cpu"))
+        torch.testing.assert_close(found, expected, rtol=0.05 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
 
 
 @needs_cpu_half
 def test_unknown_capability() -> None:
     with pytest.raises(RuntimeError, match="expected baseline, avx2, avx512 or avx512_bf16, got 'sse9'"):
         torch.ops.sparc_kernels.set_cpu_capability("sse9")
-
-
-# The ops' own checks: what reaches memory is checked where it is touched.
-
-
-@needs_cpu_half
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"patch_embeds": torch.zeros(2, 6)}, r"patch_embeds: expected 3 dimensions \[B, P, D\], got 2"),
-        ({"token_embeds": torch.zeros(2, 5, 4)}, r"token_embeds: expected shape \[2, 5, 8\], got \[2, 5, 4\]"),
-        ({"token_embeds": torch.zeros(2, 5, 8).double()}, "token_embeds: expected dtype Float, got Double"),
-        ({"token_mask": torch.ones(2, 5)}, "token_mask: expected dtype Bool, got Float"),
-        ({"token_mask": torch.ones(2, 6).bool()}, r"token_mask: expected shape \[2, 5\], got \[2, 6\]"),
-        ({"patch_mask": torch.ones(1, 6).bool()}, r"patch_mask: expected shape \[2, 6\], got \[1, 6\]"),
-        ({"logit_scale": torch.ones(2)}, r"logit_scale: expected shape \[\], got \[2\]"),
-        ({"logit_scale": torch.ones(()).double()}, "logit_scale: expected dtype Float, got Double"),
-        ({"similarity_threshold": torch.ones(1)}, r"similarity_threshold: expected shape \[\], got \[1\]"),
-        ({"similarity_threshold": torch.ones(()).half()}, "similarity_threshold: expected dtype Float, got Half"),
-    ],
-)
-def test_op_checks(change: dict[str, torch.Tensor], message: str) -> None:
-    arguments: dict[str, object] = {
-        "patch_embeds": torch.zeros(2, 6, 8),
-        "token_embeds": torch.zeros(2, 5, 8),
-        "token_mask": None,
-        "patch_mask": None,
-        "logit_scale": torch.ones(()),
-        "similarity_threshold": None,
-        "pool_patches": True,
-        "pool_tokens": True,
-        "float32_precision": "highest",
-    }
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.sparc_kernels.fine_grained_forward(**{**arguments, **change})
-
-
-@needs_cpu_half
-def test_op_refuses_half_precision() -> None:
-    with pytest.raises(RuntimeError, match="the CPU kernels take Float, Double and BFloat16, got Half"):
-        torch.ops.sparc_kernels.grouped_embeddings_forward(
-            torch.zeros(2, 6, 8).half(), torch.zeros(2, 5, 8).half(), None, None, "highest"
-        )
 
 
 # Building

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tools import wheel_check, wheel_matrix
 
@@ -77,11 +80,17 @@ def test_checks_hold_here_and_notice_a_wrong_kernel(monkeypatch: pytest.MonkeyPa
         pytest.skip("needs the CPU half")
     wheel_check.check_cpu_ops()
     wheel_check.check_arrays()
-    right = wheel_check.sk.alignment_weights
-    monkeypatch.setattr(
-        wheel_check.sk,
-        "alignment_weights",
-        lambda *arrays, backend: right(*arrays, backend=backend) * (1.01 if backend == "cpu" else 1),
-    )
+    right = wheel_check.Entry.function.fget
+
+    def wrong(entry: wheel_check.Entry) -> Callable[..., torch.Tensor]:
+        function = right(entry)
+
+        @functools.wraps(function)
+        def call(*, backend: str, **arguments: Any) -> torch.Tensor:
+            return function(**arguments, backend=backend) * (1.01 if backend == "cpu" else 1)
+
+        return call
+
+    monkeypatch.setattr(wheel_check.Entry, "function", property(wrong))
     with pytest.raises(AssertionError, match="of the largest"):
         wheel_check.check_cpu_ops()

@@ -5,7 +5,7 @@ A result is held to the float64 truth, relative to the error that plain eager Py
     error(result) <= factor(dtype) * error(eager) + floor(dtype),      and never more than CAP
 
 for three errors, each relative to the size of the truth: the L2 norm of the difference, its largest element, and its
-mean (the signed bias, which many small errors of one sign would raise). ``tests/test_tolerance.py`` shows that
+mean (the signed bias, which many small errors of one sign would raise). Its tests (``test_tolerance.py``) show that
 constant, zero, row-shuffled, off-by-one-mask and sign-flipped results fail.
 """
 

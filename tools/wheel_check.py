@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +17,36 @@ import torch
 
 import sparc_kernels as sk
 from sparc_kernels import _native
+from sparc_kernels.ops import _samples
+from sparc_kernels.ops._room import Entry, Room, rooms
 
 DTYPES = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 5e-2}
 
 
-def gradients(function: Any, dtype: torch.dtype, backend: str, **options: Any) -> list[torch.Tensor]:
-    """The result of the function, and the gradients of its weighted sum."""
+def gradients(room: Room, entry: Entry, dtype: torch.dtype, backend: str) -> list[torch.Tensor]:
+    """The result of a function for the room's sample, and the gradients of its weighted sum."""
+    arguments = _samples.entry_arguments(room, entry, torch.device("cpu"), dtype)
+    leaves = [x.requires_grad_() for x in arguments.values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    out = entry.function(**arguments, backend=backend)
     generator = torch.Generator().manual_seed(0)
-    patches = torch.randn(3, 19, 32, generator=generator).to(dtype)
-    tokens = (torch.randn(3, 7, 32, generator=generator) + patches[:, :7]).to(dtype).requires_grad_()
-    patches.requires_grad_()
-    out = function(patches, tokens, backend=backend, **options)
     weights = torch.rand(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
-    (out * weights).sum().backward()
-    assert patches.grad is not None
-    assert tokens.grad is not None
-    return [out.detach(), patches.grad, tokens.grad]
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 
 
 def check_cpu_ops() -> None:
-    """Forward and backward of the C++ ops against the eager definition in the same dtype."""
-    mask = torch.arange(7) < torch.tensor([[7], [3], [5]])
-    runs: list[tuple[Any, dict[str, Any]]] = [
-        (sk.fine_grained_loss, {"token_mask": mask, "reduction": "none"}),
-        (sk.sparc_loss, {"token_mask": mask}),
-        (sk.language_grouped_embeddings, {}),
-        (sk.alignment_weights, {}),
-    ]
-    for function, options in runs:
-        for dtype, tolerance in DTYPES.items():
-            eager = gradients(function, dtype, "eager", **options)
-            for got, expected in zip(gradients(function, dtype, "cpu", **options), eager):
+    """Forward and backward of every room's C++ ops against the eager definition in the same dtype."""
+    checked = 0
+    for room in rooms():
+        for entry, dtype in product(room.entries, room.dtypes.get("cpu", ())):
+            checked += 1
+            eager, found = (gradients(room, entry, dtype, backend) for backend in ("eager", "cpu"))
+            for got, expected in zip(found, eager):
                 assert got.dtype == expected.dtype
                 largest = expected.abs().max().clamp(min=1e-30)
                 error = ((got.double() - expected.double()).abs().max() / largest).item()
-                assert error <= tolerance, (
-                    f"{function.__name__} {dtype}: {error:.1e} of the largest, {tolerance:.0e} allowed"
-                )
+                tolerance = DTYPES[dtype]
+                assert error <= tolerance, f"{entry.name} {dtype}: {error:.1e} of the largest, {tolerance:.0e} allowed"
+    assert checked, "no room has C++ kernels"
 
 
 def check_arrays() -> None:

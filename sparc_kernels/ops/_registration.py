@@ -7,17 +7,21 @@ call and ``torch.func`` can transform, and on the op itself, so that graphs of `
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from sparc_kernels import _flops
+from sparc_kernels import _flops, _native
 from sparc_kernels._compile import constant_when_compiled
+from sparc_kernels.ops._room import BatchDims, Op, Pass, Room
 
-BatchDims = tuple[int | None, ...]  # per argument or result: where its batch dimension is, None for those without one
+# What a backend's op has behind its name. The native one serves CPU and CUDA: the dispatcher chooses.
+SUFFIXES = {"cuda": "", "triton": "_triton", "cpu": ""}
+
+_registered: set[str] = set()
 
 
 @constant_when_compiled
@@ -27,46 +31,46 @@ def float32_precision() -> str:
     return torch.get_float32_matmul_precision()
 
 
-def define_triton(name: str, schema: str, module: str, function: str) -> None:
-    """Define ``sparc_kernels::<name>``, implemented by ``function`` of ``module``, which is imported at the first call.
+def register(rooms: Iterable[Room]) -> None:
+    """Register the ops of the rooms with what they need beside their kernels; leave those that are registered."""
+    for room in rooms:
+        for op in room.ops:
+            if op.name in _registered:
+                continue
+            _registered.add(op.name)
+            if "triton" in room.dtypes:
+                for name, each in ((f"{op.name}_forward", op.forward), (f"{op.name}_backward", op.backward)):
+                    _define_triton(_qualified(name, "triton"), each, room.triton)
+                _complete(op, "triton")
+            if not room.dtypes.keys().isdisjoint(("cpu", "cuda")) and _native.cpu_reason() is None:
+                _complete(op, "cpu")  # defined by the library
 
-    For CUDA tensors and, in Triton's interpreter, CPU tensors.
-    """
+
+def _qualified(name: str, backend: str) -> str:
+    return f"sparc_kernels::{name}{SUFFIXES[backend]}"
+
+
+def _define_triton(qualified_name: str, each: Pass, module: str) -> None:
+    """Define an op for CUDA tensors and, in Triton's interpreter, CPU tensors; ``module`` is imported when called."""
 
     def implementation(*args: Any) -> Any:
-        return getattr(importlib.import_module(module), function)(*args)
+        return getattr(importlib.import_module(module), each.launcher)(*args)
 
-    qualified_name = f"sparc_kernels::{name}"
-    torch.library.define(qualified_name, schema)
+    torch.library.define(qualified_name, each.schema)
     torch.library.impl(qualified_name, ("CPU", "CUDA"), implementation)
 
 
-def complete(
-    name: str,
-    fake: Callable[..., Any],
-    flops: Callable[..., int],
-    batch_dims: tuple[BatchDims, BatchDims],
-    derivative: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
-) -> None:
-    """Give the defined op ``sparc_kernels::<name>`` all that it needs beside its kernels.
-
-    Args:
-        name: of the op.
-        fake: returns empty tensors of the results' shapes.
-        flops: twice the multiplications of the op's matrix products, for ``FlopCounterMode``.
-        batch_dims: of the arguments, and of the results; for ``vmap``.
-        derivative: ``(setup_context, backward)``, or None for an op that is a derivative itself: differentiating it
-            raises, since a second derivative may not pass for a zero.
-    """
-    qualified_name = f"sparc_kernels::{name}"
-    torch.library.register_fake(qualified_name, fake)
-    if derivative is None:
-        torch.library.register_autograd(qualified_name, lambda ctx, *grads: _refuse(qualified_name))
-    else:
-        setup_context, backward = derivative
-        torch.library.register_autograd(qualified_name, backward, setup_context=setup_context)
-    _flops.count(getattr(torch.ops.sparc_kernels, name), flops)
-    torch.library.register_vmap(qualified_name, _vmap_rule(getattr(torch.ops.sparc_kernels, name), *batch_dims))
+def _complete(op: Op, backend: str) -> None:
+    """Fake tensors, derivatives, flop counts and vmap for the two defined passes of a backend."""
+    forward, backward = (_qualified(f"{op.name}_{each}", backend) for each in ("forward", "backward"))
+    torch.library.register_autograd(forward, op.derivative, setup_context=_op_context(backend))
+    # A second derivative may not pass for a zero.
+    torch.library.register_autograd(backward, lambda ctx, *grads: _refuse(backward))
+    for qualified_name, each in ((forward, op.forward), (backward, op.backward)):
+        torch.library.register_fake(qualified_name, each.fake)
+        registered = getattr(torch.ops.sparc_kernels, qualified_name.partition("::")[2])
+        _flops.count(registered, each.flops)
+        torch.library.register_vmap(qualified_name, _vmap_rule(registered, *each.batch_dims))
 
 
 def _refuse(qualified_name: str) -> None:
@@ -100,10 +104,10 @@ def call_backward(op: Any, *args: Any) -> Any:
 
 
 def kernel(name: str, backend: str) -> Any:
-    """The op ``name`` of a backend with kernels. The native one serves CPU and CUDA: the dispatcher chooses."""
-    if backend not in ("cuda", "triton", "cpu"):
+    """The op ``name`` of a backend with kernels."""
+    if backend not in SUFFIXES:
         raise ValueError(f"backend must be 'cuda', 'triton' or 'cpu', got {backend!r}")
-    return getattr(torch.ops.sparc_kernels, f"{name}_triton" if backend == "triton" else name)
+    return getattr(torch.ops.sparc_kernels, name + SUFFIXES[backend])
 
 
 def call_forward(name: str, *inputs: Any) -> Any:
@@ -118,7 +122,7 @@ def function_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
     _keep(ctx, op_inputs, output, backend, float32_precision())
 
 
-def op_context(backend: str) -> Callable[..., None]:
+def _op_context(backend: str) -> Callable[..., None]:
     """``setup_context`` of a forward op itself, whose last input is ``float32_precision``."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -129,7 +133,7 @@ def op_context(backend: str) -> Callable[..., None]:
 
 
 def _keep(ctx: Any, op_inputs: list[Any], output: tuple[Tensor, ...], backend: str, precision: str) -> None:
-    """Tensors among the inputs, and the statistics, the second result of every forward op."""
+    """Tensors among the inputs, and the statistics, the second result of every forward pass."""
     stats = output[1]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(stats)
@@ -163,12 +167,12 @@ def apply(function: type[Function], name: str, *inputs: Any) -> Any:
 
 
 def _vmap_rule(op: Any, argument_dims: BatchDims, result_dims: BatchDims) -> Callable[..., Any]:
-    """Pairs do not see each other, so what is mapped over becomes part of the batch."""
+    """Elements of a batch do not see each other, so what is mapped over becomes part of the batch."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         size = info.batch_size
         if any(dim is not None and batch is None for dim, batch in zip(in_dims, argument_dims)):
-            # A scale or threshold of its own for every element: a call for each.
+            # A parameter of its own for every element: a call for each.
             per_element = [
                 op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims))) for i in range(size)
             ]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests import cases
 from tests.emulation import build
 from tests.emulation.run import Job, Result, run_jobs
+from tests.ops.alignment import cases
 
 SOURCE = Path(__file__).with_name("ops_emulated.cpp")
 

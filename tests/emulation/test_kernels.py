@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sparc_kernels.ops.fine_grained.schema import STATS
 from sparc_kernels.ops.grouping.reference import alignment_weights_reference, grouped_embeddings_reference
-from tests import cases, tolerance
+from tests import tolerance
 from tests.emulation import build, ops
 from tests.emulation.ops import RTX_BLOCK, VARIANTS, Variant
 from tests.emulation.run import Job
+from tests.ops.alignment import cases
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 

@@ -21,7 +21,7 @@ import torch
 from benchmarks.measure.machine import CHECKOUT
 from benchmarks.measure.registry import suites
 
-OPS_TESTS = ("tests/ops", "tests/test_autograd.py", "tests/test_modules.py", "tests/test_arrays.py")
+OPS_TESTS = ("tests/ops", "tests/test_rooms.py")
 DRY_TESTS = ("tests/ops", "-k", "(eager or cpu) and small")
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 GRACE = 45.0  # seconds beyond its budget that a suite may take for the row it is in

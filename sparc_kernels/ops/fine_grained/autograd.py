@@ -1,4 +1,4 @@
-"""The fine-grained loss as a ``torch.autograd.Function`` over the registered kernels, and their registration."""
+"""The fine-grained loss as a ``torch.autograd.Function`` over the registered kernels."""
 
 from __future__ import annotations
 
@@ -7,21 +7,11 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from sparc_kernels import _native
-from sparc_kernels.ops._registration import (
-    call_backward,
-    call_forward,
-    complete,
-    define_triton,
-    function_context,
-    kept_tensors,
-    kernel,
-    op_context,
-)
+from sparc_kernels.ops._registration import call_backward, call_forward, function_context, kept_tensors, kernel
 from sparc_kernels.ops.fine_grained import schema
 
 
-def _backward(
+def derivative(
     ctx: Any,
     grad_token_loss: Tensor | None,
     grad_stats: None,
@@ -100,22 +90,4 @@ class FineGrainedLossFunction(Function):
         return call_forward("fine_grained_forward", *inputs)
 
     setup_context = staticmethod(function_context)
-    backward = staticmethod(_backward)
-
-
-_FORWARD_DIMS = ((0, 0, 0, 0, None, None, None, None, None), (0, 1, 0, 0))
-_BACKWARD_DIMS = ((0, 0, 0, 0, 0, 0, 0, None, None, 1, None, None, None), (0, 0))
-
-
-def _register(suffix: str, backend: str) -> None:
-    derivative = (op_context(backend), _backward)
-    complete(f"fine_grained_forward{suffix}", schema.fake_forward, schema.forward_flops, _FORWARD_DIMS, derivative)
-    complete(f"fine_grained_backward{suffix}", schema.fake_backward, schema.backward_flops, _BACKWARD_DIMS)
-
-
-_TRITON = "sparc_kernels.ops.fine_grained.triton"
-define_triton("fine_grained_forward_triton", schema.FORWARD, _TRITON, "forward")
-define_triton("fine_grained_backward_triton", schema.BACKWARD, _TRITON, "backward")
-_register("_triton", "triton")
-if _native.cpu_reason() is None:  # the library declares its ops
-    _register("", "cpu")
+    backward = staticmethod(derivative)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparc_kernels.ops._alignment.eager import alignment_weights
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
-from sparc_kernels.ops._eager import alignment_weights
 
 
 def fine_grained_reference(

@@ -1,5 +1,4 @@
-"""Language-grouped embeddings and alignment weights as ``torch.autograd.Function``s over the registered kernels, and
-their registration."""
+"""Language-grouped embeddings and alignment weights as ``torch.autograd.Function``s over the registered kernels."""
 
 from __future__ import annotations
 
@@ -9,21 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from sparc_kernels import _native
-from sparc_kernels.ops._registration import (
-    call_backward,
-    call_forward,
-    complete,
-    define_triton,
-    function_context,
-    kept_tensors,
-    kernel,
-    op_context,
-)
-from sparc_kernels.ops.grouping import schema
+from sparc_kernels.ops._registration import call_backward, call_forward, function_context, kept_tensors, kernel
 
 
-def _backward_of(op: str) -> Callable[..., tuple[Tensor | None, ...]]:
+def _derivative_of(op: str) -> Callable[..., tuple[Tensor | None, ...]]:
     def backward(ctx: Any, grad: Tensor | None, grad_stats: None) -> tuple[Tensor | None, ...]:
         """Gradients of the forward op's inputs; nothing is computed for one that nobody asked for."""
         if grad is None:
@@ -39,8 +27,8 @@ def _backward_of(op: str) -> Callable[..., tuple[Tensor | None, ...]]:
     return backward
 
 
-_embeddings_backward = _backward_of("grouped_embeddings")
-_weights_backward = _backward_of("alignment_weights")
+embeddings_derivative = _derivative_of("grouped_embeddings")
+weights_derivative = _derivative_of("alignment_weights")
 
 
 class LanguageGroupedEmbeddingsFunction(Function):
@@ -63,7 +51,7 @@ class LanguageGroupedEmbeddingsFunction(Function):
         return call_forward("grouped_embeddings_forward", *inputs)
 
     setup_context = staticmethod(function_context)
-    backward = staticmethod(_embeddings_backward)
+    backward = staticmethod(embeddings_derivative)
 
 
 class AlignmentWeightsFunction(Function):
@@ -80,37 +68,4 @@ class AlignmentWeightsFunction(Function):
         return call_forward("alignment_weights_forward", *inputs)
 
     setup_context = staticmethod(function_context)
-    backward = staticmethod(_weights_backward)
-
-
-_FORWARD_DIMS = ((0, 0, 0, None, None), (0, 1))
-_BACKWARD_DIMS = ((0, 0, 0, 0, None, 1, None, None, None), (0, 0))
-
-
-def _register(suffix: str, backend: str) -> None:
-    for op, fake_forward, backward, flops in (
-        (
-            "grouped_embeddings",
-            schema.fake_embeddings_forward,
-            _embeddings_backward,
-            (schema.embeddings_forward_flops, schema.embeddings_backward_flops),
-        ),
-        (
-            "alignment_weights",
-            schema.fake_weights_forward,
-            _weights_backward,
-            (schema.weights_forward_flops, schema.weights_backward_flops),
-        ),
-    ):
-        complete(f"{op}_forward{suffix}", fake_forward, flops[0], _FORWARD_DIMS, (op_context(backend), backward))
-        complete(f"{op}_backward{suffix}", schema.fake_backward, flops[1], _BACKWARD_DIMS)
-
-
-_TRITON = "sparc_kernels.ops.grouping.triton"
-define_triton("grouped_embeddings_forward_triton", schema.EMBEDDINGS_FORWARD, _TRITON, "embeddings_forward")
-define_triton("grouped_embeddings_backward_triton", schema.EMBEDDINGS_BACKWARD, _TRITON, "embeddings_backward")
-define_triton("alignment_weights_forward_triton", schema.WEIGHTS_FORWARD, _TRITON, "weights_forward")
-define_triton("alignment_weights_backward_triton", schema.WEIGHTS_BACKWARD, _TRITON, "weights_backward")
-_register("_triton", "triton")
-if _native.cpu_reason() is None:  # the library declares its ops
-    _register("", "cpu")
+    backward = staticmethod(weights_derivative)

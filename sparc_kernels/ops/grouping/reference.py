@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparc_kernels.ops._alignment.eager import alignment_weights as _alignment_weights
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
-from sparc_kernels.ops._eager import alignment_weights as _alignment_weights
 
 
 def _cast(

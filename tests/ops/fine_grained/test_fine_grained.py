@@ -8,8 +8,9 @@ from torch import Tensor
 
 import sparc_kernels as sk
 from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
-from tests import cases, tolerance
+from tests import tolerance
 from tests.conftest import BACKENDS, DTYPES, FUSED, device_of
+from tests.ops.alignment import cases
 
 
 def token_loss_of(inputs: cases.Inputs, backend: str) -> Tensor:

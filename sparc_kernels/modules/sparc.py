@@ -1,4 +1,4 @@
-"""``nn.Module`` shells over :mod:`sparc_kernels.functional`; no mathematics of their own."""
+"""The SPARC loss with a learnable temperature."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparc_kernels import _validate
 from sparc_kernels.functional import DEFAULT_LOGIT_SCALE, SparcLossOutput, sparc_loss
+from sparc_kernels.functional.alignment import check_reduction, check_similarity_threshold
 
 
 def _positive(name: str, value: float) -> float:
@@ -66,10 +67,10 @@ class SparcLoss(nn.Module):
         max_logit_scale: float = 100.0,
     ) -> None:
         super().__init__()
-        _validate.similarity_threshold(similarity_threshold)
+        check_similarity_threshold(similarity_threshold)
         _validate.weight("global_weight", global_weight)
         _validate.weight("local_weight", local_weight)
-        _validate.reduction(reduction)
+        check_reduction(reduction)
         _validate.group(group)
         _validate.backend(backend)
         self.similarity_threshold = similarity_threshold

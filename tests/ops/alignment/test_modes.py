@@ -17,12 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparc_kernels as sk
 from sparc_kernels import _dispatch
-from tests import cases
 from tests.conftest import BACKENDS, FUSED, device_of
+from tests.ops.alignment import cases
 
 CASE = cases.Case("modes", B=3, P=7, L=4, D=8, lengths=(4, 2, 3), patches=(7, 5, 6), scale=3.0)
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
@@ -280,15 +279,6 @@ def test_module_on_meta() -> None:
     torch.testing.assert_close(module.logit_scale, torch.tensor(7.0))
 
 
-@pytest.mark.parametrize("backend", ["eager", "cpu", "triton"])
-def test_fake_tensors(backend: str) -> None:
-    with FakeTensorMode():
-        patches, tokens = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 3, 8)
-        mask = torch.ones(2, 5, dtype=torch.bool)
-        loss = sk.sparc_loss(patches, tokens, patch_mask=mask, backend=backend)
-        assert torch.autograd.grad(loss, patches)[0].shape == patches.shape
-
-
 def test_dtensors_are_told_what_to_pass() -> None:
     code = """
 import torch, torch.distributed as dist
@@ -339,33 +329,6 @@ def test_flop_counter(backend: str) -> None:
         sk.language_grouped_embeddings(inputs.patch_embeds, inputs.token_embeds, backend=backend).sum().backward()
         sk.alignment_weights(inputs.patch_embeds, inputs.token_embeds, backend=backend).sum().backward()
     assert counter.get_total_flops() == 11 * across
-
-
-def test_flop_formulas_wait_for_the_counter() -> None:
-    code = (
-        "import sys, torch, sparc_kernels as sk\n"
-        "assert 'torch.utils.flop_counter' not in sys.modules and 'triton' not in sys.modules\n"
-        "from torch.utils.flop_counter import FlopCounterMode\n"
-        "x = torch.randn(2, 3, 4)\n"
-        "with FlopCounterMode(display=False) as counter: sk.fine_grained_loss(x, x)\n"
-        "assert counter.get_total_flops() > 0\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_import_touches_nothing() -> None:
-    """Few modules of its own, none of a compiler, and no environment variable."""
-    code = (
-        "import os, sys, torch\n"
-        "modules, environment = set(sys.modules), dict(os.environ)\n"
-        "import sparc_kernels\n"
-        "new = set(sys.modules) - modules\n"
-        "assert dict(os.environ) == environment, 'the environment has changed'\n"
-        "heavy = [m for m in new if m.startswith(('triton', 'torch._dynamo', 'torch._inductor', 'numpy'))]\n"
-        "assert not heavy, heavy\n"
-        "assert len(new) <= 30, sorted(new)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Memory

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import cases, tolerance
+from tests import tolerance
+from tests.ops.alignment import cases
 
 CASE = cases.Case("planted", B=3, P=20, L=6, D=32, lengths=(6, 4, 5))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import sparc_kernels as sk
-from tests import cases, tolerance
-from tests.ops.test_fine_grained import run
+from tests import tolerance
+from tests.ops.alignment import cases
+from tests.ops.fine_grained.test_fine_grained import run
 
 pytestmark = pytest.mark.gpu
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparc_kernels as sk
-from tests import cases, tolerance
+from tests import tolerance
 from tests.conftest import BACKENDS, FUSED, device_of
-from tests.ops.test_fine_grained import check, run, token_loss_of
+from tests.ops.alignment import cases
+from tests.ops.fine_grained.test_fine_grained import check, run, token_loss_of
 
 CASE = cases.Case("law", B=3, P=10, L=6, D=16, lengths=(6, 2, 4))
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}

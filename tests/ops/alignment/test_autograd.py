@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import sparc_kernels as sk
-from tests import cases
 from tests.conftest import BACKENDS, FUSED, device_of
+from tests.ops.alignment import cases
 
 CASE = cases.Case("autograd", B=2, P=7, L=4, D=8, lengths=(4, 2), patches=(7, 5), scale=3.0)
 
@@ -19,54 +19,8 @@ def _inputs(backend: str, dtype: torch.dtype = torch.float32, case: cases.Case =
     return cases.draw(case, dtype).to(dtype, device_of(backend)).require_grad()
 
 
-@pytest.mark.parametrize("backend", ["eager", "cpu"])
-def test_gradcheck(backend: str) -> None:
-    """Finite differences in float64, through all public functions."""
-    inputs = _inputs(backend, torch.float64)
-    options: dict[str, Any] = {"patch_mask": inputs.patch_mask, "backend": backend}
-    leaves = (inputs.patch_embeds, inputs.token_embeds, inputs.logit_scale)
-
-    def loss(patches: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
-        return sk.fine_grained_loss(patches, tokens, inputs.token_mask, logit_scale=scale, reduction="none", **options)
-
-    def total(patches: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
-        return sk.sparc_loss(patches, tokens, inputs.token_mask, logit_scale=scale, **options)
-
-    assert torch.autograd.gradcheck(loss, leaves)
-    assert torch.autograd.gradcheck(total, leaves)
-    for function in (sk.language_grouped_embeddings, sk.alignment_weights):
-        assert torch.autograd.gradcheck(lambda p, t, f=function: f(p, t, **options), leaves[:2])
-
-
 def _op(name: str, backend: str) -> Any:
     return getattr(torch.ops.sparc_kernels, name + ("_triton" if backend == "triton" else "")).default
-
-
-@pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("whole", [True, False], ids=["everything", "nothing-optional"])
-def test_opcheck(backend: str, whole: bool) -> None:
-    """Schema, autograd registration, fake implementation and dynamic shapes of every registered op."""
-    inputs = _inputs(backend)
-    patches, tokens = inputs.patch_embeds.detach(), inputs.token_embeds.detach()
-    threshold = torch.tensor(0.25, device=patches.device) if whole else None
-    token_mask, patch_mask = (inputs.token_mask, inputs.patch_mask) if whole else (None, None)
-    scale = inputs.logit_scale.detach()
-
-    def check(name: str, *args: Any) -> Any:
-        op = _op(name, backend)
-        torch.library.opcheck(op, (*args, "highest"))
-        return op(*args, "highest")
-
-    pairs = (patches, tokens, token_mask, patch_mask, scale, threshold)
-    token_loss, stats, pooled_patches, pooled_tokens = check("fine_grained_forward", *pairs, whole, whole)
-    pooled = (torch.rand_like(pooled_patches), torch.rand_like(pooled_tokens)) if whole else (None, None)
-    for needs in ((True, True), (True, False), (False, True)):
-        check("fine_grained_backward", torch.rand_like(token_loss), *pooled, *pairs, stats, *needs)
-    for op in ("grouped_embeddings", "alignment_weights"):
-        groups = (patches, tokens, patch_mask, threshold)
-        output, stats = check(f"{op}_forward", *groups)
-        for needs in ((True, True), (True, False), (False, True)):
-            check(f"{op}_backward", torch.rand_like(output), *groups, stats, *needs)
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -110,33 +64,6 @@ def test_saved_memory_is_linear_in_tokens(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", FUSED)
-def test_nothing_is_saved_without_grad(backend: str) -> None:
-    inputs = _inputs(backend)
-    saved: list[Tensor] = []
-    with (
-        torch.no_grad(),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
-    ):
-        loss = sk.sparc_loss(inputs.patch_embeds, inputs.token_embeds, inputs.token_mask, backend=backend)
-    assert loss.grad_fn is None
-    assert not saved
-
-
-@pytest.mark.parametrize("backend", FUSED)
-def test_second_derivative_raises(backend: str) -> None:
-    inputs = _inputs(backend)
-    outputs = [
-        sk.fine_grained_loss(inputs.patch_embeds, inputs.token_embeds, logit_scale=inputs.logit_scale, backend=backend),
-        sk.language_grouped_embeddings(inputs.patch_embeds, inputs.token_embeds, backend=backend).square().sum(),
-        sk.alignment_weights(inputs.patch_embeds, inputs.token_embeds, backend=backend).square().sum(),
-    ]
-    for output in outputs:
-        (grad,) = torch.autograd.grad(output, inputs.patch_embeds, create_graph=True)
-        with pytest.raises(RuntimeError, match="is not differentiable: the fused kernels have first derivatives only"):
-            torch.autograd.grad(grad.sum(), inputs.patch_embeds)
-
-
-@pytest.mark.parametrize("backend", FUSED)
 def test_gradient_penalty_raises(backend: str) -> None:
     """The loss is linear in what flows in from above, so PyTorch alone would take the second derivative for zero."""
     inputs = _inputs(backend)
@@ -158,18 +85,6 @@ def test_ops_called_directly_differentiate(backend: str) -> None:
     assert all(map(torch.equal, found, wanted))
 
 
-@pytest.mark.parametrize("backend", FUSED)
-def test_backward_ops_do_not_pass_for_constants(backend: str) -> None:
-    inputs = _inputs(backend)
-    leaves = (inputs.patch_embeds, inputs.token_embeds)
-    output, stats = _op("grouped_embeddings_forward", backend)(*leaves, None, None, "highest")
-    grad, _ = _op("grouped_embeddings_backward", backend)(
-        torch.rand_like(output), *leaves, None, None, stats, True, True, "highest"
-    )
-    with pytest.raises(RuntimeError, match=r"grouped_embeddings_backward\S* is not differentiable"):
-        grad.sum().backward()
-
-
 def test_eager_second_derivative() -> None:
     """The eager backend is plain autograd, and says so: twice is right there."""
     inputs = _inputs("eager", torch.float64)
@@ -187,24 +102,6 @@ def test_gradients_only_where_asked(backend: str) -> None:
     loss.backward()
     assert frozen.grad is None
     assert inputs.token_embeds.grad is not None
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_compile_fullgraph(backend: str) -> None:
-    inputs = _inputs(backend, case=cases.replace(CASE, B=3, lengths=(4, 2, 1), patches=None))
-
-    def step(patches: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
-        loss = sk.sparc_loss(patches, tokens, inputs.token_mask, logit_scale=scale, backend=backend)
-        groups = sk.language_grouped_embeddings(patches, tokens, backend=backend)
-        weights = sk.alignment_weights(patches, tokens, backend=backend)
-        return loss + groups.square().mean() + weights.square().mean()
-
-    leaves = (inputs.patch_embeds, inputs.token_embeds, inputs.logit_scale)
-    expected = step(*leaves)
-    found = torch.compile(step, fullgraph=True)(*leaves)
-    torch.testing.assert_close(found, expected)
-    for one, other in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["eager", "cpu", "triton"])

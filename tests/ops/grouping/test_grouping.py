@@ -10,8 +10,9 @@ from torch import Tensor
 
 import sparc_kernels as sk
 from sparc_kernels.ops.grouping.reference import alignment_weights_reference, grouped_embeddings_reference
-from tests import cases, tolerance
+from tests import tolerance
 from tests.conftest import BACKENDS, DTYPES, FUSED, device_of
+from tests.ops.alignment import cases
 
 OPS = {
     "embeddings": (sk.language_grouped_embeddings, grouped_embeddings_reference),

@@ -1,0 +1,24 @@
+"""The public, stateless API: validate, choose a backend, call the op. One file per family of ops.
+
+**Autocast.** Inside ``torch.autocast`` the embeddings are cast to the autocast dtype, as for a matrix product;
+similarities, softmaxes and losses are accumulated in float32 all the same, and losses are float32. float64 embeddings
+are left alone.
+
+**Dtypes.** Losses come in the accumulation dtype: float64 for float64 embeddings, float32 for float32, bfloat16 and
+float16.
+"""
+
+from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE
+from sparc_kernels.functional.alignment import alignment_weights, fine_grained_loss, language_grouped_embeddings
+from sparc_kernels.functional.contrastive import contrastive_loss
+from sparc_kernels.functional.sparc import SparcLossOutput, sparc_loss
+
+__all__ = [
+    "DEFAULT_LOGIT_SCALE",
+    "SparcLossOutput",
+    "alignment_weights",
+    "contrastive_loss",
+    "fine_grained_loss",
+    "language_grouped_embeddings",
+    "sparc_loss",
+]

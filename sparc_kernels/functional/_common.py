@@ -1,0 +1,43 @@
+"""What the families share: the default temperature, autocast, scalars, tensors made in inference mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparc_kernels.ops._dtype import accumulation_dtype, has_autocast
+
+DEFAULT_LOGIT_SCALE = 1 / 0.07
+
+
+def autocast(*embeds: Tensor) -> tuple[Tensor, ...]:
+    """The embeddings in the autocast dtype, where autocast is on and they are not float64."""
+    device_type = embeds[0].device.type
+    if not has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
+        return embeds
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in embeds)
+
+
+def scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number or one-element tensor as a [] tensor of the accumulation dtype, on the device of ``like``."""
+    dtype = accumulation_dtype(like.dtype)
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(dtype)
+    if torch.compiler.is_compiling():  # torch.full would compile anew for every value; a product takes it as an input
+        return torch.ones((), dtype=dtype, device=like.device) * value
+    return torch.full((), value, dtype=dtype, device=like.device)
+
+
+def recordable(tensor: Tensor | None) -> Any:
+    """A tensor made under ``torch.inference_mode`` as one that autograd's own operators can save: a copy."""
+    if (
+        tensor is None
+        or torch.compiler.is_compiling()
+        or not tensor.is_inference()
+        or torch.is_inference_mode_enabled()
+    ):
+        return tensor
+    return tensor.clone()

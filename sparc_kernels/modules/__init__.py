@@ -1,0 +1,5 @@
+"""``nn.Module`` shells over :mod:`sparc_kernels.functional`; no mathematics of their own."""
+
+from sparc_kernels.modules.sparc import SparcLoss
+
+__all__ = ["SparcLoss"]

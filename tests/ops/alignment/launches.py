@@ -1,0 +1,15 @@
+"""Shapes that the family's Triton kernels are compiled for."""
+
+from __future__ import annotations
+
+import torch
+
+# name -> (P, L, D) of the pairs
+SHAPES = {
+    "paper": [(49, 55, 512), (196, 55, 512), (256, 55, 512)],
+    "large": [(1024, 256, 1024)],
+}
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,0 +1,1 @@
+"""Weighted dot products of paired rows (``MATH.md``)."""
