@@ -32,7 +32,7 @@ def plans(capability: int, dtype_name: str, p: int, l: int, d: int, precision: s
     """The launches of every op of both rooms for a batch of 1024 pairs."""
     import torch
 
-    from sparc_kernels.ops._triton.plans import Gradients, Inputs
+    from sparc_kernels.ops._alignment.plans import Gradients, Inputs
     from sparc_kernels.ops.fine_grained import triton as fine_grained
     from sparc_kernels.ops.grouping import triton as grouping
 

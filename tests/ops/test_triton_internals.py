@@ -10,8 +10,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from sparc_kernels.ops._triton.config import TiledConfig
-from sparc_kernels.ops._triton.plans import Gradients, Inputs
+from sparc_kernels.ops._alignment.config import TiledConfig
+from sparc_kernels.ops._alignment.plans import Gradients, Inputs
 from sparc_kernels.ops.fine_grained import triton as fine_grained
 from sparc_kernels.ops.fine_grained.config import PairConfig
 from sparc_kernels.ops.fine_grained.config import choose as choose_pair

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sparc_kernels.ops._triton.config import TiledConfig, choose_tiled
+from sparc_kernels.ops._alignment.config import TiledConfig, choose_tiled
+from sparc_kernels.ops._alignment.plans import Gradients, Inputs
 from sparc_kernels.ops._triton.launch import Launch, capability, run_all, strides, unsupported_reason
-from sparc_kernels.ops._triton.plans import Gradients, Inputs
 from sparc_kernels.ops.fine_grained.config import PairConfig, choose
 from sparc_kernels.ops.fine_grained.schema import fake_forward
 from sparc_kernels.ops.fine_grained.triton_pair import pair_backward_kernel, pair_forward_kernel

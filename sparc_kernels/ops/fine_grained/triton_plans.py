@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sparc_kernels.ops._triton.config import TiledConfig
+from sparc_kernels.ops._alignment.config import TiledConfig
+from sparc_kernels.ops._alignment.plans import Gradients, Inputs, Tiled, mean_launch, tiled_groups
 from sparc_kernels.ops._triton.launch import Launch, strides
-from sparc_kernels.ops._triton.plans import Gradients, Inputs, Tiled, mean_launch, tiled_groups
 from sparc_kernels.ops.fine_grained.triton_tiled import (
     tiled_grad_logits_kernel,
     tiled_grad_products_kernel,

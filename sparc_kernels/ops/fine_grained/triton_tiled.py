@@ -2,13 +2,13 @@
 """Kernels of the tiled path that only the loss needs: logits, softmaxes and their gradients, for any number of tokens.
 
 Workspaces of N pairs, float32: ``groups`` [N, L, D] (C'), ``logits`` [N, L, L] (Z, then dZ), ``factors`` [N, 3, L]
-(-alpha, beta, the factor of dT's row); the others are those of ``ops/_triton/tiled.py``.
+(-alpha, beta, the factor of dT's row); the others are those of ``ops/_alignment/tiled.py``.
 """
 
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._triton.tiled import (
+from sparc_kernels.ops._alignment.tiled import (
     ROW_MASS,
     ROW_MIN,
     ROW_RANGE,

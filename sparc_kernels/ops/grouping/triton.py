@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sparc_kernels.ops._triton.config import TiledConfig, choose_tiled, tiles
+from sparc_kernels.ops._alignment.config import TiledConfig, choose_tiled, tiles
+from sparc_kernels.ops._alignment.plans import Gradients, Inputs, Tiled, tiled_groups
 from sparc_kernels.ops._triton.launch import Launch, capability, run_all, strides, unsupported_reason
-from sparc_kernels.ops._triton.plans import Gradients, Inputs, Tiled, tiled_groups
 from sparc_kernels.ops.grouping.config import RowConfig, choose
 from sparc_kernels.ops.grouping.schema import fake_embeddings_forward, fake_weights_forward
 from sparc_kernels.ops.grouping.triton_rows import rows_backward_kernel, rows_forward_kernel

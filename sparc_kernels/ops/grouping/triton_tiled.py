@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Kernels of the tiled path that only ``grouping`` needs; the workspaces are those of ``ops/_triton/tiled.py``."""
+"""Kernels of the tiled path that only ``grouping`` needs; the workspaces are those of ``ops/_alignment/tiled.py``."""
 
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._triton.tiled import ROW_MASS, load_alignment, load_row, locate, square_offsets
+from sparc_kernels.ops._alignment.tiled import ROW_MASS, load_alignment, load_row, locate, square_offsets
 from sparc_kernels.ops._triton.tiles import load_mask, load_tile, store_tile
 
 

@@ -11,9 +11,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from sparc_kernels.ops._triton.config import TiledConfig, next_power_of_2, tiles
-from sparc_kernels.ops._triton.launch import Launch, interpreted, product_precision, strides
-from sparc_kernels.ops._triton.tiled import (
+from sparc_kernels.ops._alignment.config import TiledConfig, next_power_of_2, tiles
+from sparc_kernels.ops._alignment.tiled import (
     tiled_grad_patches_kernel,
     tiled_grad_rows_kernel,
     tiled_grad_tokens_kernel,
@@ -22,6 +21,7 @@ from sparc_kernels.ops._triton.tiled import (
     tiled_rows_kernel,
     tiled_similarities_kernel,
 )
+from sparc_kernels.ops._triton.launch import Launch, interpreted, product_precision, strides
 
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 

@@ -1,0 +1,1 @@
+"""What the ops share that align the patches of an image with the tokens of its caption."""
