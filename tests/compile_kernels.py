@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,7 +31,7 @@ def plans(capability: int, dtype_name: str, p: int, l: int, d: int, precision: s
     """The launches of every op of both rooms for a batch of 1024 pairs."""
     import torch
 
-    from sparc_kernels.ops._alignment.plans import Gradients, Inputs
+    from sparc_kernels.ops._triton import launch
     from sparc_kernels.ops.fine_grained import triton as fine_grained
     from sparc_kernels.ops.grouping import triton as grouping
 
@@ -42,34 +41,30 @@ def plans(capability: int, dtype_name: str, p: int, l: int, d: int, precision: s
         return torch.empty(shape, dtype=dtype, device="meta")
 
     patches, tokens, mask = meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), meta(b, l, dtype=torch.bool)
-    scale, weight = meta(), meta(b, l)
-    pairs = Inputs(patches, tokens, mask, None, None, precision)
-    groups = replace(pairs, token_mask=None)
-    grads = (torch.empty_like(patches), torch.empty_like(tokens))
-    means = (meta(b, d, dtype=dtype), meta(b, d, dtype=dtype))
+    pairs, groups = (patches, tokens, mask, None, meta(), None), (patches, tokens, None, None)
+    mean = meta(b, d, dtype=dtype)
     found = {}
-    with (
-        mock.patch.object(fine_grained, "capability", return_value=capability),
-        mock.patch.object(grouping, "capability", return_value=capability),
-    ):
+    with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         for name, pool in (("forward", False), ("pooled_forward", True)):
-            (_, stats, *_), found[name] = fine_grained.forward_plan(pairs, scale, pool, pool)
-        for name, out in {
-            "backward": Gradients(*grads),
-            "pooled_backward": Gradients(*grads, *means),
-            "backward_of_patches": Gradients(grads[0], None, means[0]),
-            "backward_of_tokens": Gradients(None, grads[1], None, means[1]),
-        }.items():
-            found[name] = fine_grained.backward_plan(weight, pairs, scale, stats, out)
+            (_, stats, *_), found[name] = fine_grained.forward_plan(*pairs, pool, pool, precision)
+        for name, means, need in (
+            ("backward", (None, None), (True, True)),
+            ("pooled_backward", (mean, mean), (True, True)),
+            ("backward_of_patches", (mean, mean), (True, False)),
+            ("backward_of_tokens", (mean, mean), (False, True)),
+        ):
+            _, found[name] = fine_grained.backward_plan(meta(b, l), *means, *pairs, stats, *need, precision)
         for name, is_weights, n in (("embeddings", False, d), ("weights", True, p)):
-            _, found[f"{name}_forward"] = grouping.forward_plan(groups, weights=is_weights)
+            (_, stats), found[f"{name}_forward"] = grouping.forward_plan(*groups, precision, weights=is_weights)
             grad = meta(b, l, n, dtype=dtype)
-            for one, out in (
-                ("backward", Gradients(*grads)),
-                ("backward_of_patches", Gradients(grads[0], None)),
-                ("backward_of_tokens", Gradients(None, grads[1])),
+            for one, need in (
+                ("backward", (True, True)),
+                ("backward_of_patches", (True, False)),
+                ("backward_of_tokens", (False, True)),
             ):
-                found[f"{name}_{one}"] = grouping.backward_plan(grad, groups, out, weights=is_weights)
+                _, found[f"{name}_{one}"] = grouping.backward_plan(
+                    grad, *groups, stats, *need, precision, weights=is_weights
+                )
     return found
 
 

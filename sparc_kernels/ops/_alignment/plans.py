@@ -1,34 +1,37 @@
-"""Launches of the tiled kernels that both rooms use."""
+"""Launches over patches and tokens: what the kernels know of the inputs, and the tiled path that rooms share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparc_kernels.ops._alignment.config import TiledConfig, next_power_of_2, tiles
+from sparc_kernels.ops._alignment.config import Config, PairConfig, TiledConfig, choose_pair, choose_tiled
 from sparc_kernels.ops._alignment.tiled import (
     tiled_grad_patches_kernel,
-    tiled_grad_rows_kernel,
+    tiled_grad_similarities_kernel,
     tiled_grad_tokens_kernel,
     tiled_groups_kernel,
-    tiled_mean_kernel,
-    tiled_rows_kernel,
-    tiled_similarities_kernel,
+    tiled_min_max_kernel,
 )
-from sparc_kernels.ops._triton.launch import Launch, interpreted, product_precision, strides
+from sparc_kernels.ops._triton.launch import Launch, capability, product_precision, strides, upcast
+from sparc_kernels.ops._triton.products import product_launch
 
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the kernels of both rooms read: patches [B, P, D], tokens [B, L, D], their masks, sigma []."""
+    """What every kernel reads: patches [B, P, D], tokens [B, L, D], masks [B, L] and [B, P], sigma [].
+
+    ``arguments`` are the kernel parameters that stand for them; a launch passes those that its kernel names.
+    """
 
     patches: Tensor
     tokens: Tensor
@@ -44,14 +47,14 @@ class Inputs:
         return b, l, self.patches.shape[1], d
 
     @property
-    def upcast(self) -> bool:
-        """The interpreter computes wrongly in bfloat16: it casts to float32 after each load."""
-        return interpreted() and self.tokens.dtype == torch.bfloat16
-
-    @property
     def precision(self) -> str:
         """``input_precision`` of the products."""
         return product_precision(self.tokens.dtype, self.float32_precision)
+
+    @property
+    def is_half(self) -> bool:
+        """float16: range is scarce, so operands are scaled."""
+        return self.tokens.dtype == torch.float16
 
     def of(self, pairs: slice) -> Inputs:
         """Those of some pairs."""
@@ -62,37 +65,40 @@ class Inputs:
         )
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of a kernel that holds all patches of a pair: all but the token mask and the blocks."""
+        """Kernel arguments."""
         _, l, p, d = self.shape
         return {
             "p_patches": self.patches,
             "p_tokens": self.tokens,
+            "p_token_mask": self.token_mask,
             "p_patch_mask": self.patch_mask,
             "p_threshold": self.threshold,
             **strides(self.patches, "stride_vb", "stride_vp", "stride_vd"),
             **strides(self.tokens, "stride_tb", "stride_tl", "stride_td"),
+            **strides(self.token_mask, "stride_lb", "stride_ll"),
             **strides(self.patch_mask, "stride_pb", "stride_pp"),
             "L": l,
             "P": p,
             "D": d,
             "PRECISION": self.precision,
-            "UPCAST": self.upcast,
+            "UPCAST": upcast(self.tokens.dtype),
         }
 
+    def choose(self, most_tokens: int | None = None) -> Config:
+        """The path and its tiles; ``most_tokens``: a program need not hold more of a pair at once."""
+        _, l, p, d = self.shape
+        size = self.tokens.element_size()
+        return choose_pair(min(l, most_tokens or l), p, d, size, capability(self.tokens)) or choose_tiled(size)
 
-def tiled_groups(
-    config: TiledConfig, inputs: Inputs, shapes: tuple[tuple[int, ...], ...]
-) -> Iterator[tuple[slice, Tiled, list[Tensor]]]:
-    """Groups of pairs that fit into the workspace: (which pairs, their tensors, workspaces [N, *shape] of float32).
+    def launch(self, kernel: Any, programs: int, config: PairConfig, **own: Any) -> Launch:
+        """A launch of the pair path."""
+        blocks = {"BLOCK_L": config.block_l, "BLOCK_P": config.block_p, "BLOCK_D": config.block_d}
+        return Launch.of(kernel, programs, self.arguments() | blocks, own, config.num_warps, config.num_stages)
 
-    All groups share one set of workspaces: they run one after the other on one stream.
-    """
-    workspaces: list[Tensor] = []
-    for pairs in config.groups(inputs.shape[0], sum(math.prod(shape) for shape in shapes)):
-        n = pairs.stop - pairs.start
-        if not workspaces:
-            workspaces = [inputs.tokens.new_empty((n, *shape), dtype=torch.float32) for shape in shapes]
-        yield pairs, Tiled(inputs.of(pairs), config), [workspace[:n] for workspace in workspaces]
+
+def wanted(*outputs: Tensor) -> tuple[Tensor | None, ...]:
+    """None for an output that nobody asked for, which an op returns as [0]."""
+    return tuple(None if x.dim() == 1 else x for x in outputs)
 
 
 @dataclass(frozen=True)
@@ -108,214 +114,129 @@ class Gradients:
         """Those of some pairs."""
         return Gradients(*(x if x is None else x[pairs] for x in vars(self).values()))
 
-
-def mean_launch(config: TiledConfig, rows: Tensor, mask: Tensor | None, mean: Tensor) -> Launch:
-    """mean [B, D] of the valid ones of rows [B, N, D]."""
-    b, n, d = rows.shape
-    block_n, block_d = config.block_l, min(config.block_d, max(16, next_power_of_2(d)))
-    arguments = {
-        "p_rows": rows,
-        "p_mask": mask,
-        "p_mean": mean,
-        **strides(rows, "stride_rb", "stride_rn", "stride_rd"),
-        **strides(mask, "stride_mb", "stride_mn"),
-        "N": n,
-        "D": d,
-        "TILES_N": tiles(n, block_n),
-        "TILES_D": tiles(d, block_d),
-        "BLOCK_N": block_n,
-        "BLOCK_D": block_d,
-        "UPCAST": interpreted() and rows.dtype == torch.bfloat16,
-    }
-    return Launch(tiled_mean_kernel, (b * tiles(d, block_d),), arguments, config.num_warps, config.num_stages)
+    def arguments(self) -> dict[str, Tensor | None]:
+        """Kernel arguments."""
+        return {
+            "p_grad_patches": self.patches,
+            "p_grad_tokens": self.tokens,
+            "p_grad_mean_patches": self.mean_patches if self.patches is not None else None,
+            "p_grad_mean_tokens": self.mean_tokens if self.tokens is not None else None,
+        }
 
 
 @dataclass(frozen=True)
 class Tiled:
-    """Some pairs of a batch on the tiled path."""
+    """Some pairs of a batch on the tiled path, and their workspaces by the names that kernels have for them."""
 
     inputs: Inputs
     config: TiledConfig
+    workspaces: dict[str, Tensor]
 
     @property
     def n_pairs(self) -> int:
         """N"""
         return self.inputs.shape[0]
 
-    @property
-    def operand(self) -> tl.dtype:
-        """The dtype of the operands of matrix products."""
-        return tl.float32 if self.inputs.upcast else _DTYPES[self.inputs.tokens.dtype]
-
-    @property
-    def is_half(self) -> bool:
-        """float16: range is scarce, so operands are scaled."""
-        return self.inputs.tokens.dtype == torch.float16
-
-    @property
-    def shrink(self) -> float:
-        """What C' is multiplied with: in float16 a mean over patches stands for the sum."""
-        return 1.0 / next_power_of_2(self.inputs.shape[2]) if self.is_half else 1.0
-
-    def sizes(self, *names: str) -> dict[str, Any]:
-        """Kernel arguments for tiles: L, P and D, their blocks and numbers of tiles, as named."""
+    def arguments(self, block_l: int, block_p: int) -> dict[str, Any]:
+        """What kernels know, with tiles [block_l, block_p]."""
         _, l, p, d = self.inputs.shape
-        c = self.config
-        block_d = min(c.block_d, max(16, next_power_of_2(d)))
-        every = {
-            "L": l,
-            "P": p,
-            "D": d,
-            "BLOCK_L": c.block_l,
-            "BLOCK_P": c.block_p,
+        block_d = self.config.product.channels(d)
+        known = self.inputs.arguments()
+        return known | {
+            "BLOCK_L": block_l,
+            "BLOCK_P": block_p,
             "BLOCK_D": block_d,
-            "TILES_L": tiles(l, c.block_l),
-            "TILES_P": tiles(p, c.block_p),
-            "TILES_D": tiles(d, block_d),
-            "PRECISION": self.inputs.precision,
-            "UPCAST": self.inputs.upcast,
+            "TILES_L": triton.cdiv(l, block_l),
+            "TILES_P": triton.cdiv(p, block_p),
+            "TILES_D": triton.cdiv(d, block_d),
+            # the dtype of the operands of matrix products
+            "OPERAND": tl.float32 if known["UPCAST"] else _DTYPES[self.inputs.tokens.dtype],
+            # what C' is multiplied with: in float16 a mean over patches stands for the sum
+            "SHRINK": 1.0 / triton.next_power_of_2(p) if self.inputs.is_half else 1.0,
+            **dict.fromkeys(("p_amax", "p_factors", "p_pair_factor")),  # in workspaces where they are needed
+            **self.workspaces,
         }
-        return {name: every[name] for name in names}
 
-    def square_sizes(self) -> dict[str, int]:
-        """Kernel arguments for the passes over [L, L]."""
-        l, block = self.inputs.shape[1], self.config.square_l
-        return {"L": l, "BLOCK_L": block, "TILES_L": tiles(l, block)}
-
-    def row_sizes(self) -> dict[str, int]:
-        """Kernel arguments for the passes over rows."""
-        _, l, p, _ = self.inputs.shape
+    def launch(self, kernel: Any, axes: str, **own: Any) -> Launch:
+        """A matrix product, with a program for each tile of ``axes``, such as "LD", of each pair."""
         c = self.config
-        row_tiles = {"TILES_L": tiles(l, c.row_l), "TILES_P": tiles(p, c.row_p)}
-        return {"L": l, "P": p, "BLOCK_L": c.row_l, "BLOCK_P": c.row_p, **row_tiles}
+        return self._launch(kernel, axes, c.block_l, c.block_p, c.num_warps, own)
 
-    def launch(self, kernel: Any, programs: int, **arguments: Any) -> Launch:
-        """A launch of a matrix product."""
-        return Launch(kernel, (programs,), arguments, self.config.num_warps, self.config.num_stages)
+    def launch_pass(self, kernel: Any, axes: str, **own: Any) -> Launch:
+        """A pass over the tiles of matrix products."""
+        c = self.config
+        return self._launch(kernel, axes, c.block_l, c.block_p, c.pass_warps, own)
 
-    def launch_pass(self, kernel: Any, programs: int, **arguments: Any) -> Launch:
-        """A launch of a pass over rows or squares."""
-        return Launch(kernel, (programs,), arguments, self.config.pass_warps, self.config.num_stages)
+    def launch_rows(self, kernel: Any, **own: Any) -> Launch:
+        """A pass along rows over patches."""
+        c = self.config
+        return self._launch(kernel, "L", c.pass_l, c.pass_p, c.pass_warps, own)
 
-    def similarities(self, left: Tensor, left_mask: Tensor | None, square: Tensor) -> Launch:
-        """square [N, L, P] = left [N, L, D] @ patches^T."""
-        sizes = self.sizes("L", "P", "D", "TILES_L", "TILES_P", "BLOCK_L", "BLOCK_P", "BLOCK_D", "PRECISION", "UPCAST")
-        return self.launch(
-            tiled_similarities_kernel,
-            self.n_pairs * sizes["TILES_L"] * sizes["TILES_P"],
-            p_left=left,
-            p_patches=self.inputs.patches,
-            p_left_mask=left_mask,
-            p_patch_mask=self.inputs.patch_mask,
-            p_square=square,
-            **strides(left, "stride_ab", "stride_al", "stride_ad"),
-            **strides(self.inputs.patches, "stride_vb", "stride_vp", "stride_vd"),
-            **strides(left_mask, "stride_lb", "stride_ll"),
-            **strides(self.inputs.patch_mask, "stride_pb", "stride_pp"),
-            **sizes,
-        )
+    def launch_squares(self, kernel: Any, axes: str, **own: Any) -> Launch:
+        """A pass over [L, L]."""
+        c = self.config
+        return self._launch(kernel, axes, c.square_l, c.pass_p, c.pass_warps, own)
 
-    def heights(self, heights: Tensor, rows: Tensor, stats: Tensor | None = None) -> list[Launch]:
-        """heights [N, L, P], rows [N, 5, L] and, if given, stats [3, N, L] of ``grouping`` from the embeddings."""
-        sizes = self.row_sizes()
-        rows_launch = self.launch_pass(
-            tiled_rows_kernel,
-            self.n_pairs * sizes["TILES_L"],
-            p_heights=heights,
-            p_rows=rows,
-            p_stats=stats,
-            p_patch_mask=self.inputs.patch_mask,
-            p_threshold=self.inputs.threshold,
-            stride_stat=stats.stride(0) if stats is not None else 0,
-            **strides(self.inputs.patch_mask, "stride_pb", "stride_pp"),
-            **sizes,
-            OPERAND=self.operand,
-        )
-        return [self.similarities(self.inputs.tokens, self.inputs.token_mask, heights), rows_launch]
+    def _launch(self, kernel: Any, axes: str, block_l: int, block_p: int, warps: int, own: dict[str, Any]) -> Launch:
+        known = self.arguments(block_l, block_p)
+        programs = self.n_pairs * math.prod(known[f"TILES_{axis}"] for axis in axes)
+        return Launch.of(kernel, programs, known, own, warps, self.config.num_stages)
 
-    def groups(self, heights: Tensor, rows: Tensor, groups: Tensor, normalize: bool) -> Launch:
-        """groups [N, L, D] = U V (times ``shrink``), or A V."""
-        sizes = self.sizes(
-            "L", "P", "D", "TILES_L", "TILES_P", "TILES_D", "BLOCK_L", "BLOCK_P", "BLOCK_D", "PRECISION", "UPCAST"
-        )
-        return self.launch(
-            tiled_groups_kernel,
-            self.n_pairs * sizes["TILES_L"] * sizes["TILES_D"],
-            p_heights=heights,
-            p_rows=rows,
-            p_patches=self.inputs.patches,
-            p_patch_mask=self.inputs.patch_mask,
-            p_groups=groups,
-            **strides(self.inputs.patches, "stride_vb", "stride_vp", "stride_vd"),
-            **strides(self.inputs.patch_mask, "stride_pb", "stride_pp"),
-            **sizes,
-            SHRINK=self.shrink,
-            NORMALIZE=normalize,
-        )
+    def similarities(self, left: Tensor, left_mask: Tensor | None, product: Tensor) -> Launch:
+        """product [N, L, P] = left [N, L, D] @ patches^T."""
+        patches, patch_mask = self.inputs.patches, self.inputs.patch_mask
+        tiles, precision = self.config.product, self.inputs.precision
+        return product_launch(left, patches, left_mask, patch_mask, product, tiles, precision)
 
-    def grad_rows(self, grads: Tensor, heights: Tensor, rows: Tensor, tops: Tensor | None, normalize: bool) -> Launch:
-        """grads [N, L, P]: dS from dU, or from dA."""
-        sizes = self.row_sizes()
-        return self.launch_pass(
-            tiled_grad_rows_kernel,
-            self.n_pairs * sizes["TILES_L"],
-            p_grads=grads,
-            p_heights=heights,
-            p_rows=rows,
-            p_tops=tops,
-            **sizes,
-            NORMALIZE=normalize,
-        )
-
-    def grads(
-        self,
-        grads: Tensor,
-        tops: Tensor | None,
-        heights: Tensor,
-        rows: Tensor,
-        groups: Tensor | None,
-        factors: Tensor | None,
-        pair_factor: Tensor | None,
-        out: Gradients,
+    def min_max(
+        self, row_min: Tensor | None = None, row_max: Tensor | None = None, weight_sum: Tensor | None = None
     ) -> list[Launch]:
-        """The gradients that are wanted, from X and what flows through the groups."""
-        sizes = self.sizes(
-            "L", "P", "D", "TILES_L", "TILES_P", "TILES_D", "BLOCK_L", "BLOCK_P", "BLOCK_D", "PRECISION", "UPCAST"
-        )
-        shared = {
-            "p_grads": grads,
-            "p_tops": tops,
-            "p_tokens": self.inputs.tokens,
-            "p_token_mask": self.inputs.token_mask,
-            "p_patch_mask": self.inputs.patch_mask,
-            "p_factors": factors,
-            **strides(self.inputs.tokens, "stride_tb", "stride_tl", "stride_td"),
-            **strides(self.inputs.token_mask, "stride_lb", "stride_ll"),
-            **strides(self.inputs.patch_mask, "stride_pb", "stride_pp"),
-            **sizes,
-            "TOPS": tops.shape[1] if tops is not None else 1,
-            "BLOCK_TOPS": next_power_of_2(tops.shape[1]) if tops is not None else 1,
-        }
-        tokens = lambda: self.launch(  # noqa: E731
-            tiled_grad_tokens_kernel,
-            self.n_pairs * sizes["TILES_L"] * sizes["TILES_D"],
-            p_patches=self.inputs.patches,
-            p_grad_mean=out.mean_tokens,
-            p_grad_tokens=out.tokens,
-            **strides(self.inputs.patches, "stride_vb", "stride_vp", "stride_vd"),
-            SHRINK=self.shrink if factors is not None else 1.0,
-            **shared,
-        )
-        patches = lambda: self.launch(  # noqa: E731
-            tiled_grad_patches_kernel,
-            self.n_pairs * sizes["TILES_P"] * sizes["TILES_D"],
-            p_heights=heights,
-            p_rows=rows,
-            p_groups=groups,
-            p_pair_factor=pair_factor,
-            p_grad_mean=out.mean_patches,
-            p_grad_patches=out.patches,
-            **strides(groups, "stride_cb", "stride_cl", "stride_cd"),
-            **shared,
-        )
-        return [build() for build, wanted in ((tokens, out.tokens), (patches, out.patches)) if wanted is not None]
+        """heights and scalars from the embeddings; minimum, maximum and sum of U of each row [N, L] if wanted."""
+        tokens, token_mask = self.inputs.tokens, self.inputs.token_mask
+        return [
+            self.similarities(tokens, token_mask, self.workspaces["p_heights"]),
+            self.launch_rows(tiled_min_max_kernel, p_row_min=row_min, p_row_max=row_max, p_weight_sum=weight_sum),
+        ]
+
+    def groups(self, groups: Tensor, normalize: bool) -> Launch:
+        """groups [N, L, D] = U V (times ``SHRINK``), or A V."""
+        return self.launch(tiled_groups_kernel, "LD", p_groups=groups, NORMALIZE=normalize)
+
+    def grad_similarities(self, amax: Tensor | None, normalize: bool) -> Launch:
+        """In grads [N, L, P], dS from dU, or from dA."""
+        return self.launch_rows(tiled_grad_similarities_kernel, p_amax=amax, NORMALIZE=normalize)
+
+    def grad_inputs(self, out: Gradients, groups: Tensor | None) -> list[Launch]:
+        """The gradients that are wanted, from X in grads and what flows through groups [N, L, D].
+
+        Where ``factors`` are a workspace, groups are C'; elsewhere the gradient of C, or None.
+        """
+        amax = self.workspaces.get("p_amax")
+        n_amax = amax.shape[1] if amax is not None else 1
+        own = {"N_AMAX": n_amax, "BLOCK_AMAX": triton.next_power_of_2(n_amax)}
+        launches = []
+        if out.tokens is not None:
+            shrink = {} if "p_factors" in self.workspaces else {"SHRINK": 1.0}
+            grads = {"p_grad_tokens": out.tokens, "p_grad_mean_tokens": out.mean_tokens}
+            launches.append(self.launch(tiled_grad_tokens_kernel, "LD", **grads, **shrink, **own))
+        if out.patches is not None:
+            grads = {"p_grad_patches": out.patches, "p_grad_mean_patches": out.mean_patches}
+            own |= {"p_groups": groups, **strides(groups, "stride_cb", "stride_cl", "stride_cd")}
+            launches.append(self.launch(tiled_grad_patches_kernel, "PD", **grads, **own))
+        return launches
+
+
+def micro_batches(
+    config: TiledConfig, inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[slice, Tiled]]:
+    """Parts of the batch that fit into the workspace: (which pairs, their tensors with workspaces [N, *shape]).
+
+    All share one set of workspaces of float32: they run one after the other on one stream.
+    """
+    workspaces: dict[str, Tensor] = {}
+    for pairs in config.micro_batches(inputs.shape[0], sum(map(math.prod, shapes.values()))):
+        n = pairs.stop - pairs.start
+        if not workspaces:
+            new = inputs.tokens.new_empty
+            workspaces = {name: new((n, *shape), dtype=torch.float32) for name, shape in shapes.items()}
+        yield pairs, Tiled(inputs.of(pairs), config, {name: x[:n] for name, x in workspaces.items()})

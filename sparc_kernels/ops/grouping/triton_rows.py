@@ -8,17 +8,20 @@ A^T dC, dS^T T, dS V).
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._triton.tiles import (
-    alignment,
+from sparc_kernels.ops._alignment.min_max import (
     grad_similarities,
-    largest_magnitude,
-    load_mask,
-    load_tile,
     min_max_heights,
     row_extrema,
-    store_tile,
+    sparse_weights,
     threshold_of,
 )
+from sparc_kernels.ops._triton.tiles import largest_magnitude, load_mask, load_tile, store_tile
+from sparc_kernels.ops._triton.workspaces import store_stat
+from sparc_kernels.ops.grouping.schema import STATS
+
+ROW_MIN = tl.constexpr(STATS.index("row_min"))
+ROW_MAX = tl.constexpr(STATS.index("row_max"))
+WEIGHT_SUM = tl.constexpr(STATS.index("weight_sum"))
 
 
 @triton.jit
@@ -46,7 +49,7 @@ def rows_forward_kernel(
     p_patch_mask,  # [B, P] bool or None
     p_threshold,  # [] float32 or None
     p_out,  # [B, L, D] groups, or [B, L, P] weights; contiguous
-    p_stats,  # [3, B, L] float32, contiguous
+    p_stats,  # [STATS, B, L] float32, contiguous
     stride_vb, stride_vp, stride_vd, stride_tb, stride_tl, stride_td, stride_pb, stride_pp,
     stride_stat,  # B * L
     L, P,
@@ -73,7 +76,7 @@ def rows_forward_kernel(
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
-    b_u = alignment(b_height, b_range, sigma)
+    b_u = sparse_weights(b_height, b_range, sigma)
     if not WEIGHTS:
         b_u = b_u.to(OPERAND).to(tl.float32)  # the sum is that of what the product takes
     b_mass = tl.sum(b_u, axis=1)
@@ -87,10 +90,9 @@ def rows_forward_kernel(
             b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
             b_c = tl.dot(b_a, b_v, input_precision=PRECISION) * b_inverse[:, None]  # [BLOCK_L, BLOCK_D]
             store_tile(p_out + o_b * L * D, b_c, o_l, o_d, m_l, D, D, UPCAST)
-    o_stat = o_b * L + o_l
-    tl.store(p_stats + o_stat, b_min, mask=m_l)
-    tl.store(p_stats + (o_stat + stride_stat), b_max, mask=m_l)
-    tl.store(p_stats + (o_stat + 2 * stride_stat), b_mass, mask=m_l)
+    store_stat(p_stats, b_min, o_b, o_l, m_l, stride_stat, L, ROW_MIN)
+    store_stat(p_stats, b_max, o_b, o_l, m_l, stride_stat, L, ROW_MAX)
+    store_stat(p_stats, b_mass, o_b, o_l, m_l, stride_stat, L, WEIGHT_SUM)
 
 
 @triton.jit
@@ -135,27 +137,27 @@ def rows_backward_kernel(
         b_da = rows_similarities(
             p_v, p_g, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_gl, stride_gd, D, BLOCK_D, PRECISION, UPCAST
         )  # fmt: skip
-    b_u = alignment(b_height, b_range, sigma)
+    b_u = sparse_weights(b_height, b_range, sigma)
     b_mass = tl.sum(b_u, axis=1)
     b_inverse = 1.0 / tl.where(b_mass == 0.0, 1.0, b_mass)
     b_a = b_u * b_inverse[:, None]  # A [BLOCK_L, BLOCK_P]
     b_da = tl.where(m_p[None, :], b_da, 0.0)  # what is asked of a masked patch is asked in vain
     b_du = (b_da - tl.sum(b_da * b_a, axis=1)[:, None]) * b_inverse[:, None]
     b_ds = grad_similarities(b_du, b_height, b_range, sigma)
-    unit = largest_magnitude(b_ds) if IS_HALF else 1.0
-    b_e = (b_ds * (1.0 / unit)).to(OPERAND)
+    amax = largest_magnitude(b_ds) if IS_HALF else 1.0
+    b_e = (b_ds * (1.0 / amax)).to(OPERAND)
     b_a = b_a.to(OPERAND)
     if p_grad_tokens is not None:
         for o_chunk in range(0, D, BLOCK_D):
             o_d = o_chunk + tl.arange(0, BLOCK_D)
             b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
-            b_gt = tl.dot(b_e, b_v, input_precision=PRECISION) * unit + poison  # [BLOCK_L, BLOCK_D]
+            b_gt = tl.dot(b_e, b_v, input_precision=PRECISION) * amax + poison  # [BLOCK_L, BLOCK_D]
             store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, m_l, D, D, UPCAST)
     if p_grad_patches is not None:
         for o_chunk in range(0, D, BLOCK_D):
             o_d = o_chunk + tl.arange(0, BLOCK_D)
             b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)  # [BLOCK_L, BLOCK_D]
-            b_gv = tl.dot(tl.trans(b_e), b_t, input_precision=PRECISION) * unit  # [BLOCK_P, BLOCK_D]
+            b_gv = tl.dot(tl.trans(b_e), b_t, input_precision=PRECISION) * amax  # [BLOCK_P, BLOCK_D]
             if not WEIGHTS:
                 b_g = load_tile(p_g, o_l, o_d, m_l, D, stride_gl, stride_gd, UPCAST)  # [BLOCK_L, BLOCK_D]
                 b_gv = tl.dot(tl.trans(b_a), b_g, b_gv, input_precision=PRECISION)
