@@ -21,12 +21,12 @@ from sparc_kernels.ops._triton.workspaces import (
 )
 
 # What is known of each row of similarities: its minimum, range (0 if flat), sigma, number of minima, sum of U.
-ROW_SCALARS = ("min", "range", "sigma", "ties", "mass")
+ROW_SCALARS = ("min", "range", "sigma", "ties", "weight_sum")
 MIN = tl.constexpr(ROW_SCALARS.index("min"))
 RANGE = tl.constexpr(ROW_SCALARS.index("range"))
 SIGMA = tl.constexpr(ROW_SCALARS.index("sigma"))
 TIES = tl.constexpr(ROW_SCALARS.index("ties"))
-MASS = tl.constexpr(ROW_SCALARS.index("mass"))
+WEIGHT_SUM = tl.constexpr(ROW_SCALARS.index("weight_sum"))
 N_SCALARS = tl.constexpr(len(ROW_SCALARS))
 
 # By what a loss on cosines multiplies the row of C' in dV, the token in dT, and the row of dT.
@@ -109,7 +109,7 @@ def tiled_min_max_kernel(
     b_max = tl.where(n_patches > 0, b_max, 0.0)
     sigma, _ = threshold_of(p_threshold, n_patches)
     b_ties = tl.zeros([BLOCK_L], tl.float32)
-    b_mass = tl.zeros([BLOCK_L], tl.float32)
+    b_weight_sum = tl.zeros([BLOCK_L], tl.float32)
     b_range = b_min * 0.0
     tl.debug_barrier()  # all of S is read before any of it is overwritten
     for tile in range(TILES_P):
@@ -117,18 +117,18 @@ def tiled_min_max_kernel(
         m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
         b_height, b_range = min_max_heights(load_workspace(p_heights, o_b, o_l, o_p, L, P), b_min, b_max, m_p)
         b_ties += tl.sum(tl.where(b_height == 0.0, 1.0, 0.0), axis=1)
-        b_mass += tl.sum(sparse_weights(b_height, b_range, sigma).to(OPERAND).to(tl.float32), axis=1)
+        b_weight_sum += tl.sum(sparse_weights(b_height, b_range, sigma).to(OPERAND).to(tl.float32), axis=1)
         o_out, m_out = workspace_offsets(o_b, o_l, o_p, L, P)
         tl.store(p_heights + o_out, b_height, mask=m_out)
     store_scalar(p_scalars, b_min, o_b, o_l, L, MIN)
     store_scalar(p_scalars, b_range, o_b, o_l, L, RANGE)
     store_scalar(p_scalars, b_min * 0.0 + sigma, o_b, o_l, L, SIGMA)
     store_scalar(p_scalars, b_ties, o_b, o_l, L, TIES)
-    store_scalar(p_scalars, b_mass, o_b, o_l, L, MASS)
+    store_scalar(p_scalars, b_weight_sum, o_b, o_l, L, WEIGHT_SUM)
     if p_row_min is not None:
         tl.store(p_row_min + (o_b * L + o_l), b_min, mask=o_l < L)
         tl.store(p_row_max + (o_b * L + o_l), b_max, mask=o_l < L)
-        tl.store(p_weight_sum + (o_b * L + o_l), b_mass, mask=o_l < L)
+        tl.store(p_weight_sum + (o_b * L + o_l), b_weight_sum, mask=o_l < L)
 
 
 @triton.jit
@@ -164,8 +164,13 @@ def tiled_groups_kernel(
         b_v = load_tile(p_patches + o_b * stride_vb, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
         b_c = tl.dot(b_u, b_v, b_c, input_precision=PRECISION)
     if NORMALIZE:
-        b_mass = load_scalar(p_scalars, o_b, o_l, L, MASS)  # 0 for an image without a valid patch
-        b_c = b_c * tl.where(b_mass == 0.0, float("nan"), 1.0 / tl.where(b_mass == 0.0, 1.0, b_mass))[:, None]
+        b_weight_sum = load_scalar(p_scalars, o_b, o_l, L, WEIGHT_SUM)  # 0 for an image without a valid patch
+        b_c = (
+            b_c
+            * tl.where(b_weight_sum == 0.0, float("nan"), 1.0 / tl.where(b_weight_sum == 0.0, 1.0, b_weight_sum))[
+                :, None
+            ]
+        )
     else:
         b_c = b_c * SHRINK
     store_tile(p_groups + o_b * L * D, b_c, o_l, o_d, o_l < L, D, D, UPCAST and NORMALIZE)
@@ -191,12 +196,12 @@ def tiled_grad_similarities_kernel(
     b_mean = tl.zeros([BLOCK_L], tl.float32)  # sum_p A dA
     b_factor = tl.where(b_range == 0.0, 0.0, 1.0 / tl.where(b_range == 0.0, 1.0, b_range))
     if NORMALIZE:
-        b_inverse_mass = 1.0 / tl.maximum(load_scalar(p_scalars, o_b, o_l, L, MASS), 1.0)
-        b_factor = b_factor * b_inverse_mass
+        b_inverse_sum = 1.0 / tl.maximum(load_scalar(p_scalars, o_b, o_l, L, WEIGHT_SUM), 1.0)
+        b_factor = b_factor * b_inverse_sum
         for tile in range(TILES_P):
             o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
             b_u = load_weights(p_heights, p_scalars, o_b, o_l, o_p, L, P)
-            b_mean += tl.sum(b_u * load_workspace(p_grads, o_b, o_l, o_p, L, P), axis=1) * b_inverse_mass
+            b_mean += tl.sum(b_u * load_workspace(p_grads, o_b, o_l, o_p, L, P), axis=1) * b_inverse_sum
     b_shared = tl.zeros([BLOCK_L], tl.float32)
     for tile in range(TILES_P):
         o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -323,7 +328,7 @@ def tiled_grad_patches_kernel(
             if p_factors is not None:
                 b_c = b_c * load_factor(p_factors, o_b, o_l, L, GROUP_FACTOR)[:, None]
             else:
-                b_u = b_u / tl.maximum(load_scalar(p_scalars, o_b, o_l, L, MASS), 1.0)[:, None]
+                b_u = b_u / tl.maximum(load_scalar(p_scalars, o_b, o_l, L, WEIGHT_SUM), 1.0)[:, None]
             b_gv = tl.dot(tl.trans(b_u.to(OPERAND)), b_c.to(OPERAND), b_gv, input_precision=PRECISION)
     if p_pair_factor is not None:
         b_gv = b_gv * tl.load(p_pair_factor + o_b)

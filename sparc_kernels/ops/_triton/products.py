@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparc_kernels.ops._triton.launch import Launch, strides, upcast
-from sparc_kernels.ops._triton.tiles import load_mask, load_tile, store_mean
+from sparc_kernels.ops._triton.tiles import load_mask, load_tile, rows_product, store_mean
 from sparc_kernels.ops._triton.workspaces import locate, workspace_offsets
 
 
@@ -37,14 +37,10 @@ def product_kernel(
     o_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m = load_mask(p_left_mask, o_b, o_m, M, stride_lb, stride_lm)
     m_n = load_mask(p_right_mask, o_b, o_n, N, stride_rb, stride_rn)
-    p_a = p_left + o_b * stride_ab
-    p_b = p_right + o_b * stride_bb
-    b_product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_a = load_tile(p_a, o_m, o_d, m_m, D, stride_am, stride_ad, UPCAST)  # [BLOCK_M, BLOCK_D]
-        b_b = load_tile(p_b, o_n, o_d, m_n, D, stride_bn, stride_bd, UPCAST)  # [BLOCK_N, BLOCK_D]
-        b_product = tl.dot(b_a, tl.trans(b_b), b_product, input_precision=PRECISION)
+    b_product = rows_product(
+        p_left + o_b * stride_ab, p_right + o_b * stride_bb, o_m, o_n, m_m, m_n, stride_am, stride_ad, stride_bn,
+        stride_bd, D, BLOCK_D, PRECISION, UPCAST
+    )  # fmt: skip
     o_out, m_out = workspace_offsets(o_b, o_m, o_n, M, N)
     tl.store(p_product + o_out, b_product, mask=m_out)
 

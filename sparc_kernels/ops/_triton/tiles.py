@@ -23,7 +23,7 @@ def load_mask(p_mask, o_batch, o_rows, n_rows, stride_batch, stride_row):
 @triton.jit
 def load_tile(p_base, o_rows, o_cols, m_rows, n_cols, stride_row, stride_col, UPCAST: tl.constexpr):
     """[ROWS, COLS] of a matrix, 0 where a row is masked or a column lies outside."""
-    # 64 bits: a transposed view can put 2^31 elements between two rows of one pair
+    # 64 bits: a transposed view can put 2^31 elements between two rows of one item
     p_tile = p_base + o_rows.to(tl.int64)[:, None] * stride_row + o_cols.to(tl.int64)[None, :] * stride_col
     b_tile = tl.load(p_tile, mask=m_rows[:, None] & (o_cols < n_cols)[None, :], other=0.0)
     if UPCAST:
@@ -56,6 +56,24 @@ def share_of_mean(p_grad_mean, n_rows, o_cols, n_cols):
     """[1, COLS]: what each of ``n_rows`` rows gets of the gradient of their mean."""
     b_grad = tl.load(p_grad_mean + o_cols, mask=o_cols < n_cols, other=0.0).to(tl.float32)
     return b_grad[None, :] * (1.0 / tl.maximum(n_rows, 1).to(tl.float32))
+
+
+@triton.jit
+def rows_product(
+    p_left, p_right, o_left, o_right, m_left, m_right, stride_am, stride_ad, stride_bn, stride_bd,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, COLS] float32: rows of the left matrix times rows of the right one, over D channels."""
+    b_product = tl.zeros([o_left.shape[0], o_right.shape[0]], tl.float32)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_left = load_tile(p_left, o_left, o_d, m_left, D, stride_am, stride_ad, UPCAST)  # [ROWS, BLOCK_D]
+        b_right = load_tile(p_right, o_right, o_d, m_right, D, stride_bn, stride_bd, UPCAST)  # [COLS, BLOCK_D]
+        b_product = tl.dot(b_left, tl.trans(b_right), b_product, input_precision=PRECISION)
+    return b_product
 
 
 @triton.jit

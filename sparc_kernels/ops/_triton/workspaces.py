@@ -45,16 +45,22 @@ def store_field(p_fields, b_field, o_b, o_rows, n_rows, FIELD: tl.constexpr, FIE
 
 
 @triton.jit
+def locate_stat(p_stats, o_b, o_rows, stride_stat, n_rows, FIELD: tl.constexpr):
+    """Pointers [ROWS] to one of an op's statistics [FIELDS, B, n_rows]."""
+    return p_stats + (o_b * n_rows + o_rows + FIELD * stride_stat)
+
+
+@triton.jit
 def load_stat(p_stats, o_b, o_rows, m_rows, stride_stat, n_rows, FIELD: tl.constexpr, OTHER: tl.constexpr):
     """[ROWS] of one of an op's statistics [FIELDS, B, n_rows]; OTHER at masked rows."""
-    return tl.load(p_stats + (o_b * n_rows + o_rows + FIELD * stride_stat), mask=m_rows, other=OTHER)
+    return tl.load(locate_stat(p_stats, o_b, o_rows, stride_stat, n_rows, FIELD), mask=m_rows, other=OTHER)
 
 
 @triton.jit
 def store_stat(p_stats, b_stat, o_b, o_rows, m_rows, stride_stat, n_rows, FIELD: tl.constexpr):
     """[ROWS] into one of an op's statistics [FIELDS, B, n_rows]; 0 at masked rows."""
-    o_stat = o_b * n_rows + o_rows + FIELD * stride_stat
-    tl.store(p_stats + o_stat, tl.where(m_rows, b_stat, 0.0), mask=o_rows < n_rows)
+    p_stat = locate_stat(p_stats, o_b, o_rows, stride_stat, n_rows, FIELD)
+    tl.store(p_stat, tl.where(m_rows, b_stat, 0.0), mask=o_rows < n_rows)
 
 
 @triton.jit

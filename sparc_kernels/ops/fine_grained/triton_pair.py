@@ -45,6 +45,9 @@ from sparc_kernels.ops.fine_grained.triton_logits import (
     grad_logits,
 )
 
+# Batches differ in their longest caption: no reason to compile again while the tiles stay the same.
+RAGGED = ["L", "P", "stride_lb", "stride_pb", "stride_gb", "stride_stat"]
+
 
 @triton.jit
 def pair_similarities(
@@ -70,7 +73,7 @@ def pair_similarities(
     return b_s, b_square
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RAGGED)
 def pair_forward_kernel(
     p_patches,  # [B, P, D]
     p_tokens,  # [B, L, D]
@@ -160,7 +163,7 @@ def pair_forward_kernel(
     store_stat(p_stats, b_by_scale, o_b, o_l, m_l, stride_stat, L, SCALE_DERIVATIVE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RAGGED)
 def pair_backward_kernel(
     p_grad_loss,  # [B, L] float32
     p_grad_mean_patches,  # [B, D], contiguous, or None

@@ -11,10 +11,10 @@ import triton.language as tl
 from sparc_kernels.ops._alignment.tiled import (
     GRAD_FACTOR,
     GROUP_FACTOR,
-    MASS,
     MIN,
     RANGE,
     TOKEN_FACTOR,
+    WEIGHT_SUM,
     load_factor,
     load_heights,
     load_scalar,
@@ -149,7 +149,7 @@ def tiled_loss_kernel(
     b_column_sum = tl.where(m_l, b_column_sum, 1.0)
     b_row = tl.where(m_l, b_row_top + tl.log(b_row_sum), 0.0)
     b_column = tl.where(m_l, b_column_top + tl.log(b_column_sum), 0.0)
-    b_lost = tl.where(load_scalar(p_scalars, o_b, o_l, L, MASS) == 0.0, float("nan"), 0.0)
+    b_lost = tl.where(load_scalar(p_scalars, o_b, o_l, L, WEIGHT_SUM) == 0.0, float("nan"), 0.0)
     b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + b_lost
     b_by_scale = 0.5 * (b_row_along / b_row_sum - b_target_cosine)
     b_by_scale += 0.5 * (b_column_along / b_column_sum - b_target_cosine)
@@ -249,7 +249,7 @@ def tiled_grad_logits_kernel(
         b_token_norm = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, TOKEN_NORM, 1.0)
         b_q, b_q2 = clamped_inverse_norm(b_token_norm)
         b_restore = tl.where(IS_HALF & (b_token_norm <= MIN_NORM), b_q, 1.0)
-        b_lost = tl.where(load_scalar(p_scalars, o_b, o_l, L, MASS) == 0.0, float("nan"), 0.0)
+        b_lost = tl.where(load_scalar(p_scalars, o_b, o_l, L, WEIGHT_SUM) == 0.0, float("nan"), 0.0)
         store_factor(p_factors, -b_alpha * b_r2, o_b, o_l, L, GROUP_FACTOR)
         store_factor(p_factors, b_beta * b_q2, o_b, o_l, L, TOKEN_FACTOR)
         store_factor(p_factors, b_restore * amax + b_lost, o_b, o_l, L, GRAD_FACTOR)

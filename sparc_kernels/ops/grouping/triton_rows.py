@@ -15,34 +15,20 @@ from sparc_kernels.ops._alignment.min_max import (
     sparse_weights,
     threshold_of,
 )
-from sparc_kernels.ops._triton.tiles import largest_magnitude, load_mask, load_tile, store_tile
-from sparc_kernels.ops._triton.workspaces import store_stat
+from sparc_kernels.ops._triton.tiles import largest_magnitude, load_mask, load_tile, rows_product, store_tile
+from sparc_kernels.ops._triton.workspaces import locate_stat
 from sparc_kernels.ops.grouping.schema import STATS
 
 ROW_MIN = tl.constexpr(STATS.index("row_min"))
 ROW_MAX = tl.constexpr(STATS.index("row_max"))
 WEIGHT_SUM = tl.constexpr(STATS.index("weight_sum"))
 
-
-@triton.jit
-def rows_similarities(
-    p_v, p_a, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_al, stride_ad,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """A V^T [L, P] of rows A [L, D] of one pair: tokens, or gradients of groups."""
-    b_s = tl.zeros([o_l.shape[0], o_p.shape[0]], tl.float32)
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_a = load_tile(p_a, o_l, o_d, m_l, D, stride_al, stride_ad, UPCAST)  # [L, BLOCK_D]
-        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [P, BLOCK_D]
-        b_s = tl.dot(b_a, tl.trans(b_v), b_s, input_precision=PRECISION)
-    return b_s
+# Batches differ in their longest caption: no reason to compile again while the tiles stay the same. P does not vary so,
+# and where it is a multiple of 16, rows of weights are stored 16 bytes at a time.
+RAGGED = ["L", "stride_pb", "stride_stat"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RAGGED)
 def rows_forward_kernel(
     p_patches,  # [B, P, D]
     p_tokens,  # [B, L, D]
@@ -70,8 +56,8 @@ def rows_forward_kernel(
     m_p = load_mask(p_patch_mask, o_b, o_p, P, stride_pb, stride_pp)
     sigma, poison = threshold_of(p_threshold, tl.sum(m_p.to(tl.int32), axis=0))
     p_v = p_patches + o_b * stride_vb
-    b_s = rows_similarities(
-        p_v, p_tokens + o_b * stride_tb, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
+    b_s = rows_product(
+        p_tokens + o_b * stride_tb, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd,
         D, BLOCK_D, PRECISION, UPCAST
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
@@ -79,8 +65,8 @@ def rows_forward_kernel(
     b_u = sparse_weights(b_height, b_range, sigma)
     if not WEIGHTS:
         b_u = b_u.to(OPERAND).to(tl.float32)  # the sum is that of what the product takes
-    b_mass = tl.sum(b_u, axis=1)
-    b_inverse = 1.0 / tl.where(b_mass == 0.0, 1.0, b_mass) + poison
+    b_weight_sum = tl.sum(b_u, axis=1)
+    b_inverse = 1.0 / tl.where(b_weight_sum == 0.0, 1.0, b_weight_sum) + poison
     if WEIGHTS:
         store_tile(p_out + o_b * L * P, b_u * b_inverse[:, None], o_l, o_p, m_l, P, P, UPCAST)
     else:
@@ -90,12 +76,12 @@ def rows_forward_kernel(
             b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
             b_c = tl.dot(b_a, b_v, input_precision=PRECISION) * b_inverse[:, None]  # [BLOCK_L, BLOCK_D]
             store_tile(p_out + o_b * L * D, b_c, o_l, o_d, m_l, D, D, UPCAST)
-    store_stat(p_stats, b_min, o_b, o_l, m_l, stride_stat, L, ROW_MIN)
-    store_stat(p_stats, b_max, o_b, o_l, m_l, stride_stat, L, ROW_MAX)
-    store_stat(p_stats, b_mass, o_b, o_l, m_l, stride_stat, L, WEIGHT_SUM)
+    tl.store(locate_stat(p_stats, o_b, o_l, stride_stat, L, ROW_MIN), b_min, mask=m_l)
+    tl.store(locate_stat(p_stats, o_b, o_l, stride_stat, L, ROW_MAX), b_max, mask=m_l)
+    tl.store(locate_stat(p_stats, o_b, o_l, stride_stat, L, WEIGHT_SUM), b_weight_sum, mask=m_l)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RAGGED)
 def rows_backward_kernel(
     p_grad,  # [B, L, D] of the groups, or [B, L, P] of the weights
     p_patches,  # [B, P, D]
@@ -126,20 +112,20 @@ def rows_backward_kernel(
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
     p_g = p_grad + o_b * stride_gb
-    b_s = rows_similarities(
-        p_v, p_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
+    b_s = rows_product(
+        p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
     if WEIGHTS:
         b_da = load_tile(p_g, o_l, o_p, m_l, P, stride_gl, stride_gd, UPCAST).to(tl.float32)
     else:
-        b_da = rows_similarities(
-            p_v, p_g, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_gl, stride_gd, D, BLOCK_D, PRECISION, UPCAST
+        b_da = rows_product(
+            p_g, p_v, o_l, o_p, m_l, m_p, stride_gl, stride_gd, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
         )  # fmt: skip
     b_u = sparse_weights(b_height, b_range, sigma)
-    b_mass = tl.sum(b_u, axis=1)
-    b_inverse = 1.0 / tl.where(b_mass == 0.0, 1.0, b_mass)
+    b_weight_sum = tl.sum(b_u, axis=1)
+    b_inverse = 1.0 / tl.where(b_weight_sum == 0.0, 1.0, b_weight_sum)
     b_a = b_u * b_inverse[:, None]  # A [BLOCK_L, BLOCK_P]
     b_da = tl.where(m_p[None, :], b_da, 0.0)  # what is asked of a masked patch is asked in vain
     b_du = (b_da - tl.sum(b_da * b_a, axis=1)[:, None]) * b_inverse[:, None]

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._alignment.tiled import MASS, load_scalar, load_weights
+from sparc_kernels.ops._alignment.tiled import WEIGHT_SUM, load_scalar, load_weights
 from sparc_kernels.ops._triton.tiles import load_mask, load_tile, store_tile
 from sparc_kernels.ops._triton.workspaces import locate, workspace_offsets
 
@@ -24,8 +24,8 @@ def tiled_weights_kernel(
     o_b, tile_l, tile_p = locate(TILES_L, TILES_P)
     o_l = tile_l * BLOCK_L + tl.arange(0, BLOCK_L)
     o_p = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    b_mass = load_scalar(p_scalars, o_b, o_l, L, MASS)
-    b_inverse = tl.where(b_mass == 0.0, float("nan"), 1.0 / tl.where(b_mass == 0.0, 1.0, b_mass))
+    b_weight_sum = load_scalar(p_scalars, o_b, o_l, L, WEIGHT_SUM)
+    b_inverse = tl.where(b_weight_sum == 0.0, float("nan"), 1.0 / tl.where(b_weight_sum == 0.0, 1.0, b_weight_sum))
     b_a = load_weights(p_heights, p_scalars, o_b, o_l, o_p, L, P) * b_inverse[:, None]
     store_tile(p_weights + o_b * L * P, b_a, o_l, o_p, o_l < L, P, P, UPCAST)
 
