@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 import sparc_kernels as sk
-from tests.conftest import BACKENDS, DTYPES, FUSED, device_of
+from tests.conftest import DTYPES, device_of
 
 FLAT = {15: True, 16: True, 17: False}  # by spread in eps; a rule of 8 or 32 eps would fail at the first or the last
+LAYERS = [
+    pytest.param(backend, dtype, marks=pytest.mark.gpu if backend == "cuda" else ())
+    for backend, dtypes in DTYPES.items()
+    for dtype in dtypes
+]
 VALID = 3
 FEW, MANY = VALID, 1100  # patches: one program of a GPU's kernels holds them, or tiles of them
 
@@ -35,17 +38,10 @@ def draw(spread: int, sign: int, n_patches: int, dtype: torch.dtype, device: str
     return patches.to(device, dtype), tokens.to(device, dtype), mask.to(device)
 
 
-def every_dtype(backends: list[Any]) -> list[Any]:
-    """(backend, dtype) for each of the backends."""
-    name_of = lambda backend: backend if isinstance(backend, str) else backend.values[0]  # noqa: E731
-    marks_of = lambda backend: () if isinstance(backend, str) else backend.marks  # noqa: E731
-    return [pytest.param(name_of(b), dtype, marks=marks_of(b)) for b in backends for dtype in DTYPES[name_of(b)]]
-
-
 @pytest.mark.parametrize("n_patches", [FEW, MANY])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("spread", FLAT)
-@pytest.mark.parametrize(("backend", "dtype"), every_dtype(BACKENDS))
+@pytest.mark.parametrize(("backend", "dtype"), LAYERS)
 def test_weights(backend: str, dtype: torch.dtype, spread: int, sign: int, n_patches: int) -> None:
     """A flat row weighs all its patches alike and has no gradient; any other leaves its minimum out and has one."""
     patches, tokens, mask = draw(spread, sign, n_patches, dtype, device_of(backend))
@@ -66,7 +62,7 @@ def test_weights(backend: str, dtype: torch.dtype, spread: int, sign: int, n_pat
 
 @pytest.mark.parametrize("n_patches", [FEW, MANY])
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize(("backend", "dtype"), every_dtype(FUSED))
+@pytest.mark.parametrize(("backend", "dtype"), LAYERS)
 def test_loss(backend: str, dtype: torch.dtype, sign: int, n_patches: int) -> None:
     """The loss's own kernels follow the rule too: on both sides of it they are near eager, not near the other side."""
 

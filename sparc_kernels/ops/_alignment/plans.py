@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from sparc_kernels.ops._alignment.tiled import (
     tiled_groups_kernel,
     tiled_min_max_kernel,
 )
-from sparc_kernels.ops._triton.launch import Launch, capability, product_precision, strides, upcast
+from sparc_kernels.ops._triton.launch import Launch, capability, cdiv, product_precision, strides, upcast
 from sparc_kernels.ops._triton.products import product_launch
 
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -137,22 +138,18 @@ class Tiled:
         """N"""
         return self.inputs.shape[0]
 
-    def arguments(self, block_l: int, block_p: int) -> dict[str, Any]:
-        """What kernels know, with tiles [block_l, block_p]."""
-        _, l, p, d = self.inputs.shape
-        block_d = self.config.product.channels(d)
+    @cached_property
+    def known(self) -> dict[str, Any]:
+        """What kernels know, whatever their tiles."""
         known = self.inputs.arguments()
+        block_d = self.config.product.channels(known["D"])
         return known | {
-            "BLOCK_L": block_l,
-            "BLOCK_P": block_p,
             "BLOCK_D": block_d,
-            "TILES_L": triton.cdiv(l, block_l),
-            "TILES_P": triton.cdiv(p, block_p),
-            "TILES_D": triton.cdiv(d, block_d),
+            "TILES_D": cdiv(known["D"], block_d),
             # the dtype of the operands of matrix products
             "OPERAND": tl.float32 if known["UPCAST"] else _DTYPES[self.inputs.tokens.dtype],
             # what C' is multiplied with: in float16 a mean over patches stands for the sum
-            "SHRINK": 1.0 / triton.next_power_of_2(p) if self.inputs.is_half else 1.0,
+            "SHRINK": 1.0 / triton.next_power_of_2(known["P"]) if self.inputs.is_half else 1.0,
             **dict.fromkeys(("p_amax", "p_factors", "p_pair_factor")),  # in workspaces where they are needed
             **self.workspaces,
         }
@@ -178,7 +175,8 @@ class Tiled:
         return self._launch(kernel, axes, c.square_l, c.pass_p, c.pass_warps, own)
 
     def _launch(self, kernel: Any, axes: str, block_l: int, block_p: int, warps: int, own: dict[str, Any]) -> Launch:
-        known = self.arguments(block_l, block_p)
+        known = self.known | {"BLOCK_L": block_l, "BLOCK_P": block_p}
+        known |= {"TILES_L": cdiv(known["L"], block_l), "TILES_P": cdiv(known["P"], block_p)}
         programs = self.n_pairs * math.prod(known[f"TILES_{axis}"] for axis in axes)
         return Launch.of(kernel, programs, known, own, warps, self.config.num_stages)
 

@@ -88,6 +88,11 @@ def product_precision(dtype: torch.dtype, float32_precision: str) -> str:
     return _PRECISIONS[float32_precision] if dtype == torch.float32 else "ieee"
 
 
+def cdiv(n: int, block: int) -> int:
+    """How many blocks cover n; ``triton.cdiv`` takes 2 us on the host."""
+    return -(-n // block)
+
+
 def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:
     """The strides of a tensor under the names of kernel parameters; 0 for a tensor that is not there."""
     return dict(zip(names, tensor.stride() if tensor is not None else (0,) * len(names)))

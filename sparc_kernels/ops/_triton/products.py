@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparc_kernels.ops._triton.launch import Launch, strides, upcast
+from sparc_kernels.ops._triton.launch import Launch, cdiv, strides, upcast
 from sparc_kernels.ops._triton.tiles import load_mask, load_tile, rows_product, store_mean
 from sparc_kernels.ops._triton.workspaces import locate, workspace_offsets
 
@@ -97,7 +97,7 @@ def product_launch(
 ) -> Launch:
     """product [B, M, N] of float32 = left [B, M, D] @ right [B, N, D]^T, 0 at masked rows [B, M] and columns [B, N]."""
     b, m, n = product.shape
-    tiles_m, tiles_n = triton.cdiv(m, tiles.m), triton.cdiv(n, tiles.n)
+    tiles_m, tiles_n = cdiv(m, tiles.m), cdiv(n, tiles.n)
     arguments = {
         "p_left": left,
         "p_right": right,
@@ -134,11 +134,11 @@ def mean_launch(rows: Tensor, mask: Tensor | None, mean: Tensor, tiles: ProductT
         **strides(mask, "stride_mb", "stride_mn"),
         "N": n,
         "D": d,
-        "TILES_N": triton.cdiv(n, tiles.m),
-        "TILES_D": triton.cdiv(d, block_d),
+        "TILES_N": cdiv(n, tiles.m),
+        "TILES_D": cdiv(d, block_d),
         "BLOCK_N": tiles.m,
         "BLOCK_D": block_d,
         "UPCAST": upcast(rows.dtype),
     }
-    programs = b * triton.cdiv(d, block_d)
+    programs = b * cdiv(d, block_d)
     return Launch(mean_kernel, (programs,), arguments, tiles.num_warps, tiles.num_stages)

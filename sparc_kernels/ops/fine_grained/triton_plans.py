@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import triton
 from torch import Tensor
 
 from sparc_kernels.ops._alignment.config import TiledConfig
 from sparc_kernels.ops._alignment.plans import Gradients, Inputs, micro_batches
 from sparc_kernels.ops._alignment.tiled import ROW_FACTORS, ROW_SCALARS
-from sparc_kernels.ops._triton.launch import Launch, strides
+from sparc_kernels.ops._triton.launch import Launch, cdiv, strides
 from sparc_kernels.ops._triton.products import mean_launch
 from sparc_kernels.ops.fine_grained.triton_tiled import (
     tiled_grad_logits_kernel,
@@ -89,7 +88,7 @@ def tiled_backward(
         "p_pair_factor": (1,),
     }
     if inputs.is_half:
-        shapes["p_amax"] = (triton.cdiv(l, config.block_l) * triton.cdiv(p, config.block_p),)
+        shapes["p_amax"] = (cdiv(l, config.block_l) * cdiv(p, config.block_p),)
     launches = []
     for pairs, tile in micro_batches(config, inputs, shapes):
         grad_loss = {"p_grad_loss": grad_token_loss[pairs], **strides(grad_token_loss, "stride_gb", "stride_gl")}

@@ -11,13 +11,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import triton
 from torch import Tensor
 
 from sparc_kernels.ops._alignment.config import Config, TiledConfig
 from sparc_kernels.ops._alignment.plans import Gradients, Inputs, micro_batches, wanted
 from sparc_kernels.ops._alignment.tiled import ROW_SCALARS
-from sparc_kernels.ops._triton.launch import Launch, run_all, strides, unsupported_reason
+from sparc_kernels.ops._triton.launch import Launch, cdiv, run_all, strides, unsupported_reason
 from sparc_kernels.ops.grouping.schema import STATS, fake_backward, fake_embeddings_forward, fake_weights_forward
 from sparc_kernels.ops.grouping.triton_rows import rows_backward_kernel, rows_forward_kernel
 from sparc_kernels.ops.grouping.triton_tiled import tiled_given_grads_kernel, tiled_weights_kernel
@@ -46,7 +45,7 @@ def forward_plan(*args: Any, weights: bool, config: Config | None = None) -> tup
     b, l, p, _ = inputs.shape
     launches = []
     if not isinstance(config, TiledConfig):
-        tiles_l = triton.cdiv(l, config.block_l)
+        tiles_l = cdiv(l, config.block_l)
         own = {"p_out": out, "p_stats": stats, "stride_stat": b * l, "TILES_L": tiles_l, "WEIGHTS": weights}
         return (out, stats), [inputs.launch(rows_forward_kernel, b * tiles_l, config, **own)]
     for pairs, tile in micro_batches(config, inputs, {"p_heights": (l, p), "p_scalars": (len(ROW_SCALARS), l)}):
@@ -77,7 +76,7 @@ def backward_plan(*args: Any, weights: bool, config: Config | None = None) -> tu
         return outputs, [inputs.launch(rows_backward_kernel, b, config, **given, **own)]
     shapes: dict[str, tuple[int, ...]] = {"p_heights": (l, p), "p_grads": (l, p), "p_scalars": (len(ROW_SCALARS), l)}
     if inputs.is_half:
-        shapes["p_amax"] = (triton.cdiv(l, config.pass_l),)
+        shapes["p_amax"] = (cdiv(l, config.pass_l),)
     launches = []
     for pairs, tile in micro_batches(config, inputs, shapes):
         launches += tile.min_max()
