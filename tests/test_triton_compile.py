@@ -26,17 +26,13 @@ CAPABILITIES = sorted(SHARED_MEMORY_KB)
 MAY_SPILL = {"pair_backward_kernel": 1536, "rows_backward_kernel": 512}
 
 
-def environment() -> dict[str, str]:
-    """That of a process in which Triton compiles, with this checkout's modules."""
-    without = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    return without | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [without.get("PYTHONPATH")])])}
-
-
 @cache
 def compiled(capability: int, dtype: str, shapes: str, precision: str = "highest") -> list[dict[str, Any]]:
     """Every kernel of both rooms, compiled by ``compile_kernels.py``."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
     command = [sys.executable, str(ROOT / "tests" / "compile_kernels.py"), str(capability), dtype, shapes, precision]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr[-4000:]
     return [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -86,24 +82,3 @@ def test_instructions_of_each_chip() -> None:
         forward = [k for k in compiled(capability, "bfloat16", "paper") if k["kernel"] == "pair_forward_kernel"]
         assert forward
         assert all(kernel["matrix"] == [instruction] for kernel in forward)
-
-
-def test_captions_of_every_length_share_kernels() -> None:
-    """A day of ragged batches compiles a kernel of the pair path for each of its three tiles, not for each length."""
-    code = """
-import torch
-from sparc_kernels.ops.fine_grained import triton
-from tests.compile_kernels import specialization
-
-meta = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="meta")
-keys = set()
-for l in range(1, 65):
-    masks = meta(48, l, dtype=torch.bool), meta(48, 196, dtype=torch.bool)
-    inputs = meta(48, 196, 512), meta(48, l, 512), *masks, meta(dtype=torch.float32), None
-    (loss, stats, *means), [forward] = triton.forward_plan(*inputs, True, True, "highest")
-    _, [backward] = triton.backward_plan(loss, *means, *inputs, stats, True, True, "highest")
-    keys |= {(launch.kernel.__name__, str(specialization(launch, 90))) for launch in (forward, backward)}
-print(len(keys))
-"""
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
-    assert int(found.stdout) <= 2 * 3

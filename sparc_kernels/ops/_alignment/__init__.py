@@ -1,1 +1,1 @@
-"""What the rooms of the alignment family share."""
+"""What the ops share that align the patches of an image with the tokens of its caption."""
