@@ -52,7 +52,8 @@ def source(launch: Any) -> Any:
     attributes: dict[tuple[int, ...], Any] = {}
     for index, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        special = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and value == 1):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name], attributes[(index,)] = names[value.dtype], [["tt.divisibility", 16]]
@@ -60,7 +61,7 @@ def source(launch: Any) -> Any:
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0:
+            if special and value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     assert set(launch.arguments) == set(signature), launch.kernel
     return ASTSource(launch.kernel, signature, constants, attributes)

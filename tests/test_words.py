@@ -32,7 +32,6 @@ SHARED = (
 )
 # Patterns of SHARED that do not keep the rule yet.
 NOT_YET = {
-    "sparc_kernels/ops/_triton/*.py",
     "csrc/common/*",
     "csrc/pairs/*",
     "benchmarks/measure/*.py",

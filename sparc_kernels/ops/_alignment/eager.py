@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# A row of similarities whose range is within this many units of rounding counts as constant (MATH.md, degenerate rows).
-DEGENERATE_EPS = 16
+from sparc_kernels.ops._alignment.flatness import FLAT_EPS
 
 
 def alignment_weights(
@@ -26,7 +25,7 @@ def alignment_weights(
     row_min = similarity.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)  # [B, L, 1]
     row_max = similarity.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
     row_range = row_max - row_min
-    rounding = DEGENERATE_EPS * torch.finfo(similarity.dtype).eps
+    rounding = FLAT_EPS * torch.finfo(similarity.dtype).eps
     constant = row_range <= rounding * torch.maximum(row_min.abs(), row_max.abs())
 
     normalised = (similarity - row_min) / row_range.masked_fill(constant, 1)  # eq 2

@@ -12,6 +12,9 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+# The capability that kernels are chosen for where tensors lie on no CUDA device, as those of compile-time tests do.
+ASSUMED_CAPABILITY = 90
+
 # torch.get_float32_matmul_precision() -> the precision of a Triton product with float32 operands
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
@@ -26,6 +29,15 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 2
     options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, kernel: Any, programs: int, known: dict[str, Any], own: dict[str, Any], num_warps: int, num_stages: int
+    ) -> Launch:
+        """A launch on a grid of ``programs`` with the kernel's ``own`` arguments and those ``known`` that it names."""
+        assert own.keys() <= set(kernel.arg_names), f"{kernel.__name__} takes no {own.keys() - set(kernel.arg_names)}"
+        every = known | own
+        return cls(kernel, (programs,), {name: every[name] for name in kernel.arg_names}, num_warps, num_stages)
 
     def run(self) -> None:
         """Queue the kernel on the current stream; an empty grid queues nothing."""
@@ -45,6 +57,11 @@ def interpreted() -> bool:
     return isinstance(_probe, InterpretedFunction)
 
 
+def upcast(dtype: torch.dtype) -> bool:
+    """Whether kernels cast to float32 after each load: the interpreter computes wrongly in bfloat16."""
+    return interpreted() and dtype == torch.bfloat16
+
+
 def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the Triton kernels cannot serve embeddings of this device and dtype, or None."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
@@ -59,9 +76,9 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def capability(tensor: Tensor) -> int:
-    """Ten times the major plus the minor compute capability of the tensor's device; 90 where there is none."""
+    """Ten times the major plus the minor compute capability of the tensor's device; the assumed one without."""
     if not tensor.is_cuda or torch.version.hip is not None:
-        return 90
+        return ASSUMED_CAPABILITY
     major, minor = torch.cuda.get_device_capability(tensor.device)
     return 10 * major + minor
 
@@ -69,6 +86,11 @@ def capability(tensor: Tensor) -> int:
 def product_precision(dtype: torch.dtype, float32_precision: str) -> str:
     """``input_precision`` of ``tl.dot``: float32 operands follow ``torch.set_float32_matmul_precision``."""
     return _PRECISIONS[float32_precision] if dtype == torch.float32 else "ieee"
+
+
+def cdiv(n: int, block: int) -> int:
+    """How many blocks cover n; ``triton.cdiv`` takes 2 us on the host."""
+    return -(-n // block)
 
 
 def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:

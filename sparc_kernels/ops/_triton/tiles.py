@@ -1,15 +1,12 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Device helpers that several Triton kernels share: loads, the cut at the threshold, products, gradients.
+"""Device helpers of any kernel: masked loads, rounded stores, products in two halves, norms, softmaxes.
 
-Symbols are those of ``ops/fine_grained/MATH.md``. Prefixes: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` block.
-Blocks: ``L`` rows of tokens, ``P`` rows of patches, ``D`` channels.
+Prefixes: ``p_`` pointer, ``o_`` offset, ``m_`` mask, ``b_`` block.
 """
 
 import triton
 import triton.language as tl
 
-# A row of similarities is flat if its range is at most 16 eps(float32) times its largest magnitude.
-FLAT_RANGE = tl.constexpr(2.0**-19)
 MIN_NORM = tl.constexpr(1e-12)
 
 
@@ -24,19 +21,9 @@ def load_mask(p_mask, o_batch, o_rows, n_rows, stride_batch, stride_row):
 
 
 @triton.jit
-def threshold_of(p_threshold, n_patches):
-    """sigma (1 / number of valid patches unless given), and NaN in place of 0 for an image without a valid patch."""
-    poison = tl.where(n_patches > 0, 0.0, float("nan"))
-    if p_threshold is None:
-        return 1.0 / tl.maximum(n_patches, 1).to(tl.float32), poison
-    else:
-        return tl.load(p_threshold), poison
-
-
-@triton.jit
 def load_tile(p_base, o_rows, o_cols, m_rows, n_cols, stride_row, stride_col, UPCAST: tl.constexpr):
     """[ROWS, COLS] of a matrix, 0 where a row is masked or a column lies outside."""
-    # 64 bits: a transposed view can put 2^31 elements between two rows of one pair
+    # 64 bits: a transposed view can put 2^31 elements between two rows of one item
     p_tile = p_base + o_rows.to(tl.int64)[:, None] * stride_row + o_cols.to(tl.int64)[None, :] * stride_col
     b_tile = tl.load(p_tile, mask=m_rows[:, None] & (o_cols < n_cols)[None, :], other=0.0)
     if UPCAST:
@@ -72,44 +59,21 @@ def share_of_mean(p_grad_mean, n_rows, o_cols, n_cols):
 
 
 @triton.jit
-def row_extrema(b_similarity, m_patches):
-    """Minimum and maximum [L] of rows of similarities [L, P] over the valid patches; 0 and 0 if there is none."""
-    b_min = tl.min(tl.where(m_patches[None, :], b_similarity, float("inf")), axis=1)
-    b_max = tl.max(tl.where(m_patches[None, :], b_similarity, -float("inf")), axis=1)
-    m_none = b_min > b_max
-    return tl.where(m_none, 0.0, b_min), tl.where(m_none, 0.0, b_max)
-
-
-@triton.jit
-def min_max_heights(b_similarity, b_min, b_max, m_patches):
-    """H [L, P] and the range [L] of the row, 0 in flat rows.
-
-    H replaces S and the masks in registers: S = m + (M - m) H, kept patches have H >= sigma, minima (and every patch of
-    a flat row) H = 0, the maximum H = 1, masked patches H = -1.
-    """
-    b_range = b_max - b_min
-    b_range = tl.where(b_range <= FLAT_RANGE * tl.maximum(tl.abs(b_min), tl.abs(b_max)), 0.0, b_range)
-    b_height = (b_similarity - b_min[:, None]) * (1.0 / tl.where(b_range == 0.0, 1.0, b_range))[:, None]
-    b_height = tl.where(b_similarity == b_max[:, None], 1.0, b_height)
-    b_height = tl.where((b_range == 0.0)[:, None], 0.0, b_height)
-    return tl.where(m_patches[None, :], b_height, -1.0), b_range
-
-
-@triton.jit
-def alignment(b_height, b_range, sigma):
-    """U [L, P] in units of the row's range: K * H, and 1 on every valid patch of a flat row.
-
-    ``sigma`` is a scalar or [L, 1]. K is written as "not cut", so that a NaN is kept and seen.
-    """
-    m_flat = (b_range == 0.0)[:, None]
-    b_weight = tl.where(m_flat, 1.0, b_height)
-    return tl.where(b_height < tl.where(m_flat, 0.0, sigma), 0.0, b_weight)
-
-
-@triton.jit
-def group_chunk(b_weight, b_patches, SHRINK: tl.constexpr, PRECISION: tl.constexpr):
-    """C' [L, D'] = U V of some channels. In float16 a sum over patches may leave the range: SHRINK makes it a mean."""
-    return tl.dot(b_weight, b_patches, input_precision=PRECISION) * SHRINK
+def rows_product(
+    p_left, p_right, o_left, o_right, m_left, m_right, stride_am, stride_ad, stride_bn, stride_bd,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, COLS] float32: rows of the left matrix times rows of the right one, over D channels."""
+    b_product = tl.zeros([o_left.shape[0], o_right.shape[0]], tl.float32)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_left = load_tile(p_left, o_left, o_d, m_left, D, stride_am, stride_ad, UPCAST)  # [ROWS, BLOCK_D]
+        b_right = load_tile(p_right, o_right, o_d, m_right, D, stride_bn, stride_bd, UPCAST)  # [COLS, BLOCK_D]
+        b_product = tl.dot(b_left, tl.trans(b_right), b_product, input_precision=PRECISION)
+    return b_product
 
 
 @triton.jit
@@ -150,39 +114,7 @@ def masked_logsumexp(b_logits, m_logits, AXIS: tl.constexpr):
 
 
 @triton.jit
-def grad_logits(
-    b_z, b_w_row, b_w_column, b_group_norm, b_token_norm, b_row, b_column, scale, m_diagonal, m_pairs,
-    IS_HALF: tl.constexpr,
-):  # fmt: skip
-    """dZ of a tile [L, L'] of Z; 0 where ``m_pairs`` is False.
-
-    In float16 a token without a length would set the unit of all others (1 / |t| = 1e12): the product dZ T multiplies
-    it with zeros, so its column of dZ goes without 1 / |t| and the caller puts it back into dT.
-    """
-    b_r, _ = clamped_inverse_norm(b_group_norm)
-    b_q, _ = clamped_inverse_norm(b_token_norm)
-    b_y = tl.where(m_pairs, scale * (b_z * (b_r[:, None] * b_q[None, :])), -float("inf"))
-    b_dy = 0.5 * b_w_row[:, None] * tl.exp(b_y - b_row[:, None])
-    b_dy += 0.5 * b_w_column[None, :] * tl.exp(b_y - b_column[None, :])
-    b_dy -= tl.where(m_diagonal, b_w_row[:, None], 0.0)
-    if IS_HALF:
-        b_q = tl.where(b_token_norm <= MIN_NORM, 1.0, b_q)
-    return scale * (b_r[:, None] * b_q[None, :]) * b_dy
-
-
-@triton.jit
 def largest_magnitude(b_tile):
     """max |x| of a block, 1 if all of it is 0: the unit in which float16 can hold it."""
     top = tl.max(tl.abs(b_tile))
     return tl.where(top > 0.0, top, 1.0)
-
-
-@triton.jit
-def grad_similarities(b_grad, b_height, b_range, sigma):
-    """dS [L, P] from dU [L, P], U in units of the row's range: K dU, less its row sum at the minima; 0 in flat rows."""
-    b_grad = tl.where(b_height < sigma, 0.0, b_grad)
-    b_ties = tl.sum(tl.where(b_height == 0.0, 1.0, 0.0), axis=1)
-    b_shared = tl.sum(b_grad, axis=1) / tl.maximum(b_ties, 1.0)
-    b_inverse_range = tl.where(b_range == 0.0, 0.0, 1.0 / tl.where(b_range == 0.0, 1.0, b_range))
-    b_grad = b_grad - tl.where(b_height == 0.0, b_shared[:, None], 0.0)
-    return b_grad * b_inverse_range[:, None]

@@ -12,27 +12,29 @@ and 0.16 to 0.40 in plain PyTorch. And S need not live as an operand: the forwar
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._triton.tiles import (
-    MIN_NORM,
-    alignment,
-    clamped_inverse_norm,
-    grad_logits,
+from sparc_kernels.ops._alignment.min_max import (
     grad_similarities,
     group_chunk,
+    min_max_heights,
+    row_extrema,
+    sparse_weights,
+    threshold_of,
+)
+from sparc_kernels.ops._triton.tiles import (
+    MIN_NORM,
+    clamped_inverse_norm,
     largest_magnitude,
     load_mask,
     load_tile,
     masked_logsumexp,
-    min_max_heights,
-    row_extrema,
     share_of_mean,
     split_dot,
     split_dot_right,
     store_mean,
     store_tile,
-    threshold_of,
 )
-from sparc_kernels.ops.fine_grained.triton_stats import (
+from sparc_kernels.ops._triton.workspaces import load_stat, store_stat
+from sparc_kernels.ops.fine_grained.triton_logits import (
     COLUMN_LSE,
     GROUP_NORM,
     ROW_LSE,
@@ -40,9 +42,11 @@ from sparc_kernels.ops.fine_grained.triton_stats import (
     ROW_MIN,
     SCALE_DERIVATIVE,
     TOKEN_NORM,
-    load_stat,
-    store_stat,
+    grad_logits,
 )
+
+# Batches differ in their longest caption: no reason to compile again while the tiles stay the same.
+RAGGED = ["L", "P", "stride_lb", "stride_pb", "stride_gb", "stride_stat"]
 
 
 @triton.jit
@@ -69,7 +73,7 @@ def pair_similarities(
     return b_s, b_square
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RAGGED)
 def pair_forward_kernel(
     p_patches,  # [B, P, D]
     p_tokens,  # [B, L, D]
@@ -78,9 +82,9 @@ def pair_forward_kernel(
     p_scale,  # []
     p_threshold,  # [] float32 or None
     p_loss,  # [B, L] float32, contiguous
-    p_stats,  # [7, B, L] float32, contiguous
-    p_pooled_patches,  # [B, D], contiguous, or None: not wanted
-    p_pooled_tokens,  # [B, D], contiguous, or None: not wanted
+    p_stats,  # [STATS, B, L] float32, contiguous
+    p_mean_patches,  # [B, D], contiguous, or None: not wanted
+    p_mean_tokens,  # [B, D], contiguous, or None: not wanted
     stride_vb, stride_vp, stride_vd, stride_tb, stride_tl, stride_td, stride_lb, stride_ll, stride_pb, stride_pp,
     stride_stat,  # B * L
     L, P,
@@ -100,17 +104,17 @@ def pair_forward_kernel(
     n_tokens = tl.sum(m_l.to(tl.int32), axis=0)
     # an empty caption reads nothing, unless its image is pooled
     m_p = load_mask(
-        p_patch_mask, o_b, o_p, P if p_pooled_patches is not None else tl.minimum(n_tokens, 1) * P, stride_pb, stride_pp
+        p_patch_mask, o_b, o_p, P if p_mean_patches is not None else tl.minimum(n_tokens, 1) * P, stride_pb, stride_pp
     )
     sigma, poison = threshold_of(p_threshold, tl.sum(m_p.to(tl.int32), axis=0))
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
     p_mean_v = None
     p_mean_t = None
-    if p_pooled_patches is not None:
-        p_mean_v = p_pooled_patches + o_b * D
-    if p_pooled_tokens is not None:
-        p_mean_t = p_pooled_tokens + o_b * D
+    if p_mean_patches is not None:
+        p_mean_v = p_mean_patches + o_b * D
+    if p_mean_tokens is not None:
+        p_mean_t = p_mean_tokens + o_b * D
 
     b_s, b_square = pair_similarities(
         p_v, p_t, p_mean_v, p_mean_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
@@ -118,7 +122,7 @@ def pair_forward_kernel(
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
-    b_u = alignment(b_height, b_range, sigma)
+    b_u = sparse_weights(b_height, b_range, sigma)
     b_u = b_u.to(tl.float32 if UPCAST else p_patches.dtype.element_ty)  # [BLOCK_L, BLOCK_P]
     b_z = tl.zeros([BLOCK_L, BLOCK_L], tl.float32)
 
@@ -159,17 +163,17 @@ def pair_forward_kernel(
     store_stat(p_stats, b_by_scale, o_b, o_l, m_l, stride_stat, L, SCALE_DERIVATIVE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RAGGED)
 def pair_backward_kernel(
     p_grad_loss,  # [B, L] float32
-    p_grad_pooled_patches,  # [B, D], contiguous, or None
-    p_grad_pooled_tokens,  # [B, D], contiguous, or None
+    p_grad_mean_patches,  # [B, D], contiguous, or None
+    p_grad_mean_tokens,  # [B, D], contiguous, or None
     p_patches,  # [B, P, D]
     p_tokens,  # [B, L, D]
     p_token_mask,  # [B, L] bool or None
     p_patch_mask,  # [B, P] bool or None
     p_scale,  # []
-    p_stats,  # [7, B, L] float32, contiguous
+    p_stats,  # [STATS, B, L] float32, contiguous
     p_threshold,  # [] float32 or None
     p_grad_patches,  # [B, P, D], contiguous, or None: not wanted
     p_grad_tokens,  # [B, L, D], contiguous, or None: not wanted
@@ -197,7 +201,7 @@ def pair_backward_kernel(
         p_patch_mask,
         o_b,
         o_p,
-        P if p_grad_pooled_patches is not None else tl.minimum(n_tokens, 1) * P,
+        P if p_grad_mean_patches is not None else tl.minimum(n_tokens, 1) * P,
         stride_pb,
         stride_pp,
     )
@@ -212,7 +216,7 @@ def pair_backward_kernel(
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
-    b_u = alignment(b_height, b_range, sigma).to(OPERAND)  # [BLOCK_L, BLOCK_P]
+    b_u = sparse_weights(b_height, b_range, sigma).to(OPERAND)  # [BLOCK_L, BLOCK_P]
 
     b_z = tl.zeros([BLOCK_L, BLOCK_L], tl.float32)  # Z = C' T^T
     b_du = tl.zeros([BLOCK_L, BLOCK_P], tl.float32)  # C' V^T
@@ -233,8 +237,8 @@ def pair_backward_kernel(
         b_z, b_w, b_w, b_group_norm, b_token_norm, b_row, b_column, tl.load(p_scale),
         o_l[:, None] == o_l[None, :], m_l[:, None] & m_l[None, :], IS_HALF
     )  # fmt: skip
-    unit = largest_magnitude(b_dz) if IS_HALF else 1.0
-    b_a = (b_dz * (1.0 / unit)).to(OPERAND)  # [BLOCK_L, BLOCK_L]
+    amax = largest_magnitude(b_dz) if IS_HALF else 1.0
+    b_a = (b_dz * (1.0 / amax)).to(OPERAND)  # [BLOCK_L, BLOCK_L]
     _, b_alpha = clamped_inverse_norm(b_group_norm)
     b_q, b_beta = clamped_inverse_norm(b_token_norm)
     b_restore = tl.where(IS_HALF & (b_token_norm <= MIN_NORM), b_q, 1.0)
@@ -254,9 +258,9 @@ def pair_backward_kernel(
             b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
             b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
             b_gt = tl.dot(b_x, b_v, input_precision=PRECISION) * SHRINK - b_beta[:, None] * b_t.to(tl.float32)
-            b_gt = b_gt * (b_restore * unit)[:, None] + poison  # [BLOCK_L, BLOCK_D]
-            if p_grad_pooled_tokens is not None:
-                b_gt += share_of_mean(p_grad_pooled_tokens + o_b * D, n_tokens, o_d, D)
+            b_gt = b_gt * (b_restore * amax)[:, None] + poison  # [BLOCK_L, BLOCK_D]
+            if p_grad_mean_tokens is not None:
+                b_gt += share_of_mean(p_grad_mean_tokens + o_b * D, n_tokens, o_d, D)
             b_gt = tl.where(m_l[:, None], b_gt, 0.0)
             store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
     if p_grad_patches is not None:
@@ -267,9 +271,9 @@ def pair_backward_kernel(
             b_c = group_chunk(b_u, b_v, SHRINK, PRECISION) * -b_alpha[:, None]
             b_gv = tl.dot(tl.trans(b_x), b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
             b_gv = tl.dot(tl.trans(b_u), b_c.to(OPERAND), b_gv, input_precision=PRECISION)
-            b_gv = b_gv * (SHRINK * unit)
-            if p_grad_pooled_patches is not None:
+            b_gv = b_gv * (SHRINK * amax)
+            if p_grad_mean_patches is not None:
                 b_gv = tl.where(n_tokens > 0, b_gv, 0.0)
-                b_gv += share_of_mean(p_grad_pooled_patches + o_b * D, n_patches, o_d, D)
+                b_gv += share_of_mean(p_grad_mean_patches + o_b * D, n_patches, o_d, D)
             b_gv = tl.where(m_p[:, None], b_gv, 0.0)
             store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)

@@ -1,21 +1,23 @@
 """Launchers of the Triton kernels of ``grouping``, behind
 ``sparc_kernels::{grouped_embeddings,alignment_weights}_{forward,backward}_triton``.
 
-``forward`` and ``backward`` take, for tests and tuning, a ``config``; the ops (``MATH.md``, the ops' signatures) stand
-at the end. The plans build outputs and launches and run nothing: compile-time tests use them on meta tensors.
+``forward`` and ``backward`` are the ops of the weights (or embeddings): they take the arguments of ``schema.py`` in its
+order and, for tests and tuning, a ``config``. Their plans build outputs and launches and run nothing: compile-time
+tests use them on meta tensors.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from sparc_kernels.ops._triton.config import TiledConfig, choose_tiled, tiles
-from sparc_kernels.ops._triton.launch import Launch, capability, run_all, strides, unsupported_reason
-from sparc_kernels.ops._triton.plans import Gradients, Inputs, Tiled, tiled_groups
-from sparc_kernels.ops.grouping.config import RowConfig, choose
-from sparc_kernels.ops.grouping.schema import fake_embeddings_forward, fake_weights_forward
+from sparc_kernels.ops._alignment.config import Config, TiledConfig
+from sparc_kernels.ops._alignment.plans import Gradients, Inputs, micro_batches, wanted
+from sparc_kernels.ops._alignment.tiled import ROW_SCALARS
+from sparc_kernels.ops._triton.launch import Launch, cdiv, run_all, strides
+from sparc_kernels.ops.grouping.schema import STATS, fake_backward, fake_embeddings_forward, fake_weights_forward
 from sparc_kernels.ops.grouping.triton_rows import rows_backward_kernel, rows_forward_kernel
 from sparc_kernels.ops.grouping.triton_tiled import tiled_given_grads_kernel, tiled_weights_kernel
 
@@ -26,157 +28,79 @@ __all__ = [
     "embeddings_forward",
     "forward",
     "forward_plan",
-    "unsupported_reason",
     "weights_backward",
     "weights_forward",
 ]
 
-Config = RowConfig | TiledConfig
+Outputs = tuple[Tensor, Tensor]
 
 
-def _choose(inputs: Inputs, backward: bool) -> Config:
-    _, l, p, d = inputs.shape
-    size = inputs.tokens.element_size()
-    return choose(l, p, d, size, capability(inputs.tokens), backward) or choose_tiled(size)
-
-
-def _row_launch(kernel: object, programs: int, inputs: Inputs, config: RowConfig, arguments: dict[str, Any]) -> Launch:
-    """A launch of the row path, with the arguments that both of its kernels take."""
-    blocks = {"BLOCK_L": config.block_l, "BLOCK_P": config.block_p, "BLOCK_D": config.block_d}
-    return Launch(kernel, (programs,), inputs.arguments() | blocks | arguments, config.num_warps, config.num_stages)
-
-
-def forward_plan(
-    inputs: Inputs, *, weights: bool, config: Config | None = None
-) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
-    """Outputs of the forward op of the weights (or embeddings), not yet computed, and their launches."""
-    fake = fake_weights_forward if weights else fake_embeddings_forward
-    out, stats = fake(inputs.patches, inputs.tokens, inputs.patch_mask, inputs.threshold, inputs.float32_precision)
-    config = config or _choose(inputs, backward=False)
+def forward_plan(*args: Any, weights: bool, config: Config | None = None) -> tuple[Outputs, list[Launch]]:
+    """The outputs of ``forward``, not yet computed, and the launches that compute them."""
+    patches, tokens, patch_mask, threshold, precision = args
+    inputs = Inputs(patches, tokens, None, patch_mask, threshold, precision)
+    out, stats = fake_weights_forward(*args) if weights else fake_embeddings_forward(*args)
+    config = config or inputs.choose(most_tokens=64)  # rows do not see each other
     b, l, p, _ = inputs.shape
-    if isinstance(config, RowConfig):
-        arguments = {
-            "p_out": out,
-            "p_stats": stats,
-            "stride_stat": b * l,
-            "TILES_L": tiles(l, config.block_l),
-            "WEIGHTS": weights,
-        }
-        programs = b * tiles(l, config.block_l)
-        return (out, stats), [_row_launch(rows_forward_kernel, programs, inputs, config, arguments)]
     launches = []
-    for pairs, tile, workspaces in tiled_groups(config, inputs, ((l, p), (5, l))):
-        heights, rows = workspaces
-        launches += tile.heights(heights, rows, stats[:, pairs])
+    if not isinstance(config, TiledConfig):
+        tiles_l = cdiv(l, config.block_l)
+        own = {"p_out": out, "p_stats": stats, "stride_stat": b * l, "TILES_L": tiles_l, "WEIGHTS": weights}
+        return (out, stats), [inputs.launch(rows_forward_kernel, b * tiles_l, config, **own)]
+    for pairs, tile in micro_batches(config, inputs, {"p_heights": (l, p), "p_scalars": (len(ROW_SCALARS), l)}):
+        launches += tile.min_max(**dict(zip(STATS, stats[:, pairs])))
         if weights:
-            launches.append(_weights(tile, heights, rows, out[pairs]))
+            launches.append(tile.launch_pass(tiled_weights_kernel, "LP", p_weights=out[pairs]))
         else:
-            launches.append(tile.groups(heights, rows, out[pairs], normalize=True))
+            launches.append(tile.groups(out[pairs], normalize=True))
     return (out, stats), launches
 
 
-def _weights(tile: Tiled, heights: Tensor, rows: Tensor, weights: Tensor) -> Launch:
-    """weights [N, L, P] from the workspaces."""
-    sizes = tile.sizes("L", "P", "TILES_L", "TILES_P", "BLOCK_L", "BLOCK_P", "UPCAST")
-    programs = tile.n_pairs * sizes["TILES_L"] * sizes["TILES_P"]
-    return tile.launch_pass(tiled_weights_kernel, programs, p_heights=heights, p_rows=rows, p_weights=weights, **sizes)
+def backward_plan(*args: Any, weights: bool, config: Config | None = None) -> tuple[Outputs, list[Launch]]:
+    """The outputs of ``backward``, not yet computed, and the launches that compute them.
 
-
-def _given_grads(tile: Tiled, given: Tensor, grads: Tensor) -> Launch:
-    """grads [N, L, P] = the gradient of the weights, 0 at masked patches."""
-    sizes = tile.sizes("L", "P", "TILES_L", "TILES_P", "BLOCK_L", "BLOCK_P", "UPCAST")
-    return tile.launch_pass(
-        tiled_given_grads_kernel,
-        tile.n_pairs * sizes["TILES_L"] * sizes["TILES_P"],
-        p_given=given,
-        p_patch_mask=tile.inputs.patch_mask,
-        p_grads=grads,
-        **strides(given, "stride_gb", "stride_gl", "stride_gp"),
-        **strides(tile.inputs.patch_mask, "stride_pb", "stride_pp"),
-        **sizes,
-    )
-
-
-def backward_plan(
-    grad: Tensor, inputs: Inputs, out: Gradients, *, weights: bool, config: Config | None = None
-) -> list[Launch]:
-    """The launches that compute what ``out`` wants of the backward op of the weights (or embeddings).
-
-    The kernels recompute the similarities and take minima and sums from what they see, not from ``stats``.
+    The kernels recompute the similarities and take minima and sums from what they see, not from the statistics.
     """
+    grad, patches, tokens, patch_mask, threshold, _stats, _need_patches, _need_tokens, precision = args
+    inputs = Inputs(patches, tokens, None, patch_mask, threshold, precision)
+    outputs = fake_backward(*args)
+    out = Gradients(*wanted(*outputs))
     if out.patches is None and out.tokens is None:
-        return []
-    config = config or _choose(inputs, backward=True)
+        return outputs, []
+    config = config or inputs.choose()
     b, l, p, _ = inputs.shape
-    if isinstance(config, RowConfig):
-        arguments = {
-            "p_grad": grad,
-            "p_grad_patches": out.patches,
-            "p_grad_tokens": out.tokens,
-            **strides(grad, "stride_gb", "stride_gl", "stride_gd"),
-            "WEIGHTS": weights,
-        }
-        return [_row_launch(rows_backward_kernel, b, inputs, config, arguments)]
+    given = {"p_grad": grad, **strides(grad, "stride_gb", "stride_gl", "stride_gd")}
+    if not isinstance(config, TiledConfig):
+        own = {"p_grad_patches": out.patches, "p_grad_tokens": out.tokens, "WEIGHTS": weights}
+        return outputs, [inputs.launch(rows_backward_kernel, b, config, **given, **own)]
+    shapes: dict[str, tuple[int, ...]] = {"p_heights": (l, p), "p_grads": (l, p), "p_scalars": (len(ROW_SCALARS), l)}
+    if inputs.is_half:
+        shapes["p_amax"] = (cdiv(l, config.pass_l),)
     launches = []
-    shapes = ((l, p), (l, p), (5, l), (tiles(l, config.row_l),))
-    for pairs, tile, workspaces in tiled_groups(config, inputs, shapes):
-        heights, grads, rows, all_tops = workspaces
-        tops = all_tops if tile.is_half else None
-        launches += tile.heights(heights, rows)
+    for pairs, tile in micro_batches(config, inputs, shapes):
+        launches += tile.min_max()
         if weights:
-            launches.append(_given_grads(tile, grad[pairs], grads))
+            launches.append(tile.launch_pass(tiled_given_grads_kernel, "LP", **given | {"p_grad": grad[pairs]}))
         else:
-            launches.append(tile.similarities(grad[pairs], None, grads))
-        launches.append(tile.grad_rows(grads, heights, rows, tops, normalize=True))
-        groups = None if weights else grad[pairs]
-        launches += tile.grads(grads, tops, heights, rows, groups, None, None, out.of(pairs))
-    return launches
+            launches.append(tile.similarities(grad[pairs], None, tile.workspaces["p_grads"]))
+        launches.append(tile.grad_similarities(tile.workspaces.get("p_amax"), normalize=True))
+        launches += tile.grad_inputs(out.of(pairs), None if weights else grad[pairs])
+    return outputs, launches
 
 
-def forward(inputs: Inputs, *, weights: bool, config: Config | None = None) -> tuple[Tensor, Tensor]:
+def forward(*args: Any, weights: bool, config: Config | None = None) -> Outputs:
     """Alignment weights [B, L, P] (or grouped embeddings [B, L, D]) and stats [3, B, L]."""
-    outputs, launches = forward_plan(inputs, weights=weights, config=config)
-    run_all(launches, inputs.tokens)
+    outputs, launches = forward_plan(*args, weights=weights, config=config)
+    run_all(launches, outputs[0])
     return outputs
 
 
-def backward(
-    grad: Tensor, inputs: Inputs, need_patches: bool, need_tokens: bool, *, weights: bool, config: Config | None = None
-) -> tuple[Tensor, Tensor]:
-    """Gradients of patches [B, P, D] and tokens [B, L, D] from that of the weights (or embeddings), or [0]."""
-    grad_patches = inputs.patches.new_empty(inputs.patches.shape if need_patches else (0,))
-    grad_tokens = inputs.tokens.new_empty(inputs.tokens.shape if need_tokens else (0,))
-    out = Gradients(grad_patches if need_patches else None, grad_tokens if need_tokens else None)
-    run_all(backward_plan(grad, inputs, out, weights=weights, config=config), inputs.tokens)
-    return grad_patches, grad_tokens
+def backward(*args: Any, weights: bool, config: Config | None = None) -> Outputs:
+    """Gradients of patch_embeds [B, P, D] and token_embeds [B, L, D], or [0] for one that is not needed."""
+    outputs, launches = backward_plan(*args, weights=weights, config=config)
+    run_all(launches, outputs[0])
+    return outputs
 
 
-def _inputs(
-    patches: Tensor, tokens: Tensor, patch_mask: Tensor | None, threshold: Tensor | None, precision: str
-) -> Inputs:
-    return Inputs(patches, tokens, None, patch_mask, threshold, precision)
-
-
-def embeddings_forward(*args: Any) -> tuple[Tensor, Tensor]:
-    """``grouped_embeddings_forward``."""
-    return forward(_inputs(*args), weights=False)
-
-
-def weights_forward(*args: Any) -> tuple[Tensor, Tensor]:
-    """``alignment_weights_forward``."""
-    return forward(_inputs(*args), weights=True)
-
-
-def _backward(weights: bool, grad: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    *inputs, _stats, need_patches, need_tokens, precision = args
-    return backward(grad, _inputs(*(*inputs, precision)), need_patches, need_tokens, weights=weights)
-
-
-def embeddings_backward(*args: Any) -> tuple[Tensor, Tensor]:
-    """``grouped_embeddings_backward``."""
-    return _backward(False, *args)
-
-
-def weights_backward(*args: Any) -> tuple[Tensor, Tensor]:
-    """``alignment_weights_backward``."""
-    return _backward(True, *args)
+embeddings_forward, embeddings_backward = partial(forward, weights=False), partial(backward, weights=False)
+weights_forward, weights_backward = partial(forward, weights=True), partial(backward, weights=True)

@@ -10,15 +10,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from sparc_kernels.ops._triton.config import TiledConfig
-from sparc_kernels.ops._triton.plans import Gradients, Inputs
+from sparc_kernels.ops._alignment.config import PairConfig, TiledConfig, choose_pair
 from sparc_kernels.ops.fine_grained import triton as fine_grained
-from sparc_kernels.ops.fine_grained.config import PairConfig
-from sparc_kernels.ops.fine_grained.config import choose as choose_pair
 from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
 from sparc_kernels.ops.fine_grained.schema import STATS
 from sparc_kernels.ops.grouping import triton as grouping
-from sparc_kernels.ops.grouping.config import RowConfig
 from sparc_kernels.ops.grouping.reference import (
     alignment_weights_reference,
     grouped_embeddings_reference,
@@ -26,9 +22,8 @@ from sparc_kernels.ops.grouping.reference import (
 from tests.tolerance import FLOOR, errors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TILED = TiledConfig(32, 16, 16, row_l=32, row_p=32, workspace_bytes=1)  # one pair at a time: they share workspaces
+TILED = TiledConfig(32, 16, 16, pass_l=32, pass_p=32, workspace_bytes=1)  # one pair at a time: they share workspaces
 PAIR = PairConfig(32, 64, 16)
-ROWS = RowConfig(32, 64, 16)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCALE = 14.0
 
@@ -93,7 +88,7 @@ def test_fine_grained_paths(config: Any, dtype: torch.dtype, threshold: float | 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("config", [ROWS, TILED])
+@pytest.mark.parametrize("config", [PAIR, TILED])
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("threshold", [None, 0.3])
 def test_grouping_paths(config: Any, dtype: torch.dtype, weights: bool, threshold: float | None) -> None:
@@ -104,15 +99,15 @@ def test_grouping_paths(config: Any, dtype: torch.dtype, weights: bool, threshol
     expected = reference(truth[0], truth[1], patch_mask, threshold)
     grad = torch.randn(expected.transpose(1, 2).shape, device=DEVICE).transpose(1, 2).to(dtype)
     sigma = None if threshold is None else torch.tensor(threshold, device=DEVICE)
-    inputs = Inputs(patches, tokens, None, patch_mask, sigma, "highest")
-    out, _ = grouping.forward(inputs, weights=weights, config=config)
-    grads = grouping.backward(grad, inputs, True, True, weights=weights, config=config)
+    inputs = (patches, tokens, patch_mask, sigma)
+    out, stats = grouping.forward(*inputs, "highest", weights=weights, config=config)
+    grads = grouping.backward(grad, *inputs, stats, True, True, "highest", weights=weights, config=config)
     expected_grads = torch.autograd.grad((expected * grad).sum(), truth)
     close(out, expected, dtype)
     close(grads[0], expected_grads[0], dtype)
     close(grads[1], expected_grads[1], dtype)
     for needs in NEEDS:
-        some = grouping.backward(grad, inputs, *needs, weights=weights, config=config)
+        some = grouping.backward(grad, *inputs, stats, *needs, "highest", weights=weights, config=config)
         for found, whole, needed in zip(some, grads, needs):
             assert torch.equal(found, whole) if needed else found.numel() == 0
 
@@ -133,10 +128,11 @@ def test_workspaces_do_not_grow_with_the_batch() -> None:
         patches = torch.empty(n_pairs, 300, 64, device="meta")
         tokens = torch.empty(n_pairs, 80, 64, device="meta")
         scale, weight, stats = (torch.empty(s, device="meta") for s in ((), (n_pairs, 80), (7, n_pairs, 80)))
-        out = Gradients(torch.empty_like(patches), torch.empty_like(tokens))
-        inputs = Inputs(patches, tokens, None, None, None, "highest")
-        launches = fine_grained.backward_plan(weight, inputs, scale, stats, out, config=config)
-        known = {id(t.untyped_storage()) for t in (patches, tokens, scale, weight, stats, out.patches, out.tokens)}
+        inputs = (patches, tokens, None, None, scale, None)
+        grads, launches = fine_grained.backward_plan(
+            weight, None, None, *inputs, stats, True, True, "highest", config=config
+        )
+        known = {id(t.untyped_storage()) for t in (patches, tokens, scale, weight, stats, *grads)}
         storages = {
             id(t.untyped_storage()): t.untyped_storage().nbytes()
             for launch in launches

@@ -17,24 +17,21 @@ MAY_SPILL = {"pair_backward_kernel": 1536}
 
 def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], precision: str) -> dict[str, list[Any]]:
     """Launches by what is asked for, for a batch of 1024 pairs of ``shape`` (P, L, D)."""
-    from sparc_kernels.ops._triton.plans import Gradients, Inputs
+    from sparc_kernels.ops._triton import launch
     from sparc_kernels.ops.fine_grained import triton
 
     b, (p, l, d) = 1024, shape
     patches, tokens, mask = meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), meta(b, l, dtype=torch.bool)
-    scale, weight = meta(), meta(b, l)
-    pairs = Inputs(patches, tokens, mask, None, None, precision)
-    grads = (torch.empty_like(patches), torch.empty_like(tokens))
-    means = (meta(b, d, dtype=dtype), meta(b, d, dtype=dtype))
+    pairs, mean = (patches, tokens, mask, None, meta(), None), meta(b, d, dtype=dtype)
     found = {}
-    with mock.patch.object(triton, "capability", return_value=capability):
+    with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         for name, pool in (("forward", False), ("pooled_forward", True)):
-            (_, stats, *_), found[name] = triton.forward_plan(pairs, scale, pool, pool)
-        for name, out in {
-            "backward": Gradients(*grads),
-            "pooled_backward": Gradients(*grads, *means),
-            "backward_of_patches": Gradients(grads[0], None, means[0]),
-            "backward_of_tokens": Gradients(None, grads[1], None, means[1]),
-        }.items():
-            found[name] = triton.backward_plan(weight, pairs, scale, stats, out)
+            (_, stats, *_), found[name] = triton.forward_plan(*pairs, pool, pool, precision)
+        for name, means, need in (
+            ("backward", (None, None), (True, True)),
+            ("pooled_backward", (mean, mean), (True, True)),
+            ("backward_of_patches", (mean, mean), (True, False)),
+            ("backward_of_tokens", (mean, mean), (False, True)),
+        ):
+            _, found[name] = triton.backward_plan(meta(b, l), *means, *pairs, stats, *need, precision)
     return found

@@ -1,0 +1,86 @@
+"""Tile sizes of the Triton kernels over patches and tokens, and the rules that choose them.
+
+The figures are from the compiler (registers, spills, shared memory: ``tests/test_triton_compile.py`` prints them), not
+from timings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import triton
+
+from sparc_kernels.ops._triton.products import ProductTiles
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """A program holds the similarities [block_l, block_p] of tokens of one pair with all its patches.
+
+    Channels come in chunks of block_d.
+    """
+
+    block_l: int
+    block_p: int
+    block_d: int
+    num_warps: int = 8
+    num_stages: int = 2
+
+
+@dataclass(frozen=True)
+class TiledConfig:
+    """Tiles of the matrix products [block_l, block_p, block_d], passes along rows [pass_l, pass_p] and over [L, L]."""
+
+    block_l: int = 64
+    block_p: int = 64
+    block_d: int = 64
+    pass_l: int = 16
+    pass_p: int = 64
+    square_l: int = 16
+    num_warps: int = 8
+    pass_warps: int = 4
+    num_stages: int = 2
+    # Pairs are taken in micro-batches whose workspaces fit here: of the order of an L2 cache, and independent of B.
+    workspace_bytes: int = 64 * 2**20
+
+    @property
+    def product(self) -> ProductTiles:
+        """Those of the matrix products."""
+        return ProductTiles(self.block_l, self.block_p, self.block_d, self.num_warps, self.num_stages)
+
+    def micro_batches(self, n_pairs: int, floats_per_pair: int) -> Iterator[slice]:
+        """Slices of the batch, all of the first one's length but the last, whose workspaces fit."""
+        step = max(1, self.workspace_bytes // (4 * floats_per_pair))
+        return (slice(first, min(first + step, n_pairs)) for first in range(0, n_pairs, step))
+
+
+Config = PairConfig | TiledConfig
+
+
+def choose_pair(n_tokens: int, n_patches: int, n_channels: int, itemsize: int, capability: int) -> PairConfig | None:
+    """Tiles for n_tokens at once, images of n_patches, itemsize bytes an element; None where the tiled path serves.
+
+    ``capability`` is ten times the major plus the minor compute capability of the device.
+    """
+    block_l = max(16, triton.next_power_of_2(n_tokens))
+    block_p = max(16, triton.next_power_of_2(n_patches))
+    # S [64, 256] in float32 is 64 registers of a thread with 8 warps: twice as much spills in every variant. Float32
+    # operands double what the products hold besides, and tf32x3 holds both their halves: its [64, 64] spills.
+    largest = 64 * 256 if itemsize == 2 else 32 * 64
+    if block_l > 64 or block_l * block_p > largest:
+        return None
+    # mma.sync (8.x, 12.x) takes operands through registers: 32 channels at a time leave the loss's forward [64, 256]
+    # without a spill, and its backward 92 kB of shared memory, which every chip has. wgmma and tcgen05 read theirs from
+    # shared memory: 64 channels are 128 bytes, the widest swizzle.
+    from_registers = capability < 90 or capability >= 120
+    block_d = 32 if itemsize == 4 or from_registers else 64
+    return PairConfig(block_l, block_p, min(block_d, max(16, triton.next_power_of_2(n_channels))))
+
+
+def choose_tiled(itemsize: int) -> TiledConfig:
+    """Tiles with which every kernel of the path compiles without a spill (``tests/test_triton_compile.py``).
+
+    Half precision: [64, 64]; with 4 warps for 8, two of the backward's products spill. Float32: a quarter of that.
+    """
+    return TiledConfig() if itemsize == 2 else TiledConfig(block_l=32, block_p=32, block_d=32, num_stages=3)
