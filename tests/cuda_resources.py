@@ -45,7 +45,7 @@ product routine takes by reference. No kernel of the pair path has any.
 PLANS = """
 ## Paths, and shared memory
 
-What `plan_launch` (csrc/common/launch_plan.h, the one table of tile choices) takes for a call in half precision, by the
+What `plan_launch` (csrc/pairs/launch_plan.h, the one table of tile choices) takes for a call in half precision, by the
 shared memory that a block can have. "64 x 3": chunks of 64 channels, three buffers. float32 takes the tiled path.
 With masks; where two paths stand, each pair takes the first one that holds its valid tokens and patches.
 

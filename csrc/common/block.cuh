@@ -1,7 +1,7 @@
 // What a block of threads does in every kernel: read masks and rows of the inputs, reduce, measure rows.
 #pragma once
 
-#include "common/kernel_types.h"
+#include "pairs/pair_inputs.h"
 #include "common/products.cuh"
 
 namespace sparc {

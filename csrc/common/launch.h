@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "common/launch_plan.h"
+#include "pairs/launch_plan.h"
 
 namespace sparc {
 

@@ -5,7 +5,7 @@
 
 #include <tuple>
 
-#include "common/cuda_call.h"
+#include "pairs/pair_call.h"
 #include "fine_grained/fine_grained_launch.h"
 
 namespace sparc {

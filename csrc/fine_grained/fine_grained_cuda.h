@@ -2,7 +2,7 @@
 // sparc_kernels/ops/fine_grained/MATH.md.
 #pragma once
 
-#include "common/kernel_types.h"
+#include "pairs/pair_inputs.h"
 #include "fine_grained/fine_grained.h"
 
 namespace sparc {

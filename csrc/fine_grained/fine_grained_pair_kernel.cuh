@@ -1,10 +1,10 @@
-// The fine-grained loss on the pair path (common/pair_path.cuh): forward pass. Names follow MATH.md.
+// The fine-grained loss on the pair path (pairs/pair_tile.cuh): forward pass. Names follow MATH.md.
 //
 // Products of size L x P x D: forward 2 (S, C'), backward 6 (S, C', dU, X^T T, U^T Q, X V). Z is C' T^T with
 // C' in two halves: it then carries the rounding of U alone, as C' does (docs/performance_log.md).
 #pragma once
 
-#include "common/pair_path.cuh"
+#include "pairs/pair_tile.cuh"
 #include "fine_grained/fine_grained_rows.cuh"
 
 namespace sparc {

@@ -1,10 +1,10 @@
-// The fine-grained loss on the tiled path (common/tiled_path.cuh), forward and backward. Names follow
+// The fine-grained loss on the tiled path (common/tiled_product.cuh), forward and backward. Names follow
 // MATH.md.
 //
 //     W = dZ T - diag(alpha) C'    dU = W V^T    dV = dS^T T + U^T W    dT = dS V + dZ^T C' - diag(beta) T
 #pragma once
 
-#include "common/tiled_path.cuh"
+#include "common/tiled_product.cuh"
 #include "fine_grained/fine_grained_rows.cuh"
 
 namespace sparc {

@@ -2,7 +2,7 @@
 // sparc_kernels/ops/grouping/MATH.md.
 #pragma once
 
-#include "common/kernel_types.h"
+#include "pairs/pair_inputs.h"
 #include "grouping/grouping.h"
 
 namespace sparc {

@@ -1,10 +1,10 @@
-// Grouped embeddings and alignment weights on the pair path (common/pair_path.cuh). Names follow MATH.md.
+// Grouped embeddings and alignment weights on the pair path (pairs/pair_tile.cuh). Names follow MATH.md.
 //
 // Products of size L x P x D: forward 1 (weights) or 2 (embeddings), backward 3 (weights) or 5 (embeddings:
 // S, dC V^T, A^T dC, dS^T T, dS V).
 #pragma once
 
-#include "common/pair_path.cuh"
+#include "pairs/pair_tile.cuh"
 #include "grouping/grouping_cuda.h"
 
 namespace sparc {

@@ -1,7 +1,7 @@
-// Grouped embeddings and alignment weights on the tiled path (common/tiled_path.cuh). Names follow MATH.md.
+// Grouped embeddings and alignment weights on the tiled path (common/tiled_product.cuh). Names follow MATH.md.
 #pragma once
 
-#include "common/tiled_path.cuh"
+#include "common/tiled_product.cuh"
 #include "grouping/grouping_cuda.h"
 #include "grouping/grouping_pair_kernel.cuh"
 

@@ -30,21 +30,21 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "no barrier before a chunk is used",
-        "common/pair_stream.cuh",
+        "pairs/pair_stream.cuh",
         "if (ahead || c > 0) device::block_barrier();",
         "",
         "ragged",
     ),
     Mutant(
         "one copy too few is waited for",
-        "common/pair_stream.cuh",
+        "pairs/pair_stream.cuh",
         "if (streaming.stages == 3) {",
         "if (streaming.stages > 0) {",
         "every_way",
     ),
     Mutant(
         "operand B is not transposed",
-        "common/pair_path.cuh",
+        "pairs/pair_tile.cuh",
         "Products::load_b_transposed(patches, step * 16, column)",
         "Products::load_b(patches, step * 16, column)",
         "ragged",
@@ -79,7 +79,7 @@ MUTANTS = (
     ),
     Mutant(
         "patches get no share of their mean's gradient",
-        "common/pair_path.cuh",
+        "pairs/pair_tile.cuh",
         "x = x * last + share.at(at + sum_column(e / 4, e % 4));",
         "x = x * last;",
         "test_means",
@@ -93,21 +93,21 @@ MUTANTS = (
     ),
     Mutant(
         "ties at the minimum do not share",
-        "common/pair_path.cuh",
+        "pairs/pair_tile.cuh",
         "total[0] / device::max(ties[0], 1.0f)",
         "total[0]",
         "ties",
     ),
     Mutant(
         "the minimum gets no gradient",
-        "common/tiled_path.cuh",
+        "common/tiled_product.cuh",
         "(s[i] == row.low ? share : 0.0f)",
         "0.0f",
         "ragged",
     ),
     Mutant(
         "no barrier after a product",
-        "common/tiled_path.cuh",
+        "common/tiled_product.cuh",
         "  device::block_barrier();\n}\n\n// Scratch that both ops use.",
         "}\n\n// Scratch that both ops use.",
         "ragged",

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "arrays.h"
-#include "common/launch_plan.h"
+#include "pairs/launch_plan.h"
 #include "emulator.h"
 #include "fine_grained/fine_grained_pair_backward.cuh"
 #include "fine_grained/fine_grained_tiled_kernel.cuh"

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "common/kernel_types.h"
+#include "pairs/pair_inputs.h"
 
 namespace sparc {
 

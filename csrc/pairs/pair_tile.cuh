@@ -8,7 +8,7 @@
 // sparc_kernels/ops/fine_grained/MATH.md.
 #pragma once
 
-#include "common/pair_stream.cuh"
+#include "pairs/pair_stream.cuh"
 
 namespace sparc {
 
