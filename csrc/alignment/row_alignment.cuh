@@ -1,13 +1,12 @@
 // From a row of similarities to alignment weights.
 #pragma once
 
+#include "alignment/flatness.h"
 #include "common/block.cuh"
 
 namespace sparc {
 
 constexpr float kLargest = 3.4028234663852886e38f;
-// A row of similarities is flat if its range is at most 16 eps of its largest magnitude.
-constexpr float kFlatRange = 16 * 1.1920928955078125e-07f;
 
 // A row of similarities: from its extrema to alignment weights in units of its range (eq 2-3).
 struct RowAlignment {
@@ -16,7 +15,7 @@ struct RowAlignment {
 
   SPARC_DEVICE RowAlignment(float low_, float high_, float sigma_) : low(low_), high(high_) {
     const float spread = high - low;
-    const bool flat = spread <= kFlatRange * device::max(device::abs(low), device::abs(high));
+    const bool flat = is_flat(spread, device::max(device::abs(low), device::abs(high)));
     range = flat ? 0.0f : spread;
     inverse_range =
         flat ? 0.0f : device::min(1.0f / spread, kLargest);  // a subnormal range: any factor serves

@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "alignment/arguments.h"
 #include "pairs/pair_call.h"
 
 namespace sparc {
@@ -37,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& patch_embeds, c
                                                    const std::optional<Tensor>& similarity_threshold,
                                                    bool pool_patches, bool pool_tokens,
                                                    const std::string& precision) {
-  const PairCall call(patch_embeds, token_embeds, token_mask, patch_mask, precision);
+  const PairCall call(patch_side(patch_embeds, patch_mask), token_side(token_embeds, token_mask), precision);
   FineGrainedArguments args = describe(call, logit_scale, similarity_threshold);
   const PairSizes& sizes = call.sizes();
   Tensor token_loss = new_empty(token_embeds, {sizes.b, sizes.l}, ScalarType::Float);
@@ -62,7 +63,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_token_loss,
                                     const std::optional<Tensor>& patch_mask, const Tensor& logit_scale,
                                     const std::optional<Tensor>& similarity_threshold, const Tensor& stats,
                                     bool need_patches, bool need_tokens, const std::string& precision) {
-  const PairCall call(patch_embeds, token_embeds, token_mask, patch_mask, precision);
+  const PairCall call(patch_side(patch_embeds, patch_mask), token_side(token_embeds, token_mask), precision);
   FineGrainedArguments args = describe(call, logit_scale, similarity_threshold);
   const PairSizes& sizes = call.sizes();
   call.check(grad_token_loss, "grad_token_loss", ScalarType::Float, {sizes.b, sizes.l});

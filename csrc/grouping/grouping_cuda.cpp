@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "alignment/arguments.h"
 #include "pairs/pair_call.h"
 
 namespace sparc {
@@ -27,7 +28,8 @@ template <Output kOutput>
 std::tuple<Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
                                    const std::optional<Tensor>& patch_mask,
                                    const std::optional<Tensor>& threshold, const std::string& precision) {
-  const PairCall call(patch_embeds, token_embeds, std::nullopt, patch_mask, precision);
+  const PairCall call(patch_side(patch_embeds, patch_mask), token_side(token_embeds, std::nullopt),
+                      precision);
   const PairSizes& sizes = call.sizes();
   Tensor output =
       new_empty(token_embeds, {sizes.b, sizes.l, kOutput == Output::kEmbeddings ? sizes.d : sizes.p});
@@ -47,7 +49,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& patch_embe
                                     bool need_patches, bool need_tokens, const std::string& precision) {
   constexpr bool kEmbeddings = kOutput == Output::kEmbeddings;
   constexpr const char* kGradName = kEmbeddings ? "grad_embeddings" : "grad_weights";
-  const PairCall call(patch_embeds, token_embeds, std::nullopt, patch_mask, precision);
+  const PairCall call(patch_side(patch_embeds, patch_mask), token_side(token_embeds, std::nullopt),
+                      precision);
   const PairSizes& sizes = call.sizes();
   call.check(grad, kGradName, patch_embeds.scalar_type(),
              {sizes.b, sizes.l, kEmbeddings ? sizes.d : sizes.p});

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/cuda_call.h"
+#include "pairs/batch.h"
 #include "pairs/pair_launch.h"
 
 namespace sparc {
@@ -21,23 +22,21 @@ struct Gradient {
         data(needed ? tensor.mutable_data_ptr() : nullptr) {}
 };
 
-// Of patch_embeds [B, P, D] and token_embeds [B, L, D].
 class PairCall : public CudaCall {
  public:
-  PairCall(const Tensor& patch_embeds, const Tensor& token_embeds, const std::optional<Tensor>& token_mask,
-           const std::optional<Tensor>& patch_mask, const std::string& float32_precision)
-      : CudaCall(patch_embeds, "patch_embeds", float32_precision),
-        sizes_(patch_embeds, token_embeds, token_mask, patch_mask) {
-    check_on_device(token_embeds, "token_embeds");
-    if (token_mask) check_on_device(*token_mask, "token_mask");
-    if (patch_mask) check_on_device(*patch_mask, "patch_mask");
+  PairCall(const Side& images, const Side& texts, const std::string& float32_precision)
+      : CudaCall(images.embeds, images.name, float32_precision), sizes_(images, texts) {
+    check_on_device(texts.embeds, texts.name);
+    for (const Side* side : {&images, &texts}) {
+      if (side->mask) check_on_device(*side->mask, side->mask_name);
+    }
     constexpr int64_t kLargest = std::numeric_limits<int32_t>::max() / 8;
-    STD_TORCH_CHECK(sizes_.p <= kLargest && sizes_.l <= kLargest && sizes_.d <= kLargest,
-                    "patch_embeds, token_embeds: P, L and D may be at most ", kLargest);
-    in_ = {matrix_view(patch_embeds),
-           matrix_view(token_embeds),
-           mask_view(patch_mask),
-           mask_view(token_mask),
+    STD_TORCH_CHECK(sizes_.p <= kLargest && sizes_.l <= kLargest && sizes_.d <= kLargest, images.name, ", ",
+                    texts.name, ": P, L and D may be at most ", kLargest);
+    in_ = {matrix_view(images.embeds),
+           matrix_view(texts.embeds),
+           mask_view(images.mask),
+           mask_view(texts.mask),
            sizes_.b,
            static_cast<int>(sizes_.p),
            static_cast<int>(sizes_.l),

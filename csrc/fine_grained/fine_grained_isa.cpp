@@ -1,6 +1,4 @@
-// Backward of one pair, compiled once per instruction set; see fine_grained_pair.h.
-#pragma once
-
+// Backward of one pair, compiled once per instruction set; fine_grained_pair.h has the forward.
 #include "fine_grained/fine_grained_pair.h"
 
 namespace sparc {
@@ -8,9 +6,9 @@ namespace SPARC_ISA {
 
 // dZ, alpha, beta from the saved norms and log-sum-exps.
 template <class E>
-void logits_backward(FineGrainedWork<E>& w, const FineGrainedPair& pair) {
+void logits_backward(FineGrainedBuffers<E>& w, const FineGrainedPair& pair) {
   using Acc = typename E::Acc;
-  const LogitRows<Acc>& logits = w.logits;
+  const TokenLogits<Acc>& logits = w.logits;
   for (int64_t l = 0; l < w.s.n; ++l) {
     const int64_t row = pair.tokens.index[l];
     const Acc* stat = static_cast<const Acc*>(pair.stats) + row;
@@ -30,7 +28,7 @@ void logits_backward(FineGrainedWork<E>& w, const FineGrainedPair& pair) {
 
 // Q = -alpha C'
 template <class E>
-void scale_groups(FineGrainedWork<E>& w) {
+void scale_groups(FineGrainedBuffers<E>& w) {
   typename E::Elem* q = w.second_rows();
   for (int64_t l = 0; l < w.s.n; ++l) {
     const typename E::Acc factor = -w.logits.alpha[l];
@@ -43,23 +41,23 @@ void scale_groups(FineGrainedWork<E>& w) {
 
 // X^T = U^T dZ + dS^T [p, lp], in w.grad_t.
 template <class E>
-void mix_gradients(FineGrainedWork<E>& w) {
+void mix_gradients(FineGrainedBuffers<E>& w) {
   using Plain = MultiplyAdd<typename E::Acc>;
-  const Sizes<E>& s = w.s;
-  gemm<Plain, ALayout::kRows>(s.p, s.lp, s.n, w.weights_t, w.weights_ld, w.z, s.lp, w.mixed_t, s.lp);
+  const PaddedSizes<E>& s = w.s;
+  gemm<Plain, ALayout::kRows>(s.p, s.lp, s.n, w.weights_t, {w.z, s.lp}, {w.mixed_t, s.lp});
   // dU^T = S^T dZ^T - V C'^T diag(alpha)
   transpose(w.z, s.n, s.lp, s.lp, w.z_t, s.lp, s.lp);
-  gemm<Plain, ALayout::kRows>(s.p, s.lp, s.n, w.sim_t, s.lp, w.z_t, s.lp, w.grad_t, s.lp);
-  w.against_patches(w.second_rows(), w.grad_t, true);
-  weights_to_similarities(w.sim_t, s.p, s.lp, w.align_rows, w.grad_t);
+  gemm<Plain, ALayout::kRows>(s.p, s.lp, s.n, {w.sim_t, s.lp}, {w.z_t, s.lp}, {w.grad_t, s.lp});
+  w.against_image(w.second_rows(), w.grad_t, true);
+  w.align_backward();
   for (int64_t i = 0; i < s.p * s.lp; ++i) w.grad_t[i] += w.mixed_t[i];
 }
 
 // dT = X V - diag(beta) T, and the tokens' share of the pooled gradient
 template <class E, class In>
-void write_token_gradient(FineGrainedWork<E>& w, const FineGrainedPair& pair) {
-  const Sizes<E>& s = w.s;
-  w.times_patches(w.grad_t, s.lp);
+void write_token_gradient(FineGrainedBuffers<E>& w, const FineGrainedPair& pair) {
+  const PaddedSizes<E>& s = w.s;
+  w.times_image({w.grad_t, s.lp});
   for (int64_t l = 0; l < s.n; ++l) {
     const typename E::Elem* token = w.rows + l * s.dp;
     In* out = static_cast<In*>(pair.grad_tokens) + pair.tokens.index[l] * s.d;
@@ -99,7 +97,7 @@ void fine_grained_backward(const FineGrainedPair& pair, void* workspace) {
   if (!begin_backward<E, In>(pair)) return;
   const int64_t n = pair.tokens.count, p = pair.patches.count, d = pair.channels;
   Arena arena(workspace);
-  FineGrainedWork<E> w(arena, Sizes<E>(n, p, d));
+  FineGrainedBuffers<E> w(arena, PaddedSizes<E>(n, p, d));
   w.template compare<In>(pair, true);
   logits_backward(w, pair);
   w.group();
@@ -107,8 +105,8 @@ void fine_grained_backward(const FineGrainedPair& pair, void* workspace) {
   mix_gradients(w);
   if (pair.grad_patches) {
     share_of_mean(static_cast<const In*>(pair.grad_pooled_patches), p, d, w.s.dp, w.patch_share);
-    w.write_patch_gradient(pair.patches, static_cast<In*>(pair.grad_patches), true,
-                           pair.grad_pooled_patches ? w.patch_share : nullptr);
+    w.template write_image_gradient<In>(pair.patches, pair.grad_patches, true,
+                                        pair.grad_pooled_patches ? w.patch_share : nullptr);
   }
   if (pair.grad_tokens) {
     share_of_mean(static_cast<const In*>(pair.grad_pooled_tokens), n, d, w.s.dp, w.token_share);
@@ -116,17 +114,14 @@ void fine_grained_backward(const FineGrainedPair& pair, void* workspace) {
   }
 }
 
-template <class E>
-size_t fine_grained_workspace(int64_t tokens, int64_t patches, int64_t channels) {
-  Arena arena(nullptr);
-  FineGrainedWork<E> work(arena, Sizes<E>(tokens, patches, channels));
-  return arena.used();
-}
-
 template <class E, class In>
 FineGrainedKernel fine_grained_kernel() {
-  return {&fine_grained_workspace<E>, &fine_grained_forward<E, In>, &fine_grained_backward<E, In>};
+  return {&workspace_of<E, FineGrainedBuffers<E>>, &fine_grained_forward<E, In>,
+          &fine_grained_backward<E, In>};
 }
 
 }  // namespace SPARC_ISA
+
+SPARC_KERNELS(FineGrainedKernel, fine_grained_kernel)
+
 }  // namespace sparc

@@ -1,7 +1,8 @@
-// The mean of the valid rows of a pair, and its derivative, compiled once per instruction set.
+// The mean of the valid rows of an image or a text, and its derivative, compiled once per instruction set.
 #pragma once
 
 #include "common/vec.h"
+#include "pairs/valid_rows.h"
 
 namespace sparc {
 namespace SPARC_ISA {
@@ -22,7 +23,7 @@ SPARC_INLINE Vec<double, N> load_as_acc(const double* p) {
 
 // out [d] = mean of the rows, 0 if there is none.
 template <class Acc, class In>
-void mean_of_rows(const Rows& rows, int64_t d, In* out) {
+void mean_of_rows(const ValidRows& rows, int64_t d, In* out) {
   constexpr int kN = kGranule<Acc>;
   constexpr int kParts = 64 / sizeof(In) / kN;  // a cache line of every row at a time
   const In* const data = static_cast<const In*>(rows.data);

@@ -5,21 +5,22 @@
 // register.
 #pragma once
 
-#include "common/vec.h"
+#include "alignment/flatness.h"
+#include "common/gemm.h"
 
 namespace sparc {
 namespace SPARC_ISA {
 
 // Per token, [lp] each; padded lanes get constants that make their weights 0.
 template <class T>
-struct AlignmentRows {
+struct RowAlignments {
   T *min, *max;
   T* cut;   // kept where s - min >= cut
   T* gain;  // U = gain * (s - min) + bias; gain = 1 / (max - min), 0 for a degenerate row
   T* bias;  // 0, or 1 for a degenerate row
 
   template <class Arena>
-  AlignmentRows(Arena& arena, int64_t lp)
+  RowAlignments(Arena& arena, int64_t lp)
       : min(arena.template take<T>(lp)),
         max(arena.template take<T>(lp)),
         cut(arena.template take<T>(lp)),
@@ -32,9 +33,6 @@ inline double next_above(double x) { return __builtin_nextafter(x, __builtin_inf
 inline float next_below(float x) { return __builtin_nextafterf(x, -__builtin_inff()); }
 inline double next_below(double x) { return __builtin_nextafter(x, -__builtin_inf()); }
 
-template <class T>
-constexpr T kEpsilon =
-    sizeof(T) == 4 ? static_cast<T>(1.1920928955078125e-07) : static_cast<T>(2.220446049250313e-16);
 template <class T>
 constexpr T kLargest =
     sizeof(T) == 4 ? static_cast<T>(3.4028234663852886e38) : static_cast<T>(1.7976931348623157e308);
@@ -51,7 +49,7 @@ inline T exact_cut(T sigma, T range) {
 
 // Minimum and maximum over the patches of st [p, lp], and what follows from them. sigma < 0 means 1 / p.
 template <class T>
-void measure_rows(const T* st, int64_t p, int64_t n, int64_t lp, double sigma, const AlignmentRows<T>& rows) {
+void measure_rows(const T* st, int64_t p, int64_t n, int64_t lp, double sigma, const RowAlignments<T>& rows) {
   constexpr int kN = kGranule<T>;
   for (int64_t l = 0; l < lp; l += kN) {
     Vec<T, kN> low = load<kN>(st + l), high = low;
@@ -67,12 +65,11 @@ void measure_rows(const T* st, int64_t p, int64_t n, int64_t lp, double sigma, c
   for (int64_t l = 0; l < lp; ++l) {
     const T low = rows.min[l], high = rows.max[l], range = high - low;
     const T largest = __builtin_fabs(low) > __builtin_fabs(high) ? __builtin_fabs(low) : __builtin_fabs(high);
-    const bool flat = range <= 16 * kEpsilon<T> * largest;
     const T inverse = T{1} / range;
     if (l >= n) {
       rows.cut[l] = static_cast<T>(__builtin_inf());
       rows.gain[l] = rows.bias[l] = 0;
-    } else if (flat) {
+    } else if (is_flat(range, largest)) {
       rows.cut[l] = -static_cast<T>(__builtin_inf());
       rows.gain[l] = 0;
       rows.bias[l] = 1;
@@ -84,18 +81,10 @@ void measure_rows(const T* st, int64_t p, int64_t n, int64_t lp, double sigma, c
   }
 }
 
-template <int N>
-SPARC_INLINE Vec<float, N> round_to_bf16(Vec<float, N> x) {
-  using Words = Vec<uint32_t, N>;
-  const Words bits = bit_cast<Words>(x);
-  const Words rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
-  return x == x ? bit_cast<Vec<float, N>>(rounded) : x;
-}
-
-// ut [p, ldu] = U^T, rounded to bfloat16 where the products will read it in that dtype, so that every use of
+// ut [p, lp] = U^T, rounded to bfloat16 where the products will read it in that dtype, so that every use of
 // U sees the same numbers. Writes up to a granule beyond column n; a row is written after the one above it.
 template <bool kRound, class T>
-void weigh(const T* st, int64_t p, int64_t lp, const AlignmentRows<T>& rows, T* ut, int64_t ldu) {
+void weigh(const T* st, int64_t p, int64_t lp, const RowAlignments<T>& rows, Matrix<T> ut) {
   constexpr int kN = kGranule<T>;
   for (int64_t l = 0; l < lp; l += kN) {
     const Vec<T, kN> low = load<kN>(rows.min + l), cut = load<kN>(rows.cut + l);
@@ -104,7 +93,7 @@ void weigh(const T* st, int64_t p, int64_t lp, const AlignmentRows<T>& rows, T* 
       const Vec<T, kN> above = load<kN>(st + i * lp + l) - low;
       Vec<T, kN> u = above >= cut ? above * gain + bias : Vec<T, kN>{};
       if constexpr (kRound) u = round_to_bf16<kN>(u);
-      store(ut + i * ldu + l, u);
+      store(ut.data + i * ut.ld + l, u);
     }
   }
 }
@@ -113,7 +102,7 @@ void weigh(const T* st, int64_t p, int64_t lp, const AlignmentRows<T>& rows, T* 
 // gain, and minus their sum at the minimum, shared evenly by ties. Degenerate rows and padded lanes have gain
 // 0.
 template <class T>
-void weights_to_similarities(const T* st, int64_t p, int64_t lp, const AlignmentRows<T>& rows, T* du) {
+void weights_to_similarities(const T* st, int64_t p, int64_t lp, const RowAlignments<T>& rows, T* du) {
   constexpr int kN = kGranule<T>;
   for (int64_t l = 0; l < lp; l += kN) {
     const Vec<T, kN> low = load<kN>(rows.min + l), cut = load<kN>(rows.cut + l),

@@ -1,42 +1,39 @@
 // Forward and backward of one pair, compiled once per instruction set. Names follow MATH.md.
-#pragma once
-
-#include "common/pair.h"
+#include "alignment/aligned_pair.h"
 #include "grouping/grouping.h"
 
 namespace sparc {
 namespace SPARC_ISA {
 
 template <class E>
-struct GroupingWork : PairWork<E> {
+struct GroupingBuffers : AlignedPair<E> {
   using Acc = typename E::Acc;
-  using Base = PairWork<E>;
+  using Base = AlignedPair<E>;
   using Base::s;
 
   Acc* sum;  // [n] = rowsum(U)
   Acc* dot;  // [n] = rowsum(dA * A)
 
-  GroupingWork(Arena& arena, const Sizes<E>& sizes)
+  GroupingBuffers(Arena& arena, const PaddedSizes<E>& sizes)
       : Base(arena, sizes), sum(arena.take<Acc>(s.n)), dot(arena.take<Acc>(s.n)) {}
 
   // U and rowsum(U). `kRound` where a product reads U in bfloat16: the weights that it uses then still sum
   // to 1.
   template <class In, bool kRound>
-  void align(const GroupingPair& pair, bool backward) {
-    Base::template load<In>(pair.patches, pair.tokens);
-    Base::template align_tokens<kRound>(pair.threshold, backward);
+  void align_and_sum(const GroupingPair& pair, bool backward) {
+    Base::template align<In, kRound>(pair, backward);
     fill(sum, s.n, Acc{0});
     for (int64_t i = 0; i < s.p; ++i) {
-      const Acc* u = Base::weights_t + i * Base::weights_ld;
+      const Acc* u = Base::weights_t.data + i * Base::weights_t.ld;
       for (int64_t l = 0; l < s.n; ++l) sum[l] += u[l];
     }
   }
 
   // dA^T in grad_t becomes dS^T, U^T becomes A^T.
-  void align_backward() {
+  void normalise_backward() {
     fill(dot, s.n, Acc{0});
     for (int64_t i = 0; i < s.p; ++i) {
-      Acc* a = Base::weights_t + i * Base::weights_ld;
+      Acc* a = Base::weights_t.data + i * Base::weights_t.ld;
       const Acc* da = Base::grad_t + i * s.lp;
       for (int64_t l = 0; l < s.n; ++l) {
         a[l] /= sum[l];
@@ -47,7 +44,7 @@ struct GroupingWork : PairWork<E> {
       Acc* da = Base::grad_t + i * s.lp;
       for (int64_t l = 0; l < s.n; ++l) da[l] = (da[l] - dot[l]) / sum[l];
     }
-    weights_to_similarities(Base::sim_t, s.p, s.lp, Base::align_rows, Base::grad_t);
+    Base::align_backward();
   }
 
   void write_stats(const GroupingPair& pair) const {
@@ -62,10 +59,10 @@ struct GroupingWork : PairWork<E> {
   template <class In>
   void write_gradients(const GroupingPair& pair, bool with_second) {
     if (pair.grad_patches) {
-      Base::write_patch_gradient(pair.patches, static_cast<In*>(pair.grad_patches), with_second, nullptr);
+      Base::template write_image_gradient<In>(pair.patches, pair.grad_patches, with_second, nullptr);
     }
     if (!pair.grad_tokens) return;
-    Base::times_patches(Base::grad_t, s.lp);  // dT = dS V
+    Base::times_image({Base::grad_t, s.lp});  // dT = dS V
     for (int64_t l = 0; l < s.n; ++l) {
       convert_row(Base::product + l * s.dp, 1, s.d, static_cast<In*>(pair.grad_tokens) + l * s.d);
     }
@@ -101,10 +98,10 @@ void grouped_embeddings_forward(const GroupingPair& pair, void* workspace) {
   using Acc = typename E::Acc;
   if (pair.patches.count == 0) return fill_forward_with_nan<Acc, In>(pair, pair.channels);
   Arena arena(workspace);
-  GroupingWork<E> w(arena, Sizes<E>(pair.tokens.count, pair.patches.count, pair.channels));
-  w.template align<In, E::kPair != 1>(pair, false);
+  GroupingBuffers<E> w(arena, PaddedSizes<E>(pair.tokens.count, pair.patches.count, pair.channels));
+  w.template align_and_sum<In, E::kPack != 1>(pair, false);
   w.write_stats(pair);
-  w.times_patches(w.weights_t, w.weights_ld);
+  w.times_image(w.weights_t);
   In* out = static_cast<In*>(pair.output);
   for (int64_t l = 0; l < w.s.n; ++l) {
     for (int64_t x = 0; x < w.s.d; ++x) {
@@ -117,13 +114,14 @@ template <class E, class In>
 void grouped_embeddings_backward(const GroupingPair& pair, void* workspace) {
   if (!begin_backward<typename E::Acc, In>(pair)) return;
   Arena arena(workspace);
-  GroupingWork<E> w(arena, Sizes<E>(pair.tokens.count, pair.patches.count, pair.channels));
-  w.template align<In, E::kPair != 1>(pair, true);
-  const Rows grad = {pair.grad, pair.grad_strides[0], pair.grad_strides[1], pair.tokens.index, w.s.n, true};
+  GroupingBuffers<E> w(arena, PaddedSizes<E>(pair.tokens.count, pair.patches.count, pair.channels));
+  w.template align_and_sum<In, E::kPack != 1>(pair, true);
+  const ValidRows grad = {pair.grad, pair.grad_strides[0], pair.grad_strides[1], pair.tokens.index, w.s.n,
+                          true};
   gather_rows<In>(grad, w.s.d, w.second_rows(), w.s.dp);
   w.clear_second_padding();
-  w.against_patches(w.second_rows(), w.grad_t, false);  // dA = dC V^T
-  w.align_backward();
+  w.against_image(w.second_rows(), w.grad_t, false);  // dA = dC V^T
+  w.normalise_backward();
   w.template write_gradients<In>(pair, true);
 }
 
@@ -132,14 +130,14 @@ void alignment_weights_forward(const GroupingPair& pair, void* workspace) {
   using Acc = typename E::Acc;
   if (pair.patches.count == 0) return fill_forward_with_nan<Acc, In>(pair, pair.all_patches);
   Arena arena(workspace);
-  GroupingWork<E> w(arena, Sizes<E>(pair.tokens.count, pair.patches.count, pair.channels));
-  w.template align<In, false>(pair, false);
+  GroupingBuffers<E> w(arena, PaddedSizes<E>(pair.tokens.count, pair.patches.count, pair.channels));
+  w.template align_and_sum<In, false>(pair, false);
   w.write_stats(pair);
   In* out = static_cast<In*>(pair.output);
   if (w.s.p < pair.all_patches) fill(out, w.s.n * pair.all_patches, In{});
   for (int64_t l = 0; l < w.s.n; ++l) {
     for (int64_t i = 0; i < w.s.p; ++i) {
-      const Acc u = w.weights_t[i * w.weights_ld + l];
+      const Acc u = w.weights_t.data[i * w.weights_t.ld + l];
       out[l * pair.all_patches + pair.patches.index[i]] = Convert<In>::from(u / w.sum[l]);
     }
   }
@@ -149,30 +147,27 @@ template <class E, class In>
 void alignment_weights_backward(const GroupingPair& pair, void* workspace) {
   if (!begin_backward<typename E::Acc, In>(pair)) return;
   Arena arena(workspace);
-  GroupingWork<E> w(arena, Sizes<E>(pair.tokens.count, pair.patches.count, pair.channels));
-  w.template align<In, false>(pair, true);
+  GroupingBuffers<E> w(arena, PaddedSizes<E>(pair.tokens.count, pair.patches.count, pair.channels));
+  w.template align_and_sum<In, false>(pair, true);
   const In* grad = static_cast<const In*>(pair.grad);
   fill(w.grad_t, w.s.p * w.s.lp, typename E::Acc{0});
   for (int64_t i = 0; i < w.s.p; ++i) {
     const In* column = grad + pair.patches.index[i] * pair.grad_strides[1];
     for (int64_t l = 0; l < w.s.n; ++l) w.grad_t[i * w.s.lp + l] = to_acc(column[l * pair.grad_strides[0]]);
   }
-  w.align_backward();
+  w.normalise_backward();
   w.template write_gradients<In>(pair, false);
-}
-
-template <class E>
-size_t grouping_workspace(int64_t tokens, int64_t patches, int64_t channels) {
-  Arena arena(nullptr);
-  GroupingWork<E> work(arena, Sizes<E>(tokens, patches, channels));
-  return arena.used();
 }
 
 template <class E, class In>
 GroupingKernel grouping_kernel() {
-  return {&grouping_workspace<E>, &grouped_embeddings_forward<E, In>, &grouped_embeddings_backward<E, In>,
-          &alignment_weights_forward<E, In>, &alignment_weights_backward<E, In>};
+  return {&workspace_of<E, GroupingBuffers<E>>, &grouped_embeddings_forward<E, In>,
+          &grouped_embeddings_backward<E, In>, &alignment_weights_forward<E, In>,
+          &alignment_weights_backward<E, In>};
 }
 
 }  // namespace SPARC_ISA
+
+SPARC_KERNELS(GroupingKernel, grouping_kernel)
+
 }  // namespace sparc
