@@ -107,7 +107,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
       if (!this->active()) return;
       this->group_chunk(held, stage, unit, z, [&](const Sums& group, int column) {
         store_rounded(RoundedSums<E>(group), groups, channels, c * this->streaming.chunk + column,
-                      [&](int r) { return saved_row(r); });
+                      [&](int r) { return this->leading_row(r); });
       });
     });
     this->start_both();
@@ -120,17 +120,13 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
     const int channels = args.in.channels;
     const Tile<E> dz = shared.grads_tile(), w_tile = shared.w_tile();
     const device::Shared<uint32_t> w_words = device::shared_at<uint32_t>(w_tile.offset);
-    float alpha[2];
-    for (int half = 0; half < 2; ++half) {
-      alpha[half] =
-          this->row(half) < this->n ? static_cast<float>(row_array(shared.alpha)[this->row(half)]) : 0.0f;
-    }
+    const float alpha[2] = {of_row(shared.alpha, 0), of_row(shared.alpha, 1)};
     this->for_both([&](int c, int stage) {
       if (this->active()) {
         this->for_channels([&](int column) {
           const int first = c * this->streaming.chunk + column;
           const RoundedSums<E> group =
-              load_rounded(groups, channels, first, [&](int r) { return saved_row(r); });
+              load_rounded(groups, channels, first, [&](int r) { return this->leading_row(r); });
           Sums w, q;
           SPARC_UNROLL
           for (int e = 0; e < 8; ++e) {
@@ -138,7 +134,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
             q[e / 4][e % 4] = w[e / 4][e % 4] * unit;
           }
           if (args.grad_patches != nullptr) {
-            store_rounded(RoundedSums<E>(q), groups, channels, first, [&](int r) { return saved_row(r); });
+            store_rounded(RoundedSums<E>(q), groups, channels, first,
+                          [&](int r) { return this->leading_row(r); });
           }
           SPARC_NO_UNROLL
           for (int j = 0; j < this->n; j += Products::kDepth) {
@@ -208,12 +205,8 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
     this->start(load);
     Held held;
     if (of_tokens) this->hold(held, shared.x_tile());
-    float beta[2], restore[2];
-    for (int half = 0; half < 2; ++half) {
-      const int l = this->row(half);
-      beta[half] = l < this->n ? static_cast<float>(row_array(shared.beta)[l]) : 0.0f;
-      restore[half] = l < this->n ? static_cast<float>(row_array(shared.restore)[l]) : 0.0f;
-    }
+    const float beta[2] = {of_row(shared.beta, 0), of_row(shared.beta, 1)};
+    const float restore[2] = {of_row(shared.restore, 0), of_row(shared.restore, 1)};
     this->for_chunks(load, [&](int c, int stage) {
       if (of_patches) this->write_image_gradient(grad_patches, c, stage);
       if (!of_tokens || !this->active()) return;
@@ -260,7 +253,10 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
   }
 
  private:
-  SPARC_DEVICE int64_t saved_row(int r) const { return this->row0 + r < this->n ? this->row0 + r : -1; }
+  // Of one of the two rows that this lane holds.
+  SPARC_DEVICE float of_row(int offset, int half) const {
+    return this->row(half) < this->n ? static_cast<float>(row_array(offset)[this->row(half)]) : 0.0f;
+  }
 
   SPARC_DEVICE int64_t saved_slot() const {
     return args.grad_tokens != nullptr ? work.text : device::block_index();

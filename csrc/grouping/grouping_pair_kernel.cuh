@@ -141,8 +141,6 @@ struct GroupingPairPass : AlignmentPass<E, kStrips, GroupingLayout<E>, GroupingA
   }
 
  private:
-  SPARC_DEVICE int64_t token_row(int r) const { return this->row0 + r < this->n ? this->row0 + r : -1; }
-
   SPARC_DEVICE void write_output(const Sums (&u)[kStrips], const RowPair& inverse) const {
     const int columns = args.in.image_rows;
     const device::Shared<int> index = this->image_index();
@@ -177,7 +175,7 @@ struct GroupingPairPass : AlignmentPass<E, kStrips, GroupingLayout<E>, GroupingA
         SPARC_UNROLL
         for (int e = 0; e < 8; ++e) group[e / 4][e % 4] *= inverse[e % 4 / 2];
         store_rounded(RoundedSums<E>(group), out, channels, c * this->streaming.chunk + column,
-                      [&](int r) { return token_row(r); });
+                      [&](int r) { return this->leading_row(r); });
       });
     });
   }
@@ -208,7 +206,7 @@ struct GroupingPairPass : AlignmentPass<E, kStrips, GroupingLayout<E>, GroupingA
         Sums x;
         this->times_image(x, held, shared.image_tile(stage), column);
         store_rounded(RoundedSums<E>(x, x_unit), grad_tokens, in.channels, c * this->streaming.chunk + column,
-                      [&](int r) { return token_row(r); });
+                      [&](int r) { return this->leading_row(r); });
       });
     });
   }

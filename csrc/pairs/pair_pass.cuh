@@ -53,6 +53,9 @@ struct PairPass : PairTile<E, kStrips> {
     load_rows(rows, nullptr, this->n, c * streaming.chunk, streaming.chunk, args.in.channels, to);
   }
 
+  // Where row r of this warp's 16 is stored in such a matrix; negative past the last one.
+  SPARC_DEVICE int64_t leading_row(int r) const { return this->row0 + r < this->n ? this->row0 + r : -1; }
+
   // Streams of chunks: `load(c, stage)` starts copies, `compute(c, stage)` works on what has come.
   template <class Load>
   SPARC_DEVICE void start(const Load& load) const {
