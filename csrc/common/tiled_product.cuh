@@ -1,5 +1,4 @@
-// Matrix products of any size and dtype by one block, a tile of 64 x 64 results at a time, between matrices
-// in global memory.
+// Products of matrices in global memory, of any size and dtype, by one block: 64 x 64 results at a time.
 #pragma once
 
 #include "common/block.cuh"
@@ -66,23 +65,24 @@ struct OutputRows {
   }
 };
 
-// a b, or between (a b) + c d.
+// a b
+template <class E>
+struct Product {
+  Operand<E> a, b;
+
+  SPARC_DEVICE int rows() const { return a.transposed ? a.columns : a.rows; }
+  SPARC_DEVICE int columns() const { return b.transposed ? b.rows : b.columns; }
+};
+// between (a b) + c d; without `both`, a b.
 template <class E>
 struct ProductSum {
-  struct Term {
-    Operand<E> a, b;
-  } terms[2];
-  int count;
+  Product<E> terms[2];
   float between;
+  bool both;
 
-  SPARC_DEVICE ProductSum(const Operand<E>& a, const Operand<E>& b)
-      : terms{{a, b}, {a, b}}, count(1), between(1.0f) {}
-  // c d only where `both`
   SPARC_DEVICE ProductSum(const Operand<E>& a, const Operand<E>& b, float between_, const Operand<E>& c,
-                          const Operand<E>& d, bool both = true)
-      : terms{{a, b}, {c, d}}, count(both ? 2 : 1), between(between_) {}
-  SPARC_DEVICE int rows() const { return terms[0].a.transposed ? terms[0].a.columns : terms[0].a.rows; }
-  SPARC_DEVICE int columns() const { return terms[0].b.transposed ? terms[0].b.rows : terms[0].b.columns; }
+                          const Operand<E>& d, bool both_ = true)
+      : terms{{a, b}, {c, d}}, between(between_), both(both_) {}
 };
 
 template <class E>
@@ -132,8 +132,7 @@ SPARC_DEVICE void load_operand(const Operand<E>& from, int row0, int column0, in
 // Operand a lies in shared memory as in global memory: [m, depth] or, transposed, [depth, m]; and b [depth,
 // n] or, transposed, [n, depth].
 template <class E>
-SPARC_DEVICE_NOINLINE void load_term(const typename ProductSum<E>::Term& term, int m0, int n0, int k0,
-                                     int stage) {
+SPARC_DEVICE_NOINLINE void load_term(const Product<E>& term, int m0, int n0, int k0, int stage) {
   const bool a = term.a.transposed, b = !term.b.transposed;
   load_operand(term.a, a ? k0 : m0, a ? m0 : k0, a ? kTileDepth : kTile, a ? kTile : kTileDepth,
                TiledLayout<E>::operand(stage, 0, a));
@@ -144,8 +143,7 @@ SPARC_DEVICE_NOINLINE void load_term(const typename ProductSum<E>::Term& term, i
 
 // c [16, 32] of this warp += the term's tile at (m0, n0).
 template <class Products>
-SPARC_DEVICE void add_term(Sums (&c)[2], const typename ProductSum<typename Products::Element>::Term& term,
-                           int m0, int n0) {
+SPARC_DEVICE void add_term(Sums (&c)[2], const Product<typename Products::Element>& term, int m0, int n0) {
   using E = typename Products::Element;
   const int row = device::warp_index() % 4 * 16, column = device::warp_index() / 4 * 32;
   const bool a_across = term.a.transposed, b_across = !term.b.transposed;  // depth goes over rows
@@ -179,16 +177,17 @@ struct WarpSums {
   Sums c[2];  // [16, 32]
 };
 
-// This warp's part of the tile at (m0, n0) of a sum of products.
+// This warp's part of the tile at (m0, n0) of between (terms[0]) + ... + terms[count - 1].
 template <class Products>
-SPARC_DEVICE_NOINLINE WarpSums accumulate(const ProductSum<typename Products::Element>& sum, int m0, int n0) {
+SPARC_DEVICE_NOINLINE WarpSums accumulate(const Product<typename Products::Element>* terms, int count,
+                                          float between, int m0, int n0) {
   Sums c[2] = {};
-  for (int i = 0; i < sum.count; ++i) {
+  for (int i = 0; i < count; ++i) {
     if (i == 1) {
       SPARC_UNROLL
-      for (int e = 0; e < 16; ++e) c[e / 8][e / 4 % 2][e % 4] *= sum.between;
+      for (int e = 0; e < 16; ++e) c[e / 8][e / 4 % 2][e % 4] *= between;
     }
-    add_term<Products>(c, sum.terms[i], m0, n0);
+    add_term<Products>(c, terms[i], m0, n0);
   }
   WarpSums result;
   SPARC_UNROLL
@@ -196,17 +195,18 @@ SPARC_DEVICE_NOINLINE WarpSums accumulate(const ProductSum<typename Products::El
   return result;
 }
 
-// All of a sum of products, as store(row, column, value). What it reads was written before a barrier; what
-// `store` writes can be read when it returns.
+// All of it, as store(row, column, value). What it reads was written before a barrier; what `store` writes
+// can be read when it returns.
 template <class Products, class Store>
-SPARC_DEVICE void multiply(const ProductSum<typename Products::Element>& sum, const Store& store) {
+SPARC_DEVICE void multiply(const Product<typename Products::Element>* terms, int count, float between,
+                           const Store& store) {
   const int row = device::warp_index() % 4 * 16, column = device::warp_index() / 4 * 32;
-  const int rows = sum.rows(), columns = sum.columns();
+  const int rows = terms[0].rows(), columns = terms[0].columns();
   SPARC_NO_UNROLL
   for (int m0 = 0; m0 < rows; m0 += kTile) {
     SPARC_NO_UNROLL
     for (int n0 = 0; n0 < columns; n0 += kTile) {
-      const WarpSums found = accumulate<Products>(sum, m0, n0);
+      const WarpSums found = accumulate<Products>(terms, count, between, m0, n0);
       SPARC_UNROLL
       for (int e = 0; e < 16; ++e) {
         const int r = m0 + row + sum_row(e % 4), at = n0 + column + e / 8 * 16 + sum_column(e / 4 % 2, e % 4);

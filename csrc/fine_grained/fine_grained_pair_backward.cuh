@@ -7,8 +7,7 @@
 // the rows of dT, which the last stream overwrites chunk by chunk behind its own reads, or, where dT is not
 // asked for, in scratch of the block.
 //
-// float16 holds what it can in units: dZ in one that keeps it and W in range, X in that of its largest
-// element.
+// float16 holds what it can in units: dZ in one that keeps it and W in range, X in its largest element.
 #pragma once
 
 #include "fine_grained/fine_grained_pair_kernel.cuh"

@@ -210,8 +210,7 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kStrips> {
     this->write_logits(z);
   }
 
-  // Both cross-entropies (eq 6) and their derivatives by the scale: thread i does row i / 4, then column i
-  // / 4.
+  // Both cross-entropies (eq 6) and their derivatives by the scale: thread i does row, then column, i / 4.
   SPARC_DEVICE void cross_entropies() const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4, n = this->n;
     const device::Shared<float> token_norm = this->row_array(shared.token_norm);

@@ -1,5 +1,4 @@
-// The fine-grained loss on the tiled path (pairs/tiled_pair.cuh), forward and backward. Names follow
-// MATH.md.
+// The fine-grained loss on the tiled path (pairs/tiled_pair.cuh). Names follow MATH.md.
 //
 //     W = dZ T - diag(alpha) C'    dU = W V^T    dV = dS^T T + U^T W    dT = dS V + dZ^T C' - diag(beta) T
 #pragma once

@@ -1,5 +1,4 @@
-// Launches of an op on pairs, between its *_cuda.cpp (checks, memory) and its .cu files, which define them by
-// pairs/pair_launch.cuh.
+// Launches of an op on pairs, for its *_cuda.cpp; its .cu files define them by pairs/pair_launch.cuh.
 #pragma once
 
 #include <cuda_runtime_api.h>

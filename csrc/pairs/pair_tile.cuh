@@ -1,7 +1,7 @@
 // The pair path: one block works on one image-text pair of at most 64 rows of text (T) and 32 kStrips of
 // image (V), in half precision. S = T V^T [L, P] stays in registers; V and T are streamed through shared
-// memory in chunks of channels, the first time from DRAM, then from L2. Work follows the pair's valid rows,
-// which are gathered.
+// memory in chunks of channels, the first time from DRAM, then from L2. Work follows the valid rows,
+// gathered.
 //
 // The eight warps stand in four rows of 16 text rows and two columns; the columns share the image rows in
 // turns of 16 (and the channels of a product in turns of 16).
@@ -65,8 +65,7 @@ struct PairTile {
     }
   }
 
-  // Combines a number per row over the lanes and warps that share the row. `partial` is one of
-  // shared.partial.
+  // Combines a number per row over the lanes and warps that share it; `partial`: one of shared.partial.
   template <class Combine>
   SPARC_DEVICE void across_columns(RowPair& x, int partial, const Combine& combine) const {
     const device::Shared<float> parts = device::shared_at<float>(partial);

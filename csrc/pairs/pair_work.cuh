@@ -17,15 +17,11 @@ struct PairWork {
 SPARC_DEVICE PairWork pair_work(int64_t pair, int buffer) { return {pair, pair, pair, 0, 0, buffer}; }
 
 // Whether the pair path serves a pair with so many valid rows.
-SPARC_HOST_DEVICE constexpr bool pair_path_holds(int text_rows, int image_rows) {
-  return text_rows <= kPairTextRows && image_rows <= kPairImageRows;
-}
 SPARC_DEVICE bool pair_path_holds(const PairWork& work) {
-  return pair_path_holds(work.text_rows, work.image_rows);
+  return work.text_rows <= kPairTextRows && work.image_rows <= kPairImageRows;
 }
 
-// A pair with its valid rows listed; those of the image only where a text with a mask
-// has any. Ops without
+// A pair with its valid rows listed; those of the image only where a text with a mask has any. Ops without
 // a text mask (`kTextMask`) read all of its rows, which are not listed.
 template <bool kTextMask, class E>
 SPARC_DEVICE PairWork list_rows(const PairLayout<E>& shared, const PairInputs& in, int64_t pair, int buffer) {

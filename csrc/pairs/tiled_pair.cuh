@@ -94,9 +94,14 @@ struct TiledPair {
     return {rows_of<E>(out, work.text, in.text_rows, in.channels), text_index(), in.channels};
   }
 
+  // A product, or a sum of two, of which `store` takes every number (sparc::multiply).
+  template <class Store>
+  SPARC_DEVICE void multiply(const Product<E>& product, const Store& store) const {
+    sparc::multiply<Products>(&product, 1, 1.0f, store);
+  }
   template <class Store>
   SPARC_DEVICE void multiply(const ProductSum<E>& sum, const Store& store) const {
-    sparc::multiply<Products>(sum, store);
+    sparc::multiply<Products>(sum.terms, sum.both ? 2 : 1, sum.between, store);
   }
 
   // Calls f(row) for the text rows of this warp.
