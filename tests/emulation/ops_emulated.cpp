@@ -8,12 +8,12 @@
 #include <vector>
 
 #include "arrays.h"
-#include "common/launch_plan.h"
 #include "emulator.h"
 #include "fine_grained/fine_grained_pair_backward.cuh"
 #include "fine_grained/fine_grained_tiled_kernel.cuh"
 #include "grouping/grouping_pair_kernel.cuh"
 #include "grouping/grouping_tiled_kernel.cuh"
+#include "pairs/launch_plan.h"
 
 namespace py = pybind11;
 
@@ -72,6 +72,7 @@ struct Inputs {
   Mask token_mask, patch_mask;
   std::unique_ptr<GlobalArray<float>> threshold;
   PairInputs in;
+  const float* sigma;
 
   explicit Inputs(const py::dict& given)
       : patches(given["patch_embeds"].cast<py::dict>()),
@@ -88,8 +89,8 @@ struct Inputs {
           patches.shape[0],
           static_cast<int>(patches.shape[1]),
           static_cast<int>(tokens.shape[1]),
-          static_cast<int>(patches.shape[2]),
-          threshold ? threshold->data() : nullptr};
+          static_cast<int>(patches.shape[2])};
+    sigma = threshold ? threshold->data() : nullptr;
   }
 };
 
@@ -104,7 +105,7 @@ void run(const Options& options, const PairInputs& in, const Shared& shared, int
          const Pair& pair, const Tiled& tiled) {
   const DeviceLimits limits = {static_cast<int>(options.grid), options.shared_bytes};
   const bool pair_path = options.pair_path && sizeof(E) == 2;
-  const LaunchPlan plan = plan_launch(in, pair_path, limits, shared, TiledShared<E>::kBytes, scratch);
+  const LaunchPlan plan = plan_launch(in, pair_path, limits, shared, TiledLayout<E>::kBytes, scratch);
   if (pair_path && !plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
   if (plan.pair.used) {
     emulation::emulate(std::min(plan.pair.grid, options.grid), kThreads,
@@ -120,7 +121,7 @@ void run(const Options& options, const PairInputs& in, const Shared& shared, int
 }
 
 #define SPARC_CALL_PAIR(units_) \
-  if (plan.pair.units == units_) kernel(std::integral_constant<int, units_>());
+  if (plan.pair.strips == units_) kernel(std::integral_constant<int, units_>());
 
 template <class Products>
 py::dict fine_grained_with(const py::dict& given, bool backward) {
@@ -128,7 +129,7 @@ py::dict fine_grained_with(const py::dict& given, bool backward) {
   const Options options = options_of(given["options"].cast<py::dict>());
   const Inputs<E> inputs(given);
   const PairInputs& in = inputs.in;
-  const int64_t b = in.pairs, l = in.tokens, p = in.patches, d = in.channels;
+  const int64_t b = in.pairs, l = in.text_rows, p = in.image_rows, d = in.channels;
   const GlobalArray<float> scale(given["logit_scale"].cast<py::array>());
   const bool pool = given["pool"].cast<bool>(), need_patches = given["need_patches"].cast<bool>(),
              need_tokens = given["need_tokens"].cast<bool>();
@@ -137,7 +138,7 @@ py::dict fine_grained_with(const py::dict& given, bool backward) {
   GlobalArray<E> grad_patches(numpy_name<E>(), {b, p, d}), grad_tokens(numpy_name<E>(), {b, l, d});
   const auto run_pass = [&](bool back, const FineGrainedArguments& args) {
     const auto shared = [&](const Streaming& streaming) {
-      if constexpr (sizeof(E) == 2) return FineGrainedShared<E>(in, streaming, back).plan.used;
+      if constexpr (sizeof(E) == 2) return FineGrainedLayout<E>(in, streaming, back).plan.used;
       return 0;
     };
     run<E>(
@@ -146,26 +147,29 @@ py::dict fine_grained_with(const py::dict& given, bool backward) {
           const auto kernel = [&](auto units) {
             if constexpr (sizeof(E) == 2) {
               constexpr int kUnits = decltype(units)::value;
-              const FineGrainedShared<E> layout(in, plan.pair.streaming, back);
+              const FineGrainedLayout<E> layout(in, plan.pair.streaming, back);
               if (back) {
-                fine_grained_pair_backward<E, kUnits>(args, plan.pair.streaming, layout);
+                PairOp<FineGrainedArguments>::template run<E, kUnits, true>(args, plan.pair.streaming,
+                                                                            layout);
               } else {
-                fine_grained_pair_forward<E, kUnits>(args, plan.pair.streaming, layout);
+                PairOp<FineGrainedArguments>::template run<E, kUnits, false>(args, plan.pair.streaming,
+                                                                             layout);
               }
             }
           };
-          SPARC_PAIR_UNITS(SPARC_CALL_PAIR)
+          SPARC_PAIR_STRIPS(SPARC_CALL_PAIR)
         },
         [&](const TiledMemory& memory) {
           if (back) {
-            fine_grained_tiled<Products, true>(args, memory);
+            TiledOp<FineGrainedArguments>::template run<Products, true>(args, memory);
           } else {
-            fine_grained_tiled<Products, false>(args, memory);
+            TiledOp<FineGrainedArguments>::template run<Products, false>(args, memory);
           }
         });
   };
   FineGrainedArguments args = {};
   args.in = in;
+  args.threshold = inputs.sigma;
   args.logit_scale = scale.data();
   args.stats_stride = b * l;
   args.token_loss = loss.data();
@@ -210,9 +214,10 @@ py::dict grouping_with(const py::dict& given, bool backward) {
   const Options options = options_of(given["options"].cast<py::dict>());
   const Inputs<E> inputs(given);
   const PairInputs& in = inputs.in;
-  const int64_t b = in.pairs, l = in.tokens, p = in.patches, d = in.channels;
+  const int64_t b = in.pairs, l = in.text_rows, p = in.image_rows, d = in.channels;
   GroupingArguments args = {};
   args.in = in;
+  args.threshold = inputs.sigma;
   args.weights = given["weights"].cast<bool>();
   args.stats_stride = b * l;
   GlobalArray<float> stats("float32", {kGroupingStats, b, l});
@@ -220,7 +225,7 @@ py::dict grouping_with(const py::dict& given, bool backward) {
       grad_patches(numpy_name<E>(), {b, p, d}), grad_tokens(numpy_name<E>(), {b, l, d});
   const auto run_pass = [&](bool back) {
     const auto shared = [&](const Streaming& streaming) {
-      if constexpr (sizeof(E) == 2) return GroupingShared<E>(in, streaming, back).plan.used;
+      if constexpr (sizeof(E) == 2) return GroupingLayout<E>(in, streaming, back).plan.used;
       return 0;
     };
     run<E>(
@@ -229,21 +234,21 @@ py::dict grouping_with(const py::dict& given, bool backward) {
           const auto kernel = [&](auto units) {
             if constexpr (sizeof(E) == 2) {
               constexpr int kUnits = decltype(units)::value;
-              const GroupingShared<E> layout(in, plan.pair.streaming, back);
+              const GroupingLayout<E> layout(in, plan.pair.streaming, back);
               if (back) {
-                grouping_pair<E, kUnits, true>(args, plan.pair.streaming, layout);
+                PairOp<GroupingArguments>::template run<E, kUnits, true>(args, plan.pair.streaming, layout);
               } else {
-                grouping_pair<E, kUnits, false>(args, plan.pair.streaming, layout);
+                PairOp<GroupingArguments>::template run<E, kUnits, false>(args, plan.pair.streaming, layout);
               }
             }
           };
-          SPARC_PAIR_UNITS(SPARC_CALL_PAIR)
+          SPARC_PAIR_STRIPS(SPARC_CALL_PAIR)
         },
         [&](const TiledMemory& memory) {
           if (back) {
-            grouping_tiled<Products, true>(args, memory);
+            TiledOp<GroupingArguments>::template run<Products, true>(args, memory);
           } else {
-            grouping_tiled<Products, false>(args, memory);
+            TiledOp<GroupingArguments>::template run<Products, false>(args, memory);
           }
         });
   };
@@ -272,27 +277,27 @@ py::dict plan(const std::string& op, bool half_precision, bool backward, int tok
   const bool masked = true;
   PairInputs in = {};
   in.pairs = pairs;
-  in.tokens = tokens;
-  in.patches = patches;
+  in.text_rows = tokens;
+  in.image_rows = patches;
   in.channels = channels;
   const bool loss = op == "fine_grained";
-  in.patch_mask = {&masked, 0, 0};  // never read
-  if (loss) in.token_mask = in.patch_mask;
+  in.image_mask = {&masked, 0, 0};  // never read
+  if (loss) in.text_mask = in.image_mask;
   const auto shared = [&](const Streaming& streaming) -> int64_t {
-    return loss ? FineGrainedShared<BFloat16>(in, streaming, backward).plan.used
-                : GroupingShared<BFloat16>(in, streaming, backward).plan.used;
+    return loss ? FineGrainedLayout<BFloat16>(in, streaming, backward).plan.used
+                : GroupingLayout<BFloat16>(in, streaming, backward).plan.used;
   };
   const auto scratch = [&](auto element) -> int64_t {
     using E = decltype(element);
     return loss ? FineGrainedScratch<E>(in, backward).plan.used : GroupingScratch<E>(in, backward).plan.used;
   };
-  const int64_t tiled_shared = half_precision ? TiledShared<BFloat16>::kBytes : TiledShared<float>::kBytes;
+  const int64_t tiled_shared = half_precision ? TiledLayout<BFloat16>::kBytes : TiledLayout<float>::kBytes;
   const LaunchPlan chosen = plan_launch(in, half_precision, {multiprocessors, shared_bytes}, shared,
                                         tiled_shared, half_precision ? scratch(BFloat16{}) : scratch(0.0f));
   py::dict result;
   result["pair_path"] = chosen.pair.used;
   result["tiled_path"] = chosen.tiled.used;
-  result["units"] = chosen.pair.units;
+  result["units"] = chosen.pair.strips;
   result["chunk"] = chosen.pair.streaming.chunk;
   result["stages"] = chosen.pair.streaming.stages;
   result["pair_bytes"] = chosen.pair.shared_bytes;

@@ -1,66 +1,62 @@
-// V and T of one pair through shared memory, a chunk of channels at a time, and the layout of that memory.
+// The rows of one pair through shared memory, a chunk of channels at a time, and the layout of that memory.
+// V [P, D] is the image, T [L, D] the text.
 #pragma once
 
-#include "common/block.cuh"
+#include "common/products.cuh"
+#include "pairs/pair_inputs.h"
+#include "pairs/rows.cuh"
 
 namespace sparc {
 
-constexpr int kRowWarps = kPairTokens / 16;
+constexpr int kRowWarps = kPairTextRows / 16;
 constexpr int kColumnWarps = kWarps / kRowWarps;
 constexpr int kChannelStep = 16 * kColumnWarps;  // channels that the warps of a row take at a time
 
 // How a block's shared memory is laid out. The host makes it and passes it as a kernel argument: offsets then
 // come from the constant bank and take no registers.
 template <class E>
-struct PairShared {
+struct PairLayout {
   static constexpr int kPad = Tile<E>::kPad;
 
   Plan<int> plan;
   int chunk_pitch;
-  int counts, parts;                   // [kWarps] int, float
-  int token_index[2], patch_index[2];  // of this pair and of the next
-  int partial[2];                      // [kColumnWarps, 64] float, twice
-  int weights;                         // U [64, P] E
-  int stage_bytes, stages;             // V, T and, in a backward pass, a second [64, chunk]
-  int stage_tokens, stage_second;      // within a stage
+  int counts, parts;                  // [kWarps] int, float
+  int text_index[2], image_index[2];  // of this pair and of the next
+  int partial[2];                     // [kColumnWarps, 64] float, twice
+  int weights;                        // U [64, P] E
+  int stage_bytes, stages;            // V, T and, in a backward pass, a second [64, chunk]
+  int stage_text, stage_second;       // within a stage
   int weights_pitch;
 
-  // `second`: whether a backward pass streams a second matrix of the tokens' shape beside T.
-  SPARC_HOST_DEVICE PairShared(const PairInputs& in, const Streaming& streaming, bool second) {
-    const int tokens = round_up(at_most(in.tokens, kPairTokens), 16),
-              patches = round_up(at_most(in.patches, kPairPatches), 16);
+  // `second`: whether a backward pass streams a second matrix of the shape of T.
+  SPARC_HOST_DEVICE PairLayout(const PairInputs& in, const Streaming& streaming, bool second) {
+    const int text = round_up(at_most(in.text_rows, kPairTextRows), 16),
+              image = round_up(at_most(in.image_rows, kPairImageRows), 16);
     chunk_pitch = streaming.chunk + kPad;
-    weights_pitch = patches + kPad;
+    weights_pitch = image + kPad;
     counts = plan.take(kWarps * 4);
     parts = plan.take(kWarps * 4);
     for (int i = 0; i < 2; ++i) {
-      token_index[i] = plan.take(in.tokens * 4);
-      patch_index[i] = plan.take(in.patches * 4);
-      partial[i] = plan.take(kColumnWarps * kPairTokens * 4);
+      text_index[i] = plan.take(in.text_rows * 4);
+      image_index[i] = plan.take(in.image_rows * 4);
+      partial[i] = plan.take(kColumnWarps * kPairTextRows * 4);
     }
-    weights = plan.take(tokens * weights_pitch * sizeof(E));
+    weights = plan.take(text * weights_pitch * sizeof(E));
     const int row = chunk_pitch * static_cast<int>(sizeof(E));
-    stage_tokens = patches * row;
-    stage_second = stage_tokens + tokens * row;
-    stage_bytes = stage_second + (second ? tokens * row : 0);
+    stage_text = image * row;
+    stage_second = stage_text + text * row;
+    stage_bytes = stage_second + (second ? text * row : 0);
     stages = plan.take(stage_bytes * streaming.stages);
   }
 
   SPARC_DEVICE Tile<E> weights_tile() const { return {weights, weights_pitch}; }
-  SPARC_DEVICE Tile<E> patches_tile(int stage) const { return {stages + stage * stage_bytes, chunk_pitch}; }
-  SPARC_DEVICE Tile<E> tokens_tile(int stage) const {
-    return {stages + stage * stage_bytes + stage_tokens, chunk_pitch};
+  SPARC_DEVICE Tile<E> image_tile(int stage) const { return {stages + stage * stage_bytes, chunk_pitch}; }
+  SPARC_DEVICE Tile<E> text_tile(int stage) const {
+    return {stages + stage * stage_bytes + stage_text, chunk_pitch};
   }
   SPARC_DEVICE Tile<E> second_tile(int stage) const {
     return {stages + stage * stage_bytes + stage_second, chunk_pitch};
   }
-};
-
-// A pair that has something to compute.
-struct PairWork {
-  int64_t pair;
-  int tokens, patches;  // valid ones
-  int buffer;           // which of the two index buffers lists them
 };
 
 // Rows `index[0..count)` of a matrix, `chunk` channels from `first` on, into a tile of round_up(count, 16)
@@ -70,10 +66,10 @@ SPARC_DEVICE void load_rows(const InputRows<E>& from, const device::Shared<int>*
                             int chunk, int channels, const Tile<E>& to) {
   const int rows = round_up(count, 16);
   if (from.wide) {
-    const int units = chunk / 8;
+    const int pieces = chunk / 8;
     SPARC_NO_UNROLL
-    for (int i = device::thread_index(); i < rows * units; i += kThreads) {
-      const int row = i / units, column = i % units * 8;
+    for (int i = device::thread_index(); i < rows * pieces; i += kThreads) {
+      const int row = i / pieces, column = i % pieces * 8;
       int bytes = row < count ? (channels - first - column) * 2 : 0;
       bytes = bytes < 0 ? 0 : (bytes > 16 ? 16 : bytes);
       const E* source = from.data;

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "common/kernel_types.h"
+#include "pairs/pair_inputs.h"
 
 namespace sparc {
 
@@ -17,11 +17,11 @@ struct DeviceLimits {
 };
 
 // Both launches of a call, one of which may be left out. Where both are used, each leaves the other's pairs
-// alone: only the device knows how many tokens and patches the masks let through.
+// alone: only the device knows how many rows the masks let through.
 struct LaunchPlan {
   struct {
     bool used;
-    int units;  // patches / 32 that a block's registers hold
+    int strips;  // image rows / 32 that a block's registers hold
     Streaming streaming;
     int64_t grid, shared_bytes;
   } pair;
@@ -32,28 +32,28 @@ struct LaunchPlan {
   } tiled;
 };
 
-// Instances of the pair path: at most 64 tokens and 32 units patches. The sums of S take 8 units registers of
-// each of 256 threads.
+// Instances of the pair path: at most 64 text rows and 32 strips image rows. The sums of S take 8 strips
+// registers of each of 256 threads.
 //
-//   units  patches  reason
-//   2      1-64     ViT-B/32 (49): 16 registers of S, the rest of the register file hides latency
-//   8      65-256   ViT-B/16 (196), L/14 (256): 64 registers of S, as many of U; twice that spills.
-//                   Steps past the last patch are skipped at run time: more instances between 65 and
+//   strips  rows    reason
+//   2       1-64    ViT-B/32 (49): 16 registers of S, the rest of the register file hides latency
+//   8       65-256  ViT-B/16 (196), L/14 (256): 64 registers of S, as many of U; twice that spills.
+//                   Steps past the last row are skipped at run time: more instances between 65 and
 //                   196 would save registers only
-#define SPARC_PAIR_UNITS(X) X(2) X(8)
+#define SPARC_PAIR_STRIPS(X) X(2) X(8)
 
 // Ways to stream channels, first choice first; the first one whose shared memory fits is taken.
 //
 //   chunk  stages  reason
 //   64     3       128 bytes of each row at a time, two chunks in flight while one is used. Where a
-//                  block has 227 KB (9.0, 10.0): all but the backward pass of 256 patches
-//   64     2       one chunk in flight: 256 patches there, 196 where a block has 163 KB (8.0)
-//   32     2       half of the shared memory: the backward pass of 256 patches on 8.0, forward passes
+//                  block has 227 KB (9.0, 10.0): all but the backward pass of 256 rows
+//   64     2       one chunk in flight: 256 image rows there, 196 where a block has 163 KB (8.0)
+//   32     2       half of the shared memory: the backward pass of 256 rows on 8.0, forward passes
 //                  of 196 and more where a block has 99 KB (8.6, 8.9, 12.0)
 //   32     1       nothing in flight: what is left to the latter before the tiled path
 constexpr Streaming kStreamings[] = {{64, 3}, {64, 2}, {32, 2}, {32, 1}};
 
-// Masks of captions and images up to this size are looked through for pairs that the pair path can serve:
+// Masks of texts and images up to this size are looked through for pairs that the pair path can serve:
 // CLIP's context of 77 tokens is mostly padding. The list of valid rows lies in shared memory.
 constexpr int kLargestMasked = 1024;
 
@@ -61,27 +61,27 @@ constexpr int kLargestMasked = 1024;
 constexpr int64_t kScratchBudget = int64_t{256} << 20;
 
 // Blocks of the pair path that share a multiprocessor: one. V and T of the pairs in flight are read again
-// from L2; at 257 KB a pair (196 patches, 55 tokens, 512 channels in half precision) those of 132 blocks take
+// from L2; at 257 KB a pair (196 and 55 rows of 512 channels in half precision) those of 132 blocks take
 // 34 MB of an H100's 50 MB, those of twice as many would not fit.
 constexpr int kPairBlocksPerMultiprocessor = 1;
 // Of the tiled path: two, so that one computes while the other waits at a barrier; it reads from scratch
 // anyway.
 constexpr int kTiledBlocksPerMultiprocessor = 2;
 
-// Shared(in, streaming) gives the bytes of the pair path, tiled_shared and tiled_scratch those of the tiled
+// layout_bytes(streaming) gives the bytes of the pair path, tiled_shared and tiled_scratch those of the tiled
 // path.
-template <class Shared>
+template <class LayoutBytes>
 LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLimits& limits,
-                       const Shared& shared, int64_t tiled_shared, int64_t tiled_scratch) {
+                       const LayoutBytes& layout_bytes, int64_t tiled_shared, int64_t tiled_scratch) {
   LaunchPlan plan = {};
-  const bool all_small = in.tokens <= kPairTokens && in.patches <= kPairPatches;
+  const bool all_small = in.text_rows <= kPairTextRows && in.image_rows <= kPairImageRows;
   const auto may_be_small = [](int rows, int most, const MaskView& mask) {
     return rows <= most || (mask.data != nullptr && rows <= kLargestMasked);
   };
-  if (half_precision && may_be_small(in.tokens, kPairTokens, in.token_mask) &&
-      may_be_small(in.patches, kPairPatches, in.patch_mask)) {
+  if (half_precision && may_be_small(in.text_rows, kPairTextRows, in.text_mask) &&
+      may_be_small(in.image_rows, kPairImageRows, in.image_mask)) {
     for (const Streaming& streaming : kStreamings) {
-      const int64_t bytes = shared(streaming);
+      const int64_t bytes = layout_bytes(streaming);
       if (bytes > limits.shared_bytes) continue;
       plan.pair.used = true;
       plan.pair.streaming = streaming;
@@ -90,10 +90,11 @@ LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLi
     }
   }
   if (plan.pair.used) {
-#define SPARC_PICK_UNITS(units_) \
-  if (plan.pair.units == 0 && std::min(in.patches, kPairPatches) <= 32 * units_) plan.pair.units = units_;
-    SPARC_PAIR_UNITS(SPARC_PICK_UNITS)
-#undef SPARC_PICK_UNITS
+#define SPARC_PICK_STRIPS(strips_)                                                      \
+  if (plan.pair.strips == 0 && std::min(in.image_rows, kPairImageRows) <= 32 * strips_) \
+    plan.pair.strips = strips_;
+    SPARC_PAIR_STRIPS(SPARC_PICK_STRIPS)
+#undef SPARC_PICK_STRIPS
     plan.pair.grid =
         std::min<int64_t>(in.pairs, int64_t{limits.multiprocessors} * kPairBlocksPerMultiprocessor);
   }
