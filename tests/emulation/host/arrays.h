@@ -1,15 +1,18 @@
-// Between numpy and kernels: global memory as exactly sized heap allocations, so that AddressSanitizer sees
+// Between Python and kernels: global memory as exactly sized heap allocations, so that AddressSanitizer sees
 // what leaves them.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -71,6 +74,53 @@ class GlobalArray {
   pybind11::dtype dtype_;
   std::vector<pybind11::ssize_t> shape_;
   std::unique_ptr<T[], Free> data_;
+};
+
+// For results of a kernel's element type.
+template <class E>
+GlobalArray<E> result_array(std::vector<pybind11::ssize_t> shape) {
+  return {sizeof(E) == 2 ? "uint16" : "float32", std::move(shape)};
+}
+
+// A tensor of a call (backend.py): a flat buffer and strides in elements, so that gaps and transposed layouts
+// come through.
+template <class T>
+struct Strided {
+  GlobalArray<T> buffer;
+  std::vector<int64_t> shape, strides;
+
+  explicit Strided(const pybind11::handle& given)
+      : buffer(given["buffer"].cast<pybind11::array>()),
+        shape(given["shape"].cast<std::vector<int64_t>>()),
+        strides(given["strides"].cast<std::vector<int64_t>>()) {}
+};
+
+// The tensor of that name, unless the op has none or it was None.
+template <class T>
+std::optional<Strided<T>> optional_tensor(const pybind11::dict& given, const char* name) {
+  if (!given.contains(name) || given[name].is_none()) return std::nullopt;
+  return Strided<T>(given[name]);
+}
+
+template <class T>
+T* data_or_null(std::optional<Strided<T>>& tensor) {
+  return tensor ? tensor->buffer.data() : nullptr;
+}
+
+// The device that is played (Device of backend.py).
+struct Device {
+  std::string products;  // bf16, f16, tf32 or float32
+  bool pair_path;        // where it serves; false: the tiled path
+  int64_t shared_bytes;  // what a block can have
+  int64_t grid;          // blocks at most
+  uint64_t seed;         // of the order of threads and blocks
+
+  explicit Device(const pybind11::dict& given)
+      : products(given["products"].cast<std::string>()),
+        pair_path(given["pair_path"].cast<bool>()),
+        shared_bytes(given["shared_bytes"].cast<int64_t>()),
+        grid(given["grid"].cast<int64_t>()),
+        seed(given["seed"].cast<uint64_t>()) {}
 };
 
 }  // namespace emulation

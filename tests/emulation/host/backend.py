@@ -1,27 +1,34 @@
-"""The CUDA kernels of the ops, emulated: jobs from torch tensors, results as torch tensors."""
+"""The emulator as a backend of the tests: ``backend="cuda"`` on a device that is played, with tensors on the CPU.
+
+A call goes the whole way that it goes on a GPU: the public API, autograd, the registered op. Only there the kernels are
+run by the room's binding, ``tests/ops/<op>/emulated.cpp``, whose functions have the names and the arguments of the
+registered ops.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests import cases
-from tests.emulation import build
-from tests.emulation.run import Job, Result, run_jobs
-
-SOURCE = Path(__file__).with_name("ops_emulated.cpp")
+from sparc_kernels import _dispatch
+from tests.emulation.host import build
+from tests.emulation.host.run import Server, server
 
 H100_BLOCK, RTX_BLOCK = 227 * 1024, 99 * 1024  # shared memory that a block can have, bytes
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way in which the library computes: operands, path, and the device whose shared memory it has."""
+class Device:
+    """A device, and one way in which the library computes on it."""
 
     products: str  # bf16, f16, tf32 or float32
     pair_path: bool = False
@@ -33,102 +40,73 @@ class Variant:
     def dtype(self) -> torch.dtype:
         return {"bf16": torch.bfloat16, "f16": torch.float16}.get(self.products, torch.float32)
 
-    def serves(self, case: cases.Case) -> bool:
-        return not self.pair_path or ((case.L <= 64 or bool(case.lengths)) and (case.P <= 256 or bool(case.patches)))
-
     def __str__(self) -> str:
-        return f"{self.products}-{'pair' if self.pair_path else 'tiled'}-{self.shared_bytes // 1024}k"
+        return f"{self.products}-{'pair' if self.pair_path else 'tiled'}"
 
 
-VARIANTS = (
-    Variant("bf16", pair_path=True),
-    Variant("f16", pair_path=True, shared_bytes=RTX_BLOCK),
-    Variant("bf16"),
-    Variant("f16"),
-    Variant("tf32"),
-    Variant("float32"),
+DEVICES = (
+    Device("bf16", pair_path=True),
+    Device("f16", pair_path=True, shared_bytes=RTX_BLOCK),
+    Device("bf16"),
+    Device("f16"),
+    Device("tf32"),
+    Device("float32"),
 )
 
 
-def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        return tensor.view(torch.int16).numpy().view(np.uint16)
-    return tensor.numpy()
+class Emulated(str):
+    """``"cuda"`` for the library; for the tests the device that is played."""
+
+    device: Device
+
+    def __new__(cls, device: Device) -> Emulated:
+        backend = super().__new__(cls, "cuda")
+        backend.device = device
+        return backend
 
 
-def _strided(tensor: Tensor | None) -> dict[str, Any] | None:
-    """The memory from a tensor's first element to its last, and how to walk it."""
-    if tensor is None:
-        return None
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    flat = torch.as_strided(tensor, (span,), (1,), tensor.storage_offset())
-    return {"buffer": _numpy(flat.contiguous()), "shape": list(tensor.shape), "strides": list(tensor.stride())}
+@contextmanager
+def played(backend: str) -> Iterator[None]:
+    """Emulates the kernels of all registered ops in calls of ``backend="cuda"``; nothing for another backend."""
+    if not isinstance(backend, Emulated):
+        yield
+        return
+    with mock.patch.object(_dispatch, "supports", return_value=None), _Kernels(backend.device):
+        yield
 
 
-def _inputs(inputs: cases.Inputs, variant: Variant) -> dict[str, Any]:
-    return {
-        "patch_embeds": _strided(inputs.patch_embeds),
-        "token_embeds": _strided(inputs.token_embeds),
-        "token_mask": _strided(inputs.token_mask),
-        "patch_mask": _strided(inputs.patch_mask),
-        "threshold": None if inputs.threshold is None else np.full(1, inputs.threshold, np.float32),
-        "options": {
-            "products": variant.products,
-            "pair_path": variant.pair_path,
-            "shared_bytes": variant.shared_bytes,
-            "grid": variant.grid,
-            "seed": variant.seed,
-        },
-    }
+class _Kernels(TorchDispatchMode):
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.namespace != "sparc_kernels":
+            return op(*args, **(kwargs or {}))
+        name = op._schema.name.partition("::")[2]
+        given = {argument.name: _packed(value) for argument, value in zip(op._schema.arguments, args)}
+        result = _room(name).call(name, given=given, device=asdict(self._device)).unwrap()
+        return tuple(_unpacked(array, self._device.dtype) for array in result)
 
 
-BOTH = (True, True)  # gradients of patches and tokens
+@functools.cache
+def _room(op: str) -> Server:
+    """The process that emulates the room of a registered op."""
+    bindings = sorted((build.CHECKOUT / "tests" / "ops").glob("*/emulated.cpp"))
+    return server(next(source for source in bindings if f'"{op}"' in source.read_text()))
 
 
-def fine_grained_job(
-    inputs: cases.Inputs,
-    variant: Variant,
-    backward: bool = True,
-    needs: tuple[bool, bool] = BOTH,
-    pooled_grads: tuple[Tensor, Tensor] | None = None,
-) -> Job:
-    """``pooled_grads``: the gradients [B, D] of both means, which are then asked for."""
-    given = _inputs(inputs, variant)
-    given["need_patches"], given["need_tokens"] = needs
-    given["pool"] = pooled_grads is not None
-    for name, grad in zip(("grad_pooled_patches", "grad_pooled_tokens"), pooled_grads or ()):
-        given[name] = _strided(grad[:, None])
-    given["logit_scale"] = inputs.logit_scale.float().reshape(1).numpy()
-    given["grad_token_loss"] = _strided(inputs.upstream)
-    return Job("fine_grained", {"given": given, "backward": backward})
+def _packed(value: Any) -> Any:
+    """A tensor as the memory from its first element to its last, and how to walk it."""
+    if not isinstance(value, Tensor):
+        return value
+    span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride())) if value.numel() else 0
+    flat = torch.as_strided(value.detach(), (span,), (1,), value.storage_offset()).contiguous()
+    buffer = flat.view(torch.uint16) if value.element_size() == 2 else flat
+    return {"buffer": buffer.numpy(), "shape": list(value.shape), "strides": list(value.stride())}
 
 
-def grouping_job(
-    inputs: cases.Inputs,
-    variant: Variant,
-    weights: bool,
-    grad: Tensor | None = None,
-    backward: bool = True,
-    needs: tuple[bool, bool] = BOTH,
-) -> Job:
-    given = _inputs(inputs, variant)
-    given["need_patches"], given["need_tokens"] = needs
-    given["token_mask"] = None
-    given["weights"] = weights
-    given["grad"] = _strided(grad)
-    return Job("grouping", {"given": given, "backward": backward})
-
-
-def tensors(result: Result, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What a job returned; 16-bit numbers in ``dtype``."""
-    found = {}
-    for name, array in result.unwrap().items():
-        if array.dtype == np.uint16:
-            found[name] = torch.from_numpy(array.view(np.int16)).view(dtype)
-        else:
-            found[name] = torch.from_numpy(array)
-    return found
-
-
-def run(jobs: list[Job], timeout: float = 600) -> list[Result]:
-    return run_jobs(build.module(SOURCE), jobs, timeout=timeout)
+def _unpacked(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
+    """16-bit numbers in ``dtype``."""
+    found = torch.from_numpy(array)
+    return found.view(dtype) if array.dtype == np.uint16 else found
