@@ -76,10 +76,16 @@ class GlobalArray {
   std::unique_ptr<T[], Free> data_;
 };
 
-// For results of a kernel's element type.
+// For results of a kernel's element type; empty where they are not asked for.
 template <class E>
-GlobalArray<E> result_array(std::vector<pybind11::ssize_t> shape) {
+GlobalArray<E> result_array(std::vector<pybind11::ssize_t> shape, bool wanted = true) {
+  if (!wanted) shape = {0};
   return {sizeof(E) == 2 ? "uint16" : "float32", std::move(shape)};
+}
+
+template <class T>
+T* data_or_null(GlobalArray<T>& array) {
+  return array.size() > 0 ? array.data() : nullptr;
 }
 
 // A tensor of a call (backend.py): a flat buffer and strides in elements, so that gaps and transposed layouts
@@ -106,6 +112,8 @@ template <class T>
 T* data_or_null(std::optional<Strided<T>>& tensor) {
   return tensor ? tensor->buffer.data() : nullptr;
 }
+
+inline bool flag(const pybind11::dict& given, const char* name) { return given[name].cast<bool>(); }
 
 // The device that is played (Device of backend.py).
 struct Device {

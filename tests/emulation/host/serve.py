@@ -22,8 +22,11 @@ def serve(path: Path) -> None:
     calls, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(b"ready")
     answers.flush()
-    while calls.peek(1):
-        function, arguments = pickle.load(calls)
+    while True:
+        try:
+            function, arguments = pickle.load(calls)
+        except EOFError:
+            return
         value, error = None, None
         try:
             value = getattr(module, function)(**arguments)

@@ -49,32 +49,14 @@ class PairTensors {
             static_cast<int>(patches_.shape[1]),
             static_cast<int>(tokens_.shape[1]),
             static_cast<int>(patches_.shape[2]),
-            data_or_null(threshold_)};
+            threshold()};
   }
+  const float* threshold() { return data_or_null(threshold_); }
 
  private:
   Strided<E> patches_, tokens_;
   std::optional<Strided<bool>> patch_mask_, token_mask_;
   std::optional<Strided<float>> threshold_;
-};
-
-// The gradients of a backward pass: empty where nobody asks for them.
-template <class E>
-struct PairGradients {
-  GlobalArray<E> patches, tokens;
-
-  PairGradients(const pybind11::dict& given, const PairInputs& in)
-      : patches(shaped(given["need_patches"].cast<bool>(), in, in.patches)),
-        tokens(shaped(given["need_tokens"].cast<bool>(), in, in.tokens)) {}
-
-  // Where a kernel that may find nothing to write writes.
-  static E* place(GlobalArray<E>& grads) { return grads.shape(0) > 0 ? grads.data() : nullptr; }
-  pybind11::tuple to_python() const { return pybind11::make_tuple(patches.to_numpy(), tokens.to_numpy()); }
-
- private:
-  static GlobalArray<E> shaped(bool needed, const PairInputs& in, int rows) {
-    return needed ? result_array<E>({in.pairs, rows, in.channels}) : result_array<E>({0});
-  }
 };
 
 template <class Op, class E, bool kBackward>

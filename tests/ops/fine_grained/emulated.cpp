@@ -7,9 +7,8 @@
 namespace py = pybind11;
 
 namespace sparc {
+namespace emulation {
 namespace {
-
-using namespace emulation;
 
 struct FineGrained {
   using Arguments = FineGrainedArguments;
@@ -50,16 +49,12 @@ py::tuple forward(const py::dict& given, const Device& device) {
   FineGrainedArguments args = describe(in, scale);
   auto loss = result_array<float>({in.pairs, in.tokens});
   auto stats = result_array<float>({kFineGrainedStats, in.pairs, in.tokens});
-  const bool pool_patches = given["pool_patches"].cast<bool>(),
-             pool_tokens = given["pool_tokens"].cast<bool>();
-  const auto mean = [&](bool wanted) {
-    return wanted ? result_array<E>({in.pairs, in.channels}) : result_array<E>({0});
-  };
-  auto pooled_patches = mean(pool_patches), pooled_tokens = mean(pool_tokens);
+  auto pooled_patches = result_array<E>({in.pairs, in.channels}, flag(given, "pool_patches"));
+  auto pooled_tokens = result_array<E>({in.pairs, in.channels}, flag(given, "pool_tokens"));
   args.token_loss = loss.data();
   args.stats = stats.data();
-  args.pooled_patches = pool_patches ? pooled_patches.data() : nullptr;
-  args.pooled_tokens = pool_tokens ? pooled_tokens.data() : nullptr;
+  args.pooled_patches = data_or_null(pooled_patches);
+  args.pooled_tokens = data_or_null(pooled_tokens);
   launch<FineGrained, Products, false>(device, args);
   return py::make_tuple(loss.to_numpy(), stats.to_numpy(), pooled_patches.to_numpy(),
                         pooled_tokens.to_numpy());
@@ -74,7 +69,8 @@ py::tuple backward(const py::dict& given, const Device& device) {
   Strided<float> stats(given["stats"]);
   auto grad_pooled_patches = optional_tensor<E>(given, "grad_pooled_patches");
   auto grad_pooled_tokens = optional_tensor<E>(given, "grad_pooled_tokens");
-  PairGradients<E> grads(given, in);
+  auto grad_patches = result_array<E>({in.pairs, in.patches, in.channels}, flag(given, "need_patches"));
+  auto grad_tokens = result_array<E>({in.pairs, in.tokens, in.channels}, flag(given, "need_tokens"));
   auto groups = result_array<E>({device.grid, in.tokens, in.channels});
   FineGrainedArguments args = describe(in, scale);
   args.stats = stats.buffer.data();
@@ -83,18 +79,14 @@ py::tuple backward(const py::dict& given, const Device& device) {
   args.grad_stride = upstream.strides[1];
   args.grad_pooled_patches = data_or_null(grad_pooled_patches);
   args.grad_pooled_tokens = data_or_null(grad_pooled_tokens);
-  args.grad_patches = grads.place(grads.patches);
-  args.grad_tokens = grads.place(grads.tokens);
+  args.grad_patches = data_or_null(grad_patches);
+  args.grad_tokens = data_or_null(grad_tokens);
   args.saved_groups = args.grad_tokens == nullptr ? groups.data() : args.grad_tokens;
   launch<FineGrained, Products, true>(device, args);
-  return grads.to_python();
+  return py::make_tuple(grad_patches.to_numpy(), grad_tokens.to_numpy());
 }
 
-}  // namespace
-}  // namespace sparc
-
-PYBIND11_MODULE(emulated, m) {
-  using namespace sparc;
+void bind(py::module_& m) {
   define(m, "fine_grained_forward", [](auto products, const py::dict& given, const Device& device) {
     return forward<decltype(products)>(given, device);
   });
@@ -103,3 +95,9 @@ PYBIND11_MODULE(emulated, m) {
   });
   define_plan<FineGrained>(m);
 }
+
+}  // namespace
+}  // namespace emulation
+}  // namespace sparc
+
+PYBIND11_MODULE(emulated, m) { sparc::emulation::bind(m); }

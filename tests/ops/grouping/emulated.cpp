@@ -7,9 +7,8 @@
 namespace py = pybind11;
 
 namespace sparc {
+namespace emulation {
 namespace {
-
-using namespace emulation;
 
 struct Grouping {
   using Arguments = GroupingArguments;
@@ -57,20 +56,17 @@ py::tuple backward(bool weights, const py::dict& given, const Device& device) {
   PairTensors<E> inputs(given);
   const PairInputs in = inputs.in();
   const Strided<E> upstream(given[weights ? "grad_weights" : "grad_embeddings"]);
-  PairGradients<E> grads(given, in);
+  auto grad_patches = result_array<E>({in.pairs, in.patches, in.channels}, flag(given, "need_patches"));
+  auto grad_tokens = result_array<E>({in.pairs, in.tokens, in.channels}, flag(given, "need_tokens"));
   GroupingArguments args = describe(in, weights);
   args.grad = view_of(upstream);
-  args.grad_patches = grads.place(grads.patches);
-  args.grad_tokens = grads.place(grads.tokens);
+  args.grad_patches = data_or_null(grad_patches);
+  args.grad_tokens = data_or_null(grad_tokens);
   launch<Grouping, Products, true>(device, args);
-  return grads.to_python();
+  return py::make_tuple(grad_patches.to_numpy(), grad_tokens.to_numpy());
 }
 
-}  // namespace
-}  // namespace sparc
-
-PYBIND11_MODULE(emulated, m) {
-  using namespace sparc;
+void bind(py::module_& m) {
   define(m, "grouped_embeddings_forward", [](auto products, const py::dict& given, const Device& device) {
     return forward<decltype(products)>(false, given, device);
   });
@@ -85,3 +81,9 @@ PYBIND11_MODULE(emulated, m) {
   });
   define_plan<Grouping>(m);
 }
+
+}  // namespace
+}  // namespace emulation
+}  // namespace sparc
+
+PYBIND11_MODULE(emulated, m) { sparc::emulation::bind(m); }
