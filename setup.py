@@ -27,6 +27,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 CUDA_ARCHITECTURES = ("80", "90", "100", "120")
+# Every *_isa.cpp is compiled once for each of these (csrc/common/isa.h).
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 # The library uses nothing that is newer than this release of PyTorch, so one build serves it and every later one.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -121,10 +123,14 @@ class BuildNative(build_ext):
         lines = [rules, f"build {ninja_escape(output)}: link $"]
         builds = []
         for source in sources:
-            obj = ninja_escape(work / (str(source.relative_to(CSRC)).replace(os.sep, "_") + ".o"))
             rule = "nvcc" if source.suffix == ".cu" else "cxx"
-            builds.append(f"build {obj}: {rule} {ninja_escape(source)}")
-            lines.append(f"    {obj} $")
+            for isa in INSTRUCTION_SETS if source.stem.endswith("_isa") else ("",):
+                stem = str(source.relative_to(CSRC)).replace(os.sep, "_")
+                obj = ninja_escape(work / f"{stem}{isa}.o")
+                builds.append(f"build {obj}: {rule} {ninja_escape(source)}")
+                if isa:
+                    builds.append(f"  isa = -DSPARC_FOR_{isa.upper()}")
+                lines.append(f"    {obj} $")
         (work / "build.ninja").write_text("\n".join([*lines, "", *builds, ""]))
         command = [sys.executable, "-m", "ninja", "-C", str(work)]
         if os.environ.get("MAX_JOBS"):
@@ -162,7 +168,7 @@ def compile_rule(flags: list[str]) -> str:
     compiler = os.environ.get("CXX", "g++")
     flags = [*flags, f"-I{CSRC}", f"-isystem {torch_root() / 'include'}"]
     return (
-        f"rule cxx\n  command = {compiler} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out\n"
+        f"rule cxx\n  command = {compiler} {' '.join(flags)} $isa -MMD -MF $out.d -c $in -o $out\n"
         "  depfile = $out.d\n  deps = gcc\n\n"
     )
 

@@ -44,7 +44,7 @@ product routine takes by reference. No kernel of the pair path has any.
 PLANS = """
 ## Paths, and shared memory
 
-What `plan_launch` (csrc/common/launch_plan.h, the one table of tile choices) takes for a call in half precision, by the
+What `plan_launch` (csrc/pairs/launch_plan.h, the one table of tile choices) takes for a call in half precision, by the
 shared memory that a block can have. "64 x 3": chunks of 64 channels, three buffers. float32 takes the tiled path.
 With masks; where two paths stand, each pair takes the first one that holds its valid tokens and patches.
 
@@ -67,8 +67,9 @@ def compiled_with() -> str | None:
 
 def short_name(mangled: str) -> str:
     """``fine_grained_pair_forward<bf16, 256 patches>`` for the mangled name of that kernel."""
-    name = re.search(r"\d+((?:fine_grained|grouping)_(?:pair|tiled)\w*?_kernel)I", mangled)
+    name = re.search(r"\d+(pair|tiled)_kernelINS_\d+(\w+?)ArgumentsE", mangled)
     assert name, mangled
+    path, op = name.group(1), re.sub(r"(?<!^)(?=[A-Z])", "_", name.group(2)).lower()
     arguments = mangled[name.end() :]
     types = {"8BFloat16": "bf16", "7Float16": "f16", "12Tf32Products": "tf32 x 3", "15Float32Products": "float32"}
     dtype = next(short for long, short in types.items() if long in arguments)
@@ -76,7 +77,7 @@ def short_name(mangled: str) -> str:
     backward = re.search(r"Lb([01])E", arguments)
     direction = ("_backward" if backward.group(1) == "1" else "_forward") if backward else ""
     tile = f", {32 * int(units.group(1))} patches" if units else ""
-    return f"`{name.group(1).removesuffix('_kernel')}{direction}<{dtype}{tile}>`"
+    return f"`{op}_{path}{direction}<{dtype}{tile}>`"
 
 
 def usage() -> dict[str, dict[str, tuple[int, int]]]:
@@ -117,8 +118,8 @@ def plans() -> list[str]:
             "plan",
             half_precision=True,
             backward=backward,
-            tokens=tokens,
-            patches=patches,
+            text_rows=tokens,
+            image_rows=patches,
             channels=channels,
             pairs=1024,
             multiprocessors=multiprocessors,

@@ -4,8 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <atomic>
-
-#include "common/isa/detect.h"
+#include <string>
 
 namespace sparc {
 namespace {
@@ -20,11 +19,11 @@ CpuCapability detect() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512cd");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) return CpuCapability::kAvx512Bf16;
-  if (avx512) return CpuCapability::kAvx512;
-  if (avx2) return CpuCapability::kAvx2;
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return CpuCapability::avx512_bf16;
+  if (avx512) return CpuCapability::avx512;
+  if (avx2) return CpuCapability::avx2;
 #endif
-  return CpuCapability::kBaseline;
+  return CpuCapability::baseline;
 }
 
 CpuCapability best() {
@@ -37,15 +36,13 @@ std::atomic<CpuCapability>& current() {
   return capability;
 }
 
-}  // namespace
-
-CpuCapability cpu_capability() { return current().load(std::memory_order_relaxed); }
-
 std::string cpu_capability_name() { return kNames[static_cast<int>(cpu_capability())]; }
 
+// Sets the capability for the whole process and returns the name of the one before. Refuses what this machine
+// lacks.
 std::string set_cpu_capability(std::string name) {
   std::string before = cpu_capability_name();
-  for (int i = 0; i <= static_cast<int>(CpuCapability::kAvx512Bf16); ++i) {
+  for (int i = 0; i <= static_cast<int>(CpuCapability::avx512_bf16); ++i) {
     if (name != kNames[i]) continue;
     STD_TORCH_CHECK(i <= static_cast<int>(best()), "set_cpu_capability: this machine has ",
                     kNames[static_cast<int>(best())], ", not ", name);
@@ -55,6 +52,10 @@ std::string set_cpu_capability(std::string name) {
   STD_TORCH_CHECK(false, "set_cpu_capability: expected baseline, avx2, avx512 or avx512_bf16, got '", name,
                   "'");
 }
+
+}  // namespace
+
+CpuCapability cpu_capability() { return current().load(std::memory_order_relaxed); }
 
 }  // namespace sparc
 

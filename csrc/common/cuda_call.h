@@ -1,4 +1,4 @@
-// A call of an op on CUDA: checks, views of its tensors, the device it runs on, scratch.
+// A call of an op on CUDA: the device it runs on, its stream, checks and views of its tensors.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -6,21 +6,15 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <limits>
 #include <string>
 
 #include "common/checks.h"
-#include "common/launch.h"
+#include "common/views.h"
 
 namespace sparc {
 
 inline void check_cuda(cudaError_t status, const char* what) {
   STD_TORCH_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
-}
-
-inline void check_on_device(const Tensor& tensor, const char* name, int32_t device) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device, name,
-                  ": expected a tensor on the CUDA device of patch_embeds");
 }
 
 inline MatrixView matrix_view(const Tensor& tensor) {
@@ -38,71 +32,19 @@ inline MaskView mask_view(const std::optional<Tensor>& mask) {
   return {static_cast<const bool*>(mask->const_data_ptr()), mask->stride(0), mask->stride(1)};
 }
 
-// The gradients of a backward op: [0], and null, for one that is not needed.
-struct GradientPair {
-  Tensor patches, tokens;
-  void *patches_data, *tokens_data;
-
-  GradientPair(const Tensor& patch_embeds, const Tensor& token_embeds, bool need_patches, bool need_tokens)
-      : patches(like(patch_embeds, need_patches)),
-        tokens(like(token_embeds, need_tokens)),
-        patches_data(need_patches ? patches.mutable_data_ptr() : nullptr),
-        tokens_data(need_tokens ? tokens.mutable_data_ptr() : nullptr) {}
-
- private:
-  static Tensor like(const Tensor& embeds, bool needed) {
-    if (!needed) return torch::stable::new_empty(embeds, {0});
-    return torch::stable::new_empty(embeds, {embeds.size(0), embeds.size(1), embeds.size(2)});
-  }
-};
-
-// Makes the tensors' device current while it lives.
+// Makes the device of `first`, an argument of that name, current while it lives.
 class CudaCall {
  public:
-  CudaCall(const Tensor& patch_embeds, const Tensor& token_embeds, const std::optional<Tensor>& token_mask,
-           const std::optional<Tensor>& patch_mask, const std::optional<Tensor>& threshold,
-           const std::string& float32_precision)
-      : sizes_(patch_embeds, token_embeds, token_mask, patch_mask),
-        device_(checked_device(patch_embeds)),
-        guard_(device_) {
-    check_on_device(token_embeds, "token_embeds", device_);
-    if (token_mask) check_on_device(*token_mask, "token_mask", device_);
-    if (patch_mask) check_on_device(*patch_mask, "patch_mask", device_);
-    const ScalarType dtype = patch_embeds.scalar_type();
-    if (dtype == ScalarType::BFloat16) {
-      products_ = ProductKind::kBFloat16;
-    } else if (dtype == ScalarType::Half) {
-      products_ = ProductKind::kFloat16;
-    } else {
-      STD_TORCH_CHECK(dtype == ScalarType::Float,
-                      "patch_embeds: the CUDA kernels take Float, BFloat16 and Half, got ",
-                      torch::headeronly::toString(dtype));
-      products_ = float32_products(float32_precision);
-    }
-    if (threshold) {
-      check_on_device(*threshold, "similarity_threshold", device_);
-      check_shape(*threshold, "similarity_threshold", {});
-      check_dtype(*threshold, "similarity_threshold", ScalarType::Float);
-    }
-    constexpr int64_t kLargest = std::numeric_limits<int32_t>::max() / 8;
-    STD_TORCH_CHECK(sizes_.p <= kLargest && sizes_.l <= kLargest && sizes_.d <= kLargest,
-                    "patch_embeds, token_embeds: P, L and D may be at most ", kLargest);
-    in_ = {matrix_view(patch_embeds),
-           matrix_view(token_embeds),
-           mask_view(patch_mask),
-           mask_view(token_mask),
-           sizes_.b,
-           static_cast<int>(sizes_.p),
-           static_cast<int>(sizes_.l),
-           static_cast<int>(sizes_.d),
-           threshold ? static_cast<const float*>(threshold->const_data_ptr()) : nullptr};
+  CudaCall(const Tensor& first, const char* name, const std::string& float32_precision)
+      : name_(name),
+        device_(checked_device(first, name)),
+        guard_(device_),
+        products_(product_kind(first, name, float32_precision)) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  const PairSizes& sizes() const { return sizes_; }
-  const PairInputs& inputs() const { return in_; }
   ProductKind products() const { return products_; }
   cudaStream_t stream() const { return stream_; }
   int32_t device() const { return device_; }
@@ -110,53 +52,49 @@ class CudaCall {
     return products_ == ProductKind::kBFloat16 || products_ == ProductKind::kFloat16;
   }
 
-  template <class Shared>
-  LaunchPlan plan(const Shared& pair_shared, const TiledNeeds& tiled) const {
-    DeviceLimits limits = {};
-    int shared = 0;
-    check_cuda(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device_),
-               "cudaDevAttrMultiProcessorCount");
-    check_cuda(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_),
-               "cudaDevAttrMaxSharedMemoryPerBlockOptin");
-    limits.shared_bytes = shared;
-    return plan_launch(in_, half_precision(), limits, pair_shared, tiled.shared, tiled.scratch);
+  void check_on_device(const Tensor& tensor, const char* name) const {
+    STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device_, name,
+                    ": expected a tensor on the CUDA device of ", name_);
   }
-
-  // A gradient [B, D] of the embeddings' dtype that flows into a mean, or null.
-  const void* pooled_gradient(const std::optional<Tensor>& grad, const Tensor& like, const char* name) const {
-    if (!grad) return nullptr;
-    check_on_device(*grad, name, device_);
-    check_dtype(*grad, name, like.scalar_type());
-    check_shape(*grad, name, {sizes_.b, sizes_.d});
-    check_contiguous(*grad, name);
-    return grad->const_data_ptr();
+  // Of this dtype and shape, on the device.
+  void check(const Tensor& tensor, const char* name, ScalarType dtype,
+             std::initializer_list<int64_t> shape) const {
+    check_on_device(tensor, name);
+    check_dtype(tensor, name, dtype);
+    check_shape(tensor, name, shape);
   }
-
-  // Scratch of a tiled launch, from PyTorch's allocator.
-  Tensor scratch(const Tensor& like, const LaunchPlan& plan) const {
-    return torch::stable::new_empty(like, {plan.tiled.grid * plan.tiled.scratch_bytes}, ScalarType::Byte);
+  // Where the kernels read a number, a [] float32 tensor; null where it is not given.
+  const float* scalar(const std::optional<Tensor>& tensor, const char* name) const {
+    if (!tensor) return nullptr;
+    check(*tensor, name, ScalarType::Float, {});
+    return static_cast<const float*>(tensor->const_data_ptr());
   }
 
  private:
-  // torch.get_float32_matmul_precision(): "highest" is exact; below it, tf32 in three parts, which is nearly
-  // so.
-  static ProductKind float32_products(const std::string& precision) {
+  static int32_t checked_device(const Tensor& first, const char* name) {
+    STD_TORCH_CHECK(first.is_cuda(), name, ": expected a tensor on a CUDA device");
+    return first.get_device_index();
+  }
+
+  // `precision`: torch.get_float32_matmul_precision(). "highest" is exact; below it, tf32 in three parts,
+  // which is nearly so.
+  static ProductKind product_kind(const Tensor& first, const char* name, const std::string& precision) {
+    const ScalarType dtype = first.scalar_type();
+    if (dtype == ScalarType::BFloat16) return ProductKind::kBFloat16;
+    if (dtype == ScalarType::Half) return ProductKind::kFloat16;
+    STD_TORCH_CHECK(dtype == ScalarType::Float, name,
+                    ": the CUDA kernels take Float, BFloat16 and Half, got ",
+                    torch::headeronly::toString(dtype));
     if (precision == "highest") return ProductKind::kFloat32;
     STD_TORCH_CHECK(precision == "high" || precision == "medium",
                     "float32_precision: expected highest, high or medium, got ", precision);
     return ProductKind::kTf32;
   }
 
-  static int32_t checked_device(const Tensor& patch_embeds) {
-    STD_TORCH_CHECK(patch_embeds.is_cuda(), "patch_embeds: expected a tensor on a CUDA device");
-    return patch_embeds.get_device_index();
-  }
-
-  PairSizes sizes_;
+  const char* name_;
   int32_t device_;
   torch::stable::accelerator::DeviceGuard guard_;
   ProductKind products_;
-  PairInputs in_;
   cudaStream_t stream_;
 };
 

@@ -12,7 +12,7 @@ namespace sparc {
 
 // Asks the kernel for huge pages under memory that is about to be written from end to end. malloc hands back
 // a fresh mapping for every block of more than 32 MiB; touching one in 4 KiB steps costs as much as the
-// arithmetic of the pairs that fill it (103 MB: 92 ms against 20 ms, measured where transparent huge pages
+// arithmetic that fills it (103 MB: 92 ms against 20 ms, measured where transparent huge pages
 // are on request only). Best effort.
 inline void prefer_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

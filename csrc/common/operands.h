@@ -1,7 +1,8 @@
-// The operands of a pair's matrix products, compiled once per instruction set.
+// The operands of small matrix products: what they are made of and how they are laid out. Compiled once per
+// instruction set.
 //
 // An engine says what the products run on. MultiplyAddEngine<T> computes in T, bfloat16 inputs converted to
-// float32; Bf16Engine multiplies bfloat16 pairs and adds in float32.
+// float32; Bf16Engine multiplies bfloat16, two at a time, and adds in float32.
 #pragma once
 
 #include "common/gemm.h"
@@ -15,7 +16,7 @@ struct MultiplyAddEngine {
   using Acc = T;
   using Elem = T;  // element of an operand
   using Unit = T;
-  static constexpr int kPair = 1;  // elements in a unit
+  static constexpr int kPack = 1;  // elements in a unit
 };
 
 #if defined(SPARC_HAS_BF16_DOT)
@@ -24,7 +25,7 @@ struct Bf16Engine {
   using Acc = float;
   using Elem = Bf16;
   using Unit = uint32_t;
-  static constexpr int kPair = 2;
+  static constexpr int kPack = 2;
 };
 #endif
 
@@ -47,24 +48,6 @@ class Arena {
   size_t used_ = 0;
 };
 
-// Sizes of a pair once the masks are applied, and the padded ones of its buffers.
-template <class E>
-struct Sizes {
-  int64_t n, p, d;  // valid tokens, valid patches, channels
-  int64_t lp, dp;   // tokens and channels padded to the granule; the padding of operands is 0
-  int64_t np;       // tokens padded to whole units
-  int64_t du, pu;   // units along the channels, along the patches
-  Sizes(int64_t tokens, int64_t patches, int64_t channels)
-      : n(tokens),
-        p(patches),
-        d(channels),
-        lp(round_up(n, kGranule<typename E::Acc>)),
-        dp(round_up(d, kGranule<typename E::Acc>)),
-        np(round_up(n, E::kPair)),
-        du(dp / E::kPair),
-        pu(ceil_div(p, E::kPair)) {}
-};
-
 template <class To, class From>
 void convert_row(const From* x, int64_t stride, int64_t count, To* out) {
   if (stride == 1) {
@@ -74,18 +57,8 @@ void convert_row(const From* x, int64_t stride, int64_t count, To* out) {
   }
 }
 
-// The valid rows one after another, [count, ld], with zeros from column d to ld.
-template <class In, class Elem>
-void gather_rows(const Rows& rows, int64_t d, Elem* out, int64_t ld) {
-  const In* data = static_cast<const In*>(rows.data);
-  for (int64_t i = 0; i < rows.count; ++i) {
-    convert_row(data + rows.index[i] * rows.row_stride, rows.column_stride, d, out + i * ld);
-    for (int64_t x = d; x < ld; ++x) out[i * ld + x] = Elem{};
-  }
-}
-
-// Exchange of the off-diagonal kStep x kStep blocks of two rows: the upper or the lower of the pair that
-// results. Lane numbers are template arguments, since GCC builds a mask that it must fold itself lane by
+// Exchange of the off-diagonal kStep x kStep blocks of two rows: the upper or the lower of the two that
+// result. Lane numbers are template arguments, since GCC builds a mask that it must fold itself lane by
 // lane.
 template <bool kLower, int kStep, class V, int... kLane>
 SPARC_INLINE V exchange(V upper, V lower, std::integer_sequence<int, kLane...>) {
@@ -133,14 +106,14 @@ void transpose(const T* x, int64_t rows, int64_t columns, int64_t ldx, T* out, i
 
 // One row of units: out[i] = (low[i], high[i]) as bfloat16.
 template <class From>
-SPARC_INLINE void pair_row(const From* low, const From* high, int64_t count, uint32_t* out) {
+SPARC_INLINE void pack_row(const From* low, const From* high, int64_t count, uint32_t* out) {
   for (int64_t i = 0; i < count; ++i) {
     out[i] = Convert<Bf16>::from(low[i]).bits | static_cast<uint32_t>(Convert<Bf16>::from(high[i]).bits)
                                                     << 16;
   }
 }
 
-SPARC_INLINE void pair_row(const Bf16* low, const Bf16* high, int64_t count, uint32_t* out) {
+SPARC_INLINE void pack_row(const Bf16* low, const Bf16* high, int64_t count, uint32_t* out) {
   using Halves = Vec<uint16_t, 16>;
   const Halves first = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
   int64_t i = 0;
@@ -154,58 +127,14 @@ SPARC_INLINE void pair_row(const Bf16* low, const Bf16* high, int64_t count, uin
 
 // Units along the rows: out [ceil(rows / 2), columns] of (x[2k], x[2k + 1]), 0 beyond the last row.
 template <class From>
-void pair_rows(const From* x, int64_t rows, int64_t columns, int64_t ldx, uint32_t* out, int64_t ldo) {
+void pack_rows(const From* x, int64_t rows, int64_t columns, int64_t ldx, uint32_t* out, int64_t ldo) {
   for (int64_t k = 0; k < rows / 2; ++k)
-    pair_row(x + 2 * k * ldx, x + (2 * k + 1) * ldx, columns, out + k * ldo);
+    pack_row(x + 2 * k * ldx, x + (2 * k + 1) * ldx, columns, out + k * ldo);
   if (rows % 2) {
     const From* last = x + (rows - 1) * ldx;
     for (int64_t i = 0; i < columns; ++i) out[rows / 2 * ldo + i] = Convert<Bf16>::from(last[i]).bits;
   }
 }
-
-// Patches of a pair: in place where the products can read them there, else gathered.
-template <class E>
-struct PatchOperand {
-  using Elem = typename E::Elem;
-  using Unit = typename E::Unit;
-  Elem* copy;        // [p, dp]
-  Unit* paired;      // [pu, dp], only where a unit holds two elements
-  const Elem* rows;  // [p, ld]
-  int64_t ld;        // in elements, a multiple of a unit
-
-  PatchOperand(Arena& arena, const Sizes<E>& s)
-      : copy(arena.take<Elem>(s.p * s.dp)), paired(arena.take<Unit>(E::kPair > 1 ? s.pu * s.dp : 0)) {}
-
-  template <class In>
-  void set(const Rows& patches, const Sizes<E>& s) {
-    rows = copy;
-    ld = s.dp;
-    if constexpr (sizeof(In) == sizeof(Elem)) {
-      // Vector loads run up to dp, so a row must end there; a unit is read as one word, so it must lie on its
-      // boundary.
-      const bool whole_units =
-          patches.row_stride % E::kPair == 0 && reinterpret_cast<uintptr_t>(patches.data) % sizeof(Unit) == 0;
-      if (patches.leading && patches.column_stride == 1 && s.dp == s.d && whole_units) {
-        rows = static_cast<const Elem*>(patches.data);
-        ld = patches.row_stride;
-        return;
-      }
-    }
-    gather_rows<In>(patches, s.d, copy, s.dp);
-  }
-
-  // A operand of products along the channels.
-  const Unit* channel_units() const { return reinterpret_cast<const Unit*>(rows); }
-  int64_t channel_ld() const { return ld / E::kPair; }
-
-  // B operand of products along the patches: [pu, patch_ld()].
-  const Unit* patch_units(const Sizes<E>& s) const {
-    if constexpr (E::kPair == 1) return rows;
-    pair_rows(rows, s.p, s.dp, ld, reinterpret_cast<uint32_t*>(paired), s.dp);
-    return paired;
-  }
-  int64_t patch_ld(const Sizes<E>& s) const { return E::kPair == 1 ? ld : s.dp; }
-};
 
 }  // namespace SPARC_ISA
 }  // namespace sparc

@@ -1,4 +1,4 @@
-// Spreads the pairs of a batch over torch's threads.
+// Spreads work over torch's threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -22,16 +22,16 @@ inline std::unique_ptr<void, FreeDeleter> aligned_block(size_t bytes) {
   return std::unique_ptr<void, FreeDeleter>(block);
 }
 
-// Calls work(pair, block) for every pair in [0, pairs); `block` is `bytes` of 64-byte aligned memory of the
-// calling thread. Threads take the next pair when they are done with one, since captions differ in length; a
-// pair's result does not depend on the thread that computes it.
+// Calls work(item, block) for every item in [0, items); `block` is `bytes` of 64-byte aligned memory of the
+// calling thread. Threads take the next item when they are done with one, since masks make them differ in
+// size; an item's result does not depend on the thread that computes it.
 template <class F>
-void for_each_pair(int64_t pairs, size_t bytes, const F& work) {
+void for_each_item(int64_t items, size_t bytes, const F& work) {
   const int64_t threads = torch::stable::get_num_threads();
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads < pairs ? threads : pairs, 1, [&](int64_t, int64_t) {
+  torch::stable::parallel_for(0, threads < items ? threads : items, 1, [&](int64_t, int64_t) {
     const auto block = aligned_block(bytes);
-    for (int64_t pair = next++; pair < pairs; pair = next++) work(pair, block.get());
+    for (int64_t item = next++; item < items; item = next++) work(item, block.get());
   });
 }
 

@@ -112,10 +112,29 @@ struct HalfProducts {
   }
 };
 
+// Operands of float32, element by element: Layout::gather_a(get) and gather_b(get) ask get(row or column,
+// depth) for those that a lane holds.
+template <class Layout>
+struct GatheredOperands {
+  using Element = float;
+
+  SPARC_DEVICE static auto load_a(const Tile<float>& tile, int m, int k) {
+    return Layout::gather_a([&](int row, int depth) -> float { return *tile.at(m + row, k + depth); });
+  }
+  SPARC_DEVICE static auto load_a_transposed(const Tile<float>& tile, int k, int m) {
+    return Layout::gather_a([&](int row, int depth) -> float { return *tile.at(k + depth, m + row); });
+  }
+  SPARC_DEVICE static auto load_b(const Tile<float>& tile, int n, int k) {
+    return Layout::gather_b([&](int column, int depth) -> float { return *tile.at(n + column, k + depth); });
+  }
+  SPARC_DEVICE static auto load_b_transposed(const Tile<float>& tile, int k, int n) {
+    return Layout::gather_b([&](int column, int depth) -> float { return *tile.at(k + depth, n + column); });
+  }
+};
+
 // float32 in three products of tf32: the rounded operands, and each of them with what rounding the other
 // leaves. About 2^-21 of relative error per product, and float32 sums.
-struct Tf32Products {
-  using Element = float;
+struct Tf32Products : GatheredOperands<Tf32Products> {
   static constexpr int kDepth = 8;
 
   struct A {
@@ -125,35 +144,21 @@ struct Tf32Products {
     uint32_t big[2][2], small[2][2];
   };
 
-  SPARC_DEVICE static A load_a(const Tile<float>& tile, int m, int k) {
+  template <class Get>
+  SPARC_DEVICE static A gather_a(const Get& get) {
     const int g = device::lane_index() / 4, t = device::lane_index() % 4;
     A a;
     SPARC_UNROLL
-    for (int i = 0; i < 4; ++i) split(*tile.at(m + g + i % 2 * 8, k + t + i / 2 * 4), a.big[i], a.small[i]);
+    for (int i = 0; i < 4; ++i) split(get(g + i % 2 * 8, t + i / 2 * 4), a.big[i], a.small[i]);
     return a;
   }
-  SPARC_DEVICE static A load_a_transposed(const Tile<float>& tile, int k, int m) {
-    const int g = device::lane_index() / 4, t = device::lane_index() % 4;
-    A a;
-    SPARC_UNROLL
-    for (int i = 0; i < 4; ++i) split(*tile.at(k + t + i / 2 * 4, m + g + i % 2 * 8), a.big[i], a.small[i]);
-    return a;
-  }
-  SPARC_DEVICE static B load_b(const Tile<float>& tile, int n, int k) {
+  template <class Get>
+  SPARC_DEVICE static B gather_b(const Get& get) {
     const int g = device::lane_index() / 4, t = device::lane_index() % 4;
     B b;
     SPARC_UNROLL
     for (int i = 0; i < 4; ++i) {
-      split(*tile.at(n + g + i / 2 * 8, k + t + i % 2 * 4), b.big[i / 2][i % 2], b.small[i / 2][i % 2]);
-    }
-    return b;
-  }
-  SPARC_DEVICE static B load_b_transposed(const Tile<float>& tile, int k, int n) {
-    const int g = device::lane_index() / 4, t = device::lane_index() % 4;
-    B b;
-    SPARC_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      split(*tile.at(k + t + i % 2 * 4, n + g + i / 2 * 8), b.big[i / 2][i % 2], b.small[i / 2][i % 2]);
+      split(get(g + i / 2 * 8, t + i % 2 * 4), b.big[i / 2][i % 2], b.small[i / 2][i % 2]);
     }
     return b;
   }
@@ -175,8 +180,7 @@ struct Tf32Products {
 };
 
 // float32 in plain fused multiply-adds, each lane on the four columns and two rows whose sums it holds.
-struct Float32Products {
-  using Element = float;
+struct Float32Products : GatheredOperands<Float32Products> {
   static constexpr int kDepth = 4;
 
   struct A {
@@ -185,19 +189,6 @@ struct Float32Products {
   struct B {
     float x[4][kDepth];  // columns 2 t, 2 t + 1, and both + 8
   };
-
-  SPARC_DEVICE static A load_a(const Tile<float>& tile, int m, int k) {
-    return gather_a([&](int row, int depth) -> float { return *tile.at(m + row, k + depth); });
-  }
-  SPARC_DEVICE static A load_a_transposed(const Tile<float>& tile, int k, int m) {
-    return gather_a([&](int row, int depth) -> float { return *tile.at(k + depth, m + row); });
-  }
-  SPARC_DEVICE static B load_b(const Tile<float>& tile, int n, int k) {
-    return gather_b([&](int column, int depth) -> float { return *tile.at(n + column, k + depth); });
-  }
-  SPARC_DEVICE static B load_b_transposed(const Tile<float>& tile, int k, int n) {
-    return gather_b([&](int column, int depth) -> float { return *tile.at(k + depth, n + column); });
-  }
 
   SPARC_DEVICE static void multiply_add(Sums& c, const A& a, const B& b) {
     SPARC_UNROLL
@@ -210,7 +201,6 @@ struct Float32Products {
     }
   }
 
- private:
   template <class Get>
   SPARC_DEVICE static A gather_a(const Get& get) {
     const int g = device::lane_index() / 4;

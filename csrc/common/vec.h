@@ -4,13 +4,18 @@
 // that the linker shares between translation units could otherwise be the one compiled for AVX-512.
 #pragma once
 
-#include "common/isa/detect.h"
-#include "common/types.h"
+#include "common/isa.h"
 
 #define SPARC_INLINE inline __attribute__((always_inline))
 #define SPARC_UNROLL _Pragma("GCC unroll 16")
 
 namespace sparc {
+
+// bfloat16 as it lies in memory; arithmetic is done in float32.
+struct Bf16 {
+  uint16_t bits;
+};
+
 namespace SPARC_ISA {
 
 template <class T, int N>
@@ -20,8 +25,8 @@ struct VecOf {
 template <class T, int N>
 using Vec = typename VecOf<T, N>::type;
 
-// Lanes of a full register, and the granule to which token counts are padded: half of a 512-bit register, so
-// that a caption of 55 tokens costs 56 lanes and not 64.
+// Lanes of a full register, and the granule to which columns are padded: half of a 512-bit register, so that
+// 55 columns cost 56 lanes and not 64.
 template <class T>
 constexpr int kLanes = SPARC_VECTOR_BYTES / static_cast<int>(sizeof(T));
 template <class T>
@@ -116,6 +121,14 @@ SPARC_INLINE uint32_t bf16_bits(float x) {
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   return x != x ? 0x7FC0u : rounded;
 }
+template <int N>
+SPARC_INLINE Vec<float, N> round_to_bf16(Vec<float, N> x) {
+  using Words = Vec<uint32_t, N>;
+  const Words bits = bit_cast<Words>(x);
+  const Words rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
+  return x == x ? bit_cast<Vec<float, N>>(rounded) : x;
+}
+
 SPARC_INLINE float to_acc(float x) { return x; }
 SPARC_INLINE double to_acc(double x) { return x; }
 SPARC_INLINE float to_acc(Bf16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }

@@ -1,48 +1,34 @@
 // The fine-grained ops on CUDA: checks, memory, choice of the path.
+#include "fine_grained/fine_grained_cuda.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <tuple>
 
-#include "common/cuda_call.h"
-#include "fine_grained/fine_grained_launch.h"
+#include "alignment/arguments.h"
+#include "pairs/pair_call.h"
 
 namespace sparc {
 namespace {
 
-using torch::stable::new_empty;
-
-FineGrainedArguments describe(const CudaCall& call, const Tensor& logit_scale) {
-  check_on_device(logit_scale, "logit_scale", call.device());
-  check_shape(logit_scale, "logit_scale", {});
-  check_dtype(logit_scale, "logit_scale", ScalarType::Float);
+FineGrainedArguments describe(const PairCall& call, const Tensor& logit_scale,
+                              const std::optional<Tensor>& similarity_threshold) {
   FineGrainedArguments args = {};
   args.in = call.inputs();
-  args.logit_scale = static_cast<const float*>(logit_scale.const_data_ptr());
+  args.threshold = call.scalar(similarity_threshold, "similarity_threshold");
+  args.logit_scale = call.scalar(logit_scale, "logit_scale");
   args.stats_stride = call.sizes().b * call.sizes().l;
   return args;
 }
 
-void run(const CudaCall& call, FineGrainedArguments args, const Tensor& like, bool backward) {
-  if (args.in.pairs == 0) return;
-  const LaunchPlan plan = call.plan(
-      [&](const Streaming& streaming) {
-        return fine_grained_pair_shared_bytes(args.in, streaming, backward);
-      },
-      fine_grained_tiled_needs(args.in, call.half_precision(), backward));
-  const char* const name = backward ? "fine_grained_backward" : "fine_grained_forward";
-  if (plan.pair.used) {
-    Tensor groups = new_empty(like, {backward && args.grad_tokens == nullptr ? plan.pair.grid : 0,
-                                     args.in.tokens, args.in.channels});
-    args.saved_groups = args.grad_tokens == nullptr ? groups.mutable_data_ptr() : args.grad_tokens;
-    check_cuda(launch_fine_grained_pair(args, plan, call.products(), backward, call.stream()), name);
-  }
-  if (plan.tiled.used) {
-    Tensor scratch = call.scratch(like, plan);
-    const TiledMemory memory = {scratch.mutable_data_ptr(), plan.tiled.scratch_bytes, plan.pair.used};
-    check_cuda(launch_fine_grained_tiled(args, plan, memory, call.products(), backward, call.stream()), name);
-  }
+void run(const PairCall& call, FineGrainedArguments args, const Tensor& like, bool backward) {
+  const LaunchPlan plan = call.plan<FineGrainedArguments>(backward);
+  Tensor groups = new_empty(like, {backward && args.grad_tokens == nullptr ? plan.pair.grid : 0,
+                                   args.in.text_rows, args.in.channels});
+  args.saved_groups = args.grad_tokens == nullptr ? groups.mutable_data_ptr() : args.grad_tokens;
+  call.launch(args, plan, like, backward, backward ? "fine_grained_backward" : "fine_grained_forward");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& patch_embeds, const Tensor& token_embeds,
@@ -52,8 +38,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& patch_embeds, c
                                                    const std::optional<Tensor>& similarity_threshold,
                                                    bool pool_patches, bool pool_tokens,
                                                    const std::string& precision) {
-  const CudaCall call(patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold, precision);
-  FineGrainedArguments args = describe(call, logit_scale);
+  const PairCall call(patch_side(patch_embeds, patch_mask), token_side(token_embeds, token_mask), precision);
+  FineGrainedArguments args = describe(call, logit_scale, similarity_threshold);
   const PairSizes& sizes = call.sizes();
   Tensor token_loss = new_empty(token_embeds, {sizes.b, sizes.l}, ScalarType::Float);
   Tensor stats = new_empty(token_embeds, {kFineGrainedStats, sizes.b, sizes.l}, ScalarType::Float);
@@ -77,18 +63,14 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_token_loss,
                                     const std::optional<Tensor>& patch_mask, const Tensor& logit_scale,
                                     const std::optional<Tensor>& similarity_threshold, const Tensor& stats,
                                     bool need_patches, bool need_tokens, const std::string& precision) {
-  const CudaCall call(patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold, precision);
-  FineGrainedArguments args = describe(call, logit_scale);
+  const PairCall call(patch_side(patch_embeds, patch_mask), token_side(token_embeds, token_mask), precision);
+  FineGrainedArguments args = describe(call, logit_scale, similarity_threshold);
   const PairSizes& sizes = call.sizes();
-  check_on_device(grad_token_loss, "grad_token_loss", call.device());
-  check_dtype(grad_token_loss, "grad_token_loss", ScalarType::Float);
-  check_shape(grad_token_loss, "grad_token_loss", {sizes.b, sizes.l});
-  check_on_device(stats, "stats", call.device());
-  check_dtype(stats, "stats", ScalarType::Float);
-  check_shape(stats, "stats", {kFineGrainedStats, sizes.b, sizes.l});
+  call.check(grad_token_loss, "grad_token_loss", ScalarType::Float, {sizes.b, sizes.l});
+  call.check(stats, "stats", ScalarType::Float, {kFineGrainedStats, sizes.b, sizes.l});
   check_contiguous(stats, "stats");
-  const GradientPair grads(patch_embeds, token_embeds, need_patches, need_tokens);
-  if (!need_patches && !need_tokens) return {grads.patches, grads.tokens};
+  const Gradient grad_patches(patch_embeds, need_patches), grad_tokens(token_embeds, need_tokens);
+  if (!need_patches && !need_tokens) return {grad_patches.tensor, grad_tokens.tensor};
   args.stats =
       static_cast<float*>(const_cast<void*>(stats.const_data_ptr()));  // read only, in a backward pass
   args.grad_token_loss = static_cast<const float*>(grad_token_loss.const_data_ptr());
@@ -96,10 +78,10 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_token_loss,
   args.grad_stride = grad_token_loss.stride(1);
   args.grad_pooled_patches = call.pooled_gradient(grad_pooled_patches, patch_embeds, "grad_pooled_patches");
   args.grad_pooled_tokens = call.pooled_gradient(grad_pooled_tokens, patch_embeds, "grad_pooled_tokens");
-  args.grad_patches = grads.patches_data;
-  args.grad_tokens = grads.tokens_data;
+  args.grad_patches = grad_patches.data;
+  args.grad_tokens = grad_tokens.data;
   run(call, args, token_embeds, true);
-  return {grads.patches, grads.tokens};
+  return {grad_patches.tensor, grad_tokens.tensor};
 }
 
 }  // namespace

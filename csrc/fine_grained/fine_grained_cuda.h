@@ -2,13 +2,14 @@
 // sparc_kernels/ops/fine_grained/MATH.md.
 #pragma once
 
-#include "common/kernel_types.h"
 #include "fine_grained/fine_grained.h"
+#include "pairs/pair_inputs.h"
 
 namespace sparc {
 
 struct FineGrainedArguments {
   PairInputs in;
+  const float* threshold;    // sigma []; null: 1 / valid patches
   const float* logit_scale;  // []
   int64_t stats_stride;      // B * L
 

@@ -1,10 +1,11 @@
-// Forward and backward of one pair, compiled once per instruction set. Names follow MATH.md.
+// Forward of one pair and what the backward shares with it, compiled once per instruction set. Names follow
+// MATH.md.
 #pragma once
 
-#include "common/pair.h"
-#include "common/row_mean.h"
+#include "alignment/aligned_pair.h"
 #include "fine_grained/fine_grained.h"
 #include "fine_grained/logits.h"
+#include "pairs/row_mean.h"
 
 namespace sparc {
 namespace SPARC_ISA {
@@ -12,17 +13,17 @@ namespace SPARC_ISA {
 constexpr double kSmallestNorm = 1e-12;  // as in F.normalize
 
 template <class E>
-struct FineGrainedWork : PairWork<E> {
+struct FineGrainedBuffers : AlignedPair<E> {
   using Acc = typename E::Acc;
-  using Base = PairWork<E>;
+  using Base = AlignedPair<E>;
   using Base::s;
 
   Acc* mixed_t;                    // [p, lp] = U^T dZ
   Acc *z, *z_t;                    // [n, lp]
   Acc *patch_share, *token_share;  // [dp]: of the gradients of the pooled embeddings
-  LogitRows<Acc> logits;
+  TokenLogits<Acc> logits;
 
-  FineGrainedWork(Arena& arena, const Sizes<E>& sizes)
+  FineGrainedBuffers(Arena& arena, const PaddedSizes<E>& sizes)
       : Base(arena, sizes),
         mixed_t(arena.take<Acc>(s.p * s.lp)),
         z(arena.take<Acc>(s.lp * s.lp)),
@@ -31,17 +32,16 @@ struct FineGrainedWork : PairWork<E> {
         token_share(arena.take<Acc>(s.dp)),
         logits(arena, s.lp) {}
 
-  // Everything up to Z = U S^T. U is rounded where the products read it in bfloat16, so that Z and C' agree.
+  // Everything up to Z = U S^T, of the same rounded U as C'.
   template <class In>
   void compare(const FineGrainedPair& pair, bool backward) {
-    Base::template load<In>(pair.patches, pair.tokens);
+    Base::template align<In, Base::kPacked>(pair, backward);
     logits.clear(s.n, s.lp);
-    Base::template align_tokens<Base::kPairs>(pair.threshold, backward);
-    gemm<MultiplyAdd<Acc>, ALayout::kColumns>(s.n, s.lp, s.p, Base::weights_t, Base::weights_ld, Base::sim_t,
-                                              s.lp, z, s.lp);
+    gemm<MultiplyAdd<Acc>, ALayout::kColumns>(s.n, s.lp, s.p, Base::weights_t, {Base::sim_t, s.lp},
+                                              {z, s.lp});
   }
 
-  void group() { Base::times_patches(Base::weights_t, Base::weights_ld); }  // product = C' = U V
+  void group() { Base::times_image(Base::weights_t); }  // product = C' = U V
 };
 
 template <class T, class X>
@@ -82,10 +82,10 @@ void fine_grained_forward(const FineGrainedPair& pair, void* workspace) {
     return;
   }
   Arena arena(workspace);
-  FineGrainedWork<E> w(arena, Sizes<E>(n, pair.patches.count, pair.channels));
+  FineGrainedBuffers<E> w(arena, PaddedSizes<E>(n, pair.patches.count, pair.channels));
   w.template compare<In>(pair, false);
   w.group();
-  const LogitRows<Acc>& logits = w.logits;
+  const TokenLogits<Acc>& logits = w.logits;
   for (int64_t l = 0; l < n; ++l) {
     const Acc group_norm = clamped_norm<Acc>(w.product + l * w.s.dp, w.s.dp);
     const Acc token_norm = clamped_norm<Acc>(w.rows + l * w.s.dp, w.s.dp);

@@ -1,8 +1,8 @@
 // What both paths of the loss do with one logit, and with the rows that have no result.
 #pragma once
 
-#include "common/block.cuh"
 #include "fine_grained/fine_grained_cuda.h"
+#include "pairs/pair_work.cuh"
 
 namespace sparc {
 
@@ -11,6 +11,43 @@ SPARC_DEVICE float cosine_of(float z, float inverse_group, float inverse_token) 
 }
 // Y. Forward and backward agree to the bit: a caption of one token then has a gradient of exactly 0.
 SPARC_DEVICE float logit(float cosine, float scale) { return device::product(scale, cosine); }
+
+struct Softmax {
+  float lse, cosine;  // log sum exp, and the mean of the cosines
+};
+
+// Of a row or column whose cosines are at cosine_at(i), i < n, and whose largest logit is `top`: this lane
+// takes `first` and every `step`th from there on, sum(x) adds up over the lanes that share them.
+template <class CosineAt, class Sum>
+SPARC_DEVICE Softmax softmax(float top, float scale, int first, int step, int n, const CosineAt& cosine_at,
+                             const Sum& sum) {
+  float total = 0.0f, along = 0.0f;
+  SPARC_NO_UNROLL
+  for (int i = first; i < n; i += step) {
+    const float cosine = cosine_at(i), weight = device::exp(logit(cosine, scale) - top);
+    total += weight;
+    along += weight * cosine;
+  }
+  total = sum(total);
+  return {top + device::log(total), sum(along) / total};
+}
+
+// What the forward pass left of the gathered rows of a pass, and their upstream gradients, to `places`.
+template <class Pass, class Places>
+SPARC_DEVICE void read_stats(const Pass& pass, const Places& places) {
+  const FineGrainedArguments& args = pass.args;
+  const int64_t stride = args.stats_stride;
+  for (int l = device::thread_index(); l < pass.n; l += kThreads) {
+    const int64_t at = pass.result_at(l), token = at - pass.work.text * args.in.text_rows;
+    const float* const stat = args.stats + at;
+    pass.row_array(places.group_norm)[l] = stat[kGroupNorm * stride];
+    pass.row_array(places.token_norm)[l] = stat[kTokenNorm * stride];
+    pass.row_array(places.row_lse)[l] = stat[kRowLogSumExp * stride];
+    pass.row_array(places.column_lse)[l] = stat[kColumnLogSumExp * stride];
+    pass.row_array(places.upstream)[l] =
+        args.grad_token_loss[pass.work.text * args.grad_batch_stride + token * args.grad_stride];
+  }
+}
 
 // What a row of logits shares in a backward pass.
 struct LogitRow {
@@ -45,11 +82,11 @@ SPARC_DEVICE float reach_unit(float largest, float reach) {
 
 // token_loss and stats of a pair's tokens without a result: 0 at padding, NaN where the image has no valid
 // patch.
-SPARC_DEVICE void fill_results(const FineGrainedArguments& args, int64_t pair, int patches) {
-  for (int i = device::thread_index(); i < args.in.tokens; i += kThreads) {
-    const bool valid = is_valid(args.in.token_mask, pair, i);
+SPARC_DEVICE void fill_results(const FineGrainedArguments& args, int64_t text, int patches) {
+  for (int i = device::thread_index(); i < args.in.text_rows; i += kThreads) {
+    const bool valid = is_valid(args.in.text_mask, text, i);
     if (valid && patches > 0) continue;
-    const int64_t at = pair * args.in.tokens + i;
+    const int64_t at = text * args.in.text_rows + i;
     args.token_loss[at] = valid ? device::nan() : 0.0f;
     for (int field = 0; field < kFineGrainedStats; ++field) args.stats[field * args.stats_stride + at] = 0.0f;
     if (valid) args.stats[kScaleDerivative * args.stats_stride + at] = device::nan();
@@ -58,27 +95,28 @@ SPARC_DEVICE void fill_results(const FineGrainedArguments& args, int64_t pair, i
 
 // The means of a pair's valid patches and tokens, where they are asked for.
 template <class E>
-SPARC_DEVICE void write_means(const FineGrainedArguments& args, int64_t pair) {
+SPARC_DEVICE void write_means(const FineGrainedArguments& args, int64_t image, int64_t text) {
   const PairInputs& in = args.in;
-  write_mean<E>(in.patch_embeds, in.patch_mask, pair, in.patches, in.channels, args.pooled_patches);
-  write_mean<E>(in.token_embeds, in.token_mask, pair, in.tokens, in.channels, args.pooled_tokens);
+  write_mean<E>(in.image_embeds, in.image_mask, image, in.image_rows, in.channels, args.pooled_patches);
+  write_mean<E>(in.text_embeds, in.text_mask, text, in.text_rows, in.channels, args.pooled_tokens);
 }
 
 // Exact zeros in the gradients of masked rows; NaN for the tokens of an image without a valid patch; what the
 // patches of an empty caption's image get is their share of the mean's gradient.
 template <class E>
-SPARC_DEVICE void fill_gradients(const FineGrainedArguments& args, int64_t pair, int tokens, int patches) {
+SPARC_DEVICE void fill_gradients(const FineGrainedArguments& args, const PairWork& work) {
   const PairInputs& in = args.in;
-  const bool computed = tokens > 0 && patches > 0;
+  const bool computed = work.text_rows > 0 && work.image_rows > 0;
   MeanShare<E> share;
   if (!computed && args.grad_pooled_patches != nullptr) {
-    share = {args.grad_pooled_patches, pair, in.channels, count_valid(in.patch_mask, pair, in.patches)};
+    share = {args.grad_pooled_patches, work.image, in.channels,
+             count_valid(in.image_mask, work.image, in.image_rows)};
   }
   fill_rows<E>(
-      in.patch_mask, pair, in.patches, in.channels, computed,
+      in.image_mask, work.image, in.image_rows, in.channels, computed,
       [&](int64_t column) { return share.at(column); }, args.grad_patches);
   fill_rows<E>(
-      in.token_mask, pair, in.tokens, in.channels, computed, [](int64_t) { return device::nan(); },
+      in.text_mask, work.text, in.text_rows, in.channels, computed, [](int64_t) { return device::nan(); },
       args.grad_tokens);
 }
 

@@ -9,7 +9,7 @@ namespace SPARC_ISA {
 
 // Per token, [lp] each, 0 in padded lanes; `exclude` is 0 for tokens and -infinity for padded lanes.
 template <class T>
-struct LogitRows {
+struct TokenLogits {
   T *inv_group, *inv_token;  // 1 / |C'_l|, 1 / |t_j|
   T *row_lse, *column_lse;   // rho, gamma
   T* exclude;
@@ -19,7 +19,7 @@ struct LogitRows {
   T* mean_cosine;  // forward: of each column, in its softmax; then the derivative of the loss by the scale
 
   template <class Arena>
-  LogitRows(Arena& arena, int64_t lp)
+  TokenLogits(Arena& arena, int64_t lp)
       : inv_group(arena.template take<T>(lp)),
         inv_token(arena.template take<T>(lp)),
         row_lse(arena.template take<T>(lp)),
@@ -44,7 +44,7 @@ inline double log_of(double x) { return __builtin_log(x); }
 // z [n, lp] = U S^T becomes the cosines; writes rho, gamma, and for each token its loss (alpha) and the
 // loss's derivative by the scale (mean_cosine).
 template <class T>
-void cross_entropies(T* z, int64_t n, int64_t lp, T scale, const LogitRows<T>& rows) {
+void cross_entropies(T* z, int64_t n, int64_t lp, T scale, const TokenLogits<T>& rows) {
   constexpr int kN = kGranule<T>;
   for (int64_t j = 0; j < lp; ++j) rows.a[j] = -static_cast<T>(__builtin_inf());
   for (int64_t l = 0; l < n; ++l) {
@@ -93,7 +93,7 @@ void cross_entropies(T* z, int64_t n, int64_t lp, T scale, const LogitRows<T>& r
 
 // z [n, lp] = U S^T becomes dZ (0 in padded lanes); fills alpha and beta (rows.b).
 template <class T>
-void cross_entropies_backward(T* z, int64_t n, int64_t lp, T scale, const LogitRows<T>& rows) {
+void cross_entropies_backward(T* z, int64_t n, int64_t lp, T scale, const TokenLogits<T>& rows) {
   constexpr int kN = kGranule<T>;
   Vec<T, kN> lane;
   for (int i = 0; i < kN; ++i) lane[i] = static_cast<T>(i);

@@ -2,16 +2,17 @@
 // sparc_kernels/ops/grouping/MATH.md.
 #pragma once
 
-#include "common/kernel_types.h"
 #include "grouping/grouping.h"
+#include "pairs/pair_inputs.h"
 
 namespace sparc {
 
 // N is D for the embeddings and P for the weights. There is no token mask.
 struct GroupingArguments {
   PairInputs in;
-  bool weights;          // the weights are asked for, not the embeddings
-  int64_t stats_stride;  // B * L
+  const float* threshold;  // sigma []; null: 1 / valid patches
+  bool weights;            // the weights are asked for, not the embeddings
+  int64_t stats_stride;    // B * L
 
   // Forward
   void* output;  // [B, L, N] contiguous

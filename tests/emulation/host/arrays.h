@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <sanitizer/asan_interface.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -17,6 +18,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "runtime.h"
 
 namespace sparc {
 namespace emulation {
@@ -101,16 +104,24 @@ struct Strided {
         strides(given["strides"].cast<std::vector<int64_t>>()) {}
 };
 
-// The tensor of that name, unless the op has none or it was None.
+// The tensor of that name, unless it is None; without a name none.
 template <class T>
 std::optional<Strided<T>> optional_tensor(const pybind11::dict& given, const char* name) {
-  if (!given.contains(name) || given[name].is_none()) return std::nullopt;
+  if (name == nullptr || given[name].is_none()) return std::nullopt;
   return Strided<T>(given[name]);
 }
 
 template <class T>
 T* data_or_null(std::optional<Strided<T>>& tensor) {
   return tensor ? tensor->buffer.data() : nullptr;
+}
+
+// For kernels. Of global memory with `bytes` for every block, the other blocks' parts are out of bounds from
+// here on: blocks run one after another here, so a clash would have no effect.
+inline void own_part_only(void* base, size_t bytes) {
+  auto* const first = static_cast<unsigned char*>(base);
+  ASAN_POISON_MEMORY_REGION(first, bytes * static_cast<size_t>(block_count()));
+  ASAN_UNPOISON_MEMORY_REGION(first + bytes * static_cast<size_t>(block_index()), bytes);
 }
 
 inline bool flag(const pybind11::dict& given, const char* name) { return given[name].cast<bool>(); }

@@ -92,8 +92,10 @@ class _Kernels(TorchDispatchMode):
 @functools.cache
 def _room(op: str) -> Server:
     """The process that emulates the room of a registered op."""
-    bindings = sorted((build.CHECKOUT / "tests" / "ops").glob("*/emulated.cpp"))
-    return server(next(source for source in bindings if f'"{op}"' in source.read_text()))
+    for source in sorted((build.CHECKOUT / "tests" / "ops").glob("*/emulated.cpp")):
+        if f'"{op}"' in source.read_text():
+            return server(source)
+    raise NotImplementedError(f"no tests/ops/*/emulated.cpp defines {op}")
 
 
 def _packed(value: Any) -> Any:

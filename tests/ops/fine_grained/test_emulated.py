@@ -79,7 +79,7 @@ def test_results_do_not_depend_on_the_schedule(backend: Emulated) -> None:
 def test_every_way_to_stream(backend: Emulated) -> None:
     """Each row of the table of streamings, forward and backward, with chunks that use every buffer again."""
     case = cases.Case("four-chunks", D=200, P=33, L=20, lengths=(20, 11))
-    sizes = {"tokens": case.L, "patches": case.P, "channels": case.D, "pairs": case.B}
+    sizes = {"text_rows": case.L, "image_rows": case.P, "channels": case.D, "pairs": case.B}
     rest = {"half_precision": True, "backward": True, "multiprocessors": 2}
     first: dict[tuple[int, int], int] = {}
     for kilobytes in range(8, 228):

@@ -1,0 +1,137 @@
+// What every pass of an op over one pair starts from: its rows as a stream, and its rows of the results.
+#pragma once
+
+#include "pairs/pair_stores.cuh"
+#include "pairs/pair_tile.cuh"
+
+namespace sparc {
+
+// The pair path of the op that takes `Arguments`, specialised by it: Layout<E>, and the kernel
+// run<E, kStrips, kBackward>(arguments, streaming, layout).
+template <class Arguments>
+struct PairOp;
+
+// `Layout` is a PairLayout with what the op adds, `Arguments` what it takes, with PairInputs `in`.
+template <class E, int kStrips, class Layout, class Arguments_>
+struct PairPass : PairTile<E, kStrips> {
+  using Base = PairTile<E, kStrips>;
+  using Arguments = Arguments_;
+  using Products = typename Base::Products;
+  using RowPair = typename Base::RowPair;
+  using HeldOperand = typename Base::HeldOperand;
+
+  const Layout& shared;
+  const Arguments& args;
+  const Streaming& streaming;
+  PairWork work;
+  InputRows<E> image, text;
+  int chunks;
+
+  SPARC_DEVICE PairPass(const Layout& shared_, const Arguments& args_, const Streaming& streaming_,
+                        const PairWork& work_)
+      : Base(shared_, work_),
+        shared(shared_),
+        args(args_),
+        streaming(streaming_),
+        work(work_),
+        image(args_.in.image_embeds, work_.image),
+        text(args_.in.text_embeds, work_.text),
+        chunks((args_.in.channels + streaming_.chunk - 1) / streaming_.chunk) {}
+
+  // One chunk of a stream: of the image, of the text, of the first n rows of a matrix.
+  SPARC_DEVICE void load_image(int c, int stage) const {
+    const device::Shared<int> index = image_index();
+    load_rows(image, &index, this->p, c * streaming.chunk, streaming.chunk, args.in.channels,
+              shared.image_tile(stage));
+  }
+  SPARC_DEVICE void load_text(int c, int stage) const {
+    const device::Shared<int> index = text_index();
+    load_rows(text, &index, this->n, c * streaming.chunk, streaming.chunk, args.in.channels,
+              shared.text_tile(stage));
+  }
+  SPARC_DEVICE void load_leading(const InputRows<E>& rows, int c, const Tile<E>& to) const {
+    load_rows(rows, nullptr, this->n, c * streaming.chunk, streaming.chunk, args.in.channels, to);
+  }
+
+  // Where row r of this warp's 16 is stored in such a matrix; negative past the last one.
+  SPARC_DEVICE int64_t leading_row(int r) const { return this->row0 + r < this->n ? this->row0 + r : -1; }
+
+  // Streams of chunks: `load(c, stage)` starts copies, `compute(c, stage)` works on what has come.
+  template <class Load>
+  SPARC_DEVICE void start(const Load& load) const {
+    start_stream(streaming, chunks, load);
+  }
+  template <class Load, class Compute>
+  SPARC_DEVICE void for_chunks(const Load& load, const Compute& compute) const {
+    run_stream(streaming, chunks, load, compute);
+  }
+  // Calls f(column) for this warp's turns of 16 channels of a chunk.
+  template <class F>
+  SPARC_DEVICE void for_channels(const F& f) const {
+    SPARC_NO_UNROLL
+    for (int d = 0; d < streaming.chunk; d += kChannelStep) f(d + this->column_warp * 16);
+  }
+
+  SPARC_DEVICE device::Shared<int> image_index() const {
+    return device::shared_at<int>(shared.image_index[work.buffer]);
+  }
+  SPARC_DEVICE device::Shared<int> text_index() const {
+    return device::shared_at<int>(shared.text_index[work.buffer]);
+  }
+
+  // The gradient of the image: out [P, D] = x_unit X^T T, plus, `with_second`, weights^T second, that sum in
+  // units of `factor`, and each row's share of the gradient of the rows' mean.
+  struct ImageGradient {
+    Tile<E> x;
+    float x_unit;
+    bool with_second;
+    float factor;
+    MeanShare<E> share;
+    E* out;
+  };
+  SPARC_DEVICE void write_image_gradient(const ImageGradient& grad, int chunk, int stage) const {
+    const int across = streaming.chunk / 32, tasks = (this->p + 15) / 16 * across;
+    const device::Shared<int> index = image_index();
+    SPARC_NO_UNROLL
+    for (int task = device::warp_index(); task < tasks; task += kWarps) {
+      const int m = task / across * 16, column = task % across * 32;
+      Sums c[2] = {};
+      add_over_text(c, grad.x, shared.text_tile(stage), m, column);
+      if (grad.with_second) {
+        SPARC_UNROLL
+        for (int i = 0; i < 16; ++i) c[i / 8][i / 4 % 2][i % 4] *= grad.x_unit;
+        add_over_text(c, shared.weights_tile(), shared.second_tile(stage), m, column);
+      }
+      const float last = grad.with_second ? grad.factor : grad.factor * grad.x_unit;
+      SPARC_UNROLL
+      for (int strip = 0; strip < 2; ++strip) {
+        const int at = chunk * streaming.chunk + column + 16 * strip;
+        if (grad.share.grad != nullptr) {
+          SPARC_UNROLL
+          for (int e = 0; e < 8; ++e) {
+            float& x = c[strip][e / 4][e % 4];
+            x = x * last + grad.share.at(at + sum_column(e / 4, e % 4));
+          }
+        }
+        store_rounded(
+            RoundedSums<E>(c[strip], grad.share.grad != nullptr ? 1.0f : last), grad.out, args.in.channels,
+            at, [&](int r) -> int64_t { return m + r < this->p ? static_cast<int>(index[m + r]) : -1; });
+      }
+    }
+  }
+
+ private:
+  // c [16 image rows, 32 channels] += a^T b: a [n, p], b [n, chunk]
+  SPARC_DEVICE void add_over_text(Sums (&c)[2], const Tile<E>& a, const Tile<E>& b, int m, int column) const {
+    SPARC_NO_UNROLL
+    for (int k = 0; k < this->n; k += Products::kDepth) {
+      const typename Products::A left = Products::load_a_transposed(a, k, m);
+      SPARC_UNROLL
+      for (int strip = 0; strip < 2; ++strip) {
+        Products::multiply_add(c[strip], left, Products::load_b_transposed(b, k, column + 16 * strip));
+      }
+    }
+  }
+};
+
+}  // namespace sparc

@@ -1,0 +1,140 @@
+// The rows of one pair through shared memory, a chunk of channels at a time, and the layout of that memory.
+// V [P, D] is the image, T [L, D] the text.
+#pragma once
+
+#include "common/products.cuh"
+#include "pairs/pair_inputs.h"
+#include "pairs/rows.cuh"
+
+namespace sparc {
+
+constexpr int kRowWarps = kPairTextRows / 16;
+constexpr int kColumnWarps = kWarps / kRowWarps;
+constexpr int kChannelStep = 16 * kColumnWarps;  // channels that the warps of a row take at a time
+
+// How a block's shared memory is laid out. The host makes it and passes it as a kernel argument: offsets then
+// come from the constant bank and take no registers.
+template <class E>
+struct PairLayout {
+  static constexpr int kPad = Tile<E>::kPad;
+
+  Plan<int> plan;
+  int chunk_pitch;
+  int counts, parts;                  // [kWarps] int, float
+  int text_index[2], image_index[2];  // of this pair and of the next
+  int partial[2];                     // [kColumnWarps, 64] float, twice
+  int weights;                        // U [64, P] E
+  int stage_bytes, stages;            // V, T and, in a backward pass, a second [64, chunk]
+  int stage_text, stage_second;       // within a stage
+  int weights_pitch;
+
+  // `second`: whether a backward pass streams a second matrix of the shape of T.
+  SPARC_HOST_DEVICE PairLayout(const PairInputs& in, const Streaming& streaming, bool second) {
+    const int text = round_up(at_most(in.text_rows, kPairTextRows), 16),
+              image = round_up(at_most(in.image_rows, kPairImageRows), 16);
+    chunk_pitch = streaming.chunk + kPad;
+    weights_pitch = image + kPad;
+    counts = plan.take(kWarps * 4);
+    parts = plan.take(kWarps * 4);
+    for (int i = 0; i < 2; ++i) {
+      text_index[i] = plan.take(in.text_rows * 4);
+      image_index[i] = plan.take(in.image_rows * 4);
+      partial[i] = plan.take(kColumnWarps * kPairTextRows * 4);
+    }
+    weights = plan.take(text * weights_pitch * sizeof(E));
+    const int row = chunk_pitch * static_cast<int>(sizeof(E));
+    stage_text = image * row;
+    stage_second = stage_text + text * row;
+    stage_bytes = stage_second + (second ? text * row : 0);
+    stages = plan.take(stage_bytes * streaming.stages);
+  }
+
+  SPARC_DEVICE Tile<E> weights_tile() const { return {weights, weights_pitch}; }
+  SPARC_DEVICE Tile<E> image_tile(int stage) const { return {stages + stage * stage_bytes, chunk_pitch}; }
+  SPARC_DEVICE Tile<E> text_tile(int stage) const {
+    return {stages + stage * stage_bytes + stage_text, chunk_pitch};
+  }
+  SPARC_DEVICE Tile<E> second_tile(int stage) const {
+    return {stages + stage * stage_bytes + stage_second, chunk_pitch};
+  }
+};
+
+// Rows `index[0..count)` of a matrix, `chunk` channels from `first` on, into a tile of round_up(count, 16)
+// rows; zeros beyond. Without an index, the rows 0..count.
+template <class E>
+SPARC_DEVICE void load_rows(const InputRows<E>& from, const device::Shared<int>* index, int count, int first,
+                            int chunk, int channels, const Tile<E>& to) {
+  const int rows = round_up(count, 16);
+  if (from.wide) {
+    const int pieces = chunk / 8;
+    SPARC_NO_UNROLL
+    for (int i = device::thread_index(); i < rows * pieces; i += kThreads) {
+      const int row = i / pieces, column = i % pieces * 8;
+      int bytes = row < count ? (channels - first - column) * 2 : 0;
+      bytes = bytes < 0 ? 0 : (bytes > 16 ? 16 : bytes);
+      const E* source = from.data;
+      if (bytes > 0) {
+        const int at = index == nullptr ? row : static_cast<int>((*index)[row]);
+        source += at * from.row_stride + first + column;
+      }
+      device::copy_async(device::address_of(to.at(row, column)), source, bytes);
+    }
+  } else {
+    SPARC_NO_UNROLL
+    for (int i = device::thread_index(); i < rows * chunk; i += kThreads) {
+      const int row = i / chunk, column = i % chunk;
+      E value{};
+      if (row < count && first + column < channels) {
+        const int at = index == nullptr ? row : static_cast<int>((*index)[row]);
+        value = from.data[at * from.row_stride + (first + column) * from.column_stride];
+      }
+      *to.at(row, column) = value;
+    }
+  }
+}
+
+// Queues the first loads of a stream of chunks. `load(chunk, stage)` starts copies of one of them.
+template <class Load>
+SPARC_DEVICE void start_stream(const Streaming& streaming, int chunks, const Load& load) {
+  const int ahead = streaming.stages > 1 ? streaming.stages - 1 : 1;
+  SPARC_NO_UNROLL
+  for (int c = 0; c < ahead; ++c) {
+    if (c < chunks) load(c, c);
+    device::copy_async_commit();
+  }
+}
+
+// The oldest chunk that this thread waits for has come.
+SPARC_DEVICE void wait_for_chunk(const Streaming& streaming) {
+  if (streaming.stages == 3) {
+    device::copy_async_wait<1>();
+  } else {
+    device::copy_async_wait<0>();
+  }
+}
+
+// Runs `compute(chunk, stage)` for every chunk of a started stream; all stages are free when it returns.
+template <class Load, class Compute>
+SPARC_DEVICE void run_stream(const Streaming& streaming, int chunks, const Load& load,
+                             const Compute& compute) {
+  int stage = 0;
+  SPARC_NO_UNROLL
+  for (int c = 0; c < chunks; ++c) {
+    const bool ahead = streaming.stages > 1;
+    if (ahead) wait_for_chunk(streaming);
+    // the chunk is there for all, or the only stage is free; and so is the stage of the chunk before
+    if (ahead || c > 0) device::block_barrier();
+    const int next = ahead ? c + streaming.stages - 1 : c;
+    if (next < chunks && (ahead || c > 0)) load(next, next % streaming.stages);
+    device::copy_async_commit();
+    if (!ahead) {
+      wait_for_chunk(streaming);
+      device::block_barrier();
+    }
+    compute(c, stage);
+    stage = stage + 1 == streaming.stages ? 0 : stage + 1;
+  }
+  device::block_barrier();
+}
+
+}  // namespace sparc

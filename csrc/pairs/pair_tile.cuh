@@ -1,0 +1,158 @@
+// The pair path: one block works on one image-text pair of at most 64 rows of text (T) and 32 kStrips of
+// image (V), in half precision. S = T V^T [L, P] stays in registers; V and T are streamed through shared
+// memory in chunks of channels, the first time from DRAM, then from L2. Work follows the pair's valid rows,
+// which are gathered.
+//
+// The eight warps stand in four rows of 16 text rows and two columns; the columns share the image rows in
+// turns of 16 (and the channels of a product in turns of 16).
+#pragma once
+
+#include "pairs/pair_stream.cuh"
+#include "pairs/pair_work.cuh"
+
+namespace sparc {
+
+// Where a warp stands in [text rows, image rows]: 16 rows, and strips of 16 columns.
+template <class E, int kStrips>
+struct PairTile {
+  using Products = HalfProducts<E>;
+  using RowPair = float[2];  // a number for each of the two rows that this lane holds
+  static constexpr int kSteps = kColumnWarps * kStrips;  // all image rows, 16 at a time
+
+  const PairLayout<E>& shared;
+  int n, p;               // valid rows of the text and of the image
+  int row0, column_warp;  // the first row of this warp; its column
+
+  SPARC_DEVICE PairTile(const PairLayout<E>& shared_, const PairWork& work)
+      : shared(shared_),
+        n(work.text_rows),
+        p(work.image_rows),
+        row0(device::warp_index() % kRowWarps * 16),
+        column_warp(device::warp_index() / kRowWarps) {}
+
+  SPARC_DEVICE bool active() const { return row0 < n; }
+  SPARC_DEVICE int row(int half) const { return row0 + device::lane_index() / 4 + 8 * half; }
+  SPARC_DEVICE int strip_column(int strip) const { return (strip * kColumnWarps + column_warp) * 16; }
+
+  // s += rows columns^T over the chunk's channels: rows [n, chunk], columns [p, chunk].
+  SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Tile<E>& rows, const Tile<E>& columns,
+                                 int chunk) const {
+    if (!active()) return;
+    SPARC_UNROLL_TWICE
+    for (int k = 0; k < chunk; k += Products::kDepth) {
+      const typename Products::A a = Products::load_a(rows, row0, k);
+      SPARC_UNROLL
+      for (int strip = 0; strip < kStrips; ++strip) {
+        if (strip_column(strip) < p) {
+          Products::multiply_add(s[strip], a, Products::load_b(columns, strip_column(strip), k));
+        }
+      }
+    }
+  }
+
+  // Calls f(strip, half, i, column) for every similarity of this lane whose strip holds image rows; i / 2
+  // tells which of its two rows it is in. Columns from p on are padding.
+  template <class F>
+  SPARC_DEVICE void for_each(const F& f) const {
+    SPARC_UNROLL
+    for (int strip = 0; strip < kStrips; ++strip) {
+      if (strip_column(strip) >= p) continue;
+      SPARC_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        SPARC_UNROLL
+        for (int i = 0; i < 4; ++i) f(strip, half, i, strip_column(strip) + sum_column(half, i));
+      }
+    }
+  }
+
+  // Combines a number per row over the lanes and warps that share the row. `partial` is one of
+  // shared.partial.
+  template <class Combine>
+  SPARC_DEVICE void across_columns(RowPair& x, int partial, const Combine& combine) const {
+    const device::Shared<float> parts = device::shared_at<float>(partial);
+    SPARC_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      x[half] = combine(x[half], device::shuffle_xor(x[half], 1));
+      x[half] = combine(x[half], device::shuffle_xor(x[half], 2));
+      if (device::lane_index() % 4 == 0) parts[column_warp * kPairTextRows + row(half)] = x[half];
+    }
+    device::block_barrier();
+    SPARC_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      x[half] = parts[row(half)];
+      for (int c = 1; c < kColumnWarps; ++c) {
+        x[half] = combine(x[half], static_cast<float>(parts[c * kPairTextRows + row(half)]));
+      }
+    }
+  }
+
+  // A tile [n, p] from value(strip, half, i), which is asked for valid rows of both only; zeros up to
+  // the next multiples of 16.
+  template <class Value>
+  SPARC_DEVICE void write_tile(const Tile<E>& tile, const Value& value) const {
+    if (!active()) return;
+    const device::Shared<uint32_t> words = device::shared_at<uint32_t>(tile.offset);
+    SPARC_UNROLL
+    for (int strip = 0; strip < kStrips; ++strip) {
+      if (strip_column(strip) >= p) continue;
+      SPARC_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        SPARC_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          const int column = strip_column(strip) + sum_column(half, 0);
+          const bool valid = row(r) < n;
+          const float first = valid && column < p ? value(strip, half, 2 * r) : 0.0f;
+          const float second = valid && column + 1 < p ? value(strip, half, 2 * r + 1) : 0.0f;
+          words[(row(r) * tile.pitch + column) / 2] = device::pack<E>(first, second);
+        }
+      }
+    }
+  }
+
+  SPARC_DEVICE void sum_across(RowPair& x, int buffer) const {
+    across_columns(x, shared.partial[buffer], [](float a, float b) { return a + b; });
+  }
+  SPARC_DEVICE float largest(const Sums (&s)[kStrips]) const {
+    float top = 0.0f;
+    for_each(
+        [&](int strip, int half, int i, int) { top = device::max(top, device::abs(s[strip][half][i])); });
+    return top;
+  }
+
+  // A tile's rows as operands of products over the image, for all chunks: in registers,
+  struct HeldOperand {
+    typename Products::A steps[kSteps];
+
+    SPARC_DEVICE const typename Products::A& at(int step) const { return steps[step]; }
+  };
+  // or read from the tile each time, where the registers are needed for other things.
+  struct TileOperand {
+    Tile<E> tile;
+    int row0;
+
+    SPARC_DEVICE typename Products::A at(int step) const { return Products::load_a(tile, row0, step * 16); }
+  };
+  SPARC_DEVICE void hold(HeldOperand& held, const Tile<E>& tile) const {
+    if (!active()) return;
+    SPARC_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      if (step * 16 < p) held.steps[step] = Products::load_a(tile, row0, step * 16);
+    }
+  }
+  SPARC_DEVICE void hold(TileOperand& rows, const Tile<E>& tile) const { rows = {tile, row0}; }
+
+  // c [16, 16] = rows [n, p] V [p, 16 channels from `column` of the chunk]
+  template <class Left>
+  SPARC_DEVICE void times_image(Sums& c, const Left& left, const Tile<E>& image, int column) const {
+    SPARC_UNROLL
+    for (int i = 0; i < 8; ++i) c[i / 4][i % 4] = 0.0f;
+    SPARC_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      if (step * 16 < p) {
+        Products::multiply_add(c, left.at(step), Products::load_b_transposed(image, step * 16, column));
+      }
+    }
+  }
+};
+
+}  // namespace sparc
