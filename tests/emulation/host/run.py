@@ -41,6 +41,7 @@ class Server:
     def call(self, function: str, timeout: float = 600, **arguments: Any) -> Result:
         """The function's result. Arguments are numpy arrays, plain values, and lists and dictionaries of them."""
         process = self._process or self._start()
+        self._process = None  # until it has answered: what interrupts this call leaves no answer to the next one
         assert process.stdin is not None
         assert process.stdout is not None
         timer = threading.Timer(timeout, process.kill)
@@ -48,9 +49,10 @@ class Server:
         try:
             pickle.dump((function, arguments), process.stdin, pickle.HIGHEST_PROTOCOL)
             process.stdin.flush()
-            return Result(*pickle.load(process.stdout))
+            result = Result(*pickle.load(process.stdout))
+            self._process = process
+            return result
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):  # the process is gone
-            self._process = None
             return Result(None, _summary(self._ended(process)))
         finally:
             timer.cancel()
@@ -79,7 +81,6 @@ class Server:
         assert process.stdout is not None
         if process.stdout.read(5) != b"ready":  # no fault of the call
             raise RuntimeError(f"the emulation did not start\n{self._ended(process)}")
-        self._process = process
         return process
 
     def _ended(self, process: subprocess.Popen[bytes]) -> str:

@@ -245,6 +245,12 @@ def test_races_are_those_of_a_detector_that_remembers_everything() -> None:
     assert disagreements == 0
 
 
+def test_no_answer_in_time_is_an_error() -> None:
+    error = call("compare_with_oracle", seed=0, rounds=10**8, timeout=0.5).error
+    assert error is not None
+    assert "killed: no answer in time" in error
+
+
 def test_operators_of_watched_memory() -> None:
     assert call("operators").unwrap().tolist() == [21, 20, 50, 50, 48, 50, 7, 1]
 
