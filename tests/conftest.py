@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from sparc_kernels import _native
+from tests.emulation.host import build
+from tests.emulation.host.backend import DEVICES, Device, Emulated, played
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:  # read by triton at import: its kernels then run on CPU tensors
@@ -30,8 +33,39 @@ DTYPES = {
 }
 
 
+def emulated(device: Device) -> Any:
+    """A parameter for the CUDA kernels in the emulator."""
+    mark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
+    return pytest.param(Emulated(device), id=f"emulated-{device}", marks=mark)
+
+
+EMULATED = [emulated(device) for device in DEVICES]
+EMULATED_FLOAT32 = [emulated(device) for device in DEVICES if device.dtype == torch.float32]
+
+
+def dtypes_of(backend: str, some: tuple[torch.dtype, ...] = ()) -> tuple[torch.dtype, ...]:
+    """All dtypes in which a backend is tested, or some of them; an emulated device has one of its own."""
+    return (backend.device.dtype,) if isinstance(backend, Emulated) else some or DTYPES[backend]
+
+
+def with_cases(cases: Iterable[Any], backends: Iterable[Any]) -> list[Any]:
+    """Parameters ``case, backend``: every case on every backend, on emulated devices where ``case.emulated_by(device)``
+    says so."""
+    found = []
+    for case in cases:
+        for parameter in backends:
+            (backend,) = getattr(parameter, "values", (parameter,))
+            if isinstance(backend, Emulated) and not case.emulated_by(backend.device):
+                continue
+            name = getattr(parameter, "id", None) or backend
+            found.append(pytest.param(case, backend, id=f"{case}-{name}", marks=getattr(parameter, "marks", ())))
+    return found
+
+
 def device_of(backend: str) -> str:
     """Where a backend's tensors live in these tests."""
+    if isinstance(backend, Emulated):
+        return "cpu"
     return "cuda" if backend == "cuda" or (backend == "triton" and HAS_GPU) else "cpu"
 
 
@@ -42,6 +76,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def emulated_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Plays the device of a test's ``backend`` where that is an emulated one."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    with played(parameters.get("backend", "")):
+        yield
 
 
 @pytest.fixture(autouse=True)

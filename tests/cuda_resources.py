@@ -15,8 +15,7 @@ from pathlib import Path
 
 import sparc_kernels
 from sparc_kernels.ops._room import rooms
-from tests.emulation import ops
-from tests.emulation.run import Job
+from tests.emulation.host.run import server
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "cuda_resources.md"
@@ -112,26 +111,22 @@ def plans() -> list[str]:
         for shape in SHAPES
         for device in DEVICES
     ]
-    jobs = []
-    for op, backward, (tokens, patches, channels), device in asked:
-        kilobytes, multiprocessors = DEVICES[device]
-        sizes = {"tokens": tokens, "patches": patches, "channels": channels, "pairs": 1024}
-        jobs.append(
-            Job(
-                "plan",
-                {
-                    **sizes,
-                    "op": op,
-                    "half_precision": True,
-                    "backward": backward,
-                    "multiprocessors": multiprocessors,
-                    "shared_bytes": kilobytes << 10,
-                },
-            )
-        )
     cells: dict[str, list[str]] = defaultdict(list)
-    for (op, backward, shape, _), result in zip(asked, ops.run(jobs)):
-        plan = result.unwrap()
+    for op, backward, shape, device in asked:
+        tokens, patches, channels = shape
+        kilobytes, multiprocessors = DEVICES[device]
+        emulated = server(ROOT / "tests" / "ops" / op / "emulated.cpp")
+        plan = emulated.call(
+            "plan",
+            half_precision=True,
+            backward=backward,
+            text_rows=tokens,
+            image_rows=patches,
+            channels=channels,
+            pairs=1024,
+            multiprocessors=multiprocessors,
+            shared_bytes=kilobytes << 10,
+        ).unwrap()
         head = f"| {op}, {'backward' if backward else 'forward'} | {' | '.join(map(str, shape))} |"
         served = []
         if plan["pair_path"]:

@@ -6,7 +6,7 @@ import pytest
 
 from sparc_kernels import _native
 from tests import cuda_resources
-from tests.emulation import build
+from tests.emulation.host import build
 
 pytestmark = [
     pytest.mark.skipif(not cuda_resources.LIBRARY.exists(), reason="the CUDA half is not built"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
+from tests.emulation.host.backend import Device
 
 MARGIN = 1e-5  # normalised similarities nearer than this to the threshold may fall on either side of it
 
@@ -28,10 +29,18 @@ class Case:
     scale: float = 1 / 0.07
     magnitude: float = 1.0
     strided: bool = False
+    emulated: tuple[str, ...] | None = None  # devices of the emulator, which takes seconds for each; None: all
+
+    def emulated_by(self, device: Device) -> bool:
+        rows_fit = (self.L <= 64 or self.lengths is not None) and (self.P <= 256 or self.patches is not None)
+        return (rows_fit or not device.pair_path) and (self.emulated is None or str(device) in self.emulated)
 
     def __str__(self) -> str:
         return self.name
 
+
+_PAIR = ("bf16-pair", "f16-pair")
+_UNEVEN = ("bf16-pair", "bf16-tiled", "float32-tiled")
 
 CASES = (
     Case("small"),
@@ -54,18 +63,18 @@ CASES = (
     Case("large-similarities", magnitude=30.0, D=64, lengths=(5, 4)),
     Case("small-similarities", magnitude=1e-3, lengths=(5, 4)),
     Case("strided", strided=True, lengths=(5, 3), patches=(9, 6)),
-    Case("b-32", P=49, L=12, D=64, lengths=(12, 7)),
-    Case("b-16", P=196, L=20, D=72, lengths=(20, 11)),
-    Case("uneven", P=257, L=33, D=40, lengths=(33, 18), patches=(257, 130)),
+    Case("b-32", P=49, L=12, D=64, lengths=(12, 7), emulated=("bf16-pair", "f16-tiled", "tf32-tiled")),
+    Case("b-16", P=196, L=20, D=72, lengths=(20, 11), emulated=_PAIR),
+    Case("uneven", P=257, L=33, D=40, lengths=(33, 18), patches=(257, 130), emulated=_UNEVEN),
 )
 EMPTY_BATCH = Case("empty-batch", B=0)
 # Shapes of real models; run on every backend, in one dtype each, since the interpreter is slow.
 LARGE = (
-    Case("vit-b-16", P=196, L=55, D=512, lengths=(55, 23)),
-    Case("clip-text", B=1, P=49, L=77, D=768, lengths=(60,)),
-    Case("long-caption", B=1, P=196, L=256, D=128, lengths=(231,)),
-    Case("high-resolution", B=1, P=1024, L=55, D=64, lengths=(50,)),
-    Case("wide", B=1, P=60, L=20, D=1024),
+    Case("vit-b-16", P=196, L=55, D=512, lengths=(55, 23), emulated=_PAIR),
+    Case("clip-text", B=1, P=49, L=77, D=768, lengths=(60,), emulated=("bf16-pair", "bf16-tiled", "tf32-tiled")),
+    Case("long-caption", B=1, P=196, L=256, D=128, lengths=(231,), emulated=("f16-pair", "f16-tiled")),
+    Case("high-resolution", B=1, P=1024, L=55, D=64, lengths=(50,), emulated=("bf16-tiled",)),
+    Case("wide", B=1, P=60, L=20, D=1024, emulated=("bf16-pair", "float32-tiled")),
 )
 
 

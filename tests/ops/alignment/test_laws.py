@@ -10,7 +10,8 @@ from torch import Tensor
 
 import sparc_kernels as sk
 from tests import tolerance
-from tests.conftest import BACKENDS, FUSED, device_of
+from tests.conftest import BACKENDS, EMULATED, EMULATED_FLOAT32, FUSED, device_of, dtypes_of
+from tests.emulation.host.backend import Emulated
 from tests.ops.alignment import cases
 from tests.ops.fine_grained.test_fine_grained import check, run, token_loss_of
 
@@ -22,7 +23,7 @@ def draw(backend: str, case: cases.Case = CASE) -> cases.Inputs:
     return cases.draw(case, torch.float32).to(torch.float32, device_of(backend))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED_FLOAT32])
 def test_order_of_patches_does_not_matter(backend: str) -> None:
     inputs = draw(backend)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
@@ -33,7 +34,7 @@ def test_order_of_patches_does_not_matter(backend: str) -> None:
     torch.testing.assert_close(one.grad_token_embeds, other.grad_token_embeds, **CLOSE)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED_FLOAT32])
 def test_captions_are_independent(backend: str) -> None:
     """Permuting the pairs permutes the results; a batch is the concatenation of its parts."""
     inputs = draw(backend)
@@ -52,7 +53,7 @@ def test_captions_are_independent(backend: str) -> None:
     torch.testing.assert_close(sum(part.grad_logit_scale for part in parts), one.grad_logit_scale, **CLOSE)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED_FLOAT32])
 def test_padding_does_not_matter(backend: str) -> None:
     """NaN in padding, more padding, padding in between: the same loss and gradients at the valid tokens and patches."""
     inputs = draw(backend, cases.replace(CASE, patches=(10, 7, 3)))
@@ -83,7 +84,7 @@ def _live(tokens: Tensor) -> Tensor:
     return torch.arange(2, 18, 3, device=tokens.device)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED_FLOAT32])
 def test_no_mask_is_all_valid(backend: str) -> None:
     inputs = draw(backend, cases.replace(CASE, lengths=None))
     ones = cases.replace(
@@ -95,7 +96,7 @@ def test_no_mask_is_all_valid(backend: str) -> None:
         torch.testing.assert_close(one, other, **CLOSE, msg=name)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED_FLOAT32])
 def test_shift_and_positive_scale_of_similarities(backend: str) -> None:
     """Weights see similarities up to a positive factor (on tokens) and a shift (a part that all patches share)."""
     inputs = draw(backend)
@@ -105,7 +106,7 @@ def test_shift_and_positive_scale_of_similarities(backend: str) -> None:
     torch.testing.assert_close(moved, weights, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED_FLOAT32])
 def test_masked_patches_equal_absent_patches(backend: str) -> None:
     inputs = draw(backend)
     mask = torch.ones(3, 10, dtype=torch.bool, device=inputs.patch_embeds.device)
@@ -117,7 +118,7 @@ def test_masked_patches_equal_absent_patches(backend: str) -> None:
     torch.testing.assert_close(masked.grad_patch_embeds[:, keep], absent.grad_patch_embeds, **CLOSE)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED_FLOAT32])
 def test_gradient_is_orthogonal_to_the_image(backend: str) -> None:
     """One factor on all patches of an image does not change the loss, so the gradient is orthogonal to them."""
     inputs = draw(backend)
@@ -154,15 +155,17 @@ def _cases(draw_: st.DrawFn) -> cases.Case:
     )
 
 
-@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("backend", [*FUSED, *EMULATED])
 def test_any_shape_and_mask(backend: str) -> None:
-    # the interpreter takes a second per example
-    examples = 12 if backend == "triton" and device_of(backend) == "cpu" else 80
+    # the interpreter takes a second per example, the emulator half of one
+    in_the_interpreter = backend == "triton" and device_of(backend) == "cpu"
+    examples = 12 if in_the_interpreter or isinstance(backend, Emulated) else 80
+    (dtype,) = dtypes_of(backend, (torch.float32,))
 
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(case=_cases())
     def against_truth(case: cases.Case) -> None:
-        check(case, torch.float32, backend)
+        check(case, dtype, backend)
 
     against_truth()
 

@@ -11,17 +11,15 @@ from torch import Tensor
 import sparc_kernels as sk
 from sparc_kernels.ops.grouping.reference import alignment_weights_reference, grouped_embeddings_reference
 from tests import tolerance
-from tests.conftest import BACKENDS, DTYPES, FUSED, device_of
+from tests.conftest import BACKENDS, EMULATED, EMULATED_FLOAT32, FUSED, device_of, dtypes_of, with_cases
 from tests.ops.alignment import cases
 
 OPS = {
     "embeddings": (sk.language_grouped_embeddings, grouped_embeddings_reference),
     "weights": (sk.alignment_weights, alignment_weights_reference),
 }
-
-
-def _without_token_mask(inputs: cases.Inputs) -> cases.Inputs:
-    return cases.replace(inputs, token_mask=None)
+CASES = [cases.replace(case, lengths=None, holes=False) for case in cases.CASES]  # there is no token mask
+LARGE = [cases.replace(case, lengths=None, holes=False) for case in cases.LARGE]
 
 
 def _grads(function: Callable[..., Tensor], inputs: cases.Inputs, **options: object) -> tuple[Tensor, ...]:
@@ -43,7 +41,7 @@ def _grads(function: Callable[..., Tensor], inputs: cases.Inputs, **options: obj
 
 def check(op: str, case: cases.Case, dtype: torch.dtype, backend: str) -> None:
     function, definition = OPS[op]
-    exact = _without_token_mask(cases.draw(cases.replace(case, lengths=None, holes=False), dtype))
+    exact = cases.draw(case, dtype)
     inputs = exact.to(dtype)
     truth = _grads(definition, exact)
     eager = _grads(definition, inputs, compute_dtype=dtype)
@@ -58,25 +56,43 @@ def check(op: str, case: cases.Case, dtype: torch.dtype, backend: str) -> None:
             assert (found[0].cpu()[hidden] == 0).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", cases.CASES, ids=str)
+@pytest.mark.parametrize(("case", "backend"), with_cases(CASES, [*BACKENDS, *EMULATED]))
 @pytest.mark.parametrize("op", OPS)
 def test_against_truth(op: str, case: cases.Case, backend: str) -> None:
-    for dtype in DTYPES[backend]:
+    for dtype in dtypes_of(backend):
         check(op, case, dtype, backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", cases.LARGE, ids=str)
+@pytest.mark.parametrize(("case", "backend"), with_cases(LARGE, [*BACKENDS, *EMULATED]))
 @pytest.mark.parametrize("op", OPS)
 def test_model_shapes(op: str, case: cases.Case, backend: str) -> None:
-    check(op, case, torch.bfloat16, backend)
+    for dtype in dtypes_of(backend, (torch.bfloat16,)):
+        check(op, case, dtype, backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*FUSED, *EMULATED])
+@pytest.mark.parametrize("op", OPS)
+def test_only_the_gradient_that_is_asked_for(op: str, backend: str) -> None:
+    """The same bits as with both."""
+    case = cases.Case("ragged", B=5, P=40, L=20, D=80, patches=(40, 7, 9, 33, 40))
+    for dtype in dtypes_of(backend):
+        inputs = cases.draw(case, dtype).to(dtype, device_of(backend))
+        _, *both = _grads(OPS[op][0], inputs, backend=backend)
+        generator = torch.Generator().manual_seed(0)
+        upstream = torch.randn(5, 20, 80 if op == "embeddings" else 40, generator=generator, dtype=torch.float64)
+        for i in range(2):
+            embeds = [inputs.patch_embeds.detach(), inputs.token_embeds.detach()]
+            embeds[i].requires_grad_()
+            output = OPS[op][0](*embeds, patch_mask=inputs.patch_mask, backend=backend)
+            (found,) = torch.autograd.grad(output, embeds[i], upstream.to(torch.float16).to(output.device, dtype))
+            assert torch.equal(found, both[i]), f"{dtype} {i}"
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED])
 @pytest.mark.parametrize("op", OPS)
 def test_empty_batch(op: str, backend: str) -> None:
-    inputs = cases.draw(cases.EMPTY_BATCH, torch.float32).to(torch.float32, device_of(backend))
+    (dtype,) = dtypes_of(backend, (torch.float32,))
+    inputs = cases.draw(cases.EMPTY_BATCH, dtype).to(dtype, device_of(backend))
     output, grad_patches, grad_tokens = _grads(OPS[op][0], inputs, backend=backend)
     assert output.shape == (0, 5, 16 if op == "embeddings" else 9)
     assert grad_patches.shape == inputs.patch_embeds.shape
@@ -98,7 +114,7 @@ def test_rows_of_weights_sum_to_one(backend: str) -> None:
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), msg=str(case))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED_FLOAT32])
 @pytest.mark.parametrize("op", OPS)
 def test_constant_image(op: str, backend: str) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -117,10 +133,11 @@ def test_constant_image(op: str, backend: str) -> None:
         assert grad_patches.abs().max() == 0
 
 
-@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("backend", [*FUSED, *EMULATED])
 @pytest.mark.parametrize("op", OPS)
 def test_image_without_a_patch_is_nan(op: str, backend: str) -> None:
-    inputs = cases.draw(cases.Case("masked-out"), torch.float32).to(torch.float32, device_of(backend))
+    (dtype,) = dtypes_of(backend, (torch.float32,))
+    inputs = cases.draw(cases.Case("masked-out"), dtype).to(dtype, device_of(backend))
     patch_mask = torch.ones(2, 9, dtype=torch.bool, device=inputs.patch_embeds.device)
     patch_mask[1] = False
     function = {"embeddings": sk.LanguageGroupedEmbeddingsFunction, "weights": sk.AlignmentWeightsFunction}[op]

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parent.parent
+EMULATOR = HERE.parent / "emulator"
+CHECKOUT = HERE.parents[2]
 SOURCES = CHECKOUT / "csrc"
 CACHE = CHECKOUT / "build" / "emulation"
 
-EMULATOR = ("fibers.cpp", "shadow.cpp", "collectives.cpp", "machine.cpp")
 COMMON_FLAGS = (
     *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DSPARC_EMULATED"),
@@ -43,10 +43,9 @@ def missing() -> str | None:
         return "the emulation needs Linux"
     if shutil.which("g++") is None:
         return "the emulation needs g++"
-    if importlib.util.find_spec("pybind11") is None:
-        return "the emulation needs pybind11"
-    if importlib.util.find_spec("numpy") is None:
-        return "the emulation needs numpy"
+    for package in ("pybind11", "numpy"):
+        if importlib.util.find_spec(package) is None:
+            return f"the emulation needs {package}"
     if not (SOURCES / "common" / "device.cuh").is_file():
         return "the emulation runs from a checkout only"
     if not runtime_library("libasan.so"):
@@ -62,19 +61,15 @@ def runtime_library(name: str) -> str | None:
     return os.path.realpath(path) if os.path.isabs(path) else None
 
 
-def module(*sources: Path, defines: Sequence[str] = ()) -> Path:
-    """The Python module made of these files, built unless it is there already.
-
-    The first file holds ``PYBIND11_MODULE`` and gives the module its name.
-    """
-    flags = (*KERNEL_FLAGS, *(f"-D{define}" for define in defines), *_include_flags(sources))
+def module(source: Path) -> Path:
+    """The Python module made of this file, which holds ``PYBIND11_MODULE`` and gives the module its name, and of the
+    emulator; built unless it is there already."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with _lock(CACHE / "lock"):  # by other workers of the same test run
-        objects = [_compiled(HERE / name, EMULATOR_FLAGS) for name in EMULATOR]
-        objects += [_compiled(source, flags) for source in sources]
-        name = sources[0].stem
-        folder = CACHE / f"{name}-{_digest(*(path.name for path in objects), *LINK_FLAGS)}"
-        target = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        objects = [_compiled(part, EMULATOR_FLAGS) for part in sorted(EMULATOR.glob("*.cpp"))]
+        objects.append(_compiled(source, (*KERNEL_FLAGS, *_include_flags())))
+        folder = CACHE / f"{source.stem}-{_digest(*(path.name for path in objects), *LINK_FLAGS)}"
+        target = folder / f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
         if not target.is_file():
             folder.mkdir(exist_ok=True)
             _run_compiler([*LINK_FLAGS, *map(str, objects)], target)
@@ -107,10 +102,10 @@ def _run_compiler(arguments: Sequence[str], target: Path) -> None:
     partial.replace(target)
 
 
-def _include_flags(sources: Sequence[Path]) -> list[str]:
+def _include_flags() -> list[str]:
     import pybind11
 
-    ours = [f"-I{folder}" for folder in (SOURCES, HERE, *dict.fromkeys(source.parent for source in sources))]
+    ours = [f"-I{folder}" for folder in (SOURCES, EMULATOR, CHECKOUT)]
     return [*ours, "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
 
 

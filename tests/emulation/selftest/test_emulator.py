@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.emulation import build
-from tests.emulation.run import Job, Result, run_jobs
+from tests.emulation.host import build
+from tests.emulation.host.run import Result, server
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 
@@ -139,57 +138,29 @@ def fragments(type_: str) -> tuple[dict[str, Any], Array, Array, Array]:
     return arguments, a_values, b_values, c
 
 
-def all_jobs() -> dict[str, Job]:
-    jobs = {}
-    for type_ in TYPES:
-        arguments, _ = product_arguments(type_)
-        for seed in SEEDS:
-            jobs[f"product {type_} {seed}"] = Job("product", {**arguments, "fault": "", "seed": seed})
-        for fault in (*PRODUCT_FAULTS, "plain b"):
-            jobs[f"product {type_} {fault}"] = Job("product", {**arguments, "fault": fault, "seed": 0})
-        jobs[f"fragments {type_}"] = Job("multiply_fragments", fragments(type_)[0])
-        jobs[f"from_float {type_}"] = Job("from_float", {"array": hard_floats(), "type": type_})
-    every = np.arange(2**16, dtype=np.uint16)
-    for type_ in ("bf16", "f16"):
-        jobs[f"to_float {type_}"] = Job("to_float", {"array": every, "type": type_})
-    in_array = np.arange(256, dtype=np.float32)
-    for name in FAULTS:
-        for faulty in (False, True):
-            for seed in SEEDS if not faulty else SEEDS[:1]:
-                arguments = {"name": name, "in_array": in_array, "faulty": faulty, "seed": seed}
-                jobs[f"{name} {faulty} {seed}"] = Job("run_fault_kernel", arguments)
-    rows = np.arange(256, dtype=np.uint16).reshape(32, 8)
-    for transposed in (False, True):
-        jobs[f"matrices {transposed}"] = Job("matrices_of", {"rows": rows, "transposed": transposed})
-    values = np.arange(32, dtype=np.float32) - 10
-    jobs["exchanges"] = Job("exchanges", {"values": values, "mask": 5, "source": 13})
-    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        jobs[f"order {name}"] = Job("order_of_threads", {"seed": seed})
-    jobs["oracle"] = Job("compare_with_oracle", {"seed": 0, "rounds": 20000})
-    jobs["operators"] = Job("operators")
-    jobs["types"] = Job("holds_all_types")
-    return jobs
+def call(function: str, **arguments: Any) -> Result:
+    return server(Path(__file__).with_name("emulator_kernels.cpp")).call(function, **arguments)
 
 
-@functools.cache
-def all_results() -> dict[str, Result]:
-    """One process serves all tests of this file, but for those after which there is none left."""
-    jobs = all_jobs()
-    module = build.module(Path(__file__).with_name("emulator_kernels.cpp"))
-    return dict(zip(jobs, run_jobs(module, list(jobs.values())), strict=True))
+def product(type_: str, fault: str = "", seed: int = 0) -> Result:
+    return call("product", **product_arguments(type_)[0], fault=fault, seed=seed)
+
+
+def fault_kernel(name: str, faulty: bool, seed: int = 0) -> Result:
+    return call("run_fault_kernel", name=name, in_array=np.arange(256, dtype=np.float32), faulty=faulty, seed=seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("type_", TYPES)
 def test_product_agrees_with_numpy(type_: str, seed: int) -> None:
     _, exact = product_arguments(type_)
-    np.testing.assert_allclose(all_results()[f"product {type_} {seed}"].unwrap(), exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(product(type_, seed=seed).unwrap(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("fault", PRODUCT_FAULTS)
 @pytest.mark.parametrize("type_", TYPES)
 def test_fault_in_product_is_caught(type_: str, fault: str) -> None:
-    error = all_results()[f"product {type_} {fault}"].error
+    error = product(type_, fault).error
     assert error is not None
     assert PRODUCT_FAULTS[fault] in error
 
@@ -197,12 +168,12 @@ def test_fault_in_product_is_caught(type_: str, fault: str) -> None:
 @pytest.mark.parametrize("type_", ["bf16", "f16"])
 def test_wrong_fragments_give_wrong_numbers(type_: str) -> None:
     _, exact = product_arguments(type_)
-    assert np.abs(all_results()[f"product {type_} plain b"].unwrap() - exact).max() > 1
+    assert np.abs(product(type_, "plain b").unwrap() - exact).max() > 1
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_caught(name: str) -> None:
-    error = all_results()[f"{name} True 0"].error
+    error = fault_kernel(name, True).error
     assert error is not None
     assert re.search(FAULTS[name], error), error
 
@@ -210,7 +181,7 @@ def test_fault_is_caught(name: str) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", FAULTS)
 def test_corrected_twin_passes(name: str, seed: int) -> None:
-    out = all_results()[f"{name} False {seed}"].unwrap()
+    out = fault_kernel(name, False, seed).unwrap()
     assert not np.isnan(out).any()
     thread = np.arange(64)
     if name in ("missing_block_barrier", "write_after_read"):
@@ -232,29 +203,31 @@ def test_matrices_are_laid_over_lanes(transposed: bool) -> None:
         tiles = tiles.transpose(0, 2, 1)
     lane = np.arange(32)
     expected = [tile[lane // 4, 2 * (lane % 4)] | tile[lane // 4, 2 * (lane % 4) + 1] << 16 for tile in tiles]
-    np.testing.assert_array_equal(all_results()[f"matrices {transposed}"].unwrap(), np.stack(expected, axis=1))
+    rows = np.arange(256, dtype=np.uint16).reshape(32, 8)
+    got = call("matrices_of", rows=rows, transposed=transposed).unwrap()
+    np.testing.assert_array_equal(got, np.stack(expected, axis=1))
 
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_fragments_are_laid_over_lanes(type_: str) -> None:
-    _, a, b, c = fragments(type_)
+    arguments, a, b, c = fragments(type_)
     exact = c + a.astype(np.float64) @ b.astype(np.float64)
     lane = np.arange(32)
     expected = [exact[lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2] for i in range(4)]
-    got = all_results()[f"fragments {type_}"].unwrap()
+    got = call("multiply_fragments", **arguments).unwrap()
     np.testing.assert_allclose(got, np.stack(expected, axis=1), rtol=1e-6, atol=1e-6)
 
 
 def test_exchanges() -> None:
     values = np.arange(32, dtype=np.float32) - 10
-    got = all_results()["exchanges"].unwrap()
+    got = call("exchanges", values=values, mask=5, source=13).unwrap()
     np.testing.assert_array_equal(got[:, 0], values[np.arange(32) ^ 5])
     np.testing.assert_array_equal(got[:, 1], values[13])
     np.testing.assert_array_equal(got[:, 2], 21)
 
 
 def test_order_of_threads_is_drawn_from_the_seed() -> None:
-    first, again, other = (all_results()[f"order {name}"].unwrap() for name in ("first", "again", "other"))
+    first, again, other = (call("order_of_threads", seed=seed).unwrap() for seed in (0, 0, 1))
     np.testing.assert_array_equal(np.sort(first), np.arange(64))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -262,18 +235,28 @@ def test_order_of_threads_is_drawn_from_the_seed() -> None:
 
 
 def test_shared_memory_holds_all_types() -> None:
-    assert all_results()["types"].unwrap() is True
+    assert call("holds_all_types").unwrap() is True
 
 
 def test_races_are_those_of_a_detector_that_remembers_everything() -> None:
-    accesses, races, disagreements = all_results()["oracle"].unwrap()
+    accesses, races, disagreements = call("compare_with_oracle", seed=0, rounds=20000).unwrap()
     assert accesses > 20000
     assert races > 5000
     assert disagreements == 0
 
 
+def test_no_answer_in_time_is_an_error() -> None:
+    error = call("compare_with_oracle", seed=0, rounds=10**8, timeout=0.5).error
+    assert error is not None
+    assert "killed: no answer in time" in error
+
+
 def test_operators_of_watched_memory() -> None:
-    assert all_results()["operators"].unwrap().tolist() == [21, 20, 50, 50, 48, 50, 7, 1]
+    assert call("operators").unwrap().tolist() == [21, 20, 50, 50, 48, 50, 7, 1]
+
+
+def converted(direction: str, type_: str, array: Array) -> Array:
+    return call(direction, array=array, type=type_).unwrap()
 
 
 def test_float16_conversions_agree_with_numpy() -> None:
@@ -281,23 +264,23 @@ def test_float16_conversions_agree_with_numpy() -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         expected = values.astype(np.float16).view(np.uint16)
     expected = np.where(np.isnan(values), 0x7FFF, expected)
-    np.testing.assert_array_equal(all_results()["from_float f16"].unwrap(), expected)
+    np.testing.assert_array_equal(converted("from_float", "f16", values), expected)
     every = np.arange(2**16, dtype=np.uint16)
-    np.testing.assert_array_equal(all_results()["to_float f16"].unwrap(), every.view(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(converted("to_float", "f16", every), every.view(np.float16).astype(np.float32))
 
 
 def test_bfloat16_conversions_are_exact() -> None:
     values = hard_floats()
-    np.testing.assert_array_equal(all_results()["from_float bf16"].unwrap(), bf16_of(values))
+    np.testing.assert_array_equal(converted("from_float", "bf16", values), bf16_of(values))
     every = np.arange(2**16, dtype=np.uint16)
-    np.testing.assert_array_equal(all_results()["to_float bf16"].unwrap(), float_of_bf16(every))
+    np.testing.assert_array_equal(converted("to_float", "bf16", every), float_of_bf16(every))
 
 
 def test_tf32_conversion_rounds_ties_away() -> None:
     values = hard_floats()
     normal = np.abs(values) >= np.finfo(np.float32).tiny
     values = np.where(normal & (np.abs(values) < 1e38), values, np.float32(0))
-    got = all_results()["from_float tf32"].unwrap()
+    got = converted("from_float", "tf32", values)
     chosen = values != 0
     np.testing.assert_array_equal(got[chosen].view(np.float32), tf32_of(values[chosen]))
     assert (got & 0x1FFF == 0)[chosen].all()

@@ -8,12 +8,12 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
 #include "common/device.cuh"
 #include "emulator.h"
 #include "fault_kernels.cuh"
 #include "product_kernel.cuh"
 #include "shadow_oracle.h"
+#include "tests/emulation/host/arrays.h"
 
 namespace py = pybind11;
 

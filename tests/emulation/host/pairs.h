@@ -1,0 +1,162 @@
+// Bindings of ops on pairs of images and texts (csrc/pairs): tensors of a call, and the launches that the
+// plan asks for.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+
+#include "common/products.cuh"
+#include "emulator.h"
+#include "pairs/launch_plan.h"
+#include "pairs/pair_pass.cuh"
+#include "pairs/tiled_pair.cuh"
+#include "tests/emulation/host/arrays.h"
+
+namespace sparc {
+namespace emulation {
+
+template <class T>
+MatrixView view_of(const Strided<T>& given) {
+  const std::vector<int64_t>& strides = given.strides;
+  const int64_t unit = 16 / static_cast<int64_t>(sizeof(T));
+  const bool wide = strides[2] == 1 && strides[0] % unit == 0 && strides[1] % unit == 0;
+  return {given.buffer.data(), strides[0], strides[1], strides[2], wide};
+}
+
+inline MaskView view_of(const std::optional<Strided<bool>>& given) {
+  return given ? MaskView{given->buffer.data(), given->strides[0], given->strides[1]}
+               : MaskView{nullptr, 0, 0};
+}
+
+// The rows of one side of a call, by the names that they have in the op's schema.
+template <class E>
+struct PairSide {
+  Strided<E> embeds;
+  std::optional<Strided<bool>> mask;
+
+  PairSide(const pybind11::dict& given, const char* embeds_name, const char* mask_name)
+      : embeds(given[embeds_name]), mask(optional_tensor<bool>(given, mask_name)) {}
+};
+
+template <class E>
+PairInputs pair_inputs(const PairSide<E>& images, const PairSide<E>& texts) {
+  const std::vector<int64_t>& shape = images.embeds.shape;
+  return {view_of(images.embeds),
+          view_of(texts.embeds),
+          view_of(images.mask),
+          view_of(texts.mask),
+          shape[0],
+          static_cast<int>(shape[1]),
+          static_cast<int>(texts.embeds.shape[1]),
+          static_cast<int>(shape[2])};
+}
+
+template <class Arguments, class E>
+LaunchPlan plan_of(const PairInputs& in, bool backward, bool pair_path, const DeviceLimits& limits) {
+  const auto shared = [&](const Streaming& streaming) -> int64_t {
+    if constexpr (sizeof(E) == 2) {
+      return typename PairOp<Arguments>::template Layout<E>(in, streaming, backward).plan.used;
+    } else {
+      return 0;
+    }
+  };
+  const int64_t scratch = typename TiledOp<Arguments>::template Layout<E>(in, backward).plan.used;
+  return plan_launch(in, pair_path, limits, shared, TiledLayout<E>::kBytes, scratch);
+}
+
+// One pass of the op that takes `Arguments`, on the paths that the plan takes. Every thread calls start()
+// first.
+template <class Products, bool kBackward, class Arguments, class Start>
+void launch(const Device& device, const Arguments& args, const Start& start) {
+  using E = typename Products::Element;
+  if (args.in.pairs == 0) return;
+  const bool pair_path = device.pair_path && sizeof(E) == 2;
+  const LaunchPlan plan = plan_of<Arguments, E>(args.in, kBackward, pair_path,
+                                                {static_cast<int>(device.grid), device.shared_bytes});
+  if (pair_path && !plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
+  if (plan.pair.used) {
+    const auto kernel = [&](auto strips) {
+      if constexpr (sizeof(E) == 2) {
+        using Op = PairOp<Arguments>;
+        const typename Op::template Layout<E> layout(args.in, plan.pair.streaming, kBackward);
+        Op::template run<E, decltype(strips)::value, kBackward>(args, plan.pair.streaming, layout);
+      }
+    };
+    emulate(std::min(plan.pair.grid, device.grid), kThreads, static_cast<size_t>(plan.pair.shared_bytes), {},
+            device.seed, [&] {
+              start();
+#define SPARC_CALL_PAIR(strips_) \
+  if (plan.pair.strips == strips_) kernel(std::integral_constant<int, strips_>());
+              SPARC_PAIR_STRIPS(SPARC_CALL_PAIR)
+#undef SPARC_CALL_PAIR
+            });
+  }
+  if (plan.tiled.used) {
+    const int64_t grid = std::min(plan.tiled.grid, device.grid);
+    GlobalArray<unsigned char> memory("uint8", {grid * plan.tiled.scratch_bytes});  // blocks side by side
+    const TiledMemory given = {memory.data(), plan.tiled.scratch_bytes, plan.pair.used};
+    emulate(grid, kThreads, static_cast<size_t>(plan.tiled.shared_bytes), {{memory.data(), memory.bytes()}},
+            device.seed, [&] { TiledOp<Arguments>::template run<Products, kBackward>(args, given); });
+  }
+}
+
+template <class Products, bool kBackward, class Arguments>
+void launch(const Device& device, const Arguments& args) {
+  launch<Products, kBackward>(device, args, [] {});
+}
+
+// Defines a function of the module: call(products, given, device), for the products in which the device
+// computes.
+template <class Call>
+void define(pybind11::module_& m, const char* name, const Call& call) {
+  const auto function = [call](const pybind11::dict& given, const pybind11::dict& played) -> pybind11::tuple {
+    const Device device(played);
+    if (device.products == "bf16") return call(HalfProducts<BFloat16>(), given, device);
+    if (device.products == "f16") return call(HalfProducts<Float16>(), given, device);
+    if (device.products == "tf32") return call(Tf32Products(), given, device);
+    if (device.products == "float32") return call(Float32Products(), given, device);
+    throw std::invalid_argument("products: " + device.products);
+  };
+  m.def(name, function, pybind11::arg("given"), pybind11::arg("device"));
+}
+
+// What plan_launch chooses with masks, of texts where the op has them: for docs/cuda_resources.md, and to see
+// that every choice is reached.
+template <class Arguments, bool kTextMask>
+pybind11::dict plan(bool half_precision, bool backward, int text_rows, int image_rows, int channels,
+                    int64_t pairs, int multiprocessors, int64_t shared_bytes) {
+  const bool masked = true;
+  PairInputs in = {};
+  in.pairs = pairs;
+  in.text_rows = text_rows;
+  in.image_rows = image_rows;
+  in.channels = channels;
+  in.image_mask = {&masked, 0, 0};  // never read
+  if (kTextMask) in.text_mask = in.image_mask;
+  const DeviceLimits limits = {multiprocessors, shared_bytes};
+  const LaunchPlan chosen = half_precision ? plan_of<Arguments, BFloat16>(in, backward, true, limits)
+                                           : plan_of<Arguments, float>(in, backward, false, limits);
+  pybind11::dict result;
+  result["pair_path"] = chosen.pair.used;
+  result["tiled_path"] = chosen.tiled.used;
+  result["units"] = chosen.pair.strips;
+  result["chunk"] = chosen.pair.streaming.chunk;
+  result["stages"] = chosen.pair.streaming.stages;
+  result["pair_bytes"] = chosen.pair.shared_bytes;
+  result["tiled_bytes"] = chosen.tiled.shared_bytes;
+  return result;
+}
+
+template <class Arguments, bool kTextMask>
+void define_plan(pybind11::module_& m) {
+  using pybind11::arg;
+  m.def("plan", &plan<Arguments, kTextMask>, arg("half_precision"), arg("backward"), arg("text_rows"),
+        arg("image_rows"), arg("channels"), arg("pairs"), arg("multiprocessors"), arg("shared_bytes"));
+}
+
+}  // namespace emulation
+}  // namespace sparc

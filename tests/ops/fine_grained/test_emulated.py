@@ -1,0 +1,94 @@
+"""What only the emulated kernels of the fine-grained loss can be asked: edges of their tiles, schedules, streaming.
+
+The cases of every backend run on them in ``test_fine_grained.py``. What this shows: indices, bounds, barriers,
+asynchronous copies, fragment layouts and the algebra. What it cannot show: the rounding of the real matrix units'
+partial sums, and any speed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import EMULATED, dtypes_of, emulated
+from tests.emulation.host.backend import DEVICES, RTX_BLOCK, Emulated, played
+from tests.emulation.host.run import server
+from tests.ops.alignment import cases
+from tests.ops.test_fine_grained import apply, check, run, token_loss_of
+
+EDGES = (
+    cases.Case("two-chunks", D=80, P=20, L=18, lengths=(18, 17)),  # more than one chunk of channels, two row warps
+    cases.Case("four-chunks", D=200, P=33, L=5),  # every stage of the stream is used again
+    cases.Case("full-tile", B=1, P=64, L=64, D=32),
+    cases.Case("odd-channels", D=33, P=9, L=5),  # rows that cannot be copied 16 bytes at a time
+    cases.Case("pairs-beyond-the-grid", B=5, lengths=(5, 0, 2, 3, 1)),
+)
+
+
+@pytest.mark.parametrize("backend", [emulated(replace(device, seed=seed)) for seed, device in enumerate(DEVICES)])
+@pytest.mark.parametrize("case", EDGES, ids=str)
+def test_edges(case: cases.Case, backend: Emulated) -> None:
+    check(case, backend.device.dtype, backend)
+
+
+@pytest.mark.parametrize("backend", EMULATED[:1])
+@pytest.mark.parametrize("case", EDGES, ids=str)
+def test_edges_in_little_shared_memory(case: cases.Case, backend: Emulated) -> None:
+    small = Emulated(replace(backend.device, shared_bytes=RTX_BLOCK // 4 if case.P < 30 else RTX_BLOCK))
+    with played(small):
+        check(case, small.device.dtype, small)
+
+
+@pytest.mark.parametrize("backend", EMULATED[:1])
+def test_no_other_kernel_takes_over(backend: Emulated) -> None:
+    """What the emulator refuses reaches no kernel of the CPU, forward or backward."""
+    nothing = Emulated(replace(backend.device, products="none"))
+    leaves = cases.draw(cases.CASES[0], torch.bfloat16).to(torch.bfloat16).require_grad()
+    loss = token_loss_of(leaves, backend)
+    with played(nothing):
+        for call in (lambda: token_loss_of(leaves, nothing), loss.sum().backward):
+            with pytest.raises(AssertionError, match="products: none"):
+                call()
+
+
+@pytest.mark.parametrize("backend", [backend for backend in EMULATED if backend.values[0].device.products == "f16"])
+def test_float16_keeps_large_numbers_in_range(backend: Emulated) -> None:
+    """Similarities, sums over patches and gradients leave the range of float16 here; results do not."""
+    check(cases.Case("huge", D=64, P=40, L=6, lengths=(6, 4), magnitude=400.0), torch.float16, backend)
+
+
+@pytest.mark.parametrize("backend", EMULATED)
+def test_results_do_not_depend_on_the_schedule(backend: Emulated) -> None:
+    """No atomics, no sum whose order is left to the threads: the same bits in any order of threads and blocks."""
+    case = cases.Case("ragged", B=3, P=40, L=20, D=40, lengths=(20, 3, 17))
+    (dtype,) = dtypes_of(backend)
+    inputs = cases.draw(case, dtype).to(dtype)
+    results = []
+    for seed, grid in ((1, 1), (7, 3)):
+        device = Emulated(replace(backend.device, seed=seed, grid=grid))
+        with played(device):
+            results.append({"stats": apply(inputs, device)[1], **dict(run(inputs, device).named())})
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+
+
+@pytest.mark.parametrize("backend", EMULATED[:1])
+def test_every_way_to_stream(backend: Emulated) -> None:
+    """Each row of the table of streamings, forward and backward, with chunks that use every buffer again."""
+    case = cases.Case("four-chunks", D=200, P=33, L=20, lengths=(20, 11))
+    sizes = {"text_rows": case.L, "image_rows": case.P, "channels": case.D, "pairs": case.B}
+    rest = {"half_precision": True, "backward": True, "multiprocessors": 2}
+    first: dict[tuple[int, int], int] = {}
+    for kilobytes in range(8, 228):
+        shared = {"shared_bytes": kilobytes << 10}
+        plan = server(Path(__file__).with_name("emulated.cpp")).call("plan", **sizes, **rest, **shared).unwrap()
+        if plan["pair_path"]:
+            first.setdefault((plan["chunk"], plan["stages"]), kilobytes)
+    assert set(first) == {(32, 1), (32, 2), (64, 2), (64, 3)}
+    for kilobytes in first.values():
+        device = Emulated(replace(backend.device, shared_bytes=kilobytes << 10))
+        with played(device):
+            check(case, torch.bfloat16, device)
