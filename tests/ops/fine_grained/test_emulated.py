@@ -17,7 +17,7 @@ from tests.conftest import EMULATED, dtypes_of, emulated
 from tests.emulation.host.backend import DEVICES, RTX_BLOCK, Emulated, played
 from tests.emulation.host.run import server
 from tests.ops.alignment import cases
-from tests.ops.test_fine_grained import apply, check, run, token_loss_of
+from tests.ops.fine_grained.test_fine_grained import apply, check, run, token_loss_of
 
 EDGES = (
     cases.Case("two-chunks", D=80, P=20, L=18, lengths=(18, 17)),  # more than one chunk of channels, two row warps
