@@ -12,7 +12,7 @@ from benchmarks.measure.providers import defined
 # PyTorch is off by several per cent (docs/numerics.md), which the row then says, and a wrong function by far more.
 OURS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}
 RIVALS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-1, "float16": 1e-1}
-# Of the batch: where rounding alone moves a number across a threshold, or makes another one the minimum, the gradient
+# Of the batch: where rounding alone decides a comparison, or makes another number the minimum, the gradient
 # of that row jumps. Seen at B = 256: one row of 14080.
 SHARE = 0.9
 

@@ -86,8 +86,11 @@ class Room:
     dtypes: Mapping[str, tuple[torch.dtype, ...]]
     """What the kernels take, by backend; a backend that is not named has no kernel."""
     entries: tuple[Entry, ...]
-    sample: Callable[[torch.device, torch.dtype], dict[str, Any]]
-    """Small inputs by argument name, for the entries and the ops; away from places where a result jumps."""
+    sample: Callable[..., dict[str, Any]]
+    """Of device, dtype and, by name, sizes: small inputs by argument name, for the entries and the ops; at the default
+    sizes away from places where a result jumps."""
+    sizes: tuple[Mapping[str, int], ...] = ()
+    """Further sizes to run kernels in under a sanitizer: those that take another way through them."""
     ops: tuple[Op, ...] = ()
 
     @property

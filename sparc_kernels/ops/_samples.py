@@ -14,9 +14,9 @@ from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._room import Entry, Op, Pass, Room
 
 
-def entry_arguments(room: Room, entry: Entry, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def entry_arguments(room: Room, entry: Entry, device: torch.device, dtype: torch.dtype, **sizes: int) -> dict[str, Any]:
     """Keyword arguments of a public function."""
-    known = room.sample(device, dtype) | dict(entry.options)
+    known = room.sample(device, dtype, **sizes) | dict(entry.options)
     return {name: known[name] for name in inspect.signature(entry.function).parameters if name in known}
 
 

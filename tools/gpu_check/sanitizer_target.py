@@ -1,85 +1,53 @@
 """Every kernel once on small shapes, forward and backward: what ``compute-sanitizer`` watches.
 
-``python -m tools.gpu_check.sanitizer_target`` prints a line per backend, dtype and shape; with no GPU it takes the CPU
-backend, as a rehearsal.
+``python -m tools.gpu_check.sanitizer_target`` prints a line per backend, function, dtype and sizes; with no GPU it takes
+the CPU backend, as a rehearsal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
-import sparc_kernels as sk
 from benchmarks.measure.machine import pick_device
-
-# B, P, L, D: a pair in one tile, odd sizes, and more patches and tokens than one tile holds
-SHAPES = ((2, 16, 8, 32), (2, 49, 13, 40), (1, 130, 20, 72), (1, 300, 70, 64))
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from sparc_kernels.ops._room import Entry, Room, rooms
+from sparc_kernels.ops._samples import entry_arguments
 
 
-@dataclass(frozen=True)
-class Arguments:
-    patches: Tensor  # [B, P, D]
-    tokens: Tensor  # [B, L, D]
-    patch_mask: Tensor  # [B, P]
-    token_mask: Tensor  # [B, L]
-    scale: Tensor  # []
-
-
-def _loss(x: Arguments, backend: str) -> Tensor:
-    return sk.fine_grained_loss(
-        x.patches,
-        x.tokens,
-        x.token_mask,
-        logit_scale=x.scale,
-        patch_mask=x.patch_mask,
-        reduction="none",
-        backend=backend,
-    )
-
-
-# The one place that names ops.
-CALLS: tuple[Callable[[Arguments, str], Tensor], ...] = (
-    _loss,
-    lambda x, backend: sk.language_grouped_embeddings(x.patches, x.tokens, patch_mask=x.patch_mask, backend=backend),
-    lambda x, backend: sk.alignment_weights(x.patches, x.tokens, patch_mask=x.patch_mask, backend=backend),
-)
-
-
-def call(backend: str, dtype: torch.dtype, shape: tuple[int, int, int, int], device: torch.device) -> None:
-    B, P, L, D = shape
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(count: int) -> Tensor:
-        return torch.randn(B, count, D, generator=generator).to(device, dtype).requires_grad_()
-
-    patches, tokens, scale = draw(P), draw(L), torch.full((), 14.0, device=device, requires_grad=True)
-    token_mask = (torch.arange(L) < L - 2).expand(B, L).contiguous().to(device)
-    patch_mask = (torch.arange(P) < P - 3).expand(B, P).contiguous().to(device)
-    arguments = Arguments(patches, tokens, patch_mask, token_mask, scale)
-    for result in [op(arguments, backend) for op in CALLS]:
-        result.sum().backward()
-    for name, leaf in (("patches", patches), ("tokens", tokens), ("scale", scale)):
+def call(
+    room: Room, entry: Entry, backend: str, device: torch.device, dtype: torch.dtype, sizes: Mapping[str, int]
+) -> None:
+    given = entry_arguments(room, entry, device, dtype, **sizes)
+    leaves = {name: x.requires_grad_() for name, x in given.items() if torch.is_tensor(x) and x.is_floating_point()}
+    entry.function(**given, backend=backend).sum().backward()
+    for name, leaf in leaves.items():
         if leaf.grad is None or not bool(leaf.grad.isfinite().all()):
-            raise AssertionError(f"{backend} {dtype} {shape}: gradient of {name} is missing or not finite")
+            raise AssertionError(
+                f"gradient of {name} is missing or not finite: {entry.name}, {backend}, {dtype}, {sizes}"
+            )
 
 
 def main() -> None:
     device = pick_device("auto")
     served = 0
-    for backend in ("cuda", "triton") if device.type == "cuda" else ("cpu",):
-        for dtype in DTYPES:
-            for shape in SHAPES:
-                try:
-                    call(backend, dtype, shape, device)
-                except NotImplementedError as error:
-                    print(f"{backend} {dtype} {shape}: not usable: {error}", flush=True)
-                else:
-                    served += 1
-                    print(f"{backend} {dtype} {shape}: ok", flush=True)
+    calls = [
+        (room, entry, backend, dtype, sizes)
+        for room in rooms()
+        for entry in room.entries
+        for backend in (("cuda", "triton") if device.type == "cuda" else ("cpu",))
+        for dtype in room.dtypes.get(backend, ())
+        for sizes in ({}, *room.sizes)
+    ]
+    for room, entry, backend, dtype, sizes in calls:
+        line = f"{backend} {entry.name} {dtype} {dict(sizes)}"
+        try:
+            call(room, entry, backend, device, dtype, sizes)
+        except NotImplementedError as error:
+            print(f"{line}: not usable: {error}", flush=True)
+        else:
+            served += 1
+            print(f"{line}: ok", flush=True)
     if not served:
         raise RuntimeError("no kernel ran")
 

@@ -16,6 +16,7 @@ ROOM = Room(
         Entry("functional.sparc.sparc_loss"),
     ),
     sample=samples.pairs,
+    sizes=samples.SIZES,
     ops=(
         Op(
             "fine_grained",

@@ -17,6 +17,7 @@ ROOM = Room(
         Entry("functional.alignment.alignment_weights", "ops.grouping.reference.alignment_weights_reference"),
     ),
     sample=samples.pairs,
+    sizes=samples.SIZES,
     ops=(
         Op(
             "grouped_embeddings",
