@@ -1,7 +1,7 @@
 """Every kernel once on small shapes, forward and backward: what ``compute-sanitizer`` watches.
 
-``python -m tools.gpu_check.sanitizer_target`` prints a line per backend, function, dtype and sizes; with no GPU it takes
-the CPU backend, as a rehearsal.
+``python -m tools.gpu_check.sanitizer_target`` prints a line per backend, function, dtype and sizes; with no GPU it
+takes the CPU backend, as a rehearsal.
 """
 
 from __future__ import annotations
