@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from examples import train_ddp, train_fsdp2
 from sparc_kernels import sparc_loss
 
-CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
 
 
 def batch(empty: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,7 +31,7 @@ def own(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.chunk(dist.get_world_size())[dist.get_rank()] for x in tensors)
 
 
-def single_process(model: torch.nn.Module, images: Tensor, ids: Tensor, mask: Tensor, **options: object) -> Tensor:
+def single_process(model: Any, images: Tensor, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
     patches, tokens = model.image_tower(images).flatten(2).transpose(1, 2), model.text_tower(ids)
     scale = model.criterion.log_logit_scale.exp()
     loss = sparc_loss(patches, tokens, mask, logit_scale=scale, backend="eager", **options)
@@ -54,7 +55,7 @@ def check_ddp() -> None:
     loss.backward()
     torch.testing.assert_close(mean_of_ranks(loss), expected, **CLOSE)
     for (name, p), q in zip(model.named_parameters(), reference.parameters()):
-        torch.testing.assert_close(p.grad, q.grad, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(p.grad, q.grad, **CLOSE, msg=(name + ": {}").format)
     single_process(plain, *own(data))
     off = mean_of_ranks(plain.image_tower.weight.grad) - reference.image_tower.weight.grad
     assert train_ddp.main() < 1  # of about 3 at first

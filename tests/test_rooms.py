@@ -15,7 +15,7 @@ from sparc_kernels.ops._registration import kernel
 from sparc_kernels.ops._room import Entry, Op, Room, named, rooms
 from tests.conftest import BACKENDS, device_of
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
 
 
 def backends_of(room: Room) -> list[Any]:
@@ -125,9 +125,14 @@ def test_second_derivative_raises(room: Room, entry: Entry, backend: str) -> Non
 def test_nothing_is_saved_without_grad(room: Room, entry: Entry, backend: str) -> None:
     function, leaves = prepared(room, entry, backend)
     saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
     with (
         torch.no_grad(),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
     ):
         output = function(*leaves)
     assert output.grad_fn is None

@@ -80,7 +80,7 @@ def test_checks_hold_here_and_notice_a_wrong_kernel(monkeypatch: pytest.MonkeyPa
         pytest.skip("needs the CPU half")
     wheel_check.check_cpu_ops()
     wheel_check.check_arrays()
-    right = wheel_check.Entry.function.fget
+    right: Callable[..., Callable[..., torch.Tensor]] = vars(wheel_check.Entry)["function"].fget
 
     def wrong(entry: wheel_check.Entry) -> Callable[..., torch.Tensor]:
         function = right(entry)

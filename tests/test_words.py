@@ -63,7 +63,8 @@ def strangers(text: str, allowed: frozenset[str] = frozenset()) -> list[str]:
 def test_shared_code_speaks_of_no_op(pattern: str) -> None:
     assert files(pattern), "nothing lies there"
     found = {
-        str(path.relative_to(ROOT)): strangers(path.read_text(), ALLOWED.get(pattern, set())) for path in files(pattern)
+        str(path.relative_to(ROOT)): strangers(path.read_text(), ALLOWED.get(pattern, frozenset()))
+        for path in files(pattern)
     }
     assert not {path: words for path, words in found.items() if words}
 

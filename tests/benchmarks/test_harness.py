@@ -69,7 +69,7 @@ def test_a_wrong_or_failing_provider_is_recorded_and_not_timed(monkeypatch: pyte
         raise RuntimeError("out of memory, say")
 
     wrong = _wrong(SMALL, "value")
-    failing = Provider("failing", "eager", explode)  # type: ignore[arg-type]
+    failing = Provider("failing", "eager", explode)
     refusing = Provider("refusing", "ours", lambda case: defined(case.op, torch.float32), lambda *_: "not today")
     others = [wrong, failing, refusing, providers(FINE_GRAINED)["eager"]]
     monkeypatch.setattr(harness, "select", lambda *_: others)

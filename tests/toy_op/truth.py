@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from sparc_kernels.functional.paired_dot import paired_dot
 from sparc_kernels.ops.paired_dot.reference import paired_dot_reference
+from torch import Tensor
 
 from tests import tolerance
 
@@ -18,7 +22,7 @@ def test_against_truth(backend: str, dtype: torch.dtype, shape: tuple[int, ...])
     rows = [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
     upstream = torch.rand(shape[:2], generator=generator)
 
-    def run(function, to: torch.dtype, **options):
+    def run(function: Callable[..., Tensor], to: torch.dtype, **options: Any) -> tuple[Tensor, ...]:
         leaves = [x.to(to).requires_grad_() for x in (*rows, torch.tensor(0.7))]
         weight = leaves[2].to(torch.float64 if to == torch.float64 else torch.float32)
         out = function(leaves[0], leaves[1], weight=weight, **options)

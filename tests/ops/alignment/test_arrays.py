@@ -270,7 +270,7 @@ def test_array_api(function: Any, backend: str, monkeypatch: pytest.MonkeyPatch)
 def test_bfloat16_where_the_library_has_it() -> None:
     v, t, _ = (tensor.bfloat16() for tensor in _tensors(*_inputs()))
     out = sk.language_grouped_embeddings(Standard(v), Standard(t))
-    assert torch.equal(out.tensor, sk.language_grouped_embeddings(v, t))  # type: ignore[attr-defined]
+    assert torch.equal(out.tensor, sk.language_grouped_embeddings(v, t))
 
 
 def test_from_dlpack_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:

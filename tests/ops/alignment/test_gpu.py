@@ -22,7 +22,7 @@ def _leaves(b: int, p: int, l: int, d: int, dtype: torch.dtype = torch.bfloat16)
     return shape(p).requires_grad_(), shape(l).requires_grad_()
 
 
-def _step(patches: Tensor, tokens: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _step(patches: Tensor, tokens: Tensor, backend: str) -> tuple[Tensor, ...]:
     loss = sk.fine_grained_loss(patches, tokens, reduction="none", backend=backend)
     return loss.detach(), *torch.autograd.grad(loss.sum(), (patches, tokens))
 
@@ -30,8 +30,8 @@ def _step(patches: Tensor, tokens: Tensor, backend: str) -> tuple[Tensor, Tensor
 def _assert_last_pairs_are_right(patches: Tensor, tokens: Tensor, backend: str, last: int = 2) -> None:
     """The last pairs of a large batch against the same pairs alone, bitwise: no pair sees another."""
     whole = _step(patches, tokens, backend)
-    few = [x.detach()[-last:].clone().requires_grad_() for x in (patches, tokens)]
-    for name, many, alone in zip(("loss", "grad_patches", "grad_tokens"), whole, _step(*few, backend)):
+    few, alike = (x.detach()[-last:].clone().requires_grad_() for x in (patches, tokens))
+    for name, many, alone in zip(("loss", "grad_patches", "grad_tokens"), whole, _step(few, alike, backend)):
         assert torch.equal(many[-last:], alone), name
         assert many.isfinite().all(), name
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +18,7 @@ from tests.ops.alignment import cases
 from tests.ops.fine_grained.test_fine_grained import check, run, token_loss_of
 
 CASE = cases.Case("law", B=3, P=10, L=6, D=16, lengths=(6, 2, 4))
-CLOSE = {"rtol": 2e-4, "atol": 2e-6}
+CLOSE: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-6}
 
 
 def draw(backend: str, case: cases.Case = CASE) -> cases.Inputs:

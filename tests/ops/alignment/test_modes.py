@@ -24,14 +24,14 @@ from tests.conftest import BACKENDS, FUSED, device_of
 from tests.ops.alignment import cases
 
 CASE = cases.Case("modes", B=3, P=7, L=4, D=8, lengths=(4, 2, 3), patches=(7, 5, 6), scale=3.0)
-CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
 
 
 def draw(backend: str, case: cases.Case = CASE, dtype: torch.dtype = torch.float32) -> cases.Inputs:
     return cases.draw(case, dtype).to(dtype, device_of(backend)).require_grad()
 
 
-def sparc(inputs: cases.Inputs, backend: str, **options: Any) -> Tensor:
+def sparc(inputs: cases.Inputs, backend: str, **options: Any) -> Any:
     return sk.sparc_loss(
         inputs.patch_embeds,
         inputs.token_embeds,
@@ -184,7 +184,7 @@ def test_exported_graphs_train(strict: bool, backend: str) -> None:
 # torch.func
 
 
-def _function(backend: str, inputs: cases.Inputs) -> Callable[..., Tensor]:
+def _function(backend: str, inputs: cases.Inputs) -> Callable[..., Any]:
     return lambda patches, tokens, scale: sk.sparc_loss(
         patches, tokens, inputs.token_mask, logit_scale=scale, patch_mask=inputs.patch_mask, backend=backend
     )
@@ -197,7 +197,7 @@ def test_func_grad_and_vjp(backend: str) -> None:
     expected = torch.autograd.grad(sparc(inputs, backend), leaves)
     plain = tuple(x.detach() for x in leaves)
     function = _function(backend, inputs)
-    loss, pull = torch.func.vjp(function, *plain)
+    loss, pull, *_ = torch.func.vjp(function, *plain)
     for found in (torch.func.grad(function, argnums=(0, 1, 2))(*plain), pull(torch.ones_like(loss))):
         for one, other in zip(found, expected):
             torch.testing.assert_close(one, other, **CLOSE)
@@ -223,8 +223,9 @@ def test_vmap(backend: str) -> None:
         return sk.fine_grained_loss(patches, tokens, one.token_mask, logit_scale=scale, backend=backend)
 
     each = [loss(*x) for x in zip(*stacks, scales)]
-    torch.testing.assert_close(torch.func.vmap(loss)(*stacks, scales), torch.stack(each), **CLOSE)
-    grads = torch.func.vmap(torch.func.grad(loss, argnums=(0, 2)), in_dims=(0, 0, None))(*stacks, scales[0])
+    vmap: Any = torch.func.vmap  # annotated as if what it returns took the arguments of vmap
+    torch.testing.assert_close(vmap(loss)(*stacks, scales), torch.stack(each), **CLOSE)
+    grads = vmap(torch.func.grad(loss, argnums=(0, 2)), in_dims=(0, 0, None))(*stacks, scales[0])
     for i in range(2):
         expected = torch.func.grad(loss, argnums=(0, 2))(stacks[0][i], stacks[1][i], scales[0])
         for found, wanted in zip(grads, expected):

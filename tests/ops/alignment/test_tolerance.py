@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def _fails(name: str, wrong: Tensor, truth: Tensor, eager: Tensor, dtype: torch.
         tolerance.assert_close(name, wrong, truth, eager, dtype, least)
 
 
-def test_eager_passes(results) -> None:
+def test_eager_passes(results: Any) -> None:
     dtype, _, truth, eager = results
     for (name, expected), (_, found) in zip(truth.named(), eager.named()):
         tolerance.assert_close(name, found, expected, found, dtype)
@@ -46,14 +47,14 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_planted_fault_fails(results, fault: str) -> None:
+def test_planted_fault_fails(results: Any, fault: str) -> None:
     dtype, inputs, truth, eager = results
     for (name, expected), (_, found) in zip(truth.named(), eager.named()):
         _fails(name, FAULTS[fault](expected), expected, found, dtype, cases.least_of(name, inputs))
 
 
 @pytest.mark.parametrize("mask", ["token_mask", "patch_mask"])
-def test_off_by_one_mask_fails(results, mask: str) -> None:
+def test_off_by_one_mask_fails(results: Any, mask: str) -> None:
     dtype, inputs, truth, eager = results
     if mask == "token_mask":
         wrong_mask = inputs.token_mask.clone()
