@@ -48,7 +48,7 @@ def _cuda_reason(room: Room, device: torch.device, dtype: torch.dtype) -> str | 
         return f"{room.name} has no CUDA kernel"
     if device.type != "cuda":
         return f"it serves tensors on CUDA devices, not on {device.type}"
-    reason = _dtype_reason(room, "cuda", dtype) or _native.cuda_reason()
+    reason = _dtype_reason(room, "cuda", dtype) or _native.cuda_reason() or _native.undeclared(room.schemas)
     if reason is not None:
         return reason
     capability = torch.cuda.get_device_capability(device)
@@ -62,7 +62,7 @@ def _cpu_reason(room: Room, device: torch.device, dtype: torch.dtype) -> str | N
         return f"{room.name} has no C++ kernel"
     if device.type != "cpu":
         return f"it serves tensors on the CPU, not on {device.type}"
-    return _dtype_reason(room, "cpu", dtype) or _native.cpu_reason()
+    return _dtype_reason(room, "cpu", dtype) or _native.cpu_reason() or _native.undeclared(room.schemas)
 
 
 def _triton_reason(room: Room, device: torch.device, dtype: torch.dtype) -> str | None:

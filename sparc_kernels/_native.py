@@ -68,6 +68,20 @@ def cuda_reason() -> str | None:
 
 
 @cache
+def undeclared(schemas: tuple[str, ...]) -> str | None:
+    """None where the loaded library declares ops of these schemas, ``"name(arguments) -> (results)"``, else the reason
+    why they cannot be used: it was built from other sources."""
+    for schema in schemas:
+        wanted = torch._C.parse_schema(f"sparc_kernels::{schema}")
+        name = schema.partition("(")[0]
+        op = getattr(torch.ops.sparc_kernels, name, None)
+        if op is None or op.default._schema != wanted:
+            built = "was built from other sources, it declares no such"
+            return f"{_CPU_LIBRARY.name} {built} {name} (`pip install .` builds it)"
+    return None
+
+
+@cache
 def cuda_device_reason(index: int) -> str | None:
     """None where the loaded CUDA half can run on that device, else the reason why not: the driver is older than the
     CUDA runtime in the library, or the library holds no code that the device takes.

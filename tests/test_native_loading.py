@@ -147,6 +147,29 @@ def test_another_library_is_not_taken_for_ours(package: Path) -> None:
     assert reason_in(package) == "libsparc_cpu.so does not declare the ops of this package"
 
 
+@pytest.mark.parametrize("change", ["another argument", "an op more"])
+def test_a_library_of_other_sources_is_a_reason(change: str, package: Path) -> None:
+    """As after an update of the sources without a build: no error at import, and the other rooms are served."""
+    shutil.copy(CPU_LIBRARY, package)
+    schema = package / "ops" / "fine_grained" / "schema.py"
+    text = schema.read_text()
+    room = package / "ops" / "fine_grained" / "room.py"
+    if change == "another argument":
+        schema.write_text(text.replace("bool pool_tokens, ", "bool pool_tokens, bool more, ", 1))
+        name = "fine_grained_forward"
+    else:
+        room.write_text(
+            room.read_text().replace('"fine_grained",\n            forward', '"finer",\n            forward', 1)
+        )
+        name = "finer_forward"
+    reason = reason_in(package)
+    assert reason == (
+        f"libsparc_cpu.so was built from other sources, it declares no such {name} (`pip install .` builds it)"
+    )
+    served = run(package, "-c", "import sparc_kernels as sk\nprint(sk.available_backends('grouping')['cpu'])")
+    assert served.stdout.strip() == "None", served.stderr
+
+
 # The doctor
 
 

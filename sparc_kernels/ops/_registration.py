@@ -42,7 +42,8 @@ def register(rooms: Iterable[Room]) -> None:
                 for name, each in ((f"{op.name}_forward", op.forward), (f"{op.name}_backward", op.backward)):
                     _define_triton(_qualified(name, "triton"), each, room.triton)
                 _complete(op, "triton")
-            if not room.dtypes.keys().isdisjoint(("cpu", "cuda")) and _native.cpu_reason() is None:
+            native = not room.dtypes.keys().isdisjoint(("cpu", "cuda"))
+            if native and _native.cpu_reason() is None and _native.undeclared(room.schemas) is None:
                 _complete(op, "cpu")  # defined by the library
 
 

@@ -94,6 +94,15 @@ class Room:
     ops: tuple[Op, ...] = ()
 
     @property
+    def schemas(self) -> tuple[str, ...]:
+        """Of all passes, with their names."""
+        return tuple(
+            f"{op.name}_{name}{each.schema}"
+            for op in self.ops
+            for name, each in (("forward", op.forward), ("backward", op.backward))
+        )
+
+    @property
     def triton(self) -> str:
         """The module of the Triton launchers."""
         return f"{OPS}.{self.name}.triton"
