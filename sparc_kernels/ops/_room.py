@@ -11,7 +11,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ class Room:
     """Further sizes to run kernels in under a sanitizer: those that take another way through them."""
     ops: tuple[Op, ...] = ()
 
-    @property
+    @cached_property
     def schemas(self) -> tuple[str, ...]:
         """Of all passes, with their names."""
         return tuple(
