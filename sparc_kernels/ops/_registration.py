@@ -134,7 +134,7 @@ def _op_context(backend: str) -> Callable[..., None]:
 
 
 def _keep(ctx: Any, op_inputs: list[Any], output: tuple[Tensor, ...], backend: str, precision: str) -> None:
-    """Tensors among the inputs, and the statistics, the second result of every forward pass."""
+    """Tensors among the inputs, its flags, and the statistics, the second result of every forward pass."""
     stats = output[1]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(stats)
@@ -144,6 +144,7 @@ def _keep(ctx: Any, op_inputs: list[Any], output: tuple[Tensor, ...], backend: s
     tracing = torch.compiler.is_compiling()
     ctx.inference_tensors = [x if not tracing and x is not None and x.is_inference() else None for x in tensors]
     ctx.save_for_backward(*(x if held is None else None for x, held in zip(tensors, ctx.inference_tensors)))
+    ctx.flags = [x for x in op_inputs if isinstance(x, bool)]
     ctx.backend, ctx.float32_precision = backend, precision
 
 

@@ -74,7 +74,7 @@ class Entry:
     """Arguments to try it with, beside those of the room's sample."""
 
     @property
-    def function(self) -> Callable[..., Tensor]:
+    def function(self) -> Callable[..., Any]:
         return named(self.name)
 
 

@@ -20,6 +20,13 @@ def entry_arguments(room: Room, entry: Entry, device: torch.device, dtype: torch
     return {name: known[name] for name in inspect.signature(entry.function).parameters if name in known}
 
 
+def one_tensor(result: Any) -> Tensor:
+    """What a public function returned, as one tensor that stands for all that it computed."""
+    if isinstance(result, Tensor):
+        return result
+    return torch.cat([x.flatten() for x in result if x is not None])
+
+
 def _schema(each: Pass) -> Any:
     return torch._C.parse_schema(f"sparc_kernels::op{each.schema}")
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.measure.machine import pick_device
 from sparc_kernels.ops._room import Entry, Room, rooms
-from sparc_kernels.ops._samples import entry_arguments
+from sparc_kernels.ops._samples import entry_arguments, one_tensor
 
 
 def call(
@@ -20,7 +20,7 @@ def call(
 ) -> None:
     given = entry_arguments(room, entry, device, dtype, **sizes)
     leaves = {name: x.requires_grad_() for name, x in given.items() if torch.is_tensor(x) and x.is_floating_point()}
-    entry.function(**given, backend=backend).sum().backward()
+    one_tensor(entry.function(**given, backend=backend)).sum().backward()
     for name, leaf in leaves.items():
         if leaf.grad is None or not bool(leaf.grad.isfinite().all()):
             raise AssertionError(
