@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data_folder import Folder, Pixels, scan
 from sparc_kernels.train.data_scenes import Scene, caption, scene
+from sparc_kernels.train.signals import ignore_signals
 
 TOKENIZER_CAPTIONS = 2000  # scenes whose captions train the tokenizer
 Pair = tuple[Pixels, str]
@@ -130,6 +131,7 @@ def batches(data: Data, config: TrainConfig, start: int) -> Iterator[tuple[Tenso
             collate_fn=_collate,
             num_workers=config.workers,
             persistent_workers=False,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # or the loader would draw from, and shift, the run's own generator
         )
     )

@@ -1,0 +1,35 @@
+"""SIGINT and SIGTERM end a run between two steps."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Numbers of the ``STOPPING`` signals that came during the block, which they do not break off.
+
+    A second one changes nothing: ``timeout`` and batch systems send each to the process and again to its group.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in STOPPING}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """For a loader's worker: the trainer, which got the signal too, still needs its batch and then ends it."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
