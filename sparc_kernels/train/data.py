@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data_folder import Folder, Pixels, scan
 from sparc_kernels.train.data_scenes import Scene, caption, scene
-from sparc_kernels.train.signals import ignore_signals
+from sparc_kernels.train.signals import ignore_signals, killed_at_exit
 
 TOKENIZER_CAPTIONS = 2000  # scenes whose captions train the tokenizer
 Pair = tuple[Pixels, str]
@@ -124,17 +124,17 @@ def batches(data: Data, config: TrainConfig, start: int) -> Iterator[tuple[Tenso
     """Batches from step ``start`` to the last: ``pixels`` [B, 3, S, S] uint8 and captions."""
     size = config.batch_size
     positions = [list(range(step * size, (step + 1) * size)) for step in range(start, config.steps)]
-    return iter(
-        DataLoader(
-            data.train,
-            batch_sampler=positions,
-            collate_fn=_collate,
-            num_workers=config.workers,
-            persistent_workers=False,
-            worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # or the loader would draw from, and shift, the run's own generator
-        )
+    loader = DataLoader(
+        data.train,
+        batch_sampler=positions,
+        collate_fn=_collate,
+        num_workers=config.workers,
+        persistent_workers=False,
+        worker_init_fn=ignore_signals,
+        generator=torch.Generator(),  # or the loader would draw from, and shift, the run's own generator
     )
+    with killed_at_exit():
+        return iter(loader)
 
 
 def to_tensor(pixels: Pixels) -> Tensor:

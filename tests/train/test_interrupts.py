@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -215,6 +216,18 @@ def test_a_signal_ends_the_first_of_two_runs(
     if number == signal.SIGINT:
         assert main(["--resume", str(out), "--quiet"]) == 0
         assert [len(curve(out / loss)) for loss in ("clip", "sparc")] == [4, 4]
+
+
+def test_workers_that_an_error_left_do_not_hold_up_the_exit(tmp_path: Path) -> None:
+    code = (
+        "from sparc_kernels.train.config import TrainConfig\n"
+        "from sparc_kernels.train.data import batches, load_data\n"
+        "config = TrainConfig(batch_size=2, steps=100, warmup_steps=0, eval_pairs=2, workers=2)\n"
+        "kept = batches(load_data(config), config, 0)\n"
+        "next(kept)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_stopped_run_follows_the_uninterrupted_curve(small: TrainConfig) -> None:
