@@ -56,7 +56,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 def write_atomic(path: Path, text: str) -> None:
     with atomic_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))  # names of files may be no UTF-8
 
 
 def save(run: Path, state: dict[str, Any]) -> None:
@@ -74,7 +74,10 @@ def load(run: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a checkpoint: {error}") from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{str(path)!r} cannot be read as a checkpoint: {why}") from error
+    if not isinstance(state, dict) or "version" not in state:
+        raise ValueError(f"{str(path)!r} is no checkpoint of this trainer")
     if state.get("version") != VERSION:
         raise ValueError(f"{str(path)!r} has version {state.get('version')}, expected {VERSION}")
     return state

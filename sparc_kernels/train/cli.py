@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import shlex
@@ -103,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written, 128 and its number after a signal."""
     options = vars(build_parser().parse_args(arguments))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # any name of a file can be printed
     try:
         return run(options)
     except (ValueError, TypeError, NotImplementedError, FloatingPointError) as error:
@@ -177,7 +180,10 @@ def _read_config(folder: Path, options: dict[str, Any]) -> tuple[TrainConfig, bo
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"no run to resume in {str(folder)!r}: it has no config.json")
-    values = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a configuration: {error}") from error
     compare = bool(values.pop("compare", False))
     values["out"] = str(folder)
     options = {name: value for name, value in options.items() if name != "out"}
