@@ -135,7 +135,7 @@ def run(options: dict[str, Any]) -> int:
         config = _configure((DEMO if demo else {}) | options)
         compare = compare or demo
     if compare and "loss" in options:
-        raise ValueError("--compare and --demo train both losses: leave out --loss")
+        raise ValueError("--compare and --demo train clip and sparc: leave out --loss")
     out = Path(config.out)
     parts = [out / loss for loss in LOSSES if (out / loss).is_dir() or (compare and loss in COMPARED)]
     with locked([out, *parts]):

@@ -72,8 +72,9 @@ def test_other_errors_are_not_taken_for_the_disks(tmp_path: Path) -> None:
         raise RuntimeError("no disk")
 
 
-def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(small: TrainConfig) -> None:
-    broken = Trainer(small, load_data(small), progress=False)
+def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(small: TrainConfig, pictures: Path) -> None:
+    small = replace(small, data=str(pictures))
+    broken = Trainer(small, load_data(small, lambda line: None), progress=False)
     stop_after(broken, 5)
     with pytest.raises(Killed):
         broken.fit()
@@ -214,6 +215,7 @@ def test_a_signal_ends_the_first_of_two_runs(
     assert not (out / "sparc" / LOG).exists()
     assert [signal.getsignal(number) for number in STOPPING] == before
     if number == signal.SIGINT:
+        monkeypatch.setattr("sparc_kernels.train.cli._conclude", lambda *_: None)
         assert main(["--resume", str(out), "--quiet"]) == 0
         assert [len(curve(out / loss)) for loss in ("clip", "sparc")] == [4, 4]
 
