@@ -14,6 +14,7 @@ _NEEDED = {
     "tqdm": "tqdm",
     "tensorboard": "tensorboard",
     "matplotlib": "matplotlib",
+    "filelock": "filelock",
 }
 
 

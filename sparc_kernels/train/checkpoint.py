@@ -18,16 +18,37 @@ CHECKPOINT = "checkpoint.pt"
 VERSION = 1
 
 
+class WriteError(OSError):
+    """``filename`` could not be written. What is written whole stands as it was before."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Failures of the disk in the block become a ``WriteError`` that names ``path``.
+
+    torch.save tells them as a RuntimeError about positions, with the OSError behind it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise WriteError(cause.errno, cause.strerror or str(cause), str(path)) from error
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that replaces ``path`` in one step when the block ends: a crash leaves the old one whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with writing(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -35,7 +56,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 def write_atomic(path: Path, text: str) -> None:
     with atomic_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))  # names of files may be no UTF-8
 
 
 def save(run: Path, state: dict[str, Any]) -> None:
@@ -53,7 +74,10 @@ def load(run: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a checkpoint: {error}") from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{str(path)!r} cannot be read as a checkpoint: {why}") from error
+    if not isinstance(state, dict) or "version" not in state:
+        raise ValueError(f"{str(path)!r} is no checkpoint of this trainer")
     if state.get("version") != VERSION:
         raise ValueError(f"{str(path)!r} has version {state.get('version')}, expected {VERSION}")
     return state
@@ -83,26 +107,30 @@ class CsvLog:
     """One row per step. On resume, rows past the checkpoint (and a torn last row) are dropped."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], keep_steps: int) -> None:
-        self.columns = columns
+        self.path, self.columns = path, columns
         kept = [row for row in read_log(path) if int(row["step"]) <= keep_steps] if keep_steps else []
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(kept)
         write_atomic(path, text.getvalue())
-        self._file: IO[str] = open(path, "a", encoding="utf-8", newline="", buffering=1)  # noqa: SIM115
+        with writing(path):
+            self._file: IO[str] = open(path, "a", encoding="utf-8", newline="", buffering=1)  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, columns)
 
     def write(self, row: dict[str, Any]) -> None:
-        self._writer.writerow(row)
+        with writing(self.path):
+            self._writer.writerow(row)
 
     def sync(self) -> None:
         """Rows so far reach the disk: called before the checkpoint that counts on them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self.path):
+            self._file.close()
 
 
 def read_log(path: Path) -> list[dict[str, str]]:

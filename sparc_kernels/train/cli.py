@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
+import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,13 @@ from sparc_kernels.train.config import DEVICES, LOSSES, PRECISIONS, PRESETS, Tra
 from sparc_kernels.train.data import Data, load_data
 from sparc_kernels.train.evaluate import evaluate
 from sparc_kernels.train.figures import draw_alignment, draw_curves
+from sparc_kernels.train.lock import locked
 from sparc_kernels.train.report import table
+from sparc_kernels.train.signals import noted_signals
 from sparc_kernels.train.speed import PAPER_SHAPE, compare_speed, fused_backend
 from sparc_kernels.train.trainer import LOG, Trainer, pick_device
 
+COMPARED = ("clip", "sparc")
 # So small a model gains nothing from a second thread; the second core draws the scenes.
 DEMO: dict[str, Any] = {
     "out": "runs/demo",
@@ -94,21 +100,28 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 with a message on standard error where the input is at fault."""
+    """Exit status 0, or with a message on standard error: 2 where the input is at fault, 1 where a file could not be
+    written, 128 and its number after a signal."""
     options = vars(build_parser().parse_args(arguments))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # any name of a file can be printed
     try:
-        run(options)
+        return run(options)
     except (ValueError, TypeError, NotImplementedError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except checkpoint.WriteError as error:
+        whole = Path(error.filename).with_name(checkpoint.CHECKPOINT).exists()
+        then = "; the last checkpoint is intact, --resume continues from it" if whole else ""
+        print(f"error: {error.filename!r} could not be written: {error.strerror}{then}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; --resume continues from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+        return 128 + signal.SIGINT
 
 
-def run(options: dict[str, Any]) -> None:
+def run(options: dict[str, Any]) -> int:
     switches = ("demo", "compare", "overwrite", "quiet")
     demo, compare, overwrite, quiet = (options.pop(name, False) for name in switches)
     resumed: str | None = options.pop("resume", None)
@@ -121,24 +134,39 @@ def run(options: dict[str, Any]) -> None:
     else:
         config = _configure((DEMO if demo else {}) | options)
         compare = compare or demo
-        _claim(Path(config.out), overwrite or (demo and "out" not in options))
     if compare and "loss" in options:
-        raise ValueError("--compare and --demo train both losses: leave out --loss")
+        raise ValueError("--compare and --demo train clip and sparc: leave out --loss")
+    out = Path(config.out)
+    parts = [out / loss for loss in LOSSES if (out / loss).is_dir() or (compare and loss in COMPARED)]
+    with locked([out, *parts]):
+        if resumed is None:
+            _claim(out, overwrite or (demo and "out" not in options))
+        return _train(config, compare, resumed is not None, demo, quiet)
+
+
+def _train(config: TrainConfig, compare: bool, resume: bool, demo: bool, quiet: bool) -> int:
+    """Every run that was asked for, and what follows them; the exit status."""
     device, threads = pick_device(config.device), torch.get_num_threads()
     data = load_data(config, print, progress=not quiet)
     out = Path(config.out)
     if compare:
         _write_json(out / "config.json", config.to_dict() | {"compare": True})
     trainers = []
-    for loss in ("clip", "sparc") if compare else (config.loss,):
+    for loss in COMPARED if compare else (config.loss,):
         part = replace(config, loss=loss, out=str(out / loss)) if compare else config
-        again = resumed is not None and (not compare or (Path(part.out) / checkpoint.CHECKPOINT).exists())
+        again = resume and (not compare or (Path(part.out) / checkpoint.CHECKPOINT).exists())
         trainers.append(Trainer(part, data, again, progress=not quiet))
-        trainers[-1].fit()
+        with noted_signals() as signals:
+            trainers[-1].fit(signals)
+        if signals:
+            name, where = signal.Signals(signals[0]).name, f"step {trainers[-1].step} of {part.steps}"
+            print(f"{name}: saved after {where}; --resume {shlex.quote(str(out))} continues", file=sys.stderr)
+            return 128 + signals[0]
     _conclude(trainers, data, out)
     if demo:
         torch.set_num_threads(threads)
         _report_speed(trainers[-1], data, device)
+    return 0
 
 
 def _configure(options: dict[str, Any]) -> TrainConfig:
@@ -152,7 +180,10 @@ def _read_config(folder: Path, options: dict[str, Any]) -> tuple[TrainConfig, bo
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"no run to resume in {str(folder)!r}: it has no config.json")
-    values = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a configuration: {error}") from error
     compare = bool(values.pop("compare", False))
     values["out"] = str(folder)
     options = {name: value for name, value in options.items() if name != "out"}
@@ -177,18 +208,28 @@ def _conclude(trainers: list[Trainer], data: Data, out: Path) -> None:
     results = {trainer.config.loss: evaluate(trainer, data) for trainer in trainers}
     for trainer in trainers:
         _write_json(trainer.run / "results.json", results[trainer.config.loss])
-    print(f"\n{len(data.captions)} held-out pairs\n")
-    print(table(results))
     if len(trainers) > 1:
         _write_json(out / "results.json", results)
-    (out / "results.md").write_text(table(results), encoding="utf-8")
-    draw_alignment(trainers, data, out / "alignment.png")
-    draw_curves([trainer.run for trainer in trainers], list(results), out / "curves.png")
-    for name in ("alignment.png", "curves.png", "results.json", "results.md"):
+    checkpoint.write_atomic(out / "results.md", table(results))
+    print(f"\n{len(data.captions)} held-out pairs\n")
+    print(table(results))
+    _draw(out / "alignment.png", lambda path: draw_alignment(trainers, data, path))
+    _draw(out / "curves.png", lambda path: draw_curves([trainer.run for trainer in trainers], list(results), path))
+    for name in ("results.json", "results.md"):
         print(out / name)
     for trainer in trainers:
         steps, seconds = trainer.config.steps, trainer.seconds
         print(f"{trainer.run}: {steps} steps in {seconds:.0f} s")
+
+
+def _draw(path: Path, draw: Callable[[Path], None]) -> None:
+    """A figure, or why there is none: the results stand without it."""
+    try:
+        draw(path)
+    except Exception as error:
+        print(f"warning: {path} was not drawn ({type(error).__name__}: {error})", file=sys.stderr)
+    else:
+        print(path)
 
 
 def _report_speed(trainer: Trainer, data: Data, device: Any) -> None:

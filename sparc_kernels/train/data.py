@@ -7,7 +7,9 @@ alone.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sparc_kernels.train.checkpoint import write_atomic
 from sparc_kernels.train.config import TrainConfig
-from sparc_kernels.train.data_folder import Folder, Pixels, scan
+from sparc_kernels.train.data_folder import Folder, Pixels, Unusable, scan
 from sparc_kernels.train.data_scenes import Scene, caption, scene
+from sparc_kernels.train.signals import ignore_signals, killed_at_exit
 
+_log = logging.getLogger(__name__)
 TOKENIZER_CAPTIONS = 2000  # scenes whose captions train the tokenizer
 Pair = tuple[Pixels, str]
 
@@ -46,14 +51,29 @@ class FolderStream(Dataset[Pair]):
         self.folder, self.members, self.seed = folder, np.asarray(members), config.seed
         self.epoch_pairs = len(members) // config.batch_size * config.batch_size
         self._order: tuple[int, Tensor | np.ndarray] = (-1, self.members)
+        self._said: set[str] = set()
 
     def __getitem__(self, position: int) -> Pair:
         epoch, place = divmod(position, self.epoch_pairs)
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(self.members))
-        number = int(self._order[1][place])
+        try:
+            return self._pair(int(self._order[1][place]), position)
+        except Unusable as error:
+            self._say(error)
+        for number in np.random.default_rng((self.seed, 3, position)).permutation(self.members):
+            with suppress(Unusable):
+                return self._pair(int(number), position)
+        raise ValueError(f"none of the pictures in {str(self.folder.root)!r} can be read any more")
+
+    def _pair(self, number: int, position: int) -> Pair:
         pixels = self.folder.crop(number, np.random.default_rng((self.seed, 2, position)))
         return pixels, self.folder.captions[number]
+
+    def _say(self, error: Unusable) -> None:
+        if str(error) not in self._said:
+            self._said.add(str(error))
+            _log.warning("warning: %s; another pair takes its place", error)
 
 
 @dataclass
@@ -96,8 +116,8 @@ def load_data(config: TrainConfig, write: Callable[[str], object] = print, progr
 def fingerprint(folder: Folder) -> str:
     """Digest of the usable pictures' names, sizes in bytes and captions."""
     digest = hashlib.sha256()
-    for path, text in zip(folder.paths, folder.captions):
-        digest.update(f"{path.relative_to(folder.root)}\0{path.stat().st_size}\0{text}\0".encode())
+    for path, size, text in zip(folder.paths, folder.sizes, folder.captions):
+        digest.update(f"{path.relative_to(folder.root)}\0{size}\0{text}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -123,16 +143,17 @@ def batches(data: Data, config: TrainConfig, start: int) -> Iterator[tuple[Tenso
     """Batches from step ``start`` to the last: ``pixels`` [B, 3, S, S] uint8 and captions."""
     size = config.batch_size
     positions = [list(range(step * size, (step + 1) * size)) for step in range(start, config.steps)]
-    return iter(
-        DataLoader(
-            data.train,
-            batch_sampler=positions,
-            collate_fn=_collate,
-            num_workers=config.workers,
-            persistent_workers=False,
-            generator=torch.Generator(),  # or the loader would draw from, and shift, the run's own generator
-        )
+    loader = DataLoader(
+        data.train,
+        batch_sampler=positions,
+        collate_fn=_collate,
+        num_workers=config.workers,
+        persistent_workers=False,
+        worker_init_fn=ignore_signals,
+        generator=torch.Generator(),  # or the loader would draw from, and shift, the run's own generator
     )
+    with killed_at_exit():
+        return iter(loader)
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
@@ -148,4 +169,4 @@ def _list_skipped(folder: Folder, out: Path) -> None:
     if folder.skipped:
         out.mkdir(parents=True, exist_ok=True)
         lines = (f"{path.relative_to(folder.root)}\t{reason}\n" for path, reason in folder.skipped)
-        (out / "skipped.txt").write_text("".join(lines), encoding="utf-8")
+        write_atomic(out / "skipped.txt", "".join(lines))

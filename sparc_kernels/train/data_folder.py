@@ -1,11 +1,12 @@
 """A folder of pictures, each with a ``.txt`` of the same stem whose first line is its caption.
 
-What cannot be used (a broken picture, a format without a decoder, a missing or empty caption) is left
+What cannot be used (a broken picture or link, a format without a decoder, a missing or empty caption) is left
 out, counted and named. Alpha channels are composited on white; pictures are padded to a square with white.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ Pixels = npt.NDArray[np.uint8]
 # Pictures that Pillow cannot decode: named as skipped, not passed over in silence.
 UNSUPPORTED = frozenset({".svg", ".svgz", ".heic", ".heif", ".raw", ".psd", ".xcf"})
 CACHE_BYTES = 2 << 30
+SHRINK_SIDE = 4096  # pictures with more pixels than a square of it are made to fit one before anything else
+WIDE_GREY = ("I", "I;16", "I;16B", "I;16L", "F")  # 16 and 32 bits per pixel, which Pillow would clip at 255
 MARGIN = 1.125  # pictures are kept this much larger than the model's input, for random crops
 
 
@@ -32,6 +35,7 @@ class Folder:
     image_size: int
     paths: list[Path] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # of the files, in bytes
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     cache: list[Pixels] = field(default_factory=list)
 
@@ -43,8 +47,14 @@ class Folder:
         return len(self.paths)
 
     def picture(self, number: int) -> Pixels:
-        """Picture ``number``, [stored_size, stored_size, 3] uint8."""
-        return self.cache[number] if self.cache else load_image(self.paths[number], self.stored_size)
+        """Picture ``number``, [stored_size, stored_size, 3] uint8; ``Unusable`` if it is not what ``scan`` found."""
+        if self.cache:
+            return self.cache[number]
+        path = self.paths[number]
+        try:
+            return load_image(path, self.stored_size)
+        except Unusable as error:
+            raise Unusable(f"{path.relative_to(self.root)}: {error}") from error
 
     def crop(self, number: int, rng: np.random.Generator | None = None) -> Pixels:
         """A random crop (the middle without ``rng``), [image_size, image_size, 3]."""
@@ -74,9 +84,8 @@ def scan(root: str | Path, image_size: int, progress: bool = False) -> Folder:
         raise ValueError(f"data folder {str(root)!r} is not a folder (nor the word 'scenes')")
     Image.init()
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    listed = (path for path in root.rglob("*") if path.suffix.lower() in known | UNSUPPORTED)
-    files = sorted(path for path in listed if path.is_file())
     folder = Folder(root, image_size)
+    files = _find(root, known | UNSUPPORTED, folder.skipped)
     keep = len(files) * folder.stored_size**2 * 3 <= CACHE_BYTES
     for path in tqdm(files, desc="reading pictures", unit="file", disable=not progress):
         try:
@@ -89,6 +98,7 @@ def scan(root: str | Path, image_size: int, progress: bool = False) -> Folder:
             continue
         folder.paths.append(path)
         folder.captions.append(caption)
+        folder.sizes.append(path.stat().st_size)
         if keep:
             folder.cache.append(pixels)
     if not folder.paths:
@@ -98,7 +108,31 @@ def scan(root: str | Path, image_size: int, progress: bool = False) -> Folder:
     return folder
 
 
-class Unusable(Exception):
+def _find(root: Path, suffixes: frozenset[str] | set[str], skipped: list[tuple[Path, str]]) -> list[Path]:
+    """The files below ``root`` with one of the suffixes, sorted. Links are followed, and each folder is read once."""
+
+    def unreadable(error: OSError) -> None:
+        skipped.append((Path(error.filename), f"folder cannot be read ({error.strerror})"))
+
+    files: list[Path] = []
+    seen: dict[tuple[int, int], str] = {}
+    for folder, below, names in os.walk(root, onerror=unreadable, followlinks=True):
+        status = os.stat(folder)
+        first = seen.setdefault((status.st_dev, status.st_ino), folder)
+        if first != folder:
+            skipped.append((Path(folder), f"folder was read already (as {first})"))
+            below.clear()
+            continue
+        below.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        for path in sorted(Path(folder, name) for name in names):
+            if os.path.islink(path) and not os.path.exists(path):
+                skipped.append((path, "broken link"))
+            elif path.suffix.lower() in suffixes and os.path.isfile(path):
+                files.append(path)
+    return sorted(files)
+
+
+class Unusable(ValueError):
     """Why a file is skipped."""
 
 
@@ -130,29 +164,40 @@ def _decode(data: bytes) -> str:
 
 
 def load_image(path: Path, size: int) -> Pixels:
-    """Any picture Pillow reads, turned upright, on white, padded to a square: [size, size, 3] uint8."""
+    """Any picture Pillow reads, the first of several, turned upright, on white, padded to a square:
+    [size, size, 3] uint8."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as opened:
-                picture = ImageOps.exif_transpose(opened)
-                if picture.has_transparency_data:
-                    layer = picture.convert("RGBA")
-                    white = Image.new("RGBA", layer.size, "white")
-                    picture = Image.alpha_composite(white, layer)
-                picture = ImageOps.pad(_rgb(picture), (size, size), Image.Resampling.BICUBIC, color="white")
+                if opened.width * opened.height > SHRINK_SIDE**2:
+                    gap = None if opened.mode.startswith("I;16") else 2.0  # Pillow has no quick reduction of these
+                    opened.thumbnail((SHRINK_SIDE, SHRINK_SIDE), reducing_gap=gap)
+                picture = _rgb_on_white(ImageOps.exif_transpose(opened))
+                picture = ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC, color="white")
                 return np.asarray(picture, np.uint8)
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise Unusable(f"too large (Pillow opens pictures of at most {most:.0f} million pixels)") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ...
+        if isinstance(error, OSError) and error.strerror:  # the system's, not a decoder's
+            raise Unusable(f"cannot be read ({error.strerror})") from error
         raise Unusable(f"broken picture ({type(error).__name__}: {error})") from error
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """To RGB; 16- and 32-bit grey is scaled to its own range, where Pillow would clip it."""
-    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+def _rgb_on_white(picture: Image.Image) -> Image.Image:
+    """To RGB, transparent parts on white; ``WIDE_GREY`` is scaled to its own range."""
+    if picture.mode in WIDE_GREY:
         grey = np.asarray(picture, np.float64)
-        low, high = grey.min(), grey.max()
-        scaled = (grey - low) / max(high - low, 1e-12) * 255
+        finite = grey[np.isfinite(grey)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        scaled = (np.clip(np.nan_to_num(grey, nan=low), low, high) - low) / max(high - low, 1e-12) * 255
+        if "transparency" in picture.info:  # the grey that stands for transparent
+            scaled[grey == picture.info["transparency"]] = 255
         picture = Image.fromarray(scaled.astype(np.uint8))
+    elif picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return picture.convert("RGB")
 
 

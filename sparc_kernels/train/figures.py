@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,13 @@ from sparc_kernels.train.data_scenes import Scene
 from sparc_kernels.train.trainer import LOG, Trainer
 
 matplotlib.use("Agg")
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 
+_log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 COLOURS = {"sparc": "#0b6e99", "clip": "#d1602d"}
 PANELS = {
@@ -31,6 +37,7 @@ PANELS = {
     "lr": "learning rate",
 }
 TITLE, SMALL, INK = 11, 8, "#222222"
+UNDRAWN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode without ink: controls, marks of format, blanks
 
 
 @torch.no_grad()
@@ -67,6 +74,17 @@ def named_words(data: Data, number: int, at_most: int) -> list[int]:
 def draw_alignment(trainers: Sequence[Trainer], data: Data, path: Path, pictures: int = 4, words: int = 8) -> None:
     """One row per picture and loss: the picture, then each word's map over the greyed pixels."""
     pictures = min(pictures, len(data.captions))
+    plain: dict[Any, Any] = {
+        "font.family": _families(data.captions[:pictures]),
+        "text.parse_math": False,
+        "text.usetex": False,
+    }
+    with matplotlib.rc_context(plain), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # _families has said it
+        _draw_rows(trainers, data, path, pictures, words)
+
+
+def _draw_rows(trainers: Sequence[Trainer], data: Data, path: Path, pictures: int, words: int) -> None:
     words = max(len(named_words(data, number, words)) for number in range(pictures))
     rows = pictures * len(trainers)
     figure, axes = plt.subplots(
@@ -92,6 +110,36 @@ def draw_alignment(trainers: Sequence[Trainer], data: Data, path: Path, pictures
     title = f"Where each word looks: alignment weights over the patches ({note})"
     figure.suptitle(title, fontsize=TITLE, color=INK)
     _save(figure, path)
+
+
+def _families(texts: Sequence[str]) -> list[str]:
+    """The default family, then what other fonts of this machine it takes to draw the texts. What none has is said."""
+    families = list(matplotlib.rcParams["font.family"])
+    missing = {character for text in texts for character in text if unicodedata.category(character) not in UNDRAWN}
+    missing -= _drawn_by(font_manager.findfont(font_manager.FontProperties()), missing)
+    if not missing:
+        return families
+    found: dict[str, set[str]] = {}
+    for entry in font_manager.fontManager.ttflist:
+        if entry.style == "normal" and not entry.name.startswith("Last Resort"):  # that one has a box for everything
+            found.setdefault(entry.name, _drawn_by(entry.fname, missing))
+    while best := max(found, key=lambda name: len(found[name] & missing), default=None):
+        if not found[best] & missing:
+            break
+        families.append(best)
+        missing -= found[best]
+    if missing:
+        _log.warning("warning: no font of this machine can draw %s: boxes in the figure", " ".join(sorted(missing)))
+    return families
+
+
+def _drawn_by(font: str, characters: set[str]) -> set[str]:
+    """Those of the characters that a font file has a glyph for."""
+    try:
+        known = FT2Font(font).get_charmap()
+    except (OSError, RuntimeError):  # gone since matplotlib listed it, or not readable by FreeType
+        return set()
+    return {character for character in characters if ord(character) in known}
 
 
 def _label_row(axis: Any, data: Data, number: int, loss: str, first: bool) -> None:

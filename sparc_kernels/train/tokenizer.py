@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 PAD = "[PAD]"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,16 @@ class CaptionTokenizer:
         encodings = self.tokenizer.encode_batch(captions)
         ids = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
         mask = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.bool)
+        if any(encoding.overflowing for encoding in encodings):
+            _say_cut(self.max_tokens)
         spans = [encoding.offsets[: sum(encoding.attention_mask)] for encoding in encodings]
         return TokenBatch(ids, mask, spans)
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids)).strip()
+
+
+@functools.cache
+def _say_cut(max_tokens: int) -> None:
+    """Once per process."""
+    _log.warning("warning: captions of more than %d tokens are cut", max_tokens)

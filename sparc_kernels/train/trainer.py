@@ -10,17 +10,19 @@ import math
 import os
 import random
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sparc_kernels.modules import SparcLoss
 from sparc_kernels.train import checkpoint
+from sparc_kernels.train.board import Board
 from sparc_kernels.train.config import TrainConfig, differences
 from sparc_kernels.train.data import Data, batches
 from sparc_kernels.train.model import ClipLoss, DualEncoder, build_loss
@@ -99,13 +101,16 @@ class Trainer:
                 raise ValueError(f"checkpoint of {str(self.run)!r}: step and data position contradict each other")
             checkpoint.set_rng_state(saved["rng"])
 
-    def fit(self) -> None:
-        """Train to the last step; checkpoints stand before the first, at every interval and at the end."""
+    def fit(self, stop: Sequence[int] = ()) -> None:
+        """Train to the last step; checkpoints stand before the first, at every interval and at the end.
+
+        Once ``stop`` holds something (``noted_signals``), training ends after the step, with a checkpoint.
+        """
         config = self.config
         self.run.mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomic(self.run / "config.json", json.dumps(config.to_dict(), indent=2))
         log = checkpoint.CsvLog(self.run / LOG, COLUMNS, self.step)
-        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step + 1)
+        board = Board(self.run / "tensorboard", self.step + 1)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.step == 0:
             self.save()
@@ -117,7 +122,9 @@ class Trainer:
         )
         bar = tqdm(total=config.steps, initial=self.step, desc=config.loss, unit="step", disable=not self.progress)
         self.model.train()
-        try:
+        with ExitStack() as stack:  # each is closed, whichever of them fails
+            for each in (log, board, bar):
+                stack.callback(each.close)
             for pixels, captions in batches(self.data, config, self.step):
                 started = time.perf_counter()
 
@@ -151,18 +158,15 @@ class Trainer:
                 shares = [part.item() for part in parts] or [value, ""]
                 row = dict(zip(COLUMNS, (self.step, value, *shares, scale, rate, norm, round(self.seconds, 3))))
                 log.write(row)
-                for name in COLUMNS[1:-1]:
-                    if row[name] != "":
-                        writer.add_scalar(name, row[name], self.step)
+                board.write({name: row[name] for name in COLUMNS[1:-1] if row[name] != ""}, self.step)
                 bar.update()
                 bar.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.1e}", refresh=False)
-                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                stopping = bool(stop)  # asked once: what comes later stops the next step
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps or stopping:
                     log.sync()
                     self.save()
-        finally:
-            bar.close()
-            writer.close()
-            log.close()
+                if stopping:
+                    break
 
     def save(self) -> None:
         """A checkpoint from which the next step is the one that would have followed."""

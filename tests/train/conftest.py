@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-for module in ("PIL", "tokenizers", "tqdm", "tensorboard", "matplotlib"):
+for module in ("PIL", "tokenizers", "tqdm", "tensorboard", "matplotlib", "filelock"):
     pytest.importorskip(module, reason="the trainer's tests need the extra 'train'")
 
 from PIL import Image  # noqa: E402
