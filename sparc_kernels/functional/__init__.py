@@ -13,7 +13,12 @@ from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE
 from sparc_kernels.functional.alignment import alignment_weights, fine_grained_loss, language_grouped_embeddings
 from sparc_kernels.functional.contrastive import contrastive_loss, sigmoid_loss
 from sparc_kernels.functional.mining import mine_negatives
-from sparc_kernels.functional.similarity import SimilarityLogsumexp, similarity_logsumexp, similarity_softplus
+from sparc_kernels.functional.similarity import (
+    SimilarityLogsumexp,
+    paired_cosines,
+    similarity_logsumexp,
+    similarity_softplus,
+)
 from sparc_kernels.functional.sparc import SparcLossOutput, sparc_loss
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "fine_grained_loss",
     "language_grouped_embeddings",
     "mine_negatives",
+    "paired_cosines",
     "sigmoid_loss",
     "similarity_logsumexp",
     "similarity_softplus",

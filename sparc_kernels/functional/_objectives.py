@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sparc_kernels.functional._candidates import Labels, Pairs, Scope, check_pairs, checked_weights
 from sparc_kernels.functional._positives import (
+    cosines_of_pairs,
     counts,
     label_counts,
     log_add,
-    paired_cosines,
     rows_of,
     segment_cross_entropies,
     softplus,
@@ -76,13 +76,13 @@ def sigmoid_losses(call: Call, bias: Tensor, targets: Targets | None) -> Losses:
         return Losses(streamed_softplus(images, texts, scale, bias, scope, False, call.backend), there)
     if targets is None:
         negatives = streamed_softplus(images, texts, scale, bias, _without_diagonal(call), True, call.backend)
-        values = softplus(-(scale * paired_cosines(images, texts) + bias))
+        values = softplus(-(scale * cosines_of_pairs(images, texts) + bias))
         both = _both_there(scope)
         return Losses(negatives + (values if both is None else values.masked_fill(~both, 0.0)), there)
     indptr, indices, weights = _checked(call, targets)
     row = rows_of(indptr, indices)
     negatives = streamed_softplus(images, texts, scale, bias, _without(call, indptr, indices), True, call.backend)
-    values = softplus(-(scale * paired_cosines(images, texts, row, indices) + bias))
+    values = softplus(-(scale * cosines_of_pairs(images, texts, row, indices) + bias))
     if weights is not None:
         values = weights * values
     both = _both_there(scope, row, indices)
@@ -97,7 +97,7 @@ def sigmoid_losses(call: Call, bias: Tensor, targets: Targets | None) -> Losses:
 def _of_diagonal(call: Call) -> list[Losses]:
     m, n = call.images.shape[0], call.texts.shape[0]
     count = m if call.wanted[0] else n
-    logits = call.scale * paired_cosines(
+    logits = call.scale * cosines_of_pairs(
         call.images if m == count else call.images[:count], call.texts if n == count else call.texts[:count]
     )
     there = _both_there(call.scope, slice(count), slice(count))
@@ -114,7 +114,7 @@ def _of_pairs(call: Call, targets: Pairs) -> list[Losses]:
     indptr, indices, weights = _checked(call, targets)
     pairs = (rows_of(indptr, indices), indices)
     both = _both_there(call.scope, *pairs)
-    logits = call.scale * paired_cosines(call.images, call.texts, *pairs)
+    logits = call.scale * cosines_of_pairs(call.images, call.texts, *pairs)
     found = []
     for side, lse, *_ in _statistics(call._replace(scope=_without(call, indptr, indices))):
         segment, items = pairs[side], lse.shape[0]

@@ -97,7 +97,7 @@ def _chunks(
         yield chunk, x.to(dtype), y.to(dtype)
 
 
-def paired_cosines(rows: Tensor, cols: Tensor, row: Tensor | None = None, col: Tensor | None = None) -> Tensor:
+def cosines_of_pairs(rows: Tensor, cols: Tensor, row: Tensor | None = None, col: Tensor | None = None) -> Tensor:
     """[K] cosines of ``rows[row]`` and ``cols[col]`` (None: of row i with column i), in the accumulation dtype."""
     rows, cols = recordable(rows), recordable(cols)
     if not torch.compiler.is_compiling():

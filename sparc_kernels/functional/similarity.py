@@ -21,6 +21,7 @@ from sparc_kernels.functional._candidates import (
     checked_single,
 )
 from sparc_kernels.functional._common import autocast, recordable
+from sparc_kernels.functional._positives import cosines_of_pairs
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.contrastive.autograd import SimilarityLogsumexpFunction, SimilaritySoftplusFunction
@@ -184,6 +185,26 @@ def streamed_softplus(
         ids_exclude, keep, backend,
     )[0]  # fmt: skip
     return row_sum
+
+
+def paired_cosines(rows: Tensor, cols: Tensor) -> Tensor:
+    """Cosines of row i and column i: the positives of a batch of pairs.
+
+    Sums in the accumulation dtype, and keeps nothing between forward and backward but its inputs.
+
+    Args:
+        rows: [M, D] embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
+        cols: [M, D] embeddings, of the same dtype and device.
+
+    Returns:
+        [M] in float32 (float64 for float64 embeddings).
+
+    Raises:
+        TypeError, ValueError: as :func:`similarity_logsumexp`.
+    """
+    rows, cols = _embeddings(rows, cols)
+    _validate.same("cols", cols, "rows", rows, {"M": 0})
+    return cosines_of_pairs(rows, cols)
 
 
 def _embeddings(rows: Tensor, cols: Tensor) -> tuple[Tensor, ...]:
