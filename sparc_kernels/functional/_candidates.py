@@ -151,7 +151,7 @@ def _integers(name: str, value: object, size: int | None, owner: Tensor) -> Tens
     if value.dim() != 1 or (size is not None and value.shape[0] != size):
         raise ValueError(f"{name} must have shape [{'any' if size is None else size}], got {list(value.shape)}")
     _validate.same_device(name, value, "rows", owner)
-    return value.to(torch.int64)
+    return value.to(torch.int64).contiguous()
 
 
 def check_pairs(name: str, pairs: Pairs, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:

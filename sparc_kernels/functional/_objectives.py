@@ -100,13 +100,14 @@ def _of_diagonal(call: Call) -> list[Losses]:
     logits = call.scale * cosines_of_pairs(
         call.images if m == count else call.images[:count], call.texts if n == count else call.texts[:count]
     )
-    there = _both_there(call.scope, slice(count), slice(count))
+    both = _both_there(call.scope, slice(count), slice(count))
     found = []
     for side, lse, *_ in _statistics(call._replace(scope=_without_diagonal(call))):
         values = softplus(lse - logits)
         if call.smoothing:
             values = values + call.smoothing * (logits - _mean_logits(call, side))
-        found.append(Losses(values if there is None else values.masked_fill(~there, 0.0), there))
+        values = values if both is None else values.masked_fill(~both, 0.0)
+        found.append(Losses(values, _there(call.scope, side)))
     return found
 
 

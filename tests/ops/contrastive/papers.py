@@ -13,7 +13,7 @@ BATCH, CAPTIONS, WIDTH, QUEUE, CLASSES, GUIDE = 6, 3, 10, 4, 9, 5
 
 
 def draw(dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, Any]:
-    """What a block of the page may name; pairs are matched, with cosines around 0.7, and what learns needs gradients."""
+    """What a block of the page may name; pairs are matched (cosines around 0.7), and what learns needs gradients."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -109,7 +109,7 @@ def alip(x: dict[str, Any]) -> Tensor:
 def label_smoothing(x: dict[str, Any]) -> Tensor:
     logits = x["scale"] * cosines(x["images"], x["texts"])
     target = torch.arange(len(logits))
-    return sum(F.cross_entropy(z, target, label_smoothing=0.1) for z in (logits, logits.T)) / 2
+    return torch.stack([F.cross_entropy(z, target, label_smoothing=0.1) for z in (logits, logits.T)]).mean()
 
 
 def albef(x: dict[str, Any]) -> Tensor:
@@ -264,7 +264,7 @@ def margins(x: dict[str, Any]) -> Tensor:
     mine = F.one_hot(x["labels"], CLASSES).double()
     cosface = similar - 0.35 * mine
     arcface = torch.where(mine == 1, (similar.acos() + 0.5).cos(), similar)
-    return sum(F.cross_entropy(x["scale"] * z, x["labels"]) for z in (cosface, arcface))
+    return F.cross_entropy(x["scale"] * cosface, x["labels"]) + F.cross_entropy(x["scale"] * arcface, x["labels"])
 
 
 def creamfl(x: dict[str, Any]) -> Tensor:
