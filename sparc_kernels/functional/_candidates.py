@@ -200,6 +200,18 @@ def _only(kind: type[_T], found: Sequence[Any]) -> _T | None:
     return some[0] if some else None
 
 
+def exclusions(exclude: Exclusion | Sequence[Exclusion] | None) -> list[Exclusion]:
+    """Each of them, by itself."""
+    kinds = (Ids, Pairs, Above)
+    if exclude is None:
+        return []
+    given = [exclude] if isinstance(exclude, kinds) or not isinstance(exclude, (list, tuple)) else list(exclude)
+    for each in given:
+        if not isinstance(each, kinds):
+            raise TypeError(f"exclude must be made of Ids, Pairs and Above, got {type(each).__name__}")
+    return given
+
+
 def checked_scope(
     rows: Tensor,
     cols: Tensor,
@@ -211,11 +223,7 @@ def checked_scope(
     Raises:
         TypeError, ValueError: the argument, what came, what was expected.
     """
-    kinds = (Ids, Pairs, Above)
-    given: Sequence[Any] = [] if exclude is None else [exclude] if isinstance(exclude, kinds) else list(exclude)
-    for each in given:
-        if not isinstance(each, kinds):
-            raise TypeError(f"exclude must be made of Ids, Pairs and Above, got {type(each).__name__}")
+    given = exclusions(exclude)
     if targets is not None and not isinstance(targets, Labels):
         raise TypeError(f"targets must be Labels or None, got {type(targets).__name__}")
     if teacher is not None and not isinstance(teacher, Teacher):

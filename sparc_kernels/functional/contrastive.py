@@ -22,6 +22,7 @@ from sparc_kernels.functional._candidates import (
     checked_scope,
     checked_single,
     checked_weights,
+    exclusions,
 )
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable
 from sparc_kernels.functional._objectives import Call, Losses, Targets, sigmoid_losses, softmax_losses
@@ -232,7 +233,7 @@ def _check_together(
     alpha: float,
 ) -> None:
     """What cannot be served in one call, with the reason."""
-    kinds = {type(x) for x in ([exclude] if isinstance(exclude, (Ids, Pairs, Above)) else exclude or [])}
+    kinds = {type(each) for each in exclusions(exclude)}
     if teacher is not None and not isinstance(teacher, Teacher):
         raise TypeError(f"teacher must be a Teacher or None, got {type(teacher).__name__}")
     if teacher is None and alpha != 0:
