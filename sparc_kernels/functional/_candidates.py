@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels import _validate
-from sparc_kernels.functional._common import scalar
+from sparc_kernels.functional._common import recordable, scalar
 from sparc_kernels.ops._dtype import accumulation_dtype
 
 
@@ -140,7 +140,7 @@ def checked_weights(name: str, value: object, size: int, owner_name: str, owner:
     _validate.same_device(name, value, owner_name, owner)
     if _validate.can_be_looked_at(value) and not bool(((value >= 0) & value.isfinite()).all()):
         raise ValueError(f"{name} must be finite and not negative, got {value.min():g} to {value.max():g}")
-    return value.to(accumulation_dtype(owner.dtype))
+    return recordable(value.to(accumulation_dtype(owner.dtype)))
 
 
 def _integers(name: str, value: object, size: int | None, owner: Tensor) -> Tensor:
@@ -205,7 +205,9 @@ def exclusions(exclude: Exclusion | Sequence[Exclusion] | None) -> list[Exclusio
     kinds = (Ids, Pairs, Above)
     if exclude is None:
         return []
-    given = [exclude] if isinstance(exclude, kinds) or not isinstance(exclude, (list, tuple)) else list(exclude)
+    given: list[Any] = (
+        [exclude] if isinstance(exclude, kinds) or not isinstance(exclude, (list, tuple)) else list(exclude)
+    )
     for each in given:
         if not isinstance(each, kinds):
             raise TypeError(f"exclude must be made of Ids, Pairs and Above, got {type(each).__name__}")
