@@ -238,6 +238,29 @@ def test_paired_cosines_keep_their_inputs_alone() -> None:
     assert {t.data_ptr() for t in saved} == {x.data_ptr(), y.data_ptr()}
 
 
+def test_a_positive_that_is_nearly_certain() -> None:
+    """In float32, one above all others: its loss of 1e-9 and its gradient, as softplus of a difference gives them."""
+    logits = torch.tensor([30.0, 9.0, 8.0, 20.0, 20.0, 3.0])
+    segment, negatives = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([7.0, -2.0, -torch.inf])
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        z = logits.to(dtype).requires_grad_()
+        losses = _positives.segment_cross_entropies(z, segment, negatives.to(dtype))
+        results.append([losses, *torch.autograd.grad(losses[0], z)])
+    rows = ([30.0, 9.0, 8.0, 7.0], [20.0, 20.0, -2.0], [3.0])
+    whole = [torch.tensor(row, dtype=torch.float64).logsumexp(0) for row in rows]
+    torch.testing.assert_close(results[1][0], torch.stack([whole[i] for i in segment]) - logits.double())
+    rest = torch.tensor([9.0, 8.0, 7.0], dtype=torch.float64).logsumexp(0) - 30.0
+    torch.testing.assert_close(results[1][0][0], rest.exp().log1p(), rtol=1e-12, atol=0)
+    for one, other in zip(*results):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=0)
+
+
+def test_softplus_has_no_jump() -> None:
+    x = torch.tensor([-40.0, 0.0, 19.9, 20.1, 30.0, 41.0], dtype=torch.float64)
+    torch.testing.assert_close(_positives.softplus(x), x.logaddexp(torch.zeros_like(x)), rtol=1e-15, atol=0)
+
+
 # Edges
 
 
@@ -298,7 +321,7 @@ def test_union_of_pairs() -> None:
         for i in range(5):
             row = indices[indptr[i] : indptr[i + 1]]
             assert row.equal(row.sort().values)
-            found[i, row] += 1
+            found[i].index_add_(0, row, torch.ones(len(row)))
         assert found[:, :6].equal((masks[0] | masks[1]).float())
 
 
