@@ -9,11 +9,22 @@
 from sparc_kernels._dispatch import available_backends
 from sparc_kernels._version import __version__
 from sparc_kernels.functional import (
+    Above,
+    Ids,
+    Labels,
+    Pairs,
+    SimilarityLogsumexp,
     SparcLossOutput,
+    Teacher,
     alignment_weights,
     contrastive_loss,
     fine_grained_loss,
     language_grouped_embeddings,
+    mine_negatives,
+    paired_cosines,
+    sigmoid_loss,
+    similarity_logsumexp,
+    similarity_softplus,
     sparc_loss,
 )
 from sparc_kernels.modules import SparcLoss
@@ -25,16 +36,27 @@ from sparc_kernels.ops.grouping.autograd import AlignmentWeightsFunction, Langua
 register(rooms())
 
 __all__ = [
+    "Above",
     "AlignmentWeightsFunction",
     "FineGrainedLossFunction",
+    "Ids",
+    "Labels",
     "LanguageGroupedEmbeddingsFunction",
+    "Pairs",
+    "SimilarityLogsumexp",
     "SparcLoss",
     "SparcLossOutput",
+    "Teacher",
     "__version__",
     "alignment_weights",
     "available_backends",
     "contrastive_loss",
     "fine_grained_loss",
     "language_grouped_embeddings",
+    "mine_negatives",
+    "paired_cosines",
+    "sigmoid_loss",
+    "similarity_logsumexp",
+    "similarity_softplus",
     "sparc_loss",
 ]

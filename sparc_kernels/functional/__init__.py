@@ -8,17 +8,36 @@ are left alone.
 float16.
 """
 
+from sparc_kernels.functional._candidates import Above, Ids, Labels, Pairs, Teacher
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE
 from sparc_kernels.functional.alignment import alignment_weights, fine_grained_loss, language_grouped_embeddings
-from sparc_kernels.functional.contrastive import contrastive_loss
+from sparc_kernels.functional.contrastive import contrastive_loss, sigmoid_loss
+from sparc_kernels.functional.mining import mine_negatives
+from sparc_kernels.functional.similarity import (
+    SimilarityLogsumexp,
+    paired_cosines,
+    similarity_logsumexp,
+    similarity_softplus,
+)
 from sparc_kernels.functional.sparc import SparcLossOutput, sparc_loss
 
 __all__ = [
     "DEFAULT_LOGIT_SCALE",
+    "Above",
+    "Ids",
+    "Labels",
+    "Pairs",
+    "SimilarityLogsumexp",
     "SparcLossOutput",
+    "Teacher",
     "alignment_weights",
     "contrastive_loss",
     "fine_grained_loss",
     "language_grouped_embeddings",
+    "mine_negatives",
+    "paired_cosines",
+    "sigmoid_loss",
+    "similarity_logsumexp",
+    "similarity_softplus",
     "sparc_loss",
 ]

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels._dispatch import resolve
-from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable, scalar
-from sparc_kernels.functional.similarity import Ids, similarity_logsumexp, similarity_softplus
-from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
+from sparc_kernels.functional._candidates import (
+    Above,
+    Exclusion,
+    Ids,
+    Labels,
+    Pairs,
+    Scope,
+    Teacher,
+    checked_guide,
+    checked_scale,
+    checked_scope,
+    checked_single,
+    checked_weights,
+    exclusions,
+)
+from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable
+from sparc_kernels.functional._objectives import Call, Losses, Targets, sigmoid_losses, softmax_losses
 from sparc_kernels.ops.contrastive.reference import contrastive_reference, sigmoid_reference
 
-
-def paired_cosines(rows: Tensor, cols: Tensor) -> Tensor:
-    """[M] cosines of row i with column i, in the accumulation dtype."""
-    dtype = accumulation_dtype(rows.dtype)
-    with without_autocast(rows.device.type):
-        return (F.normalize(rows.to(dtype), dim=-1) * F.normalize(cols.to(dtype), dim=-1)).sum(-1)
+DIRECTIONS = ("both", "image_to_text", "text_to_image")
+REDUCTIONS = ("mean", "sum", "none")
+_NOBODY = -(2**62)  # a label that no item has
 
 
 def contrastive_loss(
@@ -26,42 +38,88 @@ def contrastive_loss(
     text_embeds: Tensor,
     *,
     logit_scale: float | Tensor = DEFAULT_LOGIT_SCALE,
+    targets: Targets | None = None,
+    exclude: Exclusion | Sequence[Exclusion] | None = None,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    teacher: Teacher | None = None,
+    alpha: float = 0.0,
+    direction: str = "both",
+    extra_texts: Tensor | None = None,
+    extra_images: Tensor | None = None,
+    reduction: str = "mean",
     group: object = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Global contrastive loss: symmetric InfoNCE of the cosines between all images and texts of the batch.
+    """Contrastive loss: cross-entropy of the softmax over the cosines between images and texts, which are never stored.
 
-    Equation 1 of Bica et al. (2024); the loss of CLIP.
+    With nothing but embeddings it is symmetric InfoNCE: the loss of CLIP (Radford et al., 2021), equation 1 of Bica
+    et al. (2024). docs/losses.md says how the losses of other papers are written with it.
 
     Args:
-        image_embeds: [B, D] image embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
-        text_embeds: [B, D] text embeddings, of the same dtype and device.
+        image_embeds: [M, D] image embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
+        text_embeds: [N, D] text embeddings, of the same dtype and device.
         logit_scale: 1 / temperature, a number or a one-element tensor (which receives a gradient in its shape).
+        targets: None: text i belongs to image i. :class:`Labels`: all texts of an image's label are its positives, of
+            equal weight; for few positives at a sharp scale :class:`Pairs` are more accurate. :class:`Pairs`: image i
+            and its texts, with weights (None: equal, summing to 1; weights given are taken as they are in
+            both directions). The loss of an item without a positive is 0.
+        exclude: pairs that are no candidates, beyond the targets: :class:`Ids`, :class:`Pairs`, :class:`Above`, or
+            several. A positive stays one even so, except that under labels or a teacher an excluded pair is no
+            target either. Items of id -1 are padding: no loss, no candidate, not counted in a mean.
+            Not served: ``Ids`` with labels or a teacher; ``Above`` with labels or a teacher.
+        weights: a factor per image and its text, not negative; it is no part of the mean's denominator.
+        label_smoothing: this share of the target goes evenly to all candidates, in [0, 1). Not together with
+            ``exclude``, whose mean over the candidates would need all pairs.
+        teacher: soft targets: the softmax of a :class:`Teacher` of the same batch (where extra items are given, of the
+            images with ``extra_images`` behind them, of the texts with ``extra_texts``).
+        alpha: the share of the teacher's targets, in [0, 1]; the rest is that of ``targets``.
+        direction: ``"both"`` (the mean of both), ``"image_to_text"`` (an image among texts) or ``"text_to_image"``.
+        extra_texts: [Q, D] further candidates of the images, such as a queue: no positives, without gradient.
+        extra_images: [Q, D] further candidates of the texts.
+        reduction: ``"mean"`` over the items that are no padding, ``"sum"`` over all, ``"none"``: one per item. With
+            both directions, half of the images' and half of the texts'.
         group: a process group; only None for now.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
-        [] in float32 (float64 for float64 embeddings); 0 for an empty batch.
+        [] (``"none"``: [M], for one direction [M] or [N]) in float32 (float64 for float64 embeddings); 0 for an
+        empty batch, and for items without candidates.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as :func:`fine_grained_loss`.
+        TypeError: an argument of another type or dtype than it has to be.
+        ValueError: shapes, devices, ids, pairs, weights, scales that do not fit, or arguments that do not go together.
+        NotImplementedError: the backend cannot serve the call, or ``group`` is given.
     """
-    image_embeds, text_embeds = _paired(image_embeds, text_embeds)
-    _validate.scalar("logit_scale", logit_scale, "image_embeds", image_embeds)
+    images, texts = _embeddings(image_embeds, text_embeds)
     _validate.group(group)
-    backend = resolve("contrastive", backend, image_embeds.device, image_embeds.dtype)
-    scale = scalar(logit_scale, image_embeds)
-    if backend == "eager":
-        return contrastive_reference(recordable(image_embeds), recordable(text_embeds), scale)
-    ids = torch.arange(image_embeds.shape[0], device=image_embeds.device)
-    found = similarity_logsumexp(
-        image_embeds, text_embeds, row_scale=scale, exclude=Ids(ids, ids), group=group, backend=backend
-    )
-    positives = scale * paired_cosines(recordable(image_embeds), recordable(text_embeds))
-    assert found.row_lse is not None
-    assert found.col_lse is not None
-    total = F.softplus(found.row_lse - positives).sum() + F.softplus(found.col_lse - positives).sum()
-    return total / (2 * max(image_embeds.shape[0], 1))
+    wanted = _wanted(direction)
+    _check_targets(images, texts, targets, wanted)
+    _check_reduction(reduction, images, texts, wanted)
+    _check_share("label_smoothing", label_smoothing, below_one=True)
+    _check_share("alpha", alpha)
+    _check_together(targets, exclude, label_smoothing, teacher, alpha)
+    extras = _extras(images, texts, extra_texts, extra_images, wanted)
+    weights = _weights(weights, images, texts, wanted)
+    scale = checked_scale("logit_scale", logit_scale, "image_embeds", images)
+    backend = resolve("contrastive", backend, images.device, images.dtype)
+    optional = (targets, exclude, weights, teacher, *extras)
+    plain = all(x is None for x in optional) and all(wanted) and reduction == "mean" and not label_smoothing
+    if plain and backend == "eager":
+        return contrastive_reference(recordable(images), recordable(texts), scale)
+    labels = targets if isinstance(targets, Labels) else None
+    if teacher is not None and any(x is not None for x in extras):
+        if exclude is not None or isinstance(targets, Pairs):
+            raise ValueError(
+                "a teacher with extra_texts or extra_images goes with neither exclude nor Pairs as targets"
+            )
+        call = Call(images, texts, scale, Scope(), backend, wanted, *extras, label_smoothing, alpha)
+        losses = [x for each in _joined(call, labels, teacher) for x in softmax_losses(each, labels)]
+    else:
+        scope = checked_scope(images, texts, exclude, labels, teacher)
+        call = Call(images, texts, scale, scope, backend, wanted, *extras, label_smoothing, alpha)
+        losses = softmax_losses(call, targets)
+    return _reduced(losses, weights, reduction)
 
 
 def sigmoid_loss(
@@ -70,6 +128,10 @@ def sigmoid_loss(
     *,
     logit_scale: float | Tensor,
     logit_bias: float | Tensor,
+    targets: Targets | None = None,
+    exclude: Exclusion | Sequence[Exclusion] | None = None,
+    weights: Tensor | None = None,
+    reduction: str = "mean",
     group: object = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -78,38 +140,211 @@ def sigmoid_loss(
     Equation 1 of Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023).
 
     Args:
-        image_embeds: [B, D] image embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
-        text_embeds: [B, D] text embeddings, of the same dtype and device.
+        image_embeds: [M, D] image embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
+        text_embeds: [N, D] text embeddings, of the same dtype and device.
         logit_scale: 1 / temperature, a number or a one-element tensor (which receives a gradient in its shape).
         logit_bias: added to every logit, a number or a one-element tensor; the paper starts at -10.
+        targets: which pairs are positives, as in :func:`contrastive_loss`; weights of :class:`Pairs` multiply the
+            positive pairs (None: 1), such as 1 / k for an image of k captions.
+        exclude: pairs that are left out, as in :func:`contrastive_loss`.
+        weights: a factor per image, for all its pairs; not negative.
+        reduction: ``"mean"``: the sum over all pairs divided by the number of images that are no padding;
+            ``"sum"`` over all pairs; ``"none"``: the sums of the images.
         group: a process group; only None for now.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
-        [] in float32 (float64 for float64 embeddings): the sum over all pairs, divided by B; 0 for an empty batch.
+        [] (``"none"``: [M]) in float32 (float64 for float64 embeddings); 0 for an empty batch.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as :func:`fine_grained_loss`.
+        TypeError, ValueError, NotImplementedError: as :func:`contrastive_loss`.
     """
-    image_embeds, text_embeds = _paired(image_embeds, text_embeds)
-    for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
-        _validate.scalar(name, value, "image_embeds", image_embeds)
+    images, texts = _embeddings(image_embeds, text_embeds)
     _validate.group(group)
-    backend = resolve("contrastive", backend, image_embeds.device, image_embeds.dtype)
-    scale, bias = scalar(logit_scale, image_embeds), scalar(logit_bias, image_embeds)
-    if backend == "eager":
-        return sigmoid_reference(recordable(image_embeds), recordable(text_embeds), scale, bias)
-    ids = torch.arange(image_embeds.shape[0], device=image_embeds.device)
-    negatives = similarity_softplus(
-        image_embeds, text_embeds, scale=scale, bias=bias, exclude=Ids(ids, ids), group=group, backend=backend
+    wanted = (True, False)
+    _check_targets(images, texts, targets, (True, True))
+    _check_reduction(reduction, images, texts, wanted)
+    _check_together(targets, exclude, 0.0, None, 0.0)
+    weights = _weights(weights, images, texts, wanted)
+    scale = checked_scale("logit_scale", logit_scale, "image_embeds", images)
+    bias = checked_single("logit_bias", logit_bias, "image_embeds", images)
+    backend = resolve("contrastive", backend, images.device, images.dtype)
+    if backend == "eager" and reduction == "mean" and all(x is None for x in (targets, exclude, weights)):
+        return sigmoid_reference(recordable(images), recordable(texts), scale, bias)
+    labels = targets if isinstance(targets, Labels) else None
+    call = Call(images, texts, scale, checked_scope(images, texts, exclude, labels, None), backend)
+    return _reduced([sigmoid_losses(call, bias, targets)], weights, reduction)
+
+
+# Checks
+
+
+def _embeddings(images: Tensor, texts: Tensor) -> tuple[Tensor, ...]:
+    _validate.embeddings("image_embeds", images, "[B, D]")
+    _validate.embeddings("text_embeds", texts, "[B, D]")
+    images, texts = autocast(images, texts)
+    _validate.same("text_embeds", texts, "image_embeds", images, {"D": 1})
+    return images, texts
+
+
+def _wanted(direction: str) -> tuple[bool, bool]:
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
+    return direction != "text_to_image", direction != "image_to_text"
+
+
+def _check_targets(images: Tensor, texts: Tensor, targets: object, wanted: tuple[bool, bool]) -> None:
+    if targets is not None and not isinstance(targets, (Labels, Pairs)):
+        raise TypeError(f"targets must be Labels, Pairs or None, got {type(targets).__name__}")
+    if targets is not None:
+        return
+    if all(wanted):
+        _validate.same("text_embeds", texts, "image_embeds", images, {"B": 0})
+        return
+    names = ("image_embeds", "text_embeds") if wanted[0] else ("text_embeds", "image_embeds")
+    few, many = (images, texts) if wanted[0] else (texts, images)
+    if few.shape[0] > many.shape[0]:
+        raise ValueError(
+            f"{names[1]} must hold the positive of each of the {few.shape[0]} {names[0]}, got {list(many.shape)}"
+        )
+
+
+def _check_reduction(reduction: str, images: Tensor, texts: Tensor, wanted: tuple[bool, bool]) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+    if reduction == "none" and all(wanted) and images.shape[0] != texts.shape[0]:
+        raise ValueError(
+            "reduction='none' with both directions needs as many texts as images, got "
+            f"{list(images.shape)} and {list(texts.shape)}: ask for one direction"
+        )
+
+
+def _check_share(name: str, value: float, below_one: bool = False) -> None:
+    _validate.weight(name, value)
+    if not 0 <= value <= 1 or (below_one and value == 1):
+        raise ValueError(f"{name} must lie in [0, 1{')' if below_one else ']'}, got {value}")
+
+
+def _check_together(
+    targets: Targets | None,
+    exclude: Exclusion | Sequence[Exclusion] | None,
+    label_smoothing: float,
+    teacher: Teacher | None,
+    alpha: float,
+) -> None:
+    """What cannot be served in one call, with the reason."""
+    kinds = {type(each) for each in exclusions(exclude)}
+    if teacher is not None and not isinstance(teacher, Teacher):
+        raise TypeError(f"teacher must be a Teacher or None, got {type(teacher).__name__}")
+    if teacher is None and alpha != 0:
+        raise ValueError(f"alpha must be 0 without a teacher, got {alpha}")
+    if label_smoothing and exclude is not None:
+        raise ValueError(
+            "label_smoothing must be 0 where exclude is given: the mean over the candidates that are left needs all "
+            f"pairs, got {label_smoothing}"
+        )
+    dense = (
+        "targets are Labels" if isinstance(targets, Labels) else "a teacher is given" if teacher is not None else None
     )
-    positives = scale * paired_cosines(recordable(image_embeds), recordable(text_embeds)) + bias
-    return (negatives + F.softplus(-positives)).sum() / max(image_embeds.shape[0], 1)
+    if dense and Above in kinds:
+        raise ValueError(
+            f"exclude may not hold Above where {dense}: it would take targets away that are then still counted"
+        )
+    if dense and Ids in kinds:
+        raise ValueError(
+            f"exclude may not hold Ids where {dense}: padding is label -1 in Labels, other pairs go into Pairs"
+        )
 
 
-def _paired(image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, ...]:
-    _validate.embeddings("image_embeds", image_embeds, "[B, D]")
-    _validate.embeddings("text_embeds", text_embeds, "[B, D]")
-    image_embeds, text_embeds = autocast(image_embeds, text_embeds)
-    _validate.same("text_embeds", text_embeds, "image_embeds", image_embeds, {"B": 0, "D": 1})
-    return image_embeds, text_embeds
+def _extras(
+    images: Tensor,
+    texts: Tensor,
+    extra_texts: Tensor | None,
+    extra_images: Tensor | None,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Further candidates of the images, and of the texts, without gradient."""
+    found = []
+    for name, value, other_name, other, want in (
+        ("extra_texts", extra_texts, "text_embeds", texts, wanted[0]),
+        ("extra_images", extra_images, "image_embeds", images, wanted[1]),
+    ):
+        if value is not None:
+            if not want:
+                raise ValueError(
+                    f"{name} must be None in the other direction, where they are no candidates, got a tensor"
+                )
+            _validate.embeddings(name, value, "[Q, D]")
+            value = autocast(value)[0].detach()
+            _validate.same(name, value, other_name, other, {"D": 1})
+        found.append(value)
+    return found[0], found[1]
+
+
+def _weights(weights: Tensor | None, images: Tensor, texts: Tensor, wanted: tuple[bool, bool]) -> Tensor | None:
+    if weights is None:
+        return None
+    if all(wanted) and images.shape[0] != texts.shape[0]:
+        raise ValueError(
+            f"weights with both directions need as many texts as images, got {list(images.shape)} and "
+            f"{list(texts.shape)}: ask for one direction"
+        )
+    owner_name, owner = ("image_embeds", images) if wanted[0] else ("text_embeds", texts)
+    return checked_weights("weights", weights, owner.shape[0], owner_name, owner)
+
+
+def _joined(call: Call, labels: Labels | None, teacher: Teacher) -> list[Call]:
+    """Each direction on its own, extra candidates behind the others, so that the teacher's softmax is over all."""
+    known = checked_scope(call.images, call.texts, None, labels, None)
+    images = _appended(call.images, call.extra_images)
+    texts = _appended(call.texts, call.extra_texts)
+    guide = checked_guide("teacher", teacher, images, texts)
+    found = []
+    for index in (0, 1):
+        if not call.wanted[index]:
+            continue
+        rows, cols = (call.images, texts) if index == 0 else (images, call.texts)
+        scope = Scope(
+            row_ids=_named(known.row_ids, rows),
+            col_ids=_named(known.col_ids, cols),
+            guide_rows=guide[0][: rows.shape[0]],
+            guide_cols=guide[1][: cols.shape[0]],
+            guide_scale=checked_scale("teacher.scale", teacher.scale, "image_embeds", call.images).detach(),
+        )
+        found.append(
+            call._replace(
+                images=rows,
+                texts=cols,
+                scope=scope,
+                wanted=(index == 0, index == 1),
+                extra_texts=None,
+                extra_images=None,
+            )
+        )
+    return found
+
+
+def _appended(items: Tensor, extra: Tensor | None) -> Tensor:
+    return items if extra is None else torch.cat([items, extra])
+
+
+def _named(labels: Tensor | None, items: Tensor) -> Tensor | None:
+    """Labels of the items, those behind the labelled ones being nobody's positive."""
+    if labels is None:
+        return None
+    return torch.cat([labels, labels.new_full((items.shape[0] - labels.shape[0],), _NOBODY)])
+
+
+def _reduced(losses: list[Losses], weights: Tensor | None, reduction: str) -> Tensor:
+    """The mean over the directions of each one's mean, sum or items."""
+    found = []
+    for values, there in losses:
+        if weights is not None:
+            values = weights * values
+        if reduction == "mean":
+            count = max(values.shape[0], 1) if there is None else there.sum().clamp(min=1)
+            values = values.sum() / count
+        elif reduction == "sum":
+            values = values.sum()
+        found.append(values)
+    return found[0] if len(found) == 1 else (found[0] + found[1]) / 2

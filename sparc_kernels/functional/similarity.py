@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels._dispatch import resolve
-from sparc_kernels.functional._common import autocast, recordable, scalar
+from sparc_kernels.functional._candidates import (
+    Exclusion,
+    Labels,
+    Scope,
+    Teacher,
+    checked_scale,
+    checked_scales,
+    checked_scope,
+    checked_single,
+)
+from sparc_kernels.functional._common import autocast, recordable
+from sparc_kernels.functional._positives import cosines_of_pairs
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.contrastive.autograd import SimilarityLogsumexpFunction, SimilaritySoftplusFunction
@@ -19,57 +30,6 @@ from sparc_kernels.ops.contrastive.reference import similarity_logsumexp_referen
 # On the CPU the matrix is kept for the backward pass up to this size, which spares a product; a constant, so memory
 # stays linear in the batch.
 KEEP_BYTES = 128 * 2**20
-
-
-class Ids(NamedTuple):
-    """Pairs of equal id do not take part; an item of id -1 takes part in no pair (padding)."""
-
-    rows: Tensor
-    """[M], integer."""
-    cols: Tensor
-    """[N], integer."""
-
-
-class Labels(NamedTuple):
-    """Targets: all pairs of equal label are positives; an item of label -1 takes part in no pair (padding)."""
-
-    rows: Tensor
-    """[M], integer."""
-    cols: Tensor
-    """[N], integer."""
-
-
-class Pairs(NamedTuple):
-    """Pairs in CSR form: row i with columns ``indices[indptr[i] : indptr[i + 1]]``, ascending within a row."""
-
-    indptr: Tensor
-    """[M + 1], integer."""
-    indices: Tensor
-    """[number of pairs], integer."""
-    weights: Tensor | None = None
-    """[number of pairs], floating: weights as targets (None: 1 / number of positives of the row or column)."""
-
-
-class Above(NamedTuple):
-    """Pairs that a teacher finds more similar than a threshold do not take part (probably false negatives)."""
-
-    rows: Tensor
-    """[M, K] the teacher's embeddings, of any width; not normalised by the caller, and without gradient."""
-    cols: Tensor
-    """[N, K]."""
-    threshold: float | Tensor
-    """A cosine: a number, a one-element tensor or [M], a number per row."""
-
-
-class Teacher(NamedTuple):
-    """Soft targets: the softmax of a teacher's scaled cosines over the pairs that take part."""
-
-    rows: Tensor
-    """[M, K] the teacher's embeddings, of any width; not normalised by the caller, and without gradient."""
-    cols: Tensor
-    """[N, K]."""
-    scale: float | Tensor
-    """1 / temperature of the teacher, a number or a one-element tensor; without gradient."""
 
 
 class SimilarityLogsumexp(NamedTuple):
@@ -89,22 +49,7 @@ class SimilarityLogsumexp(NamedTuple):
     """[N]: mean of col_scale * cosine over rows by the teacher's softmax of the column."""
 
 
-Exclusion: TypeAlias = Ids | Pairs | Above
-_T = TypeVar("_T")
 DIRECTIONS = ("both", "rows", "cols")
-
-
-class _Scope(NamedTuple):
-    """Who takes part: the ops' arguments of these names."""
-
-    row_ids: Tensor | None = None
-    col_ids: Tensor | None = None
-    excluded_indptr: Tensor | None = None
-    excluded_indices: Tensor | None = None
-    guide_rows: Tensor | None = None
-    guide_cols: Tensor | None = None
-    guide_scale: Tensor | None = None
-    guide_threshold: Tensor | None = None
 
 
 def similarity_logsumexp(
@@ -154,25 +99,36 @@ def similarity_logsumexp(
         if isinstance(row_scale, Tensor) and row_scale.numel() != 1:
             raise ValueError(f"col_scale must be given where row_scale is one per row, got {list(row_scale.shape)}")
         col_scale = row_scale
-    row = _scales("row_scale", row_scale, "rows", rows)
-    col = row.detach().new_ones(()) if col_scale is None else _scales("col_scale", col_scale, "cols", cols)
-    scope = _scope(rows, cols, exclude, targets, teacher)
+    row = checked_scales("row_scale", row_scale, "rows", rows)
+    col = row.detach().new_ones(()) if col_scale is None else checked_scales("col_scale", col_scale, "cols", cols)
+    scope = checked_scope(rows, cols, exclude, targets, teacher)
     wanted = (direction != "cols", direction != "rows")
-    ids_exclude = targets is None
-    backend = resolve("contrastive", backend, rows.device, rows.dtype)
+    return streamed_logsumexp(
+        rows, cols, row, col, scope, wanted, targets is None, resolve("contrastive", backend, rows.device, rows.dtype)
+    )
+
+
+def streamed_logsumexp(
+    rows: Tensor,
+    cols: Tensor,
+    row_scale: Tensor,
+    col_scale: Tensor,
+    scope: Scope,
+    wanted: tuple[bool, bool],
+    ids_exclude: bool,
+    backend: str,
+) -> SimilarityLogsumexp:
+    """:func:`similarity_logsumexp` of checked arguments; ``wanted``: for the rows, for the columns."""
     if backend == "eager":
-        inputs: list[Any] = [*map(recordable, (rows, cols, row, col, *scope)), *wanted, ids_exclude]
+        inputs: list[Any] = [*map(recordable, (rows, cols, row_scale, col_scale, *scope)), *wanted, ids_exclude]
         return SimilarityLogsumexp(*similarity_logsumexp_reference(*inputs))
-    keep = _keeps(backend, rows, cols, row, col)
+    keep = _keeps(backend, rows, cols, row_scale, col_scale)
     row_lse, _, col_lse, *others = apply(
-        SimilarityLogsumexpFunction, "similarity_logsumexp_forward", rows, cols, row, col, *scope, *wanted, ids_exclude,
-        keep, backend,
+        SimilarityLogsumexpFunction, "similarity_logsumexp_forward", rows, cols, row_scale, col_scale, *scope, *wanted,
+        ids_exclude, keep, backend,
     )  # fmt: skip
-    asked = [
-        *wanted,
-        *(want and targets is not None for want in wanted),
-        *(want and teacher is not None for want in wanted),
-    ]
+    targets, soft = scope.row_ids is not None and not ids_exclude, scope.guide_scale is not None
+    asked = [*wanted, *(want and targets for want in wanted), *(want and soft for want in wanted)]
     return SimilarityLogsumexp(*(x if want else None for x, want in zip((row_lse, col_lse, *others), asked)))
 
 
@@ -209,19 +165,46 @@ def similarity_softplus(
     """
     rows, cols = _embeddings(rows, cols)
     _validate.group(group)
-    numbers = (_scales("scale", scale, "rows", rows, single=True), _single("bias", bias, rows))
-    scope = _scope(rows, cols, exclude, targets, None)
-    scope_but_scale = (*scope[:6], scope.guide_threshold)
+    numbers = (checked_scale("scale", scale, "rows", rows), checked_single("bias", bias, "rows", rows))
+    scope = checked_scope(rows, cols, exclude, targets, None)
     backend = resolve("contrastive", backend, rows.device, rows.dtype)
+    return streamed_softplus(rows, cols, *numbers, scope, targets is None, backend)
+
+
+def streamed_softplus(
+    rows: Tensor, cols: Tensor, scale: Tensor, bias: Tensor, scope: Scope, ids_exclude: bool, backend: str
+) -> Tensor:
+    """:func:`similarity_softplus` of checked arguments."""
+    scope_but_scale = (*scope[:6], scope.guide_threshold)
     if backend == "eager":
-        inputs: list[Any] = [*map(recordable, (rows, cols, *numbers, *scope_but_scale)), targets is None]
+        inputs: list[Any] = [*map(recordable, (rows, cols, scale, bias, *scope_but_scale)), ids_exclude]
         return similarity_softplus_reference(*inputs)
-    keep = _keeps(backend, rows, cols, *numbers)
+    keep = _keeps(backend, rows, cols, scale, bias)
     row_sum: Tensor = apply(
-        SimilaritySoftplusFunction, "similarity_softplus_forward", rows, cols, *numbers, *scope_but_scale,
-        targets is None, keep, backend,
+        SimilaritySoftplusFunction, "similarity_softplus_forward", rows, cols, scale, bias, *scope_but_scale,
+        ids_exclude, keep, backend,
     )[0]  # fmt: skip
     return row_sum
+
+
+def paired_cosines(rows: Tensor, cols: Tensor) -> Tensor:
+    """Cosines of row i and column i: the positives of a batch of pairs.
+
+    Sums in the accumulation dtype, and keeps nothing between forward and backward but its inputs.
+
+    Args:
+        rows: [M, D] embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
+        cols: [M, D] embeddings, of the same dtype and device.
+
+    Returns:
+        [M] in float32 (float64 for float64 embeddings).
+
+    Raises:
+        TypeError, ValueError: as :func:`similarity_logsumexp`.
+    """
+    rows, cols = _embeddings(rows, cols)
+    _validate.same("cols", cols, "rows", rows, {"M": 0})
+    return cosines_of_pairs(rows, cols)
 
 
 def _embeddings(rows: Tensor, cols: Tensor) -> tuple[Tensor, ...]:
@@ -238,137 +221,3 @@ def _keeps(backend: str, rows: Tensor, *others: Tensor) -> bool:
     if not any(x.requires_grad for x in (rows, *others)):
         return False
     return rows.shape[0] * others[0].shape[0] * accumulation_dtype(rows.dtype).itemsize <= KEEP_BYTES
-
-
-def _single(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """A number or one-element tensor as a [] tensor."""
-    _validate.scalar(name, value, "rows", like)
-    return scalar(value, like)
-
-
-def _scales(name: str, value: float | Tensor, owner_name: str, owner: Tensor, single: bool = False) -> Tensor:
-    """A number, a one-element tensor or one scale per item, as [] or [items] of the accumulation dtype."""
-    if not isinstance(value, Tensor) or value.numel() == 1 or single:
-        found = _single(name, value, owner)
-        if not isinstance(value, Tensor) and value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    else:
-        _per_item(name, value, owner_name, owner)
-        found = value.to(accumulation_dtype(owner.dtype))
-    if _validate.can_be_looked_at(found) and not bool(((found > 0) & found.isfinite()).all()):
-        raise ValueError(f"{name} must be positive and finite, got {found.min():g} to {found.max():g}")
-    return found
-
-
-def _per_item(name: str, value: Tensor, owner_name: str, owner: Tensor) -> None:
-    if value.shape != owner.shape[:1]:
-        raise ValueError(
-            f"{name} must be a single number or have shape {list(owner.shape[:1])}, one per item of {owner_name}, got "
-            f"{list(value.shape)}"
-        )
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
-    _validate.same_device(name, value, owner_name, owner)
-
-
-def _integers(name: str, value: object, size: int | None, owner: Tensor) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be an integer torch.Tensor, got {type(value).__name__}")
-    if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
-        raise TypeError(f"{name} must be an integer tensor, got {value.dtype}")
-    if value.dim() != 1 or (size is not None and value.shape[0] != size):
-        raise ValueError(f"{name} must have shape [{'any' if size is None else size}], got {list(value.shape)}")
-    _validate.same_device(name, value, "rows", owner)
-    return value.to(torch.int64)
-
-
-def check_pairs(name: str, pairs: Pairs, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
-    """``indptr`` and ``indices`` as int64.
-
-    Raises:
-        TypeError, ValueError: they are no CSR pattern of [M, N] (values are looked at on the CPU alone).
-    """
-    indptr = _integers(f"{name}.indptr", pairs.indptr, rows.shape[0] + 1, rows)
-    indices = _integers(f"{name}.indices", pairs.indices, None, rows)
-    if not (_validate.can_be_looked_at(indptr) and _validate.can_be_looked_at(indices)):
-        return indptr, indices
-    nnz = indices.shape[0]
-    if int(indptr[0]) != 0 or int(indptr[-1]) != nnz or bool((indptr.diff() < 0).any()):
-        raise ValueError(
-            f"{name}.indptr must rise from 0 to {nnz}, the number of pairs, got {int(indptr[0])} to {int(indptr[-1])}"
-            + (", falling in between" if bool((indptr.diff() < 0).any()) else "")
-        )
-    if nnz and (int(indices.min()) < 0 or int(indices.max()) >= cols.shape[0]):
-        raise ValueError(
-            f"{name}.indices must lie in [0, {cols.shape[0]}), got {int(indices.min())} to {int(indices.max())}"
-        )
-    first = torch.zeros(nnz + 1, dtype=torch.bool).index_fill_(0, indptr, True)[:nnz]
-    if nnz and bool(((indices.diff() <= 0) & ~first[1:]).any()):
-        raise ValueError(f"{name}.indices must ascend within each row, without repetition")
-    return indptr, indices
-
-
-def _guide(name: str, of: Above | Teacher, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
-    for side, value, other in (("rows", of.rows, rows), ("cols", of.cols, cols)):
-        _validate.embeddings(f"{name}.{side}", value, "[M, K]" if side == "rows" else "[N, K]")
-        if value.shape[0] != other.shape[0]:
-            raise ValueError(
-                f"{name}.{side} must have {other.shape[0]} items, those of {side}, got {list(value.shape)}: "
-                "a teacher's embeddings belong to the same batch"
-            )
-        _validate.same_device(f"{name}.{side}", value, side, other)
-    _validate.same(f"{name}.cols", of.cols, f"{name}.rows", of.rows, {"K": 1})
-    return of.rows.detach().to(rows.dtype), of.cols.detach().to(rows.dtype)
-
-
-def _only(kind: type[_T], found: Sequence[Any]) -> _T | None:
-    some = [x for x in found if isinstance(x, kind)]
-    if len(some) > 1:
-        raise ValueError(f"exclude takes each kind once, got {len(some)} of {kind.__name__}")
-    return some[0] if some else None
-
-
-def _scope(
-    rows: Tensor,
-    cols: Tensor,
-    exclude: Exclusion | Sequence[Exclusion] | None,
-    targets: Labels | None,
-    teacher: Teacher | None,
-) -> _Scope:
-    kinds = (Ids, Pairs, Above)
-    given: Sequence[Any] = [] if exclude is None else [exclude] if isinstance(exclude, kinds) else list(exclude)
-    for each in given:
-        if not isinstance(each, kinds):
-            raise TypeError(f"exclude must be made of Ids, Pairs and Above, got {type(each).__name__}")
-    if targets is not None and not isinstance(targets, Labels):
-        raise TypeError(f"targets must be Labels or None, got {type(targets).__name__}")
-    if teacher is not None and not isinstance(teacher, Teacher):
-        raise TypeError(f"teacher must be a Teacher or None, got {type(teacher).__name__}")
-    ids, pairs, above = _only(Ids, given), _only(Pairs, given), _only(Above, given)
-    if ids is not None and targets is not None:
-        raise ValueError("exclude may not hold Ids where targets are Labels: ids name the one or the other")
-    known: dict[str, Tensor] = {}
-    for name, named in (("exclude ids", ids), ("targets", targets)):
-        if named is not None:
-            known["row_ids"] = _integers(f"{name}.rows", named.rows, rows.shape[0], rows)
-            known["col_ids"] = _integers(f"{name}.cols", named.cols, cols.shape[0], rows)
-    if pairs is not None:
-        known["excluded_indptr"], known["excluded_indices"] = check_pairs("exclude pairs", pairs, rows, cols)
-    if above is not None and teacher is not None and (above.rows is not teacher.rows or above.cols is not teacher.cols):
-        raise ValueError("Above and teacher must name the same tensors where both are given, got different ones")
-    for name, guide in (("exclude above", above), ("teacher", teacher)):
-        if guide is not None:
-            known["guide_rows"], known["guide_cols"] = _guide(name, guide, rows, cols)
-    if above is not None:
-        known["guide_threshold"] = _threshold(above.threshold, rows)
-    if teacher is not None:
-        known["guide_scale"] = _scales("teacher.scale", teacher.scale, "rows", rows, single=True).detach()
-    return _Scope(**known)
-
-
-def _threshold(value: float | Tensor, rows: Tensor) -> Tensor:
-    name = "exclude above.threshold"
-    if isinstance(value, Tensor) and value.numel() != 1:
-        _per_item(name, value, "rows", rows)
-        return value.detach().to(accumulation_dtype(rows.dtype))
-    return _single(name, value, rows).detach()

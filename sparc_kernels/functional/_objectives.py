@@ -1,0 +1,257 @@
+"""Losses of items from the statistics of their candidates: softmax and sigmoid, for each kind of target."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparc_kernels.functional._candidates import Labels, Pairs, Scope, check_pairs, checked_weights
+from sparc_kernels.functional._positives import (
+    cosines_of_pairs,
+    counts,
+    label_counts,
+    log_add,
+    rows_of,
+    segment_cross_entropies,
+    softplus,
+    union,
+)
+from sparc_kernels.functional.similarity import streamed_logsumexp, streamed_softplus
+from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
+
+Targets: TypeAlias = Labels | Pairs
+_ALL = slice(None)
+
+
+class Losses(NamedTuple):
+    """Of the items of one side."""
+
+    values: Tensor
+    """[items]"""
+    there: Tensor | None
+    """[items] bool: no padding; None = all."""
+
+
+class Call(NamedTuple):
+    """A checked call of a loss."""
+
+    images: Tensor  # [M, D]
+    texts: Tensor  # [N, D]
+    scale: Tensor  # []
+    scope: Scope  # what ``exclude``, labels and the teacher say
+    backend: str
+    wanted: tuple[bool, bool] = (True, True)  # losses of the images, of the texts
+    extra_texts: Tensor | None = None  # [Q, D]
+    extra_images: Tensor | None = None
+    smoothing: float = 0.0
+    alpha: float = 0.0
+
+
+def softmax_losses(call: Call, targets: Targets | None) -> list[Losses]:
+    """Of the images, of the texts: of the sides that are wanted."""
+    taught = call.scope.guide_scale is not None
+    if isinstance(targets, Labels):
+        return _of_labels(call)
+    if targets is None:
+        return _of_labels(_with_diagonal_labels(call)) if taught else _of_diagonal(call)
+    if not taught:
+        return _of_pairs(call, targets)
+    # The positives' share wants them out of the candidates, the teacher's inside: two sweeps.
+    untaught = call.scope._replace(guide_rows=None, guide_cols=None, guide_scale=None)
+    hard, soft = _of_pairs(call._replace(scope=untaught), targets), _of_teacher(call)
+    return [
+        Losses((1 - call.alpha) * one.values + call.alpha * other, one.there)
+        for one, other in zip(hard, soft, strict=True)
+    ]
+
+
+def sigmoid_losses(call: Call, bias: Tensor, targets: Targets | None) -> Losses:
+    """Of the images: sums over all texts."""
+    images, texts, scale, scope = call[:4]
+    there = None if scope.row_ids is None else scope.row_ids != -1
+    if isinstance(targets, Labels):
+        return Losses(streamed_softplus(images, texts, scale, bias, scope, False, call.backend), there)
+    if targets is None:
+        negatives = streamed_softplus(images, texts, scale, bias, _without_diagonal(call), True, call.backend)
+        values = softplus(-(scale * cosines_of_pairs(images, texts) + bias))
+        both = _both_there(scope)
+        return Losses(negatives + (values if both is None else values.masked_fill(~both, 0.0)), there)
+    indptr, indices, weights = _checked(call, targets)
+    row = rows_of(indptr, indices)
+    negatives = streamed_softplus(images, texts, scale, bias, _without(call, indptr, indices), True, call.backend)
+    values = softplus(-(scale * cosines_of_pairs(images, texts, row, indices) + bias))
+    if weights is not None:
+        values = weights * values
+    both = _both_there(scope, row, indices)
+    if both is not None:
+        values = values.masked_fill(~both, 0.0)
+    return Losses(negatives.index_add(0, row, values), there)
+
+
+# Softmax, by the kind of target
+
+
+def _of_diagonal(call: Call) -> list[Losses]:
+    m, n = call.images.shape[0], call.texts.shape[0]
+    count = m if call.wanted[0] else n
+    logits = call.scale * cosines_of_pairs(
+        call.images if m == count else call.images[:count], call.texts if n == count else call.texts[:count]
+    )
+    both = _both_there(call.scope, slice(count), slice(count))
+    found = []
+    for side, lse, *_ in _statistics(call._replace(scope=_without_diagonal(call))):
+        values = softplus(lse - logits)
+        if call.smoothing:
+            values = values + call.smoothing * (logits - _mean_logits(call, side))
+        values = values if both is None else values.masked_fill(~both, 0.0)
+        found.append(Losses(values, _there(call.scope, side)))
+    return found
+
+
+def _of_pairs(call: Call, targets: Pairs) -> list[Losses]:
+    indptr, indices, weights = _checked(call, targets)
+    pairs = (rows_of(indptr, indices), indices)
+    both = _both_there(call.scope, *pairs)
+    logits = call.scale * cosines_of_pairs(call.images, call.texts, *pairs)
+    found = []
+    for side, lse, *_ in _statistics(call._replace(scope=_without(call, indptr, indices))):
+        segment, items = pairs[side], lse.shape[0]
+        if both is not None:  # positives of padding go to an item more
+            segment, lse = torch.where(both, segment, items), F.pad(lse, (0, 1), value=-torch.inf)
+        values = segment_cross_entropies(logits, segment, lse)
+        if call.smoothing:
+            values = values + call.smoothing * (logits - _mean_logits(call, side)[segment])
+        share = 1 / counts(segment, lse)[segment] if weights is None else weights
+        sums = torch.zeros_like(lse).index_add(0, segment, share * values)[:items]
+        found.append(Losses(sums, _there(call.scope, side)))
+    return found
+
+
+def _of_labels(call: Call) -> list[Losses]:
+    """Equal ids are targets, and a teacher has its share: one sweep, with the targets among the candidates."""
+    found = []
+    for side, lse, target, soft in _statistics(call, ids_exclude=False):
+        assert target is not None
+        number = label_counts(call.scope, by_rows=side == 0)
+        target = target / number.clamp(min=1)
+        if call.smoothing:
+            target = (1 - call.smoothing) * target + call.smoothing * _mean_logits(call, side)
+        values = torch.where(number > 0, lse - target, 0.0)
+        if soft is not None:
+            values = (1 - call.alpha) * values + call.alpha * _finite(lse - soft)
+        found.append(Losses(values, _there(call.scope, side)))
+    return found
+
+
+def _of_teacher(call: Call) -> list[Tensor]:
+    return [_finite(lse - soft) for _, lse, _, soft in _statistics(call) if soft is not None]
+
+
+def _finite(losses: Tensor) -> Tensor:
+    """0 for items without candidates, whose log-sum-exp is -inf."""
+    return losses.masked_fill(losses == -torch.inf, 0.0)
+
+
+class _Side(NamedTuple):
+    """Statistics of the images (index 0) or of the texts (1), extra candidates in the log-sum-exp."""
+
+    side: int
+    lse: Tensor
+    target: Tensor | None
+    soft: Tensor | None
+
+
+def _statistics(call: Call, ids_exclude: bool = True) -> list[_Side]:
+    """Of the sides that are wanted."""
+    stats = streamed_logsumexp(
+        call.images, call.texts, call.scale, call.scale, call.scope, call.wanted, ids_exclude, call.backend
+    )
+    found = []
+    for side, (items, extra) in enumerate(((call.images, call.extra_texts), (call.texts, call.extra_images))):
+        lse, target, soft = stats[side::2]
+        if lse is None:
+            continue
+        if extra is not None and extra.shape[0] > 0:
+            further = streamed_logsumexp(
+                items, extra, call.scale, call.scale, Scope(), (True, False), True, call.backend
+            ).row_lse
+            assert further is not None
+            lse = log_add(lse, further)
+        found.append(_Side(side, lse, target, soft))
+    return found
+
+
+def _mean_logits(call: Call, side: int) -> Tensor:
+    """[items]: the mean of an item's logits over all candidates, through the mean of their normalised embeddings."""
+    dtype = accumulation_dtype(call.images.dtype)
+    items, others = (call.images, call.texts) if side == 0 else (call.texts, call.images)
+    extra = call.extra_texts if side == 0 else call.extra_images
+    there = _there(call.scope, 1 - side)
+    with without_autocast(items.device.type):
+        directions = F.normalize(others.to(dtype), dim=-1)
+        if there is None:
+            total, number = directions.sum(0), directions.new_full((), directions.shape[0])
+        else:
+            total, number = directions.masked_fill(~there[:, None], 0.0).sum(0), there.sum()
+        if extra is not None:
+            total, number = total + F.normalize(extra.to(dtype), dim=-1).sum(0), number + extra.shape[0]
+        return call.scale * (F.normalize(items.to(dtype), dim=-1) @ (total / number.clamp(min=1)))
+
+
+# Who takes part
+
+
+def _arange(size: int, like: Tensor) -> Tensor:
+    return torch.arange(size, device=like.device)
+
+
+def _with_diagonal_labels(call: Call) -> Call:
+    """Pair (i, i) by labels of its own."""
+    m, n = call.images.shape[0], call.texts.shape[0]
+    rows = _arange(m, call.images)
+    cols = rows if m == n else _arange(n, call.images)
+    return call._replace(scope=call.scope._replace(row_ids=rows, col_ids=cols))
+
+
+def _without_diagonal(call: Call) -> Scope:
+    """The positives (i, i) are not among the candidates."""
+    scope = call.scope
+    if scope.row_ids is None:
+        return _with_diagonal_labels(call).scope
+    if scope.row_ids is scope.col_ids:  # text i has the id of image i: it is left out already
+        return scope
+    m, n = call.images.shape[0], call.texts.shape[0]
+    return _without(call, _arange(m + 1, call.images).clamp(max=n), _arange(min(m, n), call.images))
+
+
+def _without(call: Call, indptr: Tensor, indices: Tensor) -> Scope:
+    """These pairs are not among the candidates either."""
+    scope, pairs = call.scope, (indptr, indices)
+    if scope.excluded_indptr is not None and scope.excluded_indices is not None:
+        pairs = union((scope.excluded_indptr, scope.excluded_indices), pairs, call.texts.shape[0])
+    return scope._replace(excluded_indptr=pairs[0], excluded_indices=pairs[1])
+
+
+def _there(scope: Scope, side: int) -> Tensor | None:
+    """[items] bool: the item is no padding; None = all."""
+    ids = scope.row_ids if side == 0 else scope.col_ids
+    return None if ids is None else ids != -1
+
+
+def _both_there(scope: Scope, row: Tensor | slice = _ALL, col: Tensor | slice = _ALL) -> Tensor | None:
+    """[pairs] bool: neither the image nor the text is padding; None = all."""
+    if scope.row_ids is None or scope.col_ids is None:
+        return None
+    return (scope.row_ids[row] != -1) & (scope.col_ids[col] != -1)
+
+
+def _checked(call: Call, targets: Pairs) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``targets`` as int64, and weights in the accumulation dtype."""
+    indptr, indices = check_pairs("targets", targets, call.images, call.texts)
+    if targets.weights is None:
+        return indptr, indices, None
+    size = indices.shape[0]
+    return indptr, indices, checked_weights("targets.weights", targets.weights, size, "image_embeds", call.images)
