@@ -16,7 +16,7 @@ from sparc_kernels.functional import (
     language_grouped_embeddings,
     sparc_loss,
 )
-from sparc_kernels.modules import SparcLoss
+from sparc_kernels.modules import ClipLoss, DistillClipLoss, SigLipLoss, SparcLoss
 from sparc_kernels.ops._registration import register
 from sparc_kernels.ops._room import rooms
 from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
@@ -26,8 +26,11 @@ register(rooms())
 
 __all__ = [
     "AlignmentWeightsFunction",
+    "ClipLoss",
+    "DistillClipLoss",
     "FineGrainedLossFunction",
     "LanguageGroupedEmbeddingsFunction",
+    "SigLipLoss",
     "SparcLoss",
     "SparcLossOutput",
     "__version__",
