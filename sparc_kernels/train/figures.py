@@ -23,7 +23,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 Floats = npt.NDArray[np.float64]
-COLOURS = {"sparc": "#0b6e99", "clip": "#d1602d"}
+COLOURS = {"sparc": "#0b6e99", "clip": "#d1602d", "siglip": "#5b7f2b"}
 PANELS = {
     "global_loss": "global loss",
     "local_loss": "local loss",
