@@ -27,7 +27,7 @@ from sparc_kernels.functional import (
     similarity_softplus,
     sparc_loss,
 )
-from sparc_kernels.modules import SparcLoss
+from sparc_kernels.modules import ClipLoss, DistillClipLoss, SigLipLoss, SparcLoss
 from sparc_kernels.ops._registration import register
 from sparc_kernels.ops._room import rooms
 from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
@@ -38,11 +38,14 @@ register(rooms())
 __all__ = [
     "Above",
     "AlignmentWeightsFunction",
+    "ClipLoss",
+    "DistillClipLoss",
     "FineGrainedLossFunction",
     "Ids",
     "Labels",
     "LanguageGroupedEmbeddingsFunction",
     "Pairs",
+    "SigLipLoss",
     "SimilarityLogsumexp",
     "SparcLoss",
     "SparcLossOutput",

@@ -96,6 +96,12 @@ def supports(op: str, backend: str, device: torch.device, dtype: torch.dtype) ->
     return _REASONS[backend](room_of(op), device, dtype)
 
 
+@constant_when_compiled
+def has_kernels(op: str, backend: str) -> bool:
+    """Whether ``op`` was written for ``backend`` at all, whatever the machine; eager and auto serve every op."""
+    return backend in ("auto", "eager") or backend in room_of(op).dtypes
+
+
 def _exports_to_onnx() -> bool:
     """ONNX knows PyTorch's operators, not ours."""
     onnx = sys.modules.get("torch.onnx")
@@ -120,6 +126,8 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
         backend = os.environ.get("SPARC_BACKEND", "auto")
         if backend not in ("auto", *BACKENDS):
             raise ValueError(f"SPARC_BACKEND must be one of {', '.join(('auto', *BACKENDS))}, got {backend!r}")
+        if not has_kernels(op, backend):
+            backend = "auto"  # the variable speaks to all ops
         if not room_of(op).dtypes:
             backend = "eager"
     if backend == "auto" and (device.type == "meta" or _exports_to_onnx()):

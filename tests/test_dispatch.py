@@ -30,6 +30,7 @@ MADE_UP = (
         entries=(),
         sample=lambda device, dtype: {},
     ),
+    Room("narrow", {"cpu": (torch.float32,)}, entries=(), sample=lambda device, dtype: {}),
     Room("bare", {}, entries=(), sample=lambda device, dtype: {}),
 )
 
@@ -75,10 +76,22 @@ def test_environment_chooses_for_auto(monkeypatch: pytest.MonkeyPatch, made_up_r
     monkeypatch.setenv("SPARC_BACKEND", "cuda")
     with pytest.raises(NotImplementedError, match="backend='cuda' cannot serve dense"):
         _dispatch.resolve("dense", "auto", CPU, torch.float32)
+    assert _dispatch.resolve("narrow", "auto", CPU, torch.float32) == "cpu", "it was never written for cuda"
     assert _dispatch.resolve("bare", "auto", CPU, torch.float32) == "eager"
+    with pytest.raises(NotImplementedError, match="narrow has no CUDA kernel"):
+        _dispatch.resolve("narrow", "cuda", CPU, torch.float32)
     monkeypatch.setenv("SPARC_BACKEND", "fastest")
     with pytest.raises(ValueError, match="SPARC_BACKEND must be one of auto, cuda, triton, cpu, eager, got 'fastest'"):
         _dispatch.resolve("dense", "auto", CPU, torch.float32)
+
+
+def test_who_was_written_for_what(made_up_rooms: None) -> None:
+    found = {
+        room.name: [name for name in sk.available_backends() if _dispatch.has_kernels(room.name, name)]
+        for room in MADE_UP
+    }
+    assert found == {"dense": ["cuda", "triton", "cpu", "eager"], "narrow": ["cpu", "eager"], "bare": ["eager"]}
+    assert all(_dispatch.has_kernels(room.name, "auto") for room in MADE_UP)
 
 
 def test_unknown_op_is_refused() -> None:

@@ -161,6 +161,14 @@ class Op(ABC):
     def definition(self, x: Any, compute_dtype: torch.dtype) -> Tensor:
         """The shipped reference, computing in ``compute_dtype``."""
 
+    def truth(self, x: Any, compute_dtype: torch.dtype) -> Tensor:
+        """What all are held to: the definition, unless an op computes it otherwise where that takes less memory."""
+        return self.definition(x, compute_dtype)
+
+    def too_large(self, case: Case, device: torch.device) -> str | None:
+        """Why the definition cannot be run, where it would take more memory than there is."""
+        return None
+
     @abstractmethod
     def public(self, x: Any, backend: str) -> Tensor:
         """The public function on an explicit backend: it serves or raises, and never falls back."""

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.measure import machine, memory
 from benchmarks.measure.case import Case, Function, Inputs, Provider, floor_milliseconds
-from benchmarks.measure.parity import assert_parity, run
+from benchmarks.measure.parity import Truth, assert_parity, run
 from benchmarks.measure.providers import providers, select
 from benchmarks.measure.timing import graph_times, interleaved, quantiles, ratio
 
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Context:
-    """How to measure. ``budget``: seconds for everything; None = no limit."""
+    """How to measure. ``budget``: seconds for everything; None = no limit. ``least``: rounds of each row."""
 
     device: torch.device
     seconds: float = 8.0
@@ -40,6 +40,7 @@ class Context:
     without: tuple[str, ...] = ()
     memory: bool = True
     commit: str | None = None
+    least: int = 5
     started: float = field(default_factory=time.monotonic)
     longest: float = 0.0  # seconds of the longest row so far
 
@@ -79,7 +80,7 @@ def times_when_quiet(
 
     On a GPU that share says little, and is None.
     """
-    least = 3 if context.quick else 5
+    least = min(3, context.least) if context.quick else context.least
     if context.device.type != "cpu":
         return interleaved(functions, context.device, context.seconds, least), None
     best: tuple[dict[str, list[float]], float] | None = None
@@ -113,6 +114,7 @@ def prepare(
     """Those that serve and compute the op, and a record of every provider."""
     ops: dict[str, Function] = {}
     records: dict[str, dict[str, Any]] = {}
+    truth = Truth(case, inputs)
     for provider in chosen:
         record = records[provider.name] = {"kind": provider.kind}
         try:
@@ -123,7 +125,7 @@ def prepare(
             if provider.kind == "floor":
                 op(inputs)
             else:
-                distances = assert_parity(op, case, inputs, provider.kind == "ours")
+                distances = assert_parity(op, case, inputs, provider.kind == "ours", truth)
                 record["parity"] = {name: float(f"{value:.2g}") for name, value in distances.items()}
             ops[provider.name] = op
         except Exception as error:  # out of memory, a wrong result, a compiler's own: the row says so

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from benchmarks.measure.case import BOTH, Case, Function, Inputs
-from benchmarks.measure.providers import defined
 
 # Relative L2 distance of the result and of each gradient. Rivals are held more loosely in half precision: there plain
 # PyTorch is off by several per cent (docs/numerics.md), which the row then says, and a wrong function by far more.
@@ -37,14 +38,33 @@ def _errors(found: Tensor, truth: Tensor) -> Tensor:
     return (difference.norm(dim=1) / rows.norm(dim=1).clamp(min=1e-30)).nan_to_num(torch.inf)
 
 
-def distances(found: tuple[Tensor, ...], case: Case, inputs: Inputs) -> dict[str, float]:
+class Truth:
+    """What the definition gives in float32 (float64 for float64), part by part; kept where there is one part only."""
+
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        self.case, self.inputs = case, inputs
+        self.kept: list[tuple[slice, float, tuple[Tensor, ...]]] = []
+
+    def __iter__(self) -> Iterator[tuple[slice, float, tuple[Tensor, ...]]]:
+        if self.kept:
+            yield from self.kept
+            return
+        case, count = self.case, 0
+        wide = torch.float64 if case.dtype == "float64" else torch.float32
+        for part, cut, weight in case.op.parts(self.inputs):
+            found = part, weight, run(lambda x: case.op.truth(x, wide), case, cut)
+            count += 1
+            yield found
+        if count == 1:
+            self.kept = [found]
+
+
+def distances(found: tuple[Tensor, ...], truths: Truth) -> dict[str, float]:
     """Relative distance of a contender's results to eager float32, the ``SHARE`` quantile over the batch."""
-    names = ("result", *(f"{name} gradient" for name in inputs.leaves()))[: len(found)]
-    wide = torch.float64 if case.dtype == "float64" else torch.float32
+    names = ("result", *(f"{name} gradient" for name in truths.inputs.leaves()))[: len(found)]
     per_row: dict[str, list[Tensor]] = {name: [] for name in names}
     scalar = torch.zeros((), dtype=torch.float64, device=found[0].device)
-    for part, cut, weight in case.op.parts(inputs):
-        truth = run(defined(case.op, wide), case, cut)
+    for part, weight, truth in truths:
         for name, actual, expected in zip(names, found, truth):
             if expected.dim() == 0:
                 scalar += weight * expected
@@ -55,13 +75,13 @@ def distances(found: tuple[Tensor, ...], case: Case, inputs: Inputs) -> dict[str
     return {name: float(torch.cat(errors).quantile(SHARE)) for name, errors in per_row.items()}
 
 
-def assert_parity(op: Function, case: Case, inputs: Inputs, ours: bool) -> dict[str, float]:
-    """The distances, where all are small enough.
+def assert_parity(op: Function, case: Case, inputs: Inputs, ours: bool, truth: Truth | None = None) -> dict[str, float]:
+    """The distances, where all are small enough. ``truth``: of this case and these inputs, where somebody has it.
 
     Raises:
         ParityError: naming what is too far from the definition, and by how much.
     """
-    found = distances(run(op, case, inputs), case, inputs)
+    found = distances(run(op, case, inputs), truth or Truth(case, inputs))
     allowed = (OURS if ours else RIVALS)[case.dtype]
     for name, distance in found.items():
         if not distance <= allowed:

@@ -35,6 +35,10 @@ def _ours(backend: str) -> Provider:
     return Provider(backend, "ours", build, reason, label="triton" if backend == "triton" else "")
 
 
+def _too_large(case: Case, device: torch.device) -> str | None:
+    return case.op.too_large(case, device)
+
+
 def _compiled(name: str, mode: str, label: str) -> Provider:
     def build(case: Case) -> Function:
         torch._dynamo.reset()
@@ -49,7 +53,7 @@ def _compiled(name: str, mode: str, label: str) -> Provider:
     def takes_part(case: Case, device: torch.device) -> bool:
         return device.type == "cuda" or not mode.endswith("no-cudagraphs")
 
-    return Provider(name, "compile", build, takes_part=takes_part, label=label)
+    return Provider(name, "compile", build, _too_large, takes_part, label)
 
 
 def _in_half_precision(case: Case, device: torch.device) -> bool:
@@ -62,8 +66,8 @@ def _eager_float32(case: Case) -> Function:
 
 PROVIDERS = (
     *map(_ours, OURS),
-    Provider("eager", "eager", lambda case: defined(case.op, case.torch_dtype), label="eager"),
-    Provider("eager_float32", "eager", _eager_float32, takes_part=_in_half_precision, label="eager, float32 inside"),
+    Provider("eager", "eager", lambda case: defined(case.op, case.torch_dtype), _too_large, label="eager"),
+    Provider("eager_float32", "eager", _eager_float32, _too_large, _in_half_precision, "eager, float32 inside"),
     _compiled("compile", "default", "compile"),
     _compiled("compile_max_autotune", "max-autotune", "compile, max-autotune"),
     _compiled("compile_max_autotune_no_graphs", "max-autotune-no-cudagraphs", "compile, max-autotune, no graphs"),

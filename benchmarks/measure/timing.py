@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.measure.machine import synchronize
 
+LONG = 2.0  # seconds of a call that nobody makes just to warm up
 GPU_SAMPLE = 2e-3  # seconds of back-to-back calls between two events, so that the queue is full
 Function = Callable[[], object]
 
@@ -41,14 +42,15 @@ def interleaved(
     """Seconds of every call of every function, called in turn.
 
     Rounds start with another function each time, until ``seconds`` have passed or ``most`` rounds were run. Everything
-    is called twice before, which warms up and says how many calls a sample needs.
+    is called twice before (once, where that takes ``LONG``), which warms up and says how many calls a sample needs.
     """
     names = list(functions)
     times: dict[str, list[float]] = {name: [] for name in names}
     calls = {}
     for name, function in functions.items():
-        one_call(function, device)
         once = one_call(function, device)
+        if once < LONG:
+            once = one_call(function, device)
         calls[name] = min(50, max(1, math.ceil(GPU_SAMPLE / once)))
     start = time.perf_counter()
     for done in range(most):

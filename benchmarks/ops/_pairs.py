@@ -124,6 +124,10 @@ class PairOp(Op):
             yield part, PairInputs(first, second, mask, upstream, x.scale), weight
 
 
-def contrast_flop(case: Case) -> float:
-    """Every image with every text [B, D]: one product forward, two backward."""
-    return (6 if case.mode == BOTH else 2) * case["batch"] ** 2 * case["channels"]
+def contrast_flop(case: Case, products: int = 4) -> float:
+    """Every image with every text [B, D]: one product forward; of those forward and backward a frozen side saves one.
+
+    A softmax in both directions takes 4 in linear memory (the similarities twice), a sigmoid 3.
+    """
+    count = products - bool(case.frozen) if case.mode == BOTH else 1
+    return 2 * count * case["batch"] ** 2 * case["channels"]

@@ -200,6 +200,7 @@ def main() -> None:
     options = parser.parse_args()
     results = load(options.results)
     if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
         drawn = draw_plots(results, options.out / "images")
         (options.out / "benchmarks.md").write_text(document(results, drawn))
         return

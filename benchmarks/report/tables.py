@@ -158,8 +158,12 @@ def scaling_series(rows: list[Row], axis: str, name: str) -> tuple[list[int], li
     return [size for size, _ in points], [median(record) for _, record in points], memory
 
 
-def scaling_table(rows: list[Row]) -> str:
-    """Exponents of the power laws through the upper half of each series; 1 is linear."""
+def scaling_table(rows: list[Row], work: float = 1.0) -> str:
+    """Exponents of the power laws through the upper half of each series; 1 is linear.
+
+    ``work``: the power with which the operations themselves grow.
+    """
+    limits = (FITTED_LIMIT * work, FITTED_LIMIT)  # of time, of memory
     lines = []
     for axis in op_of(rows[0]).axes:
         along = [row for row in rows if row["case"].get("axis") == axis]
@@ -169,10 +173,11 @@ def scaling_table(rows: list[Row]) -> str:
             sizes, times, memory = scaling_series(along, axis, name)
             exponents = [fitted_exponent(sizes, times)]
             exponents.append(fitted_exponent(sizes, memory) if len(memory) == len(sizes) else None)
-            over = name in (row["ours"] for row in along) and any((e or 0) > FITTED_LIMIT for e in exponents)
+            ours = name in (row["ours"] for row in along)
+            passed = [f"**over {limit:g}**" for e, limit in zip(exponents, limits) if ours and (e or 0) > limit]
             shown = ["" if exponent is None else f"{exponent:.2f}" for exponent in exponents]
             span = f"{sizes[0]} to {sizes[-1]}" if sizes else ""
-            lines.append([axis, name, span, *shown, f"**over {FITTED_LIMIT}**" if over else ""])
+            lines.append([axis, name, span, *shown, ", ".join(passed)])
     return table(["grows", "contender", "from, to", "time", "memory", "remarks"], lines, 2)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sparc_kernels import _validate
+from sparc_kernels._dispatch import has_kernels
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE
 from sparc_kernels.functional.alignment import check_reduction, checked_pairs, reduced, token_losses
 from sparc_kernels.functional.contrastive import contrastive_loss
@@ -73,7 +74,8 @@ def sparc_loss(
             the [B, L] losses are then in ``local_loss``, while ``loss`` takes their mean over valid tokens.
         return_components: return a :class:`SparcLossOutput` (loss, global_loss, local_loss).
         group: a process group; only None for now.
-        backend: of the fine-grained loss, as in :func:`fine_grained_loss` (the global loss is eager for now).
+        backend: of both losses, as in :func:`fine_grained_loss`. Where the global loss has no kernels of the kind asked
+            for (there are none in CUDA C++), it takes what ``"auto"`` gives it; where it has, it never falls back.
 
     Returns:
         [] in float32 (float64 for float64 embeddings), or a :class:`SparcLossOutput`.
@@ -107,6 +109,7 @@ def sparc_loss(
         pooled_patches if image_embeds is None else image_embeds,
         pooled_tokens if text_embeds is None else text_embeds,
         logit_scale=logit_scale,
+        backend=backend if has_kernels("contrastive", backend) else "auto",
     )
     local_mean = reduced(local_loss, token_mask, "token") if reduction == "none" else local_loss
     loss = global_weight * global_loss + local_weight * local_mean

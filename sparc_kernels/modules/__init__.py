@@ -1,5 +1,6 @@
 """``nn.Module`` shells over :mod:`sparc_kernels.functional`; no mathematics of their own."""
 
+from sparc_kernels.modules.contrastive import ClipLoss, DistillClipLoss, SigLipLoss
 from sparc_kernels.modules.sparc import SparcLoss
 
-__all__ = ["SparcLoss"]
+__all__ = ["ClipLoss", "DistillClipLoss", "SigLipLoss", "SparcLoss"]

@@ -40,7 +40,7 @@ class SparcLoss(nn.Module):
         reduction: ``"token"``, ``"caption"`` or ``"none"``, as in :func:`sparc_kernels.fine_grained_loss`.
         return_components: return a :class:`sparc_kernels.SparcLossOutput` instead of the loss alone.
         group: a process group; only None for now.
-        backend: as in :func:`sparc_kernels.fine_grained_loss`.
+        backend: of both losses, as in :func:`sparc_kernels.sparc_loss`.
         learn_scale: False keeps the scales fixed (buffers instead of parameters).
         max_logit_scale: upper bound of the scales.
 

@@ -32,10 +32,10 @@ def _schema(each: Pass) -> Any:
 
 
 def forward_arguments(
-    room: Room, op: Op, device: torch.device, dtype: torch.dtype, whole: bool = True
+    room: Room, op: Op, device: torch.device, dtype: torch.dtype, whole: bool = True, **sizes: int
 ) -> dict[str, Any]:
     """Arguments of a forward pass; None for what is optional, and False, where not ``whole``."""
-    known = room.sample(device, dtype) | {"float32_precision": "highest"}
+    known = room.sample(device, dtype, **sizes) | {"float32_precision": "highest"}
     given: dict[str, Any] = {}
     for argument in _schema(op.forward).arguments:
         value = known.get(argument.name, whole)

@@ -48,7 +48,7 @@ examples:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sparc_kernels.train",
-        description="Train an image tower and a text tower with the SPARC loss (or CLIP's), then measure "
+        description="Train an image tower and a text tower with the SPARC loss (or CLIP's, or SigLIP's), then measure "
         "retrieval and grounding and draw what each word looks at.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,8 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
         group.add_argument(f"--{name.replace('_', '-')}", type=kind or type(value), help=text + shown, **more)
 
     run = parser.add_argument_group("the run")
-    run.add_argument("--demo", action="store_true", help="the tiny preset on scenes with both losses, in minutes")
-    run.add_argument("--compare", action="store_true", help="both losses, same seed and budget; one table")
+    run.add_argument("--demo", action="store_true", help="the tiny preset on scenes with clip and sparc, in minutes")
+    run.add_argument("--compare", action="store_true", help="clip and sparc, same seed and budget; one table")
     run.add_argument("--resume", metavar="DIR", help="continue a run from its last checkpoint, exactly")
     run.add_argument("--overwrite", action="store_true", help="replace a run that stands in --out")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -75,8 +75,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     model = parser.add_argument_group("model and loss")
     option(model, "preset", "sizes of the towers", choices=tuple(PRESETS))
-    option(model, "loss", "sparc: local and global loss; clip: the global one alone", choices=LOSSES)
-    option(model, "backend", "who computes the local loss: auto, cuda, triton, cpu or eager", metavar="NAME")
+    option(
+        model,
+        "loss",
+        "sparc: local and global loss; clip: the global one alone; siglip: a sigmoid for each pair",
+        choices=LOSSES,
+    )
+    option(
+        model, "backend", "who computes the losses: auto, cuda (the local one), triton, cpu or eager", metavar="NAME"
+    )
     option(model, "global_weight", "weight of the global loss", metavar="X")
     option(model, "local_weight", "weight of the local loss", metavar="X")
     option(model, "similarity_threshold", "sigma in [0, 1]; 1 / patches unless given", float, metavar="X")

@@ -51,7 +51,7 @@ PRESETS: dict[str, Preset] = {
     "vit-l-14": Preset(224, 14, 1024, 24, 16, 768, 12, 12, 512, 55, 32768, 2.5e-4),
 }
 
-LOSSES = ("sparc", "clip")
+LOSSES = ("sparc", "clip", "siglip")
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 

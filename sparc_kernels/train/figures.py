@@ -29,7 +29,7 @@ from matplotlib.ft2font import FT2Font
 
 _log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
-COLOURS = {"sparc": "#0b6e99", "clip": "#d1602d"}
+COLOURS = {"sparc": "#0b6e99", "clip": "#d1602d", "siglip": "#5b7f2b"}
 PANELS = {
     "global_loss": "global loss",
     "local_loss": "local loss",

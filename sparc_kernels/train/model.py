@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sparc_kernels.functional import contrastive_loss
-from sparc_kernels.modules import SparcLoss
+from sparc_kernels.modules import ClipLoss, SigLipLoss, SparcLoss
 from sparc_kernels.train.config import Preset, TrainConfig
 
 INITIAL_SCALE = 1 / 0.07
 LARGEST_SCALE = 100.0
+SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
 
 
 class Tower(nn.Module):
@@ -99,12 +99,19 @@ def pooled(token_embeds: Tensor, token_mask: Tensor) -> Tensor:
     return (token_embeds * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
-class ClipLoss(nn.Module):
-    """The global loss alone, on mean-pooled patches and tokens, with SparcLoss's learned scale."""
+class GlobalLoss(nn.Module):
+    """A loss over the pairs of the batch alone, on mean-pooled patches and tokens, with a learned scale.
 
-    def __init__(self) -> None:
+    CLIP's softmax, or the sigmoid of Zhai et al. (2023), which learns a bias too and starts at their 10 and -10.
+    """
+
+    logit_bias: nn.Parameter | None
+
+    def __init__(self, sigmoid: bool = False, backend: str = "auto") -> None:
         super().__init__()
-        self.log_logit_scale = nn.Parameter(torch.tensor(INITIAL_SCALE).log())
+        self.of_pairs = SigLipLoss(backend=backend) if sigmoid else ClipLoss(backend=backend)
+        self.log_logit_scale = nn.Parameter(torch.tensor(SIGMOID_SCALE if sigmoid else INITIAL_SCALE).log())
+        self.register_parameter("logit_bias", nn.Parameter(torch.tensor(SIGMOID_BIAS)) if sigmoid else None)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -116,12 +123,14 @@ class ClipLoss(nn.Module):
         with torch.no_grad():
             self.log_logit_scale.clamp_(max=math.log(LARGEST_SCALE))
         images, texts = patch_embeds.mean(1), pooled(token_embeds, token_mask)
-        return contrastive_loss(images, texts, logit_scale=self.log_logit_scale.exp())
+        loss: Tensor = self.of_pairs(images, texts, self.log_logit_scale.exp(), self.logit_bias)
+        return loss
 
 
-def build_loss(config: TrainConfig) -> SparcLoss | ClipLoss:
-    if config.loss == "clip":
-        return ClipLoss()  # the global loss has one implementation; --backend chooses the local loss's
+def build_loss(config: TrainConfig) -> SparcLoss | GlobalLoss:
+    if config.loss != "sparc":
+        # No global loss is written in CUDA C++; --backend cuda is about the local loss.
+        return GlobalLoss(config.loss == "siglip", "auto" if config.backend == "cuda" else config.backend)
     return SparcLoss(
         logit_scale=INITIAL_SCALE,
         similarity_threshold=config.similarity_threshold,

@@ -25,12 +25,12 @@ from sparc_kernels.train import checkpoint
 from sparc_kernels.train.board import Board
 from sparc_kernels.train.config import TrainConfig, differences
 from sparc_kernels.train.data import Data, batches
-from sparc_kernels.train.model import ClipLoss, DualEncoder, build_loss
+from sparc_kernels.train.model import DualEncoder, GlobalLoss, build_loss
 from sparc_kernels.train.tokenizer import CaptionTokenizer
 
 LOG = "log.csv"
 STATEFUL = ("model", "loss", "optimizer", "schedule")
-COLUMNS = ("step", "loss", "global_loss", "local_loss", "logit_scale", "lr", "grad_norm", "seconds")
+COLUMNS = ("step", "loss", "global_loss", "local_loss", "logit_scale", "logit_bias", "lr", "grad_norm", "seconds")
 
 
 def lr_factor(step: int, config: TrainConfig) -> float:
@@ -88,7 +88,7 @@ class Trainer:
 
         # Towers, loss, optimizer, schedule.
         self.model = DualEncoder(config.model, self.tokenizer.vocab_size).to(self.device)
-        self.loss: SparcLoss | ClipLoss = build_loss(config).to(self.device)
+        self.loss: SparcLoss | GlobalLoss = build_loss(config).to(self.device)
         self.optimizer = make_optimizer([self.model, self.loss], config)
         self.schedule = LambdaLR(self.optimizer, lambda step: lr_factor(step, config))
 
@@ -149,6 +149,8 @@ class Trainer:
 
                 # Step.
                 scale, rate = self.loss.logit_scale.item(), self.schedule.get_last_lr()[0]
+                learned = getattr(self.loss, "logit_bias", None)
+                bias = "" if learned is None else learned.item()
                 self.optimizer.step()
                 self.schedule.step()
                 self.step += 1
@@ -156,7 +158,7 @@ class Trainer:
 
                 # Log, and at times a checkpoint that counts on the rows so far.
                 shares = [part.item() for part in parts] or [value, ""]
-                row = dict(zip(COLUMNS, (self.step, value, *shares, scale, rate, norm, round(self.seconds, 3))))
+                row = dict(zip(COLUMNS, (self.step, value, *shares, scale, bias, rate, norm, round(self.seconds, 3))))
                 log.write(row)
                 board.write({name: row[name] for name in COLUMNS[1:-1] if row[name] != ""}, self.step)
                 bar.update()

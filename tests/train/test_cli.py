@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sparc_kernels.train.cli import main
-from sparc_kernels.train.config import PRESETS, TrainConfig
+from sparc_kernels.train.config import LOSSES, PRESETS, TrainConfig
 from tests.train.conftest import CLI
 
 TUXPAINT = Path("/usr/share/tuxpaint/stamps")
@@ -23,7 +23,7 @@ def is_picture(path: Path) -> bool:
         return picture.format == "PNG" and min(picture.size) > 200
 
 
-@pytest.mark.parametrize("loss", ["sparc", "clip"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_scenes_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str) -> None:
     assert main([*FAST, "--loss", loss, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_cuda_without_a_device(
 
 
 def test_unknown_choices_are_refused_by_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
-    for flags in (["--preset", "huge"], ["--loss", "siglip"], ["--precision", "fp8"], ["--bogus"]):
+    for flags in (["--preset", "huge"], ["--loss", "triplet"], ["--precision", "fp8"], ["--bogus"]):
         with pytest.raises(SystemExit) as error:
             main(flags)
         assert error.value.code == 2

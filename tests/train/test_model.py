@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparc_kernels.train.config import PRESETS, TrainConfig
-from sparc_kernels.train.model import INITIAL_SCALE, ClipLoss, DualEncoder, blocked_pairs, build_loss, pooled
+from sparc_kernels.train.model import INITIAL_SCALE, DualEncoder, GlobalLoss, blocked_pairs, build_loss, pooled
 
 TINY = PRESETS["tiny"]
 
@@ -64,10 +64,10 @@ def test_pooling_leaves_padding_out() -> None:
     assert pooled(embeds, torch.tensor([[True, True, False]])).tolist() == [[2.0, 3.0]]
 
 
-@pytest.mark.parametrize("loss", ["sparc", "clip"])
-def test_scales_start_alike_and_stay_below_100(loss: str) -> None:
+@pytest.mark.parametrize("loss, start", [("sparc", INITIAL_SCALE), ("clip", INITIAL_SCALE), ("siglip", 10)])
+def test_scales_start_where_they_should_and_stay_below_100(loss: str, start: float) -> None:
     module = build_loss(TrainConfig(loss=loss))
-    assert module.logit_scale.item() == pytest.approx(INITIAL_SCALE)
+    assert module.logit_scale.item() == pytest.approx(start)
     with torch.no_grad():
         module.log_logit_scale.fill_(10.0)
     embeds = torch.randn(3, 4, 8), torch.randn(3, 4, 8), torch.ones(3, 4, dtype=torch.bool)
@@ -79,4 +79,21 @@ def test_both_losses_share_the_global_loss() -> None:
     patches, tokens = torch.randn(5, 6, 8), torch.randn(5, 4, 8)
     mask = torch.arange(4)[None] < torch.tensor([4, 3, 2, 1, 4])[:, None]
     sparc = build_loss(TrainConfig())(patches, tokens, mask)
-    torch.testing.assert_close(sparc.global_loss, ClipLoss()(patches, tokens, mask))
+    torch.testing.assert_close(sparc.global_loss, GlobalLoss()(patches, tokens, mask))
+
+
+def test_the_sigmoid_loss_is_that_of_pooled_embeddings_and_learns_a_bias() -> None:
+    patches, tokens, mask = torch.randn(5, 6, 8), torch.randn(5, 4, 8), torch.ones(5, 4, dtype=torch.bool)
+    module = build_loss(TrainConfig(loss="siglip"))
+    loss = module(patches, tokens, mask)
+    logits = 10 * torch.cosine_similarity(patches.mean(1)[:, None], tokens.mean(1)[None], dim=-1) - 10
+    signs = 2 * torch.eye(5) - 1
+    torch.testing.assert_close(loss, -torch.nn.functional.logsigmoid(signs * logits).sum() / 5)
+    loss.backward()
+    assert module.logit_bias.grad.abs() > 0
+
+
+@pytest.mark.parametrize("asked, given", [("auto", "auto"), ("eager", "eager"), ("cpu", "cpu"), ("cuda", "auto")])
+def test_backend_of_a_global_loss(asked: str, given: str) -> None:
+    for loss in ("clip", "siglip"):
+        assert build_loss(TrainConfig(loss=loss, backend=asked)).of_pairs.backend == given

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from sparc_kernels.train import checkpoint
-from sparc_kernels.train.config import PRESETS, TrainConfig
+from sparc_kernels.train.config import LOSSES, PRESETS, TrainConfig
 from sparc_kernels.train.data import load_data
-from sparc_kernels.train.model import ClipLoss, DualEncoder
+from sparc_kernels.train.model import DualEncoder, GlobalLoss
 from sparc_kernels.train.trainer import COLUMNS, LOG, Trainer, lr_factor, make_optimizer
 from tests.train.conftest import CLI
 
@@ -66,23 +66,24 @@ def test_the_logged_rate_is_the_schedule(small: TrainConfig) -> None:
 
 def test_what_is_decayed() -> None:
     model = DualEncoder(replace(PRESETS["tiny"], positions=True), 300)
-    optimizer = make_optimizer([model, ClipLoss()], TrainConfig(weight_decay=0.3))
+    optimizer = make_optimizer([model, GlobalLoss(sigmoid=True)], TrainConfig(weight_decay=0.3))
     decayed, free = (group["params"] for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert all(parameter.dim() > 1 for parameter in decayed)
     positions = {id(parameter) for name, parameter in model.named_parameters() if name.endswith("positions")}
     assert positions <= {id(parameter) for parameter in free}
     assert len(positions) == 2
-    assert len(decayed) + len(free) == len(list(model.parameters())) + 1
+    assert len(decayed) + len(free) == len(list(model.parameters())) + 2
 
 
-@pytest.mark.parametrize("loss", ["sparc", "clip"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_run_leaves_logs_and_a_checkpoint(small: TrainConfig, loss: str) -> None:
     trainer = train(replace(small, loss=loss))
     rows = checkpoint.read_log(trainer.run / LOG)
     assert [int(row["step"]) for row in rows] == list(range(1, 9))
     assert tuple(rows[0]) == COLUMNS
     assert all((row["local_loss"] != "") == (loss == "sparc") for row in rows)
+    assert all((row["logit_bias"] != "") == (loss == "siglip") for row in rows)
     assert list((trainer.run / "tensorboard").glob("events.out.tfevents.*"))
     saved = checkpoint.load(trainer.run)
     assert saved["step"] == 8
@@ -97,7 +98,15 @@ def test_sparc_loss_is_the_weighted_sum_of_its_parts(small: TrainConfig) -> None
         assert float(row["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss, killed_at", [("sparc", 0), ("sparc", 7), ("clip", 3)])
+def test_siglip_learns_its_scale_and_bias(small: TrainConfig) -> None:
+    """Both start where the paper starts them, are logged as they were in the step, and move."""
+    rows = curve(train(replace(small, loss="siglip")).run)
+    assert (float(rows[0]["logit_scale"]), float(rows[0]["logit_bias"])) == pytest.approx((10, -10))
+    for name in ("logit_scale", "logit_bias"):
+        assert len({row[name] for row in rows}) == len(rows), "a value for every step"
+
+
+@pytest.mark.parametrize("loss, killed_at", [("sparc", 0), ("sparc", 7), ("clip", 3), ("siglip", 4)])
 def test_a_resumed_run_follows_the_uninterrupted_curve(small: TrainConfig, loss: str, killed_at: int) -> None:
     small = replace(small, loss=loss)
     whole = train(replace(small, out=small.out + "-whole"))
@@ -109,8 +118,10 @@ def test_a_resumed_run_follows_the_uninterrupted_curve(small: TrainConfig, loss:
     assert checkpoint.load(Path(small.out))["step"] == killed_at // 3 * 3
     resumed = train(small, resume=True)
     assert curve(small.out) == curve(whole.run)
-    for name, value in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0)
+    for part in ("model", "loss"):
+        state = getattr(resumed, part).state_dict()
+        for name, value in getattr(whole, part).state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=0, atol=0)
 
 
 def test_a_folder_resumes_exactly_too(small: TrainConfig, pictures: Path) -> None:

@@ -1,18 +1,22 @@
 """Every kernel once on small shapes, forward and backward: what ``compute-sanitizer`` watches.
 
-``python -m tools.gpu_check.sanitizer_target`` prints a line per backend, function, dtype and sizes; with no GPU it
-takes the CPU backend, as a rehearsal.
+Functions as people call them, then each registered op, at its largest sizes, with everything that is optional.
+``python -m tools.gpu_check.sanitizer_target`` prints a line per backend, function or op, dtype and sizes; with no GPU
+it takes the CPU backend, as a rehearsal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
 from benchmarks.measure.machine import pick_device
-from sparc_kernels.ops._room import Entry, Room, rooms
-from sparc_kernels.ops._samples import entry_arguments, one_tensor
+from sparc_kernels._dispatch import supports
+from sparc_kernels.ops._registration import kernel
+from sparc_kernels.ops._room import Entry, Op, Room, rooms
+from sparc_kernels.ops._samples import backward_arguments, entry_arguments, forward_arguments, one_tensor
 
 
 def call(
@@ -28,21 +32,35 @@ def call(
             )
 
 
+def call_op(
+    room: Room, op: Op, backend: str, device: torch.device, dtype: torch.dtype, sizes: Mapping[str, int]
+) -> None:
+    """Forward, and backward for all gradients."""
+    if reason := supports(room.name, backend, device, dtype):
+        raise NotImplementedError(reason)
+    given = forward_arguments(room, op, device, dtype, True, **sizes)
+    results = kernel(f"{op.name}_forward", backend)(*given.values())
+    wanted = next(backward_arguments(op, given, results))
+    for grad in kernel(f"{op.name}_backward", backend)(*wanted.values()):
+        if bool(grad.isnan().any()):
+            raise AssertionError(f"a gradient has NaN: {op.name}, {backend}, {dtype}, {sizes}")
+
+
 def main() -> None:
     device = pick_device("auto")
     served = 0
-    calls = [
-        (room, entry, backend, dtype, sizes)
-        for room in rooms()
-        for entry in room.entries
-        for backend in (("cuda", "triton") if device.type == "cuda" else ("cpu",))
-        for dtype in room.dtypes.get(backend, ())
-        for sizes in ({}, *room.sizes)
-    ]
-    for room, entry, backend, dtype, sizes in calls:
-        line = f"{backend} {entry.name} {dtype} {dict(sizes)}"
+    calls = []
+    for room in rooms():
+        for backend in ("cuda", "triton") if device.type == "cuda" else ("cpu",):
+            for dtype in room.dtypes.get(backend, ()):
+                where = (backend, device, dtype)
+                shapes = ({}, *room.sizes)
+                calls += [(each.name, partial(call, room, each), where, x) for each in room.entries for x in shapes]
+                calls += [(op.name, partial(call_op, room, op), where, shapes[-1]) for op in room.ops]
+    for name, made, where, sizes in calls:
+        line = f"{where[0]} {name} {where[2]} {dict(sizes)}"
         try:
-            call(room, entry, backend, device, dtype, sizes)
+            made(*where, sizes)
         except NotImplementedError as error:
             print(f"{line}: not usable: {error}", flush=True)
         else:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import sparc_kernels as sk
+from sparc_kernels import _dispatch
+from sparc_kernels.functional.alignment import token_losses
+from sparc_kernels.ops._room import rooms
 
 V = torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(0))
 T = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(1))
@@ -54,6 +61,68 @@ def test_pooling_ignores_what_is_masked() -> None:
     dirty_tokens = T.masked_fill(~MASK[..., None], torch.nan)
     clean = sk.sparc_loss(V, T, MASK, patch_mask=patch_mask)
     torch.testing.assert_close(sk.sparc_loss(dirty, dirty_tokens, MASK, patch_mask=patch_mask), clean)
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_pooled_embeddings_reach_the_global_loss_as_they_were_made(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very tensors that come out of the pooling, in their own dtype."""
+    made: list[Tensor] = []
+    received: list[Tensor] = []
+
+    def pooling(*args: Any, **options: Any) -> tuple[Tensor, ...]:
+        found = token_losses(*args, **options)
+        made.extend(found[1:])
+        return found
+
+    def global_loss(*args: Any, **options: Any) -> Tensor:
+        received.extend(args)
+        return sk.contrastive_loss(*args, **options)
+
+    module = importlib.import_module("sparc_kernels.functional.sparc")
+    monkeypatch.setattr(module, "token_losses", pooling)
+    monkeypatch.setattr(module, "contrastive_loss", global_loss)
+    patches, tokens = torch.randn(4, 6, 8, dtype=torch.bfloat16), torch.randn(4, 5, 8, dtype=torch.bfloat16)
+    sk.sparc_loss(patches, tokens, backend=backend)
+    assert [x.shape for x in made] == [(4, 8), (4, 8)]
+    assert [x.dtype for x in made] == [torch.bfloat16] * 2
+    assert [id(x) for x in received] == [id(x) for x in made]
+
+
+@pytest.mark.parametrize(
+    "asked, kernels, given",
+    [
+        ("cpu", ("cpu",), "cpu"),
+        ("cpu", (), "auto"),
+        ("eager", ("cpu",), "eager"),
+        ("auto", ("cpu",), "auto"),
+    ],
+)
+def test_the_backend_is_that_of_the_global_loss_too(
+    asked: str, kernels: tuple[str, ...], given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it has kernels of that kind, else what ``auto`` gives it; what does not serve there is refused there."""
+    seen: list[str] = []
+
+    def global_loss(images: Tensor, texts: Tensor, *, backend: str, **options: Any) -> Tensor:
+        seen.append(backend)
+        return sk.contrastive_loss(images, texts, **options)
+
+    module = importlib.import_module("sparc_kernels.functional.sparc")
+    monkeypatch.setattr(module, "contrastive_loss", global_loss)
+    monkeypatch.setattr(
+        _dispatch,
+        "rooms",
+        lambda: tuple(
+            replace(room, dtypes={name: room.dtypes.get(name, ()) for name in kernels})
+            if room.name == "contrastive"
+            else room
+            for room in rooms()
+        ),
+    )
+    sk.sparc_loss(torch.randn(2, 3, 8), torch.randn(2, 3, 8), backend=asked)
+    assert seen == [given]
 
 
 def test_scale_learns_and_is_clamped() -> None:
