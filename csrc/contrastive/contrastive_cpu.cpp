@@ -1,0 +1,400 @@
+// The statistics of a similarity matrix: the ops' schemas, whatever the device, and on the CPU checks, memory and
+// the steps of a pass.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/checks.h"
+#include "common/cpu_capability.h"
+#include "common/huge_pages.h"
+#include "common/parallel.h"
+#include "contrastive/contrastive.h"
+
+namespace sparc {
+namespace {
+
+using torch::stable::new_empty;
+using Maybe = std::optional<Tensor>;
+
+int64_t parts_of(int64_t total, int64_t size) { return (total + size - 1) / size; }
+
+// The tensors that both ops take, under the names of the schema.
+struct Inputs {
+  const Tensor &rows, &cols;
+  const Maybe &row_ids, &col_ids, &excluded_indptr, &excluded_indices, &guide_rows, &guide_cols, &guide_threshold;
+};
+
+EmbedView view_of(const Tensor& embeds) {
+  return {embeds.const_data_ptr(), embeds.size(0), embeds.size(1), embeds.stride(0), embeds.stride(1)};
+}
+
+VectorView items_of(const Tensor& vector, const char* name, ScalarType dtype, int64_t count) {
+  check_cpu_input(vector, name, dtype, {count});
+  return {vector.const_data_ptr(), vector.stride(0)};
+}
+
+// [] or [count].
+VectorView numbers_of(const Tensor& numbers, const char* name, ScalarType dtype, int64_t count) {
+  if (numbers.dim() != 0) return items_of(numbers, name, dtype, count);
+  check_cpu_input(numbers, name, dtype, {});
+  return {numbers.const_data_ptr(), 0};
+}
+
+void set_scale(SimilaritySide& side, const Tensor& scale, const char* name, ScalarType dtype) {
+  side.scale = numbers_of(scale, name, dtype, side.embeds.count);
+  side.scale_per_item = scale.dim() != 0;
+}
+
+void check_both(const Maybe& one, const Maybe& other, const char* name, const char* other_name) {
+  STD_TORCH_CHECK(one.has_value() == other.has_value(), one ? other_name : name, ": expected a tensor, as ",
+                  one ? name : other_name, " is one, got None");
+}
+
+void check_embeds(const Tensor& embeds, const char* name, const char* shape) {
+  check_on_cpu(embeds, name);
+  STD_TORCH_CHECK(embeds.dim() == 2, name, ": expected 2 dimensions ", shape, ", got ", embeds.dim());
+}
+
+// A call of either op, its tensors checked.
+struct CheckedCall : SimilarityCall {
+  const Tensor& like;
+  ScalarType dtype, accumulation;
+  SimilarityKernel kernel;
+
+  CheckedCall(const Inputs& in, bool ids_exclude)
+      : like(in.rows), dtype(in.rows.scalar_type()), accumulation(accumulation_dtype(dtype)) {
+    check_embeds(in.rows, "rows", "[M, D]");
+    check_embeds(in.cols, "cols", "[N, D]");
+    STD_TORCH_CHECK(
+        dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
+        "rows: the CPU kernels take Float, Double and BFloat16, got ", torch::headeronly::toString(dtype));
+    const int64_t m = in.rows.size(0), n = in.cols.size(0);
+    check_cpu_input(in.cols, "cols", dtype, {n, in.rows.size(1)});
+    rows.embeds = view_of(in.rows);
+    cols.embeds = view_of(in.cols);
+    set_ids(in, m, n);
+    set_pairs(in, m);
+    set_guide(in, m, n);
+    targets = rows.ids.data && !ids_exclude;
+    kernel = pick_kernel<SimilarityKernel>(dtype);
+    parts = parts_of(m, kTileRows);
+    parts = parts_of(parts, std::max<int64_t>(parts_of(parts, kMaxRowParts), 1));
+  }
+
+  int64_t stats_size(bool keep) const {
+    const int64_t m = rows.embeds.count, n = cols.embeds.count;
+    return kSimilarityStats * (m + n) + (keep ? m * n : 0);
+  }
+
+  // The parts of `stats`: of the rows, of the columns, and the similarities where they are kept.
+  void set_stats(void* data, bool keep) {
+    char* at = static_cast<char*>(data);
+    const int64_t size = accumulation == ScalarType::Double ? 8 : 4;
+    rows.stats = at;
+    cols.stats = at += kSimilarityStats * rows.embeds.count * size;
+    at += kSimilarityStats * cols.embeds.count * size;
+    if (keep) similarities = at;
+  }
+
+  Tensor vector(bool wanted, int64_t size) const {
+    return new_empty(like, std::vector<int64_t>{wanted ? size : 0}, accumulation);
+  }
+
+ private:
+  void set_ids(const Inputs& in, int64_t m, int64_t n) {
+    check_both(in.row_ids, in.col_ids, "row_ids", "col_ids");
+    if (!in.row_ids) return;
+    rows.ids = items_of(*in.row_ids, "row_ids", ScalarType::Long, m);
+    cols.ids = items_of(*in.col_ids, "col_ids", ScalarType::Long, n);
+  }
+
+  void set_pairs(const Inputs& in, int64_t m) {
+    check_both(in.excluded_indptr, in.excluded_indices, "excluded_indptr", "excluded_indices");
+    if (!in.excluded_indptr) return;
+    indptr = items_of(*in.excluded_indptr, "excluded_indptr", ScalarType::Long, m + 1);
+    STD_TORCH_CHECK(in.excluded_indices->dim() == 1, "excluded_indices: expected 1 dimension, got ",
+                    in.excluded_indices->dim());
+    pairs = in.excluded_indices->size(0);
+    indices = items_of(*in.excluded_indices, "excluded_indices", ScalarType::Long, pairs);
+  }
+
+  void set_guide(const Inputs& in, int64_t m, int64_t n) {
+    check_both(in.guide_rows, in.guide_cols, "guide_rows", "guide_cols");
+    if (in.guide_rows) {
+      check_embeds(*in.guide_rows, "guide_rows", "[M, K]");
+      const int64_t width = in.guide_rows->size(1);
+      check_cpu_input(*in.guide_rows, "guide_rows", dtype, {m, width});
+      check_cpu_input(*in.guide_cols, "guide_cols", dtype, {n, width});
+      rows.guide = view_of(*in.guide_rows);
+      cols.guide = view_of(*in.guide_cols);
+    }
+    if (!in.guide_threshold) return;
+    STD_TORCH_CHECK(in.guide_rows, "guide_threshold: expected guide_rows with it, got None");
+    threshold = numbers_of(*in.guide_threshold, "guide_threshold", accumulation, m);
+  }
+};
+
+// Memory for a call, written before it is read.
+struct CallBlock {
+  std::unique_ptr<void, FreeDeleter> block;
+  CallBlock(SimilarityCall& call, size_t bytes) : block(aligned_block(bytes)) {
+    prefer_huge_pages(block.get(), bytes);
+    call.memory = block.get();
+  }
+};
+
+void run_step(const CheckedCall& call, SimilarityStep step, int64_t items) {
+  for_each_item(items, call.kernel.thread_bytes(call),
+                [&](int64_t item, void* workspace) { step(call, item, workspace); });
+}
+
+// `stats` of a forward pass, which it becomes a part of `call`.
+Tensor new_stats(CheckedCall& call, bool keep) {
+  Tensor stats = call.vector(true, call.stats_size(keep));
+  if (stats.numel() == 0) return stats;
+  char* data = static_cast<char*>(stats.mutable_data_ptr());
+  prefer_huge_pages(data, stats.numel() * stats.element_size());
+  std::memset(data, 0, call.stats_size(false) * stats.element_size());
+  call.set_stats(data, keep);
+  return stats;
+}
+
+void run_forward(CheckedCall& call) {
+  const CallBlock memory(call, call.kernel.forward_bytes(call));
+  const int64_t col_tiles = parts_of(call.cols.embeds.count, kTileCols);
+  run_step(call, call.kernel.pack_cols_forward, col_tiles);
+  run_step(call, call.kernel.forward, call.parts);
+  if (call.cols.results[kLogsumexp]) run_step(call, call.kernel.merge, col_tiles);
+}
+
+// Rows of a chunk of G: whole steps of G^T X, as many as the budget holds, in chunks as even as can be.
+int64_t chunk_rows(const CheckedCall& call) {
+  const int64_t m = call.rows.embeds.count;
+  const int64_t row_bytes = parts_of(call.cols.embeds.count, kTileCols) * kTileCols * call.kernel.gradient_bytes;
+  const int64_t steps = parts_of(m, kDepthRows);
+  const int64_t most = std::max<int64_t>(kGradientBytes / std::max<int64_t>(row_bytes * kDepthRows, 1), 1);
+  const int64_t chunks = std::max<int64_t>(parts_of(steps, most), 1);
+  return parts_of(steps, chunks) * kDepthRows;
+}
+
+void run_backward(CheckedCall& call) {
+  const SimilarityKernel& kernel = call.kernel;
+  const int64_t m = call.rows.embeds.count;
+  const int64_t col_tiles = parts_of(call.cols.embeds.count, kTileCols);
+  const int64_t channel_panels = std::max<int64_t>(parts_of(call.cols.embeds.width, kernel.panel_width), 1);
+  const bool col_scales = call.cols.need_scale && call.cols.scale_per_item;
+  call.chunk = chunk_rows(call);
+  const CallBlock memory(call, kernel.backward_bytes(call));
+  run_step(call, kernel.pack_cols_backward, col_tiles);
+  if (call.cols.need_embeds) run_step(call, kernel.pack_rows, parts_of(m, kTileCols));
+  for (call.first = 0; call.first < m; call.first = call.last) {
+    call.last = std::min(m, call.first + call.chunk);
+    run_step(call, kernel.gradient, parts_of(call.last - call.first, kTileRows));
+    const int64_t panels = call.cols.need_embeds ? channel_panels : col_scales ? 1 : 0;
+    run_step(call, kernel.transposed, panels * col_tiles);
+  }
+  if (call.cols.need_embeds) run_step(call, kernel.finish, col_tiles);
+  kernel.finish_scales(call);
+}
+
+// A gradient of the shape and dtype of its input, or [0] where it is not needed.
+struct Gradient {
+  Tensor tensor;
+  void* data = nullptr;
+
+  Gradient(const Tensor& input, bool needed) : tensor(make(input, needed)) {
+    if (!needed) return;
+    data = tensor.mutable_data_ptr();
+    prefer_huge_pages(data, tensor.numel() * tensor.element_size());
+  }
+
+ private:
+  static Tensor make(const Tensor& input, bool needed) {
+    std::vector<int64_t> shape{0};
+    if (needed) {
+      shape.clear();
+      for (int64_t axis = 0; axis < input.dim(); ++axis) shape.push_back(input.size(axis));
+    }
+    return new_empty(input, shape);
+  }
+};
+
+// The upstream gradient of a result; none where there is none or nobody asked for the result.
+void set_upstream(SimilaritySide& side, SimilarityResult result, const Maybe& grad, const char* name, ScalarType dtype) {
+  if (!grad || (grad->dim() == 1 && grad->size(0) == 0)) return;
+  side.upstream[result] = items_of(*grad, name, dtype, side.embeds.count);
+}
+
+void use_stats(CheckedCall& call, const Tensor& stats, bool kept) {
+  check_cpu_input(stats, "stats", call.accumulation, {call.stats_size(kept)});
+  check_contiguous(stats, "stats");
+  call.set_stats(const_cast<void*>(stats.const_data_ptr()), kept);
+}
+
+void set_soft(CheckedCall& call, const Maybe& guide_scale, const Maybe& guide_rows) {
+  if (!guide_scale) return;
+  STD_TORCH_CHECK(guide_rows, "guide_scale: expected guide_rows with it, got None");
+  call.soft = true;
+  call.guide_scale = read_scalar(*guide_scale, "guide_scale", call.accumulation);
+}
+
+using LogsumexpResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+LogsumexpResults logsumexp_forward(const Tensor& rows, const Tensor& cols, const Tensor& row_scale,
+                                   const Tensor& col_scale, const Maybe& row_ids, const Maybe& col_ids,
+                                   const Maybe& excluded_indptr, const Maybe& excluded_indices,
+                                   const Maybe& guide_rows, const Maybe& guide_cols, const Maybe& guide_scale,
+                                   const Maybe& guide_threshold, bool by_rows, bool by_cols, bool ids_exclude,
+                                   bool keep_similarities,
+                                   const std::string& /* float32_precision: the CPU products are exact */) {
+  CheckedCall call({rows, cols, row_ids, col_ids, excluded_indptr, excluded_indices, guide_rows, guide_cols,
+                    guide_threshold},
+                   ids_exclude);
+  set_scale(call.rows, row_scale, "row_scale", call.accumulation);
+  set_scale(call.cols, col_scale, "col_scale", call.accumulation);
+  set_soft(call, guide_scale, guide_rows);
+  const bool has[kSimilarityResults] = {true, call.targets, call.soft};
+  std::vector<Tensor> found;
+  for (int result = 0; result < kSimilarityResults; ++result) {
+    for (SimilaritySide* side : {&call.rows, &call.cols}) {
+      const bool wanted = (side == &call.rows ? by_rows : by_cols) && has[result];
+      found.push_back(call.vector(wanted, side->embeds.count));
+      if (wanted) side->results[result] = found.back().mutable_data_ptr();
+    }
+  }
+  const Tensor stats = new_stats(call, keep_similarities);
+  run_forward(call);
+  return {found[0], stats, found[1], found[2], found[3], found[4], found[5]};
+}
+
+Gradients logsumexp_backward(const Maybe& grad_row_lse, const Maybe& grad_col_lse, const Maybe& grad_row_target,
+                             const Maybe& grad_col_target, const Maybe& grad_row_soft,
+                             const Maybe& grad_col_soft, const Tensor& rows, const Tensor& cols,
+                             const Tensor& row_scale, const Tensor& col_scale, const Maybe& row_ids,
+                             const Maybe& col_ids, const Maybe& excluded_indptr, const Maybe& excluded_indices,
+                             const Maybe& guide_rows, const Maybe& guide_cols, const Maybe& guide_scale,
+                             const Maybe& guide_threshold, const Tensor& stats, bool ids_exclude,
+                             bool keep_similarities, bool need_rows, bool need_cols, bool need_row_scale,
+                             bool need_col_scale,
+                             const std::string& /* float32_precision: the CPU products are exact */) {
+  CheckedCall call({rows, cols, row_ids, col_ids, excluded_indptr, excluded_indices, guide_rows, guide_cols,
+                    guide_threshold},
+                   ids_exclude);
+  set_scale(call.rows, row_scale, "row_scale", call.accumulation);
+  set_scale(call.cols, col_scale, "col_scale", call.accumulation);
+  set_soft(call, guide_scale, guide_rows);
+  set_upstream(call.rows, kLogsumexp, grad_row_lse, "grad_row_lse", call.accumulation);
+  set_upstream(call.cols, kLogsumexp, grad_col_lse, "grad_col_lse", call.accumulation);
+  set_upstream(call.rows, kTarget, grad_row_target, "grad_row_target", call.accumulation);
+  set_upstream(call.cols, kTarget, grad_col_target, "grad_col_target", call.accumulation);
+  set_upstream(call.rows, kSoft, grad_row_soft, "grad_row_soft", call.accumulation);
+  set_upstream(call.cols, kSoft, grad_col_soft, "grad_col_soft", call.accumulation);
+  use_stats(call, stats, keep_similarities);
+  const Gradient of_rows(rows, need_rows), of_cols(cols, need_cols);
+  const Gradient of_row_scale(row_scale, need_row_scale), of_col_scale(col_scale, need_col_scale);
+  call.rows.need_embeds = need_rows;
+  call.cols.need_embeds = need_cols;
+  call.rows.need_scale = need_row_scale;
+  call.cols.need_scale = need_col_scale;
+  call.rows.grad_embeds = of_rows.data;
+  call.cols.grad_embeds = of_cols.data;
+  call.rows.grad_scale = of_row_scale.data;
+  call.cols.grad_scale = of_col_scale.data;
+  run_backward(call);
+  return {of_rows.tensor, of_cols.tensor, of_row_scale.tensor, of_col_scale.tensor};
+}
+
+// The scale and the bias of the softplus op.
+void set_logits(CheckedCall& call, const Tensor& scale, const Tensor& bias) {
+  check_cpu_input(scale, "scale", call.accumulation, {});
+  set_scale(call.rows, scale, "scale", call.accumulation);
+  call.bias = read_scalar(bias, "bias", call.accumulation);
+  call.softplus = true;
+}
+
+std::tuple<Tensor, Tensor> softplus_forward(
+    const Tensor& rows, const Tensor& cols, const Tensor& scale, const Tensor& bias, const Maybe& row_ids,
+    const Maybe& col_ids, const Maybe& excluded_indptr, const Maybe& excluded_indices, const Maybe& guide_rows,
+    const Maybe& guide_cols, const Maybe& guide_threshold, bool ids_exclude, bool keep_similarities,
+    const std::string& /* float32_precision: the CPU products are exact */) {
+  CheckedCall call({rows, cols, row_ids, col_ids, excluded_indptr, excluded_indices, guide_rows, guide_cols,
+                    guide_threshold},
+                   ids_exclude);
+  set_logits(call, scale, bias);
+  Tensor row_sum = call.vector(true, call.rows.embeds.count);
+  call.rows.results[kLogsumexp] = row_sum.mutable_data_ptr();
+  const Tensor stats = new_stats(call, keep_similarities);
+  run_forward(call);
+  return {row_sum, stats};
+}
+
+Gradients softplus_backward(const Tensor& grad_row_sum, const Tensor& rows, const Tensor& cols,
+                            const Tensor& scale, const Tensor& bias, const Maybe& row_ids, const Maybe& col_ids,
+                            const Maybe& excluded_indptr, const Maybe& excluded_indices,
+                            const Maybe& guide_rows, const Maybe& guide_cols, const Maybe& guide_threshold,
+                            const Tensor& stats, bool ids_exclude, bool keep_similarities, bool need_rows,
+                            bool need_cols, bool need_scale, bool need_bias,
+                            const std::string& /* float32_precision: the CPU products are exact */) {
+  CheckedCall call({rows, cols, row_ids, col_ids, excluded_indptr, excluded_indices, guide_rows, guide_cols,
+                    guide_threshold},
+                   ids_exclude);
+  set_logits(call, scale, bias);
+  call.rows.upstream[kLogsumexp] = items_of(grad_row_sum, "grad_row_sum", call.accumulation, call.rows.embeds.count);
+  use_stats(call, stats, keep_similarities);
+  const Gradient of_rows(rows, need_rows), of_cols(cols, need_cols);
+  const Gradient of_scale(scale, need_scale), of_bias(bias, need_bias);
+  call.rows.need_embeds = need_rows;
+  call.cols.need_embeds = need_cols;
+  call.rows.need_scale = need_scale;
+  call.rows.grad_embeds = of_rows.data;
+  call.cols.grad_embeds = of_cols.data;
+  call.rows.grad_scale = of_scale.data;
+  call.grad_bias = of_bias.data;
+  run_backward(call);
+  return {of_rows.tensor, of_cols.tensor, of_scale.tensor, of_bias.tensor};
+}
+
+}  // namespace
+}  // namespace sparc
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparc_kernels, m) {
+  m.def(
+      "similarity_logsumexp_forward(Tensor rows, Tensor cols, Tensor row_scale, Tensor col_scale, Tensor? row_ids, "
+      "Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, "
+      "Tensor? guide_scale, Tensor? guide_threshold, bool by_rows, bool by_cols, bool ids_exclude, "
+      "bool keep_similarities, str float32_precision) -> (Tensor row_lse, Tensor stats, Tensor col_lse, "
+      "Tensor row_target, Tensor col_target, Tensor row_soft, Tensor col_soft)");
+  m.def(
+      "similarity_logsumexp_backward(Tensor? grad_row_lse, Tensor? grad_col_lse, Tensor? grad_row_target, "
+      "Tensor? grad_col_target, Tensor? grad_row_soft, Tensor? grad_col_soft, Tensor rows, Tensor cols, "
+      "Tensor row_scale, Tensor col_scale, Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, "
+      "Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, Tensor? guide_scale, "
+      "Tensor? guide_threshold, Tensor stats, bool ids_exclude, bool keep_similarities, bool need_rows, "
+      "bool need_cols, bool need_row_scale, bool need_col_scale, str float32_precision) -> (Tensor grad_rows, "
+      "Tensor grad_cols, Tensor grad_row_scale, Tensor grad_col_scale)");
+  m.def(
+      "similarity_softplus_forward(Tensor rows, Tensor cols, Tensor scale, Tensor bias, Tensor? row_ids, "
+      "Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, "
+      "Tensor? guide_threshold, bool ids_exclude, bool keep_similarities, str float32_precision) -> "
+      "(Tensor row_sum, Tensor stats)");
+  m.def(
+      "similarity_softplus_backward(Tensor grad_row_sum, Tensor rows, Tensor cols, Tensor scale, Tensor bias, "
+      "Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, "
+      "Tensor? guide_cols, Tensor? guide_threshold, Tensor stats, bool ids_exclude, bool keep_similarities, "
+      "bool need_rows, bool need_cols, bool need_scale, bool need_bias, str float32_precision) -> "
+      "(Tensor grad_rows, Tensor grad_cols, Tensor grad_scale, Tensor grad_bias)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparc_kernels, CPU, m) {
+  m.impl("similarity_logsumexp_forward", TORCH_BOX(&sparc::logsumexp_forward));
+  m.impl("similarity_logsumexp_backward", TORCH_BOX(&sparc::logsumexp_backward));
+  m.impl("similarity_softplus_forward", TORCH_BOX(&sparc::softplus_forward));
+  m.impl("similarity_softplus_backward", TORCH_BOX(&sparc::softplus_backward));
+}
