@@ -18,8 +18,9 @@ constexpr int64_t kTileCols = 512;
 constexpr int64_t kDepthRows = 8 * kTileRows;
 // Parts that the rows are split into in the forward pass; each keeps sums for all columns.
 constexpr int64_t kMaxRowParts = 64;
-// The most that G takes at a time.
-constexpr int64_t kGradientBytes = int64_t{64} << 20;
+// What G takes at a time: enough for several tiles of rows per thread, within these bounds.
+constexpr int64_t kGradientBytes = int64_t{16} << 20, kMostGradientBytes = int64_t{64} << 20;
+constexpr int64_t kTilesPerThread = 4;
 
 // Marks the cosine of a pair that takes no part. Cosines lie in [-1, 1]; this one stays finite in what follows.
 constexpr int kExcluded = -8;

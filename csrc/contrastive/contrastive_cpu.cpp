@@ -173,13 +173,15 @@ void run_forward(CheckedCall& call) {
   if (call.cols.results[kLogsumexp]) run_step(call, call.kernel.merge, col_tiles);
 }
 
-// Rows of a chunk of G: whole steps of G^T X, as many as the budget holds, in chunks as even as can be.
+// Rows of a chunk of G: whole steps of G^T X, in chunks as even as can be. Sums do not depend on it, so it may
+// depend on the number of threads.
 int64_t chunk_rows(const CheckedCall& call) {
-  const int64_t m = call.rows.embeds.count;
-  const int64_t row_bytes = parts_of(call.cols.embeds.count, kTileCols) * kTileCols * call.kernel.gradient_bytes;
-  const int64_t steps = parts_of(m, kDepthRows);
-  const int64_t most = std::max<int64_t>(kGradientBytes / std::max<int64_t>(row_bytes * kDepthRows, 1), 1);
-  const int64_t chunks = std::max<int64_t>(parts_of(steps, most), 1);
+  const int64_t cols = parts_of(call.cols.embeds.count, kTileCols) * kTileCols;
+  const int64_t step_bytes = std::max<int64_t>(cols * call.kernel.gradient_bytes * kDepthRows, 1);
+  const int64_t busy = parts_of(torch::stable::get_num_threads() * kTilesPerThread * kTileRows, kDepthRows);
+  const int64_t wanted = std::max(kGradientBytes / step_bytes, std::min(busy, kMostGradientBytes / step_bytes));
+  const int64_t steps = parts_of(call.rows.embeds.count, kDepthRows);
+  const int64_t chunks = std::max<int64_t>(parts_of(steps, std::max<int64_t>(wanted, 1)), 1);
   return parts_of(steps, chunks) * kDepthRows;
 }
 

@@ -18,7 +18,10 @@ def paired_cosines(rows: Tensor, cols: Tensor) -> Tensor:
     """[M] cosines of row i with column i, in the accumulation dtype."""
     dtype = accumulation_dtype(rows.dtype)
     with without_autocast(rows.device.type):
-        return (F.normalize(rows.to(dtype), dim=-1) * F.normalize(cols.to(dtype), dim=-1)).sum(-1)
+        x, y = rows.to(dtype), cols.to(dtype)
+        norms = [torch.linalg.vector_norm(side, dim=-1).clamp_min(1e-12) for side in (x, y)]
+        # norms apart: through F.normalize the backward pass writes three times as many [M, D] tensors
+        return (x * y).sum(-1) / norms[0] / norms[1]
 
 
 def contrastive_loss(
