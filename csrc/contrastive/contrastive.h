@@ -1,20 +1,21 @@
-// Statistics of a similarity matrix: what a call of the ops is made of, as the kernels of every instruction set
-// take it. The mathematics is in sparc_kernels/ops/contrastive/MATH.md.
+// Statistics of a similarity matrix: what a call of the ops is made of, as the kernels of every instruction
+// set take it. The mathematics is in sparc_kernels/ops/contrastive/MATH.md.
 //
-// A pass is a sequence of steps; the items of a step are independent of one another and can run on any thread,
-// a step begins when the one before is done. What an item computes depends on the sizes alone, and sums over
-// items are taken in their order, so the results do not depend on the number of threads.
+// A pass is a sequence of steps; the items of a step are independent of one another and can run on any
+// thread, a step begins when the one before is done. What an item computes depends on the sizes alone, and
+// sums over items are taken in their order, so the results do not depend on the number of threads.
 #pragma once
 
 #include "common/kernel_set.h"
 
 namespace sparc {
 
-// Rows of similarities that are worked on together, and columns: the tile, the packed rows and the accumulated
-// gradient of 48 rows stay in an L2 of 1 MB up to a width of about 1,000.
+// Rows of similarities that are worked on together, and columns: the tile, the packed rows and the
+// accumulated gradient of 48 rows stay in an L2 of 1 MB up to a width of about 1,000.
 constexpr int64_t kTileRows = 48;
 constexpr int64_t kTileCols = 512;
-// Rows that one step of G^T X takes. Chunks consist of whole ones, so that the sums do not depend on the chunk.
+// Rows that one step of G^T X takes. Chunks consist of whole ones, so that the sums do not depend on the
+// chunk.
 constexpr int64_t kDepthRows = 8 * kTileRows;
 // Parts that the rows are split into in the forward pass; each keeps sums for all columns.
 constexpr int64_t kMaxRowParts = 64;
@@ -22,7 +23,8 @@ constexpr int64_t kMaxRowParts = 64;
 constexpr int64_t kGradientBytes = int64_t{16} << 20, kMostGradientBytes = int64_t{64} << 20;
 constexpr int64_t kTilesPerThread = 4;
 
-// Marks the cosine of a pair that takes no part. Cosines lie in [-1, 1]; this one stays finite in what follows.
+// Marks the cosine of a pair that takes no part. Cosines lie in [-1, 1]; this one stays finite in what
+// follows.
 constexpr int kExcluded = -8;
 // Scales up to this one need no maximum: exp neither overflows nor does a sum of it.
 constexpr int kLargestPlainScale = 60;
@@ -61,20 +63,20 @@ struct SimilaritySide {
 
 struct SimilarityCall {
   SimilaritySide rows, cols;
-  VectorView indptr, indices;      // pairs that take no part, CSR
-  int64_t pairs = 0;               // numbers in `indices`
-  VectorView threshold;            // of the guide's cosines
-  double guide_scale = 0;          // of the soft targets
-  double bias = 0;                 // of the softplus op, whose scale is the rows'
-  void* grad_bias = nullptr;       // one number
-  void* similarities = nullptr;    // [M, N] where they are kept: written forward, read backward
-  bool soft = false;               // soft targets are wanted
-  bool targets = false;            // equal ids are targets; else they take no part
-  bool softplus = false;           // which op
-  int64_t first = 0, last = 0;     // backward: rows of the chunk
-  int64_t chunk = 0;               // rows of a chunk
-  int64_t parts = 0;               // forward: parts of the rows
-  void* memory = nullptr;          // call_bytes
+  VectorView indptr, indices;    // pairs that take no part, CSR
+  int64_t pairs = 0;             // numbers in `indices`
+  VectorView threshold;          // of the guide's cosines
+  double guide_scale = 0;        // of the soft targets
+  double bias = 0;               // of the softplus op, whose scale is the rows'
+  void* grad_bias = nullptr;     // one number
+  void* similarities = nullptr;  // [M, N] where they are kept: written forward, read backward
+  bool soft = false;             // soft targets are wanted
+  bool targets = false;          // equal ids are targets; else they take no part
+  bool softplus = false;         // which op
+  int64_t first = 0, last = 0;   // backward: rows of the chunk
+  int64_t chunk = 0;             // rows of a chunk
+  int64_t parts = 0;             // forward: parts of the rows
+  void* memory = nullptr;        // call_bytes
 };
 
 // A step of a pass: work(call, item, memory of the thread).

@@ -1,5 +1,5 @@
-// The statistics of a similarity matrix: the ops' schemas, whatever the device, and on the CPU checks, memory and
-// the steps of a pass.
+// The statistics of a similarity matrix: the ops' schemas, whatever the device, and on the CPU checks, memory
+// and the steps of a pass.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -27,7 +27,8 @@ int64_t parts_of(int64_t total, int64_t size) { return (total + size - 1) / size
 // The tensors that both ops take, under the names of the schema.
 struct Inputs {
   const Tensor &rows, &cols;
-  const Maybe &row_ids, &col_ids, &excluded_indptr, &excluded_indices, &guide_rows, &guide_cols, &guide_threshold;
+  const Maybe &row_ids, &col_ids, &excluded_indptr, &excluded_indices, &guide_rows, &guide_cols,
+      &guide_threshold;
 };
 
 EmbedView view_of(const Tensor& embeds) {
@@ -173,13 +174,14 @@ void run_forward(CheckedCall& call) {
   if (call.cols.results[kLogsumexp]) run_step(call, call.kernel.merge, col_tiles);
 }
 
-// Rows of a chunk of G: whole steps of G^T X, in chunks as even as can be. Sums do not depend on it, so it may
-// depend on the number of threads.
+// Rows of a chunk of G: whole steps of G^T X, in chunks as even as can be. Sums do not depend on it, so it
+// may depend on the number of threads.
 int64_t chunk_rows(const CheckedCall& call) {
   const int64_t cols = parts_of(call.cols.embeds.count, kTileCols) * kTileCols;
   const int64_t step_bytes = std::max<int64_t>(cols * call.kernel.gradient_bytes * kDepthRows, 1);
   const int64_t busy = parts_of(torch::stable::get_num_threads() * kTilesPerThread * kTileRows, kDepthRows);
-  const int64_t wanted = std::max(kGradientBytes / step_bytes, std::min(busy, kMostGradientBytes / step_bytes));
+  const int64_t wanted =
+      std::max(kGradientBytes / step_bytes, std::min(busy, kMostGradientBytes / step_bytes));
   const int64_t steps = parts_of(call.rows.embeds.count, kDepthRows);
   const int64_t chunks = std::max<int64_t>(parts_of(steps, std::max<int64_t>(wanted, 1)), 1);
   return parts_of(steps, chunks) * kDepthRows;
@@ -228,7 +230,8 @@ struct Gradient {
 };
 
 // The upstream gradient of a result; none where there is none or nobody asked for the result.
-void set_upstream(SimilaritySide& side, SimilarityResult result, const Maybe& grad, const char* name, ScalarType dtype) {
+void set_upstream(SimilaritySide& side, SimilarityResult result, const Maybe& grad, const char* name,
+                  ScalarType dtype) {
   if (!grad || (grad->dim() == 1 && grad->size(0) == 0)) return;
   side.upstream[result] = items_of(*grad, name, dtype, side.embeds.count);
 }
@@ -276,15 +279,15 @@ LogsumexpResults logsumexp_forward(const Tensor& rows, const Tensor& cols, const
   return {found[0], stats, found[1], found[2], found[3], found[4], found[5]};
 }
 
-Gradients logsumexp_backward(const Maybe& grad_row_lse, const Maybe& grad_col_lse, const Maybe& grad_row_target,
-                             const Maybe& grad_col_target, const Maybe& grad_row_soft,
-                             const Maybe& grad_col_soft, const Tensor& rows, const Tensor& cols,
-                             const Tensor& row_scale, const Tensor& col_scale, const Maybe& row_ids,
-                             const Maybe& col_ids, const Maybe& excluded_indptr, const Maybe& excluded_indices,
-                             const Maybe& guide_rows, const Maybe& guide_cols, const Maybe& guide_scale,
-                             const Maybe& guide_threshold, const Tensor& stats, bool ids_exclude,
-                             bool keep_similarities, bool need_rows, bool need_cols, bool need_row_scale,
-                             bool need_col_scale,
+Gradients logsumexp_backward(const Maybe& grad_row_lse, const Maybe& grad_col_lse,
+                             const Maybe& grad_row_target, const Maybe& grad_col_target,
+                             const Maybe& grad_row_soft, const Maybe& grad_col_soft, const Tensor& rows,
+                             const Tensor& cols, const Tensor& row_scale, const Tensor& col_scale,
+                             const Maybe& row_ids, const Maybe& col_ids, const Maybe& excluded_indptr,
+                             const Maybe& excluded_indices, const Maybe& guide_rows, const Maybe& guide_cols,
+                             const Maybe& guide_scale, const Maybe& guide_threshold, const Tensor& stats,
+                             bool ids_exclude, bool keep_similarities, bool need_rows, bool need_cols,
+                             bool need_row_scale, bool need_col_scale,
                              const std::string& /* float32_precision: the CPU products are exact */) {
   CheckedCall call({rows, cols, row_ids, col_ids, excluded_indptr, excluded_indices, guide_rows, guide_cols,
                     guide_threshold},
@@ -323,9 +326,9 @@ void set_logits(CheckedCall& call, const Tensor& scale, const Tensor& bias) {
 
 std::tuple<Tensor, Tensor> softplus_forward(
     const Tensor& rows, const Tensor& cols, const Tensor& scale, const Tensor& bias, const Maybe& row_ids,
-    const Maybe& col_ids, const Maybe& excluded_indptr, const Maybe& excluded_indices, const Maybe& guide_rows,
-    const Maybe& guide_cols, const Maybe& guide_threshold, bool ids_exclude, bool keep_similarities,
-    const std::string& /* float32_precision: the CPU products are exact */) {
+    const Maybe& col_ids, const Maybe& excluded_indptr, const Maybe& excluded_indices,
+    const Maybe& guide_rows, const Maybe& guide_cols, const Maybe& guide_threshold, bool ids_exclude,
+    bool keep_similarities, const std::string& /* float32_precision: the CPU products are exact */) {
   CheckedCall call({rows, cols, row_ids, col_ids, excluded_indptr, excluded_indices, guide_rows, guide_cols,
                     guide_threshold},
                    ids_exclude);
@@ -338,8 +341,8 @@ std::tuple<Tensor, Tensor> softplus_forward(
 }
 
 Gradients softplus_backward(const Tensor& grad_row_sum, const Tensor& rows, const Tensor& cols,
-                            const Tensor& scale, const Tensor& bias, const Maybe& row_ids, const Maybe& col_ids,
-                            const Maybe& excluded_indptr, const Maybe& excluded_indices,
+                            const Tensor& scale, const Tensor& bias, const Maybe& row_ids,
+                            const Maybe& col_ids, const Maybe& excluded_indptr, const Maybe& excluded_indices,
                             const Maybe& guide_rows, const Maybe& guide_cols, const Maybe& guide_threshold,
                             const Tensor& stats, bool ids_exclude, bool keep_similarities, bool need_rows,
                             bool need_cols, bool need_scale, bool need_bias,
@@ -348,7 +351,8 @@ Gradients softplus_backward(const Tensor& grad_row_sum, const Tensor& rows, cons
                     guide_threshold},
                    ids_exclude);
   set_logits(call, scale, bias);
-  call.rows.upstream[kLogsumexp] = items_of(grad_row_sum, "grad_row_sum", call.accumulation, call.rows.embeds.count);
+  call.rows.upstream[kLogsumexp] =
+      items_of(grad_row_sum, "grad_row_sum", call.accumulation, call.rows.embeds.count);
   use_stats(call, stats, keep_similarities);
   const Gradient of_rows(rows, need_rows), of_cols(cols, need_cols);
   const Gradient of_scale(scale, need_scale), of_bias(bias, need_bias);
@@ -368,8 +372,10 @@ Gradients softplus_backward(const Tensor& grad_row_sum, const Tensor& rows, cons
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparc_kernels, m) {
   m.def(
-      "similarity_logsumexp_forward(Tensor rows, Tensor cols, Tensor row_scale, Tensor col_scale, Tensor? row_ids, "
-      "Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, "
+      "similarity_logsumexp_forward(Tensor rows, Tensor cols, Tensor row_scale, Tensor col_scale, Tensor? "
+      "row_ids, "
+      "Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, Tensor? "
+      "guide_cols, "
       "Tensor? guide_scale, Tensor? guide_threshold, bool by_rows, bool by_cols, bool ids_exclude, "
       "bool keep_similarities, str float32_precision) -> (Tensor row_lse, Tensor stats, Tensor col_lse, "
       "Tensor row_target, Tensor col_target, Tensor row_soft, Tensor col_soft)");
@@ -379,16 +385,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparc_kernels, m) {
       "Tensor row_scale, Tensor col_scale, Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, "
       "Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, Tensor? guide_scale, "
       "Tensor? guide_threshold, Tensor stats, bool ids_exclude, bool keep_similarities, bool need_rows, "
-      "bool need_cols, bool need_row_scale, bool need_col_scale, str float32_precision) -> (Tensor grad_rows, "
+      "bool need_cols, bool need_row_scale, bool need_col_scale, str float32_precision) -> (Tensor "
+      "grad_rows, "
       "Tensor grad_cols, Tensor grad_row_scale, Tensor grad_col_scale)");
   m.def(
       "similarity_softplus_forward(Tensor rows, Tensor cols, Tensor scale, Tensor bias, Tensor? row_ids, "
-      "Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, "
+      "Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, Tensor? "
+      "guide_cols, "
       "Tensor? guide_threshold, bool ids_exclude, bool keep_similarities, str float32_precision) -> "
       "(Tensor row_sum, Tensor stats)");
   m.def(
-      "similarity_softplus_backward(Tensor grad_row_sum, Tensor rows, Tensor cols, Tensor scale, Tensor bias, "
-      "Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, "
+      "similarity_softplus_backward(Tensor grad_row_sum, Tensor rows, Tensor cols, Tensor scale, Tensor "
+      "bias, "
+      "Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? "
+      "guide_rows, "
       "Tensor? guide_cols, Tensor? guide_threshold, Tensor stats, bool ids_exclude, bool keep_similarities, "
       "bool need_rows, bool need_cols, bool need_scale, bool need_bias, str float32_precision) -> "
       "(Tensor grad_rows, Tensor grad_cols, Tensor grad_scale, Tensor grad_bias)");

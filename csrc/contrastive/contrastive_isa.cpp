@@ -18,7 +18,8 @@ Acc log_of(Acc top, Acc sum) {
 
 // Numbers of the columns from `first` on; padding gets those of a column that takes no part.
 template <class E, class In>
-void set_column_vectors(const SimilarityCall& call, const CallMemory<E, In>& memory, int64_t first, bool backward) {
+void set_column_vectors(const SimilarityCall& call, const CallMemory<E, In>& memory, int64_t first,
+                        bool backward) {
   using Acc = typename E::Acc;
   const ColumnVectors<Acc>& cols = memory.cols;
   const SimilaritySide& side = call.cols;
@@ -60,7 +61,8 @@ void pack_cols(const SimilarityCall& call, int64_t item, void* workspace, bool b
       pack.along_channels(work.rows, memory.cols_by_channel + j / Pack::kWidth * memory.channel_panel);
     }
     if (need.cols_by_row) {
-      pack.along_rows(work.rows, Pack::kWidth, memory.cols_by_row + j / E::kPack * Pack::kWidth, memory.col_panel);
+      pack.along_rows(work.rows, Pack::kWidth, memory.cols_by_row + j / E::kPack * Pack::kWidth,
+                      memory.col_panel);
     }
     if (need.guide) {
       guide.gather(j, Pack::kWidth, work.guide_rows);
@@ -72,7 +74,8 @@ void pack_cols(const SimilarityCall& call, int64_t item, void* workspace, bool b
     for (int64_t i = 0; i < real; ++i) stats[kInverseNorm * n + j + i] = memory.cols.inverse_norm[j + i];
     if (!need.guide) continue;
     guide.inverse_norms(work.guide_rows, Pack::kWidth, memory.cols.guide_inverse_norm + j);
-    for (int64_t i = 0; i < real; ++i) stats[kGuideInverseNorm * n + j + i] = memory.cols.guide_inverse_norm[j + i];
+    for (int64_t i = 0; i < real; ++i)
+      stats[kGuideInverseNorm * n + j + i] = memory.cols.guide_inverse_norm[j + i];
   }
   set_column_vectors(call, memory, first, backward);
 }
@@ -95,7 +98,8 @@ void pack_rows_backward(const SimilarityCall& call, int64_t item, void* workspac
   const Pack pack(call.rows.embeds);
   for (int64_t i = item * kTileCols; i < (item + 1) * kTileCols; i += Pack::kWidth) {
     pack.gather(i, Pack::kWidth, work.rows);
-    pack.along_rows(work.rows, Pack::kWidth, memory.rows_by_row + i / E::kPack * Pack::kWidth, memory.row_panel);
+    pack.along_rows(work.rows, Pack::kWidth, memory.rows_by_row + i / E::kPack * Pack::kWidth,
+                    memory.row_panel);
   }
 }
 
@@ -270,8 +274,9 @@ GradientRow<typename E::Acc> gradient_row(const SimilarityTile<E, In>& tile, int
   }
   if (at_once) row.upstream[kLogsumexp] *= static_cast<Acc>(__builtin_exp(-row.lse));
   row.cols = memory.cols;
-  for (Acc** numbers : {&row.cols.inverse_norm, &row.cols.scale, &row.cols.lse, &row.cols.guide_lse,
-                        &row.cols.upstream[kLogsumexp], &row.cols.upstream[kTarget], &row.cols.upstream[kSoft]}) {
+  for (Acc** numbers :
+       {&row.cols.inverse_norm, &row.cols.scale, &row.cols.lse, &row.cols.guide_lse,
+        &row.cols.upstream[kLogsumexp], &row.cols.upstream[kTarget], &row.cols.upstream[kSoft]}) {
     *numbers += tile.col;
   }
   if (memory.has_col_sums) {
@@ -385,8 +390,8 @@ void gradient_rows(const SimilarityCall& call, int64_t item, void* workspace) {
   }
 }
 
-// W2 += G^T X of the chunk, for a tile of columns and a panel of channels; the first panel's item also adds the
-// sums of the columns' scales.
+// W2 += G^T X of the chunk, for a tile of columns and a panel of channels; the first panel's item also adds
+// the sums of the columns' scales.
 template <class E, class In>
 void gradient_transposed(const SimilarityCall& call, int64_t item, void*) {
   using Acc = typename E::Acc;
@@ -408,9 +413,11 @@ void gradient_transposed(const SimilarityCall& call, int64_t item, void*) {
   for (int64_t row = call.first; row < call.last; row += kDepthRows) {
     const int64_t units = ceil_div(smaller(kDepthRows, call.last - row), E::kPack);
     const Matrix<const typename E::Unit> gradient{
-        memory.gradient + item % tiles * memory.gradient_tile + (row - call.first) / E::kPack * kStride<typename E::Unit>,
+        memory.gradient + item % tiles * memory.gradient_tile +
+            (row - call.first) / E::kPack * kStride<typename E::Unit>,
         kStride<typename E::Unit>};
-    panel_product<E, ALayout::kColumns>(cols, units, gradient, rows + row / E::kPack * Pack::kWidth, out, row > 0);
+    panel_product<E, ALayout::kColumns>(cols, units, gradient, rows + row / E::kPack * Pack::kWidth, out,
+                                        row > 0);
   }
 }
 
@@ -425,7 +432,8 @@ void finish_columns(const SimilarityCall& call, int64_t item, void* workspace) {
   for (int64_t j = item * kTileCols; j < last; ++j) {
     for (int64_t x = 0; x < width; ++x) {
       const int64_t panel = x / Pack::kWidth * memory.padded_cols * Pack::kWidth;
-      work.grad_rows[x] = call.rows.embeds.count ? memory.grad_cols[panel + j * Pack::kWidth + x % Pack::kWidth] : Acc{0};
+      work.grad_rows[x] =
+          call.rows.embeds.count ? memory.grad_cols[panel + j * Pack::kWidth + x % Pack::kWidth] : Acc{0};
     }
     write_gradient<Acc, In>(call.cols.embeds, j, memory.cols.inverse_norm[j], work.grad_rows,
                             static_cast<In*>(call.cols.grad_embeds) + j * width);

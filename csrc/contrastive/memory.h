@@ -3,7 +3,8 @@
 // Beyond inputs, results, gradients and kept cosines a call takes
 //   forward: one packed copy of the columns (and of the guide's), and sums over the rows of at most
 //     kMaxRowParts parts: 2 numbers per column and part, 3 more for soft targets, 1 for targets;
-//   backward: packed copies of the columns (two unless the cosines are kept) and of the rows (one), the columns'
+//   backward: packed copies of the columns (two unless the cosines are kept) and of the rows (one), the
+//   columns'
 //     gradient in the accumulation dtype, and kGradientBytes of G (a chunk of at least kDepthRows rows).
 // A thread takes some tiles, O(kTileCols) + O(D).
 #pragma once
@@ -13,7 +14,8 @@
 namespace sparc {
 namespace SPARC_ISA {
 
-// Numbers between the rows of a tile: one cache line more than its columns, lest a column of it share one set.
+// Numbers between the rows of a tile: one cache line more than its columns, lest a column of it share one
+// set.
 template <class T>
 constexpr int64_t kStride = kTileCols + 64 / sizeof(T);
 

@@ -1,7 +1,8 @@
 // Products of the size of a batch, over operands packed into panels. Compiled once per instruction set.
 //
-// The B operand of a product lies in panels as wide as a register tile, each contiguous along the contraction:
-// a panel's part streams through L1 while the rows of A stay in L2, and no two steps touch distant pages.
+// The B operand of a product lies in panels as wide as a register tile, each contiguous along the
+// contraction: a panel's part streams through L1 while the rows of A stay in L2, and no two steps touch
+// distant pages.
 #pragma once
 
 #include "common/operands.h"
@@ -38,8 +39,8 @@ void panel_product(int64_t m, int64_t k, Matrix<const typename E::Unit> a, const
     const auto part = kLayout == ALayout::kRows ? a.from(0, done) : a.from(done, 0);
     for (int64_t i = 0, row = 0; i < strips.parts; row += strips.size(i++)) {
       tile_of_rows<typename E::Ops, kMaxVectors, 0, kLayout>(strips.size(i), smaller(kDepth, k - done),
-                                                            rows_of_a<kLayout>(part, row), b, c.from(row, 0),
-                                                            {accumulate || done > 0});
+                                                             rows_of_a<kLayout>(part, row), b, c.from(row, 0),
+                                                             {accumulate || done > 0});
     }
   } while ((done += kDepth) < k);
 }
@@ -92,7 +93,8 @@ struct Packing {
 
   // A panel for products along the channels: [channel units, kWidth], from kWidth gathered rows.
   void along_channels(const Elem* rows, Unit* panel) const {
-    transpose(reinterpret_cast<const Unit*>(rows), kWidth, ld / E::kPack, ld / E::kPack, panel, kWidth, kWidth);
+    transpose(reinterpret_cast<const Unit*>(rows), kWidth, ld / E::kPack, ld / E::kPack, panel, kWidth,
+              kWidth);
   }
 
   // The part of `count` gathered rows (an even number) in the panels for products along the rows, one per

@@ -1,5 +1,5 @@
-// Softmaxes over the rows and the columns of a tile: their sums, and the gradient of the cosines. Compiled once
-// per instruction set.
+// Softmaxes over the rows and the columns of a tile: their sums, and the gradient of the cosines. Compiled
+// once per instruction set.
 #pragma once
 
 #include "contrastive/tile.h"
@@ -37,7 +37,8 @@ SPARC_INLINE void raise(const Sums<Acc>& sums, int64_t i, Acc top) {
 
 // Adds exp(scale_r value) along each row; `weights` is a tile, or null.
 template <class Acc>
-void add_along_rows(const TileValues<Acc>& tile, const Acc* scale, const Acc* weights, const Sums<Acc>& sums) {
+void add_along_rows(const TileValues<Acc>& tile, const Acc* scale, const Acc* weights,
+                    const Sums<Acc>& sums) {
   constexpr int kN = kLanes<Acc>;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const Acc *line = tile.row(r), *weight = weights ? weights + r * kStride<Acc> : nullptr;
@@ -61,7 +62,8 @@ void add_along_rows(const TileValues<Acc>& tile, const Acc* scale, const Acc* we
 
 // Adds exp(scale_j value) along each column.
 template <class Acc>
-void add_along_cols(const TileValues<Acc>& tile, const Acc* scale, const Acc* weights, const Sums<Acc>& sums) {
+void add_along_cols(const TileValues<Acc>& tile, const Acc* scale, const Acc* weights,
+                    const Sums<Acc>& sums) {
   constexpr int kN = kLanes<Acc>;
   for (int64_t j = 0; j < tile.width; j += kN) {
     const auto s = load<kN>(scale + j), before = load<kN>(sums.top + j);
@@ -105,7 +107,8 @@ template <class Acc>
 bool one_exponential(const SimilarityCall& call) {
   if (call.rows.scale_per_item || call.cols.scale_per_item) return false;
   const Acc scale = read<Acc>(call.rows.scale, 0);
-  return scale == read<Acc>(call.cols.scale, 0) && scale <= Acc(kLargestPlainScale) && scale >= -Acc(kLargestPlainScale);
+  return scale == read<Acc>(call.cols.scale, 0) && scale <= Acc(kLargestPlainScale) &&
+         scale >= -Acc(kLargestPlainScale);
 }
 
 // What the gradient of a row's cosines is made of.
@@ -157,7 +160,8 @@ void softmax_gradient(GradientRow<Acc>& row) {
     Vec<Acc, kN> zr = {}, zc = {};
     if (kRows) zr = exp_of_part<Acc>(c, c * row.scale - row.lse) * row.upstream[kLogsumexp];
     if (kCols) {
-      zc = exp_of_part<Acc>(c, c * s - load<kN>(row.cols.lse + j)) * load<kN>(row.cols.upstream[kLogsumexp] + j);
+      zc = exp_of_part<Acc>(c, c * s - load<kN>(row.cols.lse + j)) *
+           load<kN>(row.cols.upstream[kLogsumexp] + j);
     }
     store(row.out + j, (zr * row.scale + zc * s) * (load<kN>(row.cols.inverse_norm + j) * row.inverse_norm));
     row.count_scale_gradients(of_row, of_col, zr * c, zc * c, j);

@@ -100,10 +100,9 @@ struct SimilarityTile : TileRange {
                 Acc* out) const {
     const int64_t ld = Pack::padded_width(embeds) / E::kPack;
     for (int64_t x = 0; x < width; x += Pack::kWidth) {
-      panel_product<E, ALayout::kRows>(rows, Pack::channel_units(embeds),
-                                       {reinterpret_cast<const Unit*>(a), ld},
-                                       panels + (col + x) / Pack::kWidth * panel_size,
-                                       {out + x, kStride<Acc>}, false);
+      panel_product<E, ALayout::kRows>(
+          rows, Pack::channel_units(embeds), {reinterpret_cast<const Unit*>(a), ld},
+          panels + (col + x) / Pack::kWidth * panel_size, {out + x, kStride<Acc>}, false);
     }
   }
 
