@@ -24,6 +24,8 @@ FOR_EVERY_SET = (
 # One item more than a tile of rows, several tiles of columns; more rows than the forward pass has parts.
 TILES = (
     Case("tiles", M=49, N=1025, D=65, ids=2, pairs=3, padded=1),
+    Case("no-rows-of-labels", M=0, N=4, ids=2, ids_exclude=False),
+    Case("no-cols-of-labels", M=4, N=0, ids=2, ids_exclude=False),
     Case("tiles-sharp", M=97, N=513, D=20, cosine=0.9, scale=100.0),
     Case("tiles-per-item", M=400, N=20, D=9, per_item=True),
     Case("parts", M=64 * 48 + 60, N=30, D=8, cosine=0.5),
