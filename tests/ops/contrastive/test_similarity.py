@@ -67,9 +67,11 @@ def check(case: Case, backend: str, dtype: torch.dtype, keep: bool, op: str) -> 
     true_grads = exact.gradients(truth, leaves(exact))
     eager_grads = plain.gradients(eager, leaves(plain))
     for name, grad in x.gradients(found, leaves(x)).items():
-        # a scale's gradient is a sum of cosines of both signs, and in one channel there is no direction to turn to
+        # a scale's gradient is a sum of cosines of both signs, each times a probability that a large scale makes
+        # uncertain (a logit of 100 carries 6e-6 of rounding); and in one channel there is no direction to turn to
         of_embeds = case.scale / case.magnitude * (0.1 if case.D == 1 else 1e-6)
-        least = of_embeds if name in ("rows", "cols") else 1e-2
+        of_scales = 1e-2 if case.scale <= 60 else 0.3
+        least = of_embeds if name in ("rows", "cols") else of_scales
         assert grad.shape == true_grads[name].shape
         tolerance.assert_close(f"grad of {name}", grad, true_grads[name], eager_grads[name], dtype, least)
 
