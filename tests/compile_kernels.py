@@ -46,6 +46,7 @@ def source(launch: Any) -> Any:
         torch.bfloat16: "*bf16",
         torch.float32: "*fp32",
         torch.bool: "*u1",
+        torch.int64: "*i64",
     }
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}

@@ -20,6 +20,7 @@ class TileConfig:
     block_m: int
     block_n: int
     block_d: int
+    parts: int = 4  # of a tile's columns, one after the other: 1, 2 or 4
     num_warps: int = 8
     num_stages: int = 3
     most_tiles: int = 32
@@ -33,10 +34,12 @@ class TileConfig:
     def cut(self, n_rows: int, n_cols: int, n_channels: int) -> TileConfig:
         """For a small problem: no tile much larger than the matrix."""
         least = 16  # of a matrix instruction
+        block_n = min(self.block_n, max(least, _power_of_two(n_cols)))
         return replace(
             self,
             block_m=min(self.block_m, max(least, _power_of_two(n_rows))),
-            block_n=min(self.block_n, max(least, _power_of_two(n_cols))),
+            block_n=block_n,
+            parts=max(1, min(self.parts, block_n // 32)),
             block_d=min(self.block_d, max(least, _power_of_two(n_channels))),
         )
 

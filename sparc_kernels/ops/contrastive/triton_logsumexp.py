@@ -14,14 +14,18 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     exclude_pairs,
     finite,
     first_pair,
+    guide_logits,
+    kept_cosines,
     load_ids,
     load_partial,
     load_scale,
-    load_vector,
     locate_supertile,
+    mark_above,
     mark_excluded,
     running_mean,
     running_sum,
+    products,
+    split_columns,
     store_partial,
 )
 
@@ -146,16 +150,21 @@ def logsumexp_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
+    EXCLUDE: tl.constexpr = p_row_ids is not None and IDS_EXCLUDE
     LABELLED: tl.constexpr = p_row_ids is not None and not IDS_EXCLUDE
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
     SOFT_TARGETS: tl.constexpr = p_guide_scale is not None
     BY_ROWS: tl.constexpr = p_row_partials is not None
     BY_COLS: tl.constexpr = p_col_partials is not None
     group_m, group_n = locate_supertile(M, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     safe = tl.load(p_top_scale) <= SAFE_SCALE
     left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
+    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
+    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
         row_ids = load_ids(p_row_ids, o_m, M)
@@ -164,36 +173,41 @@ def logsumexp_kernel(
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
         for tile_n in range(TILES_N):
-            o_n = (group_n * TILES_N + tile_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-            b_c = cosines(left, right, o_m, o_n, D, BLOCK_D, PRECISION, UPCAST)
-            if p_cosines is not None:
-                b_c = kept_cosines(p_cosines, b_c, o_m, o_n, M, N)
-            col_ids = load_ids(p_col_ids, o_n, N)
-            b_c = mark_excluded(b_c, row_ids, col_ids, IDS_EXCLUDE)
-            if p_indptr is not None:
-                end = (group_n * TILES_N + tile_n + 1) * BLOCK_N
-                b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, end)
-            m_same, b_guide = None, None
+            start = (group_n * TILES_N + tile_n) * BLOCK_N
+            b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
+            parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
-                guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
-                guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
-                b_q = cosines(guide_left, guide_right, o_m, o_n, K, BLOCK_K, PRECISION, UPCAST)
-                b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
-                if SOFT_TARGETS:
-                    b_guide = guide_logits(b_q, b_c, p_guide_scale)
-            if LABELLED:
-                m_same = row_ids[0][:, None] == col_ids[0][None, :]
-            b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
-            col = no_state(o_n)
-            if BY_COLS:
-                col = load_state(p_col_partials, o_n, N, group_m, GROUPS_M, tile_m > 0, LABELLED, SOFT_TARGETS)
-            row, col = with_exponentials(row, col, b_c, b_row_scale, b_col_scale, safe, BY_ROWS, BY_COLS, SAME_SCALE)
-            if BY_ROWS:
-                row = with_targets(row, b_c, b_row_scale, m_same, b_guide, 1)
-            if BY_COLS:
-                col = with_targets(col, b_c, b_col_scale, m_same, b_guide, 0)
-                store_state(p_col_partials, col, o_n, N, group_m, GROUPS_M, LABELLED, SOFT_TARGETS)
-                tl.debug_barrier()  # the next row of tiles reads what other threads have written
+                b_tile = products(guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST)
+                guide_parts = split_columns(b_tile, PARTS)
+            for part in tl.static_range(PARTS):
+                o_n = start + part * WIDTH + tl.arange(0, WIDTH)
+                b_c = cosines(parts[part], left, right, o_m, o_n)
+                if p_cosines is not None:
+                    p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
+                    tl.store(p_tile, b_c, mask=m_tile)
+                col_ids = load_ids(p_col_ids, o_n, N)
+                b_c = mark_excluded(b_c, row_ids, col_ids, EXCLUDE)
+                if p_indptr is not None:
+                    b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                m_same, b_guide = None, None
+                if p_guide_rows is not None:
+                    b_q = cosines(guide_parts[part], guide_left, guide_right, o_m, o_n)
+                    b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
+                    if SOFT_TARGETS:
+                        b_guide = guide_logits(b_q, b_c, p_guide_scale)
+                if LABELLED:
+                    m_same = row_ids[0][:, None] == col_ids[0][None, :]
+                b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
+                col = no_state(o_n)
+                if BY_COLS:
+                    col = load_state(p_col_partials, o_n, N, group_m, GROUPS_M, tile_m > 0, LABELLED, SOFT_TARGETS)
+                row, col = with_exponentials(row, col, b_c, b_row_scale, b_col_scale, safe, BY_ROWS, BY_COLS, SAME_SCALE)
+                if BY_ROWS:
+                    row = with_targets(row, b_c, b_row_scale, m_same, b_guide, 1)
+                if BY_COLS:
+                    col = with_targets(col, b_c, b_col_scale, m_same, b_guide, 0)
+                    store_state(p_col_partials, col, o_n, N, group_m, GROUPS_M, LABELLED, SOFT_TARGETS)
+            tl.debug_barrier()  # the next row of tiles reads what other threads have written
         if BY_ROWS:
             store_state(p_row_partials, row, o_m, M, group_n, GROUPS_N, LABELLED, SOFT_TARGETS)
 

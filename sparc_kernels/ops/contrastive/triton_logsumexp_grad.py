@@ -21,6 +21,8 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     mark_above,
     mark_excluded,
     store_gradient,
+    products,
+    split_columns,
     store_partial,
 )
 
@@ -28,31 +30,22 @@ RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "LATER"]
 
 
 @triton.jit
-def load_weights(p_lse, p_grad, p_grad_target, p_grad_soft, p_guide_lse, o, n, AXIS: tl.constexpr):
-    """What ``weigh`` needs of the rows (AXIS 1) or columns (AXIS 0): gradients and log-sum-exps to the base 2."""
-    b_grad, b_lse, b_target, b_soft, b_guide_lse = None, None, None, None, None
-    if p_grad is not None:
-        b_grad = tl.expand_dims(load_vector(p_grad, o, n), AXIS)
-        b_lse = tl.expand_dims(finite(load_vector(p_lse, o, n)) * LOG2E, AXIS)
-    if p_grad_target is not None:
-        b_target = tl.expand_dims(load_vector(p_grad_target, o, n), AXIS)
-    if p_grad_soft is not None:
-        b_soft = tl.expand_dims(load_vector(p_grad_soft, o, n), AXIS)
-        b_guide_lse = tl.expand_dims(finite(load_vector(p_guide_lse, o, n)) * LOG2E, AXIS)
-    return b_grad, b_lse, b_target, b_soft, b_guide_lse
-
-
-@triton.jit
-def weigh(weights, b_cosine, b_scale, m_same, b_guide):
-    """ZR or ZC of a tile; ``weights`` are those of ``load_weights``."""
-    b_grad, b_lse, b_target, b_soft, b_guide_lse = weights
+def weigh(side, b_cosine, b_scale, m_same, b_guide, o, n, AXIS: tl.constexpr):
+    """ZR (AXIS 1) or ZC (AXIS 0) of a tile; a side is pointers: to the gradients of log-sum-exp, target sum and soft
+    mean, each or None, and to the log-sum-exps of the op and of the guide."""
+    p_grad, p_grad_target, p_grad_soft, p_lse, p_guide_lse = side
     b_z = tl.zeros_like(b_cosine)
-    if b_grad is not None:
-        b_z += b_grad * tl.exp2(b_cosine * (b_scale * LOG2E) - b_lse)
-    if b_target is not None:
-        b_z += tl.where(m_same & (b_cosine > -float("inf")), b_target, 0.0)
-    if b_soft is not None:
-        b_z += b_soft * tl.exp2(b_guide - b_guide_lse)
+    if p_grad is not None:
+        b_lse = finite(load_vector(p_lse, o, n)) * LOG2E
+        b_p = tl.exp2(b_cosine * (b_scale * LOG2E) - tl.expand_dims(b_lse, AXIS))
+        b_z = b_p * tl.expand_dims(load_vector(p_grad, o, n), AXIS)
+    if p_grad_target is not None:
+        b_grad = tl.expand_dims(load_vector(p_grad_target, o, n), AXIS)
+        b_z += tl.where(m_same & (b_cosine > -float("inf")), b_grad, 0.0)
+    if p_grad_soft is not None:
+        b_lse = finite(load_vector(p_guide_lse, o, n)) * LOG2E
+        b_p = tl.exp2(b_guide - tl.expand_dims(b_lse, AXIS))
+        b_z += b_p * tl.expand_dims(load_vector(p_grad_soft, o, n), AXIS)
     return b_z
 
 
@@ -97,64 +90,74 @@ def logsumexp_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
+    EXCLUDE: tl.constexpr = p_row_ids is not None and IDS_EXCLUDE
+    LABELLED: tl.constexpr = p_row_ids is not None and not IDS_EXCLUDE
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
     SOFT_TARGETS: tl.constexpr = p_guide_scale is not None
     BY_ROWS: tl.constexpr = not (p_grad_row_lse is None and p_grad_row_target is None and p_grad_row_soft is None)
     BY_COLS: tl.constexpr = not (p_grad_col_lse is None and p_grad_col_target is None and p_grad_col_soft is None)
     group_m, group_n = locate_supertile(M, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
+    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
+    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
+    row = (p_grad_row_lse, p_grad_row_target, p_grad_row_soft, p_row_lse, p_guide_row_lse)
+    col = (p_grad_col_lse, p_grad_col_target, p_grad_col_soft, p_col_lse, p_guide_col_lse)
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
         row_ids = load_ids(p_row_ids, o_m, M)
         b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
-        row = load_weights(p_row_lse, p_grad_row_lse, p_grad_row_target, p_grad_row_soft, p_guide_row_lse, o_m, M, 1)
         b_row_sum = tl.zeros([BLOCK_M], tl.float32)
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
         for tile_n in range(TILES_N):
-            o_n = (group_n * TILES_N + tile_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-            if p_cosines is not None:
-                b_c = kept_cosines(p_cosines, None, o_m, o_n, M, N)
-            else:
-                b_c = cosines(left, right, o_m, o_n, D, BLOCK_D, PRECISION, UPCAST)
-            col_ids = load_ids(p_col_ids, o_n, N)
-            b_c = mark_excluded(b_c, row_ids, col_ids, IDS_EXCLUDE)
-            if p_indptr is not None:
-                end = (group_n * TILES_N + tile_n + 1) * BLOCK_N
-                b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, end)
-            m_same, b_guide = None, None
+            start = (group_n * TILES_N + tile_n) * BLOCK_N
+            if p_cosines is None:
+                b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
+                parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
-                guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
-                guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
-                b_q = cosines(guide_left, guide_right, o_m, o_n, K, BLOCK_K, PRECISION, UPCAST)
-                b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
-                if SOFT_TARGETS:
-                    b_guide = guide_logits(b_q, b_c, p_guide_scale)
-            if row_ids[0] is not None and not IDS_EXCLUDE:
-                m_same = row_ids[0][:, None] == col_ids[0][None, :]
-            b_g = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            if BY_ROWS:
-                b_z = weigh(row, b_c, b_row_scale, m_same, b_guide)
-                b_g += b_row_scale * b_z
-                if p_row_partials is not None:
-                    b_row_sum += tl.sum(b_z * in_range(b_c), axis=1)
-            if BY_COLS:
-                col = load_weights(
-                    p_col_lse, p_grad_col_lse, p_grad_col_target, p_grad_col_soft, p_guide_col_lse, o_n, N, 0
-                )
-                b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
-                b_z = weigh(col, b_c, b_col_scale, m_same, b_guide)
-                b_g += b_col_scale * b_z
-                if p_col_partials is not None:
-                    has = (tile_m > 0) | (LATER != 0)
-                    b_col_sum = load_partial(p_col_partials, o_n, N, group_m, GROUPS_M, has, 0, 0.0)
-                    b_col_sum += tl.sum(b_z * in_range(b_c), axis=0)
-                    store_partial(p_col_partials, b_col_sum, o_n, N, group_m, GROUPS_M, 0)
-                    tl.debug_barrier()  # the next row of tiles reads what other threads have written
-            if p_gradient is not None:
-                b_g *= load_vector(p_row_inverse, o_m, M)[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
-                store_gradient(p_gradient, b_g, p_power, o_m, o_n, M, N, stride_g, UPCAST)
+                b_tile = products(guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST)
+                guide_parts = split_columns(b_tile, PARTS)
+            for part in tl.static_range(PARTS):
+                o_n = start + part * WIDTH + tl.arange(0, WIDTH)
+                if p_cosines is None:
+                    b_c = cosines(parts[part], left, right, o_m, o_n)
+                else:
+                    p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
+                    b_c = tl.load(p_tile, mask=m_tile, other=0.0)
+                col_ids = load_ids(p_col_ids, o_n, N)
+                b_c = mark_excluded(b_c, row_ids, col_ids, EXCLUDE)
+                if p_indptr is not None:
+                    b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                m_same, b_guide = None, None
+                if p_guide_rows is not None:
+                    b_q = cosines(guide_parts[part], guide_left, guide_right, o_m, o_n)
+                    b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
+                    if SOFT_TARGETS:
+                        b_guide = guide_logits(b_q, b_c, p_guide_scale)
+                if LABELLED:
+                    m_same = row_ids[0][:, None] == col_ids[0][None, :]
+                b_g = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+                if BY_ROWS:
+                    b_z = weigh(row, b_c, b_row_scale, m_same, b_guide, o_m, M, 1)
+                    b_g += b_row_scale * b_z
+                    if p_row_partials is not None:
+                        b_row_sum += tl.sum(b_z * in_range(b_c), axis=1)
+                if BY_COLS:
+                    b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
+                    b_z = weigh(col, b_c, b_col_scale, m_same, b_guide, o_n, N, 0)
+                    b_g += b_col_scale * b_z
+                    if p_col_partials is not None:
+                        has = (tile_m > 0) | (LATER != 0)
+                        b_col_sum = load_partial(p_col_partials, o_n, N, group_m, GROUPS_M, has, 0, 0.0)
+                        b_col_sum += tl.sum(b_z * in_range(b_c), axis=0)
+                        store_partial(p_col_partials, b_col_sum, o_n, N, group_m, GROUPS_M, 0)
+                if p_gradient is not None:
+                    b_g *= load_vector(p_row_inverse, o_m, M)[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
+                    store_gradient(p_gradient, b_g, p_power, o_m, o_n, M, N, stride_g, UPCAST)
+            tl.debug_barrier()  # the next row of tiles reads what other threads have written
         if p_row_partials is not None:
             store_partial(p_row_partials, b_row_sum, o_m, M, group_n, GROUPS_N, 0)

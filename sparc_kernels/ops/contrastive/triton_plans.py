@@ -151,6 +151,7 @@ class Problem:
             "BLOCK_N": config.block_n,
             "BLOCK_D": config.block_d,
             "BLOCK_K": config.cut(m, n, k).block_d,
+            "PARTS": config.parts,
             "PRECISION": product_precision(row.embeds.dtype, self.float32_precision),
             "UPCAST": upcast(row.embeds.dtype),
         }

@@ -17,6 +17,8 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     mark_above,
     mark_excluded,
     store_gradient,
+    products,
+    split_columns,
     store_partial,
 )
 
@@ -54,16 +56,6 @@ def sigmoid(b_z):
     return 1.0 / (1.0 + tl.exp2(-b_z * LOG2E))
 
 
-@triton.jit
-def signs(b_cosine, row_ids, col_ids, IDS_EXCLUDE: tl.constexpr):
-    """y: -1 where ids name targets and are equal, else 1; a pair that takes no part keeps 1."""
-    b_sign = 1.0
-    if row_ids[0] is not None and not IDS_EXCLUDE:
-        m_same = (row_ids[0][:, None] == col_ids[0][None, :]) & (b_cosine > -float("inf"))
-        b_sign = tl.where(m_same, -1.0, 1.0)
-    return b_sign
-
-
 @triton.jit(do_not_specialize=RAGGED)
 def softplus_kernel(
     p_rows,  # [M, D]
@@ -98,51 +90,65 @@ def softplus_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
+    EXCLUDE: tl.constexpr = p_row_ids is not None and IDS_EXCLUDE
+    LABELLED: tl.constexpr = p_row_ids is not None and not IDS_EXCLUDE
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
     BACKWARD: tl.constexpr = p_grad_row_sum is not None
     group_m, group_n = locate_supertile(M, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     scale, bias = tl.load(p_scale), tl.load(p_bias)
     left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
+    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
+    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
         row_ids = load_ids(p_row_ids, o_m, M)
         b_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
-        if BACKWARD:
-            b_grad = load_vector(p_grad_row_sum, o_m, M)[:, None]
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
         for tile_n in range(TILES_N):
-            o_n = (group_n * TILES_N + tile_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-            if BACKWARD and p_cosines is not None:
-                b_c = kept_cosines(p_cosines, None, o_m, o_n, M, N)
-            else:
-                b_c = cosines(left, right, o_m, o_n, D, BLOCK_D, PRECISION, UPCAST)
-                if p_cosines is not None:
-                    b_c = kept_cosines(p_cosines, b_c, o_m, o_n, M, N)
-            col_ids = load_ids(p_col_ids, o_n, N)
-            b_c = mark_excluded(b_c, row_ids, col_ids, IDS_EXCLUDE)
-            if p_indptr is not None:
-                end = (group_n * TILES_N + tile_n + 1) * BLOCK_N
-                b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, end)
+            start = (group_n * TILES_N + tile_n) * BLOCK_N
+            if not (BACKWARD and p_cosines is not None):
+                b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
+                parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
-                guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
-                guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
-                b_q = cosines(guide_left, guide_right, o_m, o_n, K, BLOCK_K, PRECISION, UPCAST)
-                b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
-            b_sign = signs(b_c, row_ids, col_ids, IDS_EXCLUDE)
-            b_z = b_sign * (scale * b_c + bias)
-            if not BACKWARD:
-                b_sum += tl.sum(softplus(b_z), axis=1)
-            else:
-                b_z = b_grad * b_sign * sigmoid(b_z)  # Z
-                if p_row_partials is not None:
-                    b_sum += tl.sum(b_z * in_range(b_c), axis=1)
-                    b_other_sum += tl.sum(b_z, axis=1)
-                if p_gradient is not None:
-                    b_z *= load_vector(p_row_inverse, o_m, M)[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
-                    store_gradient(p_gradient, b_z * scale, p_power, o_m, o_n, M, N, stride_g, UPCAST)
+                b_tile = products(guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST)
+                guide_parts = split_columns(b_tile, PARTS)
+            for part in tl.static_range(PARTS):
+                o_n = start + part * WIDTH + tl.arange(0, WIDTH)
+                if BACKWARD and p_cosines is not None:
+                    p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
+                    b_c = tl.load(p_tile, mask=m_tile, other=0.0)
+                else:
+                    b_c = cosines(parts[part], left, right, o_m, o_n)
+                    if p_cosines is not None:
+                        p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
+                        tl.store(p_tile, b_c, mask=m_tile)
+                col_ids = load_ids(p_col_ids, o_n, N)
+                b_c = mark_excluded(b_c, row_ids, col_ids, EXCLUDE)
+                if p_indptr is not None:
+                    b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                if p_guide_rows is not None:
+                    b_q = cosines(guide_parts[part], guide_left, guide_right, o_m, o_n)
+                    b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
+                b_sign = 1.0  # y; a pair that takes no part keeps 1
+                if LABELLED:
+                    m_same = (row_ids[0][:, None] == col_ids[0][None, :]) & (b_c > -float("inf"))
+                    b_sign = tl.where(m_same, -1.0, 1.0)
+                b_z = b_sign * (scale * b_c + bias)
+                if not BACKWARD:
+                    b_sum += tl.sum(softplus(b_z), axis=1)
+                else:
+                    b_z = load_vector(p_grad_row_sum, o_m, M)[:, None] * b_sign * sigmoid(b_z)  # Z
+                    if p_row_partials is not None:
+                        b_sum += tl.sum(b_z * in_range(b_c), axis=1)
+                        b_other_sum += tl.sum(b_z, axis=1)
+                    if p_gradient is not None:
+                        b_z *= load_vector(p_row_inverse, o_m, M)[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
+                        store_gradient(p_gradient, b_z * scale, p_power, o_m, o_n, M, N, stride_g, UPCAST)
         if p_row_partials is not None:
             store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, SCALE)
             if BACKWARD:

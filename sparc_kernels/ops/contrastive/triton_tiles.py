@@ -13,6 +13,7 @@ from sparc_kernels.ops._triton.tiles import rows_product, store_tile
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 FAR = tl.constexpr(2**31 - 1)  # no column lies there
+LEAST = tl.constexpr(-(2**63))
 BAND = tl.constexpr(8)  # supertiles of rows that are walked side by side, so that they share columns in the L2 cache
 
 
@@ -43,13 +44,13 @@ def load_scale(p_scale, o, n, PER_ITEM: tl.constexpr):
 
 @triton.jit
 def load_ids(p_ids, o, n):
-    """[ROWS] ids (None where there are none), and who is there at all."""
+    """Of items: (ids [ROWS], who is there [ROWS], least id, greatest id); the least is LEAST where somebody is missing."""
     m = o < n
-    if p_ids is None:
-        return None, m
-    else:
+    b_ids = tl.zeros(o.shape, tl.int64)
+    if p_ids is not None:
         b_ids = tl.load(p_ids + o, mask=m, other=-1)
-        return b_ids, m & (b_ids != -1)
+        m = m & (b_ids != -1)
+    return b_ids, m, tl.min(tl.where(m, b_ids, LEAST), axis=0), tl.max(b_ids, axis=0)
 
 
 @triton.jit
@@ -89,40 +90,70 @@ def exclude_pairs(b_cosine, p_indices, o_pair, o_end, o_n, end):
 
 
 @triton.jit
-def cosines(left, right, o_m, o_n, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """[ROWS, COLS]; a side is (pointer, how many, stride of one, stride of a channel, pointer to inverse norms)."""
-    p_left, n_left, stride_m, stride_md, p_left_inverse = left
-    p_right, n_right, stride_n, stride_nd, p_right_inverse = right
-    b_product = rows_product(
+def products(left, right, o_m, o_n, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """[ROWS, COLS] of raw products; a side is (pointer, how many, stride of one, stride of a channel, inverse norms)."""
+    p_left, n_left, stride_m, stride_md, _ = left
+    p_right, n_right, stride_n, stride_nd, _ = right
+    return rows_product(
         p_left, p_right, o_m, o_n, o_m < n_left, o_n < n_right, stride_m, stride_md, stride_n, stride_nd, D, BLOCK_D,
         PRECISION, UPCAST
     )  # fmt: skip
+
+
+@triton.jit
+def halves(b_tile):
+    """A tile's left and right half, which a thread holds already: nothing moves."""
+    HALF: tl.constexpr = b_tile.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(b_tile, (b_tile.shape[0], 2, HALF)), (0, 2, 1)))
+
+
+@triton.jit
+def split_columns(b_tile, PARTS: tl.constexpr):
+    """A tile in 1, 2 or 4 parts of its columns: what is computed of one part needs no registers for the others."""
+    if PARTS == 1:
+        return (b_tile,)
+    elif PARTS == 2:
+        b_left, b_right = halves(b_tile)
+        return b_left, b_right
+    else:
+        b_left, b_right = halves(b_tile)
+        b_first, b_second = halves(b_left)
+        b_third, b_fourth = halves(b_right)
+        return b_first, b_second, b_third, b_fourth
+
+
+@triton.jit
+def cosines(b_product, left, right, o_m, o_n):
+    """Of raw products; sides as in ``products``."""
+    _, n_left, _, _, p_left_inverse = left
+    _, n_right, _, _, p_right_inverse = right
     b_product *= load_vector(p_left_inverse, o_m, n_left)[:, None]
     return b_product * load_vector(p_right_inverse, o_n, n_right)[None, :]
 
 
 @triton.jit
-def kept_cosines(p_cosines, b_cosine, o_m, o_n, M, N):
-    """The cosines [M, N] of an earlier pass where they are kept for this one (``b_cosine`` is None); else keeps them."""
-    p_tile = p_cosines + o_m.to(tl.int64)[:, None] * N + o_n[None, :]
-    m_tile = (o_m < M)[:, None] & (o_n < N)[None, :]
-    if b_cosine is None:
-        return tl.load(p_tile, mask=m_tile, other=0.0)
-    else:
-        tl.store(p_tile, b_cosine, mask=m_tile)
-        return b_cosine
+def kept_cosines(p_cosines, o_m, o_n, M, N):
+    """Pointers to and mask of the cosines [M, N] that are kept for the backward pass."""
+    return p_cosines + o_m.to(tl.int64)[:, None] * N + o_n[None, :], (o_m < M)[:, None] & (o_n < N)[None, :]
 
 
 @triton.jit
 def mark_excluded(b_cosine, row_ids, col_ids, IDS_EXCLUDE: tl.constexpr):
-    """-inf where a row or a column is not there, or where their ids exclude each other; ids come from ``load_ids``."""
-    b_row_ids, m_m = row_ids
-    b_col_ids, m_n = col_ids
-    m_part = m_m[:, None] & m_n[None, :]
-    if b_row_ids is not None:
+    """-inf where a row or a column is missing, or where their ids are equal and exclude; ids come from ``load_ids``.
+
+    Most tiles hold neither, where ids name the items of a batch: two comparisons of a tile's ends tell.
+    """
+    b_row_ids, m_m, row_least, row_greatest = row_ids
+    b_col_ids, m_n, col_least, col_greatest = col_ids
+    needed = (row_least == LEAST) | (col_least == LEAST)
+    if IDS_EXCLUDE:
+        needed = needed | ((row_least <= col_greatest) & (col_least <= row_greatest))
+    if needed:
+        m_part = m_m[:, None] & m_n[None, :]
         if IDS_EXCLUDE:
             m_part = m_part & (b_row_ids[:, None] != b_col_ids[None, :])
-    return tl.where(m_part, b_cosine, -float("inf"))
+        b_cosine = tl.where(m_part, b_cosine, -float("inf"))
+    return b_cosine
 
 
 @triton.jit

@@ -1,0 +1,67 @@
+"""The launches of this room's Triton kernels, for the compile-time checks (``tests/compile_kernels.py``)."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import torch
+
+__all__ = ["MAY_SPILL", "SHAPES", "plans"]
+
+# name -> (M, N, D) of the matrix
+SHAPES = {
+    "paper": [(65536, 65536, 768)],
+    "large": [(8192, 40000, 1024)],
+}
+MAY_SPILL: dict[str, int] = {}
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], precision: str) -> dict[str, list[Any]]:
+    """Launches by what is asked for, for a matrix of ``shape`` (M, N, D)."""
+    from sparc_kernels.ops._triton import launch
+    from sparc_kernels.ops.contrastive import triton
+
+    m, n, d = shape
+    integer = torch.int64
+    embeds = (meta(m, d, dtype=dtype), meta(n, d, dtype=dtype))
+    ids = (meta(m, dtype=integer), meta(n, dtype=integer))
+    pairs = (meta(m + 1, dtype=integer), meta(4 * m, dtype=integer))
+    guide = (meta(m, 512, dtype=dtype), meta(n, 512, dtype=dtype))
+    scale, none = meta(), (None, None)
+    found: dict[str, list[Any]] = {}
+
+    def logsumexp(name: str, scope: tuple[Any, ...], scales: tuple[Any, Any], ids_exclude: bool = True) -> None:
+        arguments = (*embeds, *scales, *scope)
+        (row_lse, stats, *others), found[f"{name}_forward"] = triton.logsumexp_forward_plan(
+            *arguments, True, True, ids_exclude, False, precision
+        )
+        results = (row_lse, *others)
+        grads = [x if x.shape[0] else None for x in results]
+        _, found[f"{name}_backward"] = triton.logsumexp_backward_plan(
+            *grads, *arguments, stats, ids_exclude, False, True, True, True, True, precision
+        )
+
+    with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
+        logsumexp("plain", (*none, *none, *none, *none), (scale, scale))
+        logsumexp("ids", (*ids, *none, *none, *none), (scale, scale))
+        logsumexp("pairs", (*ids, *pairs, *none, *none), (scale, meta()))
+        logsumexp("labels", (*ids, *none, *none, *none), (meta(m), meta(n)), ids_exclude=False)
+        logsumexp("above", (*ids, *none, *guide, None, scale), (scale, scale))
+        logsumexp("teacher", (*ids, *pairs, *guide, scale, meta(m)), (meta(m), meta(n)), ids_exclude=False)
+        for name, scope, ids_exclude in (
+            ("ids", (*ids, *none, *none, None), True),
+            ("everything", (*ids, *pairs, *guide, scale), False),
+        ):
+            arguments = (*embeds, scale, meta(), *scope)
+            (row_sum, stats), found[f"softplus_{name}_forward"] = triton.softplus_forward_plan(
+                *arguments, ids_exclude, False, precision
+            )
+            _, found[f"softplus_{name}_backward"] = triton.softplus_backward_plan(
+                row_sum, *arguments, stats, ids_exclude, False, True, True, True, True, precision
+            )
+    return {name: [step for step in steps if isinstance(step, launch.Launch)] for name, steps in found.items()}
