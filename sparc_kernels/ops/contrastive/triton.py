@@ -94,7 +94,7 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
         _scale_sums(problem, need, known, grad, size)
         for need, known, grad, size in (
             (need_row_scale, of_rows, results[2], m),
-            (need_col_scale, of_cols, results[3], n),
+            (need_col_scale, of_cols, results[3], n if col_scale.dim() else m),
         )
     )
     if 0 in (m, n) or all(grad is None for grad in grads):
@@ -104,7 +104,8 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
     length = problem.chunk(out.wanted)
     tiles = problem.config.supertile(length, n, 1)
     groups_m = cdiv(length, tiles[0] * problem.config.block_m)
-    col_partials = problem.new(groups_m, n) if col_sums is not None else None
+    of_items = scales["COL_SCALES"]
+    col_partials = problem.new(groups_m, n) if col_sums is not None and of_items else None
     shared = scales | of_cols | {
         "p_col_lse": problem.col.stat("lse"),
         "p_guide_col_lse": problem.col.stat("guide_lse"),
@@ -115,9 +116,10 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
     }  # fmt: skip
 
     def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
-        row_partials = None
-        if row_sums is not None:
-            row_partials = chunk.new(chunk.groups(tiles)[1], chunk.shape[0])
+        row_partials, other_partials = (
+            None if sums is None else chunk.new(chunk.groups(tiles)[1], chunk.shape[0])
+            for sums in (row_sums, None if of_items else col_sums)
+        )
         known = {name: None if grad is None else grad[part] for name, grad in of_rows.items()}
         known |= {
             "p_row_lse": chunk.row.stat("lse"),
@@ -127,11 +129,14 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
             "stride_g": gradient.stride(0) if gradient is not None else 0,
             "LATER": int(part.start > 0),
         }
+        if not of_items:
+            known["p_col_partials"] = other_partials
         if scales["ROW_SCALES"]:
             known["p_row_scale"] = scales["p_row_scale"][part]
         steps: Steps = [chunk.sweep(logsumexp_gradient_kernel, tiles, shared | known)]
-        if row_partials is not None and row_sums is not None:
-            steps.append(merge_sums(row_partials, row_sums[part]))
+        for partials, sums in ((row_partials, row_sums), (other_partials, col_sums)):
+            if partials is not None and sums is not None:
+                steps.append(merge_sums(partials, sums[part]))
         return steps
 
     steps: Steps = [] if power is None else [_power(problem, scales | of_rows | of_cols, power)]

@@ -16,15 +16,17 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     first_pair,
     guide_logits,
     kept_cosines,
-    load_ids,
     load_partial,
     load_scale,
     locate_supertile,
     mark_above,
     mark_excluded,
+    may_exclude,
+    products,
+    range_of_ids,
     running_mean,
     running_sum,
-    products,
+    same_ids,
     split_columns,
     store_partial,
 )
@@ -167,13 +169,14 @@ def logsumexp_kernel(
     guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_ids = load_ids(p_row_ids, o_m, M)
+        row_range = range_of_ids(p_row_ids, o_m, M)
         b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
         row = no_state(o_m)
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
         for tile_n in range(TILES_N):
             start = (group_n * TILES_N + tile_n) * BLOCK_N
+            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
             b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
             parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
@@ -185,8 +188,8 @@ def logsumexp_kernel(
                 if p_cosines is not None:
                     p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
                     tl.store(p_tile, b_c, mask=m_tile)
-                col_ids = load_ids(p_col_ids, o_n, N)
-                b_c = mark_excluded(b_c, row_ids, col_ids, EXCLUDE)
+                if may_exclude(row_range, col_range, EXCLUDE):
+                    b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
                 if p_indptr is not None:
                     b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
                 m_same, b_guide = None, None
@@ -196,7 +199,7 @@ def logsumexp_kernel(
                     if SOFT_TARGETS:
                         b_guide = guide_logits(b_q, b_c, p_guide_scale)
                 if LABELLED:
-                    m_same = row_ids[0][:, None] == col_ids[0][None, :]
+                    m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N)
                 b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
                 col = no_state(o_n)
                 if BY_COLS:
@@ -207,7 +210,8 @@ def logsumexp_kernel(
                 if BY_COLS:
                     col = with_targets(col, b_c, b_col_scale, m_same, b_guide, 0)
                     store_state(p_col_partials, col, o_n, N, group_m, GROUPS_M, LABELLED, SOFT_TARGETS)
-            tl.debug_barrier()  # the next row of tiles reads what other threads have written
+            if BY_COLS:
+                tl.debug_barrier()  # the next row of tiles reads what other threads have written
         if BY_ROWS:
             store_state(p_row_partials, row, o_m, M, group_n, GROUPS_N, LABELLED, SOFT_TARGETS)
 

@@ -13,16 +13,18 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     guide_logits,
     in_range,
     kept_cosines,
-    load_ids,
     load_partial,
     load_scale,
     load_vector,
     locate_supertile,
     mark_above,
     mark_excluded,
-    store_gradient,
+    may_exclude,
     products,
+    range_of_ids,
+    same_ids,
     split_columns,
+    store_gradient,
     store_partial,
 )
 
@@ -30,22 +32,34 @@ RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "LATER"]
 
 
 @triton.jit
-def weigh(side, b_cosine, b_scale, m_same, b_guide, o, n, AXIS: tl.constexpr):
-    """ZR (AXIS 1) or ZC (AXIS 0) of a tile; a side is pointers: to the gradients of log-sum-exp, target sum and soft
-    mean, each or None, and to the log-sum-exps of the op and of the guide."""
+def load_weights(side, o, n, AXIS: tl.constexpr):
+    """What ``weigh`` needs of the rows (AXIS 1) or columns (AXIS 0). A side is pointers: to the gradients of
+    log-sum-exp, target sum and soft mean, each or None, and to the log-sum-exps of the op and of the guide."""
     p_grad, p_grad_target, p_grad_soft, p_lse, p_guide_lse = side
+    b_grad, b_target, b_soft, b_lse, b_guide_lse = 0.0, 0.0, 0.0, 0.0, 0.0
+    if p_grad is not None:
+        b_grad = tl.expand_dims(load_vector(p_grad, o, n), AXIS)
+        b_lse = tl.expand_dims(finite(load_vector(p_lse, o, n)) * LOG2E, AXIS)
+    if p_grad_target is not None:
+        b_target = tl.expand_dims(load_vector(p_grad_target, o, n), AXIS)
+    if p_grad_soft is not None:
+        b_soft = tl.expand_dims(load_vector(p_grad_soft, o, n), AXIS)
+        b_guide_lse = tl.expand_dims(finite(load_vector(p_guide_lse, o, n)) * LOG2E, AXIS)
+    return b_grad, b_target, b_soft, b_lse, b_guide_lse
+
+
+@triton.jit
+def weigh(side, weights, b_cosine, b_scale, m_same, b_guide):
+    """ZR or ZC of a tile, from what ``load_weights`` loads of a side."""
+    p_grad, p_grad_target, p_grad_soft, _, _ = side
+    b_grad, b_target, b_soft, b_lse, b_guide_lse = weights
     b_z = tl.zeros_like(b_cosine)
     if p_grad is not None:
-        b_lse = finite(load_vector(p_lse, o, n)) * LOG2E
-        b_p = tl.exp2(b_cosine * (b_scale * LOG2E) - tl.expand_dims(b_lse, AXIS))
-        b_z = b_p * tl.expand_dims(load_vector(p_grad, o, n), AXIS)
+        b_z = b_grad * tl.exp2(b_cosine * (b_scale * LOG2E) - b_lse)
     if p_grad_target is not None:
-        b_grad = tl.expand_dims(load_vector(p_grad_target, o, n), AXIS)
-        b_z += tl.where(m_same & (b_cosine > -float("inf")), b_grad, 0.0)
+        b_z += tl.where(m_same & (b_cosine > -float("inf")), b_target, 0.0)
     if p_grad_soft is not None:
-        b_lse = finite(load_vector(p_guide_lse, o, n)) * LOG2E
-        b_p = tl.exp2(b_guide - tl.expand_dims(b_lse, AXIS))
-        b_z += b_p * tl.expand_dims(load_vector(p_grad_soft, o, n), AXIS)
+        b_z += b_soft * tl.exp2(b_guide - b_guide_lse)
     return b_z
 
 
@@ -75,7 +89,8 @@ def logsumexp_gradient_kernel(
     p_power,  # [2] or None: the power of two in front of G
     p_gradient,  # G [M, N], stride_g from row to row; None: only scales are wanted
     p_row_partials,  # [GROUPS_N, M] or None: sums of ZR c over runs of columns
-    p_col_partials,  # [GROUPS_M, N] or None: sums of ZC c over runs of rows, of this chunk and, LATER, earlier ones
+    p_col_partials,  # [GROUPS_M, N] or None: sums of ZC c over runs of rows, of this chunk and, LATER, earlier ones;
+    # with a single scale [GROUPS_N, M]: over runs of columns, too
     stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_g,
     M, N, N_PAIRS, GROUPS_M, GROUPS_N, LATER,
     D: tl.constexpr,
@@ -108,13 +123,16 @@ def logsumexp_gradient_kernel(
     col = (p_grad_col_lse, p_grad_col_target, p_grad_col_soft, p_col_lse, p_guide_col_lse)
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_ids = load_ids(p_row_ids, o_m, M)
+        row_range = range_of_ids(p_row_ids, o_m, M)
         b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
-        b_row_sum = tl.zeros([BLOCK_M], tl.float32)
+        row_weights = load_weights(row, o_m, M, 1)
+        b_row_inverse = load_vector(p_row_inverse, o_m, M)[:, None]
+        b_row_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
         for tile_n in range(TILES_N):
             start = (group_n * TILES_N + tile_n) * BLOCK_N
+            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
             if p_cosines is None:
                 b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
                 parts = split_columns(b_tile, PARTS)
@@ -128,8 +146,8 @@ def logsumexp_gradient_kernel(
                 else:
                     p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
                     b_c = tl.load(p_tile, mask=m_tile, other=0.0)
-                col_ids = load_ids(p_col_ids, o_n, N)
-                b_c = mark_excluded(b_c, row_ids, col_ids, EXCLUDE)
+                if may_exclude(row_range, col_range, EXCLUDE):
+                    b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
                 if p_indptr is not None:
                     b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
                 m_same, b_guide = None, None
@@ -139,25 +157,31 @@ def logsumexp_gradient_kernel(
                     if SOFT_TARGETS:
                         b_guide = guide_logits(b_q, b_c, p_guide_scale)
                 if LABELLED:
-                    m_same = row_ids[0][:, None] == col_ids[0][None, :]
+                    m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N)
                 b_g = tl.zeros([BLOCK_M, WIDTH], tl.float32)
                 if BY_ROWS:
-                    b_z = weigh(row, b_c, b_row_scale, m_same, b_guide, o_m, M, 1)
+                    b_z = weigh(row, row_weights, b_c, b_row_scale, m_same, b_guide)
                     b_g += b_row_scale * b_z
                     if p_row_partials is not None:
                         b_row_sum += tl.sum(b_z * in_range(b_c), axis=1)
                 if BY_COLS:
                     b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
-                    b_z = weigh(col, b_c, b_col_scale, m_same, b_guide, o_n, N, 0)
+                    b_z = weigh(col, load_weights(col, o_n, N, 0), b_c, b_col_scale, m_same, b_guide)
                     b_g += b_col_scale * b_z
                     if p_col_partials is not None:
-                        has = (tile_m > 0) | (LATER != 0)
-                        b_col_sum = load_partial(p_col_partials, o_n, N, group_m, GROUPS_M, has, 0, 0.0)
-                        b_col_sum += tl.sum(b_z * in_range(b_c), axis=0)
-                        store_partial(p_col_partials, b_col_sum, o_n, N, group_m, GROUPS_M, 0)
+                        if COL_SCALES:
+                            has = (tile_m > 0) | (LATER != 0)
+                            b_col_sum = load_partial(p_col_partials, o_n, N, group_m, GROUPS_M, has, 0, 0.0)
+                            b_col_sum += tl.sum(b_z * in_range(b_c), axis=0)
+                            store_partial(p_col_partials, b_col_sum, o_n, N, group_m, GROUPS_M, 0)
+                        else:
+                            b_other_sum += tl.sum(b_z * in_range(b_c), axis=1)
                 if p_gradient is not None:
-                    b_g *= load_vector(p_row_inverse, o_m, M)[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
+                    b_g *= b_row_inverse * load_vector(p_col_inverse, o_n, N)[None, :]
                     store_gradient(p_gradient, b_g, p_power, o_m, o_n, M, N, stride_g, UPCAST)
-            tl.debug_barrier()  # the next row of tiles reads what other threads have written
+            if COL_SCALES and p_col_partials is not None:
+                tl.debug_barrier()  # the next row of tiles reads what other threads have written
         if p_row_partials is not None:
             store_partial(p_row_partials, b_row_sum, o_m, M, group_n, GROUPS_N, 0)
+        if p_col_partials is not None and not COL_SCALES:
+            store_partial(p_col_partials, b_other_sum, o_m, M, group_n, GROUPS_N, 0)

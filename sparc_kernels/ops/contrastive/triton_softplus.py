@@ -11,14 +11,16 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     first_pair,
     in_range,
     kept_cosines,
-    load_ids,
     load_vector,
     locate_supertile,
     mark_above,
     mark_excluded,
-    store_gradient,
+    may_exclude,
     products,
+    range_of_ids,
+    same_ids,
     split_columns,
+    store_gradient,
     store_partial,
 )
 
@@ -105,12 +107,13 @@ def softplus_kernel(
     guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_ids = load_ids(p_row_ids, o_m, M)
+        row_range = range_of_ids(p_row_ids, o_m, M)
         b_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
         for tile_n in range(TILES_N):
             start = (group_n * TILES_N + tile_n) * BLOCK_N
+            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
             if not (BACKWARD and p_cosines is not None):
                 b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
                 parts = split_columns(b_tile, PARTS)
@@ -127,8 +130,8 @@ def softplus_kernel(
                     if p_cosines is not None:
                         p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
                         tl.store(p_tile, b_c, mask=m_tile)
-                col_ids = load_ids(p_col_ids, o_n, N)
-                b_c = mark_excluded(b_c, row_ids, col_ids, EXCLUDE)
+                if may_exclude(row_range, col_range, EXCLUDE):
+                    b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
                 if p_indptr is not None:
                     b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
                 if p_guide_rows is not None:
@@ -136,7 +139,7 @@ def softplus_kernel(
                     b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
                 b_sign = 1.0  # y; a pair that takes no part keeps 1
                 if LABELLED:
-                    m_same = (row_ids[0][:, None] == col_ids[0][None, :]) & (b_c > -float("inf"))
+                    m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N) & (b_c > -float("inf"))
                     b_sign = tl.where(m_same, -1.0, 1.0)
                 b_z = b_sign * (scale * b_c + bias)
                 if not BACKWARD:

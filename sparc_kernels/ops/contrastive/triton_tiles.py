@@ -44,13 +44,34 @@ def load_scale(p_scale, o, n, PER_ITEM: tl.constexpr):
 
 @triton.jit
 def load_ids(p_ids, o, n):
-    """Of items: (ids [ROWS], who is there [ROWS], least id, greatest id); the least is LEAST where somebody is missing."""
+    """[ROWS]: ids of items, 0 where there are no ids; and who is there at all."""
     m = o < n
     b_ids = tl.zeros(o.shape, tl.int64)
     if p_ids is not None:
         b_ids = tl.load(p_ids + o, mask=m, other=-1)
         m = m & (b_ids != -1)
-    return b_ids, m, tl.min(tl.where(m, b_ids, LEAST), axis=0), tl.max(b_ids, axis=0)
+    return b_ids, m
+
+
+@triton.jit
+def range_of_ids(p_ids, o, n):
+    """(least, greatest) id; the least is LEAST where somebody is missing."""
+    b_ids, m = load_ids(p_ids, o, n)
+    return tl.min(tl.where(m, b_ids, LEAST), axis=0), tl.max(b_ids, axis=0)
+
+
+@triton.jit
+def may_exclude(row_range, col_range, IDS_EXCLUDE: tl.constexpr):
+    """Whether rows or columns are missing, or two may share an id, by their ranges of ids.
+
+    Where ids name the items of a batch, that is so in few tiles.
+    """
+    row_least, row_greatest = row_range
+    col_least, col_greatest = col_range
+    needed = (row_least == LEAST) | (col_least == LEAST)
+    if IDS_EXCLUDE:
+        needed = needed | ((row_least <= col_greatest) & (col_least <= row_greatest))
+    return needed
 
 
 @triton.jit
@@ -109,17 +130,12 @@ def halves(b_tile):
 
 @triton.jit
 def split_columns(b_tile, PARTS: tl.constexpr):
-    """A tile in 1, 2 or 4 parts of its columns: what is computed of one part needs no registers for the others."""
+    """A tile in parts of its columns, a power of two: what is computed of one needs no registers for the others."""
     if PARTS == 1:
         return (b_tile,)
-    elif PARTS == 2:
-        b_left, b_right = halves(b_tile)
-        return b_left, b_right
     else:
         b_left, b_right = halves(b_tile)
-        b_first, b_second = halves(b_left)
-        b_third, b_fourth = halves(b_right)
-        return b_first, b_second, b_third, b_fourth
+        return split_columns(b_left, PARTS // 2) + split_columns(b_right, PARTS // 2)
 
 
 @triton.jit
@@ -138,22 +154,22 @@ def kept_cosines(p_cosines, o_m, o_n, M, N):
 
 
 @triton.jit
-def mark_excluded(b_cosine, row_ids, col_ids, IDS_EXCLUDE: tl.constexpr):
-    """-inf where a row or a column is missing, or where their ids are equal and exclude; ids come from ``load_ids``.
-
-    Most tiles hold neither, where ids name the items of a batch: two comparisons of a tile's ends tell.
-    """
-    b_row_ids, m_m, row_least, row_greatest = row_ids
-    b_col_ids, m_n, col_least, col_greatest = col_ids
-    needed = (row_least == LEAST) | (col_least == LEAST)
+def mark_excluded(b_cosine, row, col, o_m, o_n, IDS_EXCLUDE: tl.constexpr):
+    """-inf where a row or a column is missing, or their ids are equal and exclude; a side is (pointer, how many)."""
+    b_row_ids, m_m = load_ids(row[0], o_m, row[1])
+    b_col_ids, m_n = load_ids(col[0], o_n, col[1])
+    m_part = m_m[:, None] & m_n[None, :]
     if IDS_EXCLUDE:
-        needed = needed | ((row_least <= col_greatest) & (col_least <= row_greatest))
-    if needed:
-        m_part = m_m[:, None] & m_n[None, :]
-        if IDS_EXCLUDE:
-            m_part = m_part & (b_row_ids[:, None] != b_col_ids[None, :])
-        b_cosine = tl.where(m_part, b_cosine, -float("inf"))
-    return b_cosine
+        m_part = m_part & (b_row_ids[:, None] != b_col_ids[None, :])
+    return tl.where(m_part, b_cosine, -float("inf"))
+
+
+@triton.jit
+def same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N):
+    """Where ids are equal."""
+    b_row_ids, _ = load_ids(p_row_ids, o_m, M)
+    b_col_ids, _ = load_ids(p_col_ids, o_n, N)
+    return b_row_ids[:, None] == b_col_ids[None, :]
 
 
 @triton.jit
