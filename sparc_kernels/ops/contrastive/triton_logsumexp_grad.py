@@ -124,9 +124,6 @@ def logsumexp_gradient_kernel(
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
         row_range = range_of_ids(p_row_ids, o_m, M)
-        b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
-        row_weights = load_weights(row, o_m, M, 1)
-        b_row_inverse = load_vector(p_row_inverse, o_m, M)[:, None]
         b_row_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
@@ -139,6 +136,9 @@ def logsumexp_gradient_kernel(
             if p_guide_rows is not None:
                 b_tile = products(guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST)
                 guide_parts = split_columns(b_tile, PARTS)
+            row_weights = load_weights(row, o_m, M, 1)  # here, not above: registers are scarce around the products
+            b_row_inverse = load_vector(p_row_inverse, o_m, M)[:, None]
+            b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
             for part in tl.static_range(PARTS):
                 o_n = start + part * WIDTH + tl.arange(0, WIDTH)
                 if p_cosines is None:
