@@ -1,7 +1,7 @@
 """Tile sizes of the Triton kernels and the rules that choose them.
 
-The figures are from the compiler (registers, spills, shared memory: ``tests/test_triton_compile.py`` looks at them), not
-from timings.
+The figures are from the compiler (registers, spills, shared memory: ``tests/test_triton_compile.py`` looks at them)
+and from counting, not from timings.
 """
 
 from __future__ import annotations
@@ -72,19 +72,24 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def choose(itemsize: int, capability: int, guided: bool) -> TileConfig:
+def choose(itemsize: int, capability: int, labelled: bool, guided: bool) -> TileConfig:
     """Tiles for elements of ``itemsize`` bytes on a device of ``capability`` (ten times major plus minor).
 
-    ``guided``: a guide's similarities are held beside those of the embeddings.
+    ``labelled``: ids name targets, whose sums are kept beside the others. ``guided``: a guide's similarities are held
+    beside those of the embeddings.
     """
     if itemsize == 4:
         # Operands take twice the room, and tf32x3 holds both their halves.
-        return TileConfig(64, 64, 32)
+        return TileConfig(64, 64, 32, parts=2)
     if capability < 90 or capability >= 120:
-        # mma.sync takes operands through registers: 32 channels at a time, and 64 sums a thread, leave room for the rest.
-        # Three stages of both operands are 48 kB, within the 99 kB of the smallest chip.
+        # mma.sync takes operands through registers: 32 channels at a time, and 64 sums a thread, leave room for the
+        # rest. Three stages of both operands are 48 kB, within the 99 kB of the smallest chip.
         return TileConfig(128, 64 if guided else 128, 32)
+    # wgmma and tcgen05 read operands from shared memory: 64 channels are 128 bytes, the widest swizzle.
     if guided:
         return TileConfig(128, 64, 64)
-    # wgmma and tcgen05 read operands from shared memory: 64 channels are 128 bytes, the widest swizzle.
-    return TileConfig(128, 128, 64)
+    if labelled:
+        return TileConfig(128, 128, 64)
+    # The L2 cache feeds a tile [256, 128] with 85 flop a byte, [128, 128] with 64. Rows are the long side: a thread
+    # then has 32 columns and 4 rows, and sums over columns take half the shuffles of [128, 256].
+    return TileConfig(256, 128, 64)

@@ -94,8 +94,8 @@ class Problem:
     @cached_property
     def config(self) -> TileConfig:
         """Tiles."""
-        rows = self.row.embeds
-        chosen = self.given or choose(rows.element_size(), capability(rows), self.row.guide is not None)
+        rows, labelled = self.row.embeds, self.row.ids is not None and not self.ids_exclude
+        chosen = self.given or choose(rows.element_size(), capability(rows), labelled, self.row.guide is not None)
         return chosen.cut(*self.shape, rows.shape[1])
 
     def of(self, part: slice) -> Problem:
