@@ -148,7 +148,8 @@ def main() -> None:
                     if key not in done:  # one group of a batch is compiled for all
                         done.add(key)
                         found = compile_launch(launch, capability)
-                        may_spill = of_room.MAY_SPILL.get(found["kernel"], 0)
+                        spills = of_room.MAY_SPILL  # of a kernel, whatever for, or of one for an op
+                        may_spill = spills.get((found["kernel"], op), spills.get(found["kernel"], 0))
                         print(
                             json.dumps({"room": room, "op": op, "shape": shape, **found, "may_spill": may_spill}),
                             flush=True,

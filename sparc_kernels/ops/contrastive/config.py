@@ -72,11 +72,11 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def choose(itemsize: int, capability: int, labelled: bool, guided: bool) -> TileConfig:
+def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> TileConfig:
     """Tiles for elements of ``itemsize`` bytes on a device of ``capability`` (ten times major plus minor).
 
-    ``labelled``: ids name targets, whose sums are kept beside the others. ``guided``: a guide's similarities are held
-    beside those of the embeddings.
+    ``demanding``: a backward pass, or ids that name targets: more is held beside the similarities. ``guided``: so are a
+    guide's similarities.
     """
     if itemsize == 4:
         # Operands take twice the room, and tf32x3 holds both their halves.
@@ -88,8 +88,8 @@ def choose(itemsize: int, capability: int, labelled: bool, guided: bool) -> Tile
     # wgmma and tcgen05 read operands from shared memory: 64 channels are 128 bytes, the widest swizzle.
     if guided:
         return TileConfig(128, 64, 64)
-    if labelled:
-        return TileConfig(128, 128, 64)
+    if demanding or capability >= 100:
+        return TileConfig(128, 128, 64)  # [256, 128] spills: 416 bytes a thread in the backward, 312 on sm_100
     # The L2 cache feeds a tile [256, 128] with 85 flop a byte, [128, 128] with 64. Rows are the long side: a thread
     # then has 32 columns and 4 rows, and sums over columns take half the shuffles of [128, 256].
     return TileConfig(256, 128, 64)

@@ -53,7 +53,9 @@ def logsumexp_forward_plan(*args: Any, config: TileConfig | None = None) -> tupl
     by_rows, by_cols, ids_exclude, keep, precision = args[12:]
     results = fake_logsumexp_forward(*args)
     row_lse, stats, col_lse, row_target, col_target, row_soft, col_soft = results
-    problem = Problem.of_arguments((rows, cols, *scope, threshold), stats, ids_exclude, keep, precision, config)
+    problem = Problem.of_arguments(
+        (rows, cols, *scope, threshold), stats, (ids_exclude, keep), precision, False, config
+    )
     (m, n), soft = problem.shape, guide_scale is not None
     labelled = scope[0] is not None and not ids_exclude
     stats[: stats.shape[0] - (m * n if keep else 0)].zero_()  # vectors that no kernel writes
@@ -85,7 +87,7 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
     grads, (rows, cols, row_scale, col_scale, *scope, guide_scale, threshold) = args[:6], args[6:18]
     stats, ids_exclude, keep, need_rows, need_cols, need_row_scale, need_col_scale, precision = args[18:]
     results = fake_logsumexp_backward(*args)
-    problem = Problem.of_arguments((rows, cols, *scope, threshold), stats, ids_exclude, keep, precision, config)
+    problem = Problem.of_arguments((rows, cols, *scope, threshold), stats, (ids_exclude, keep), precision, True, config)
     m, n = problem.shape
     of_rows = dict(zip(("p_grad_row_lse", "p_grad_row_target", "p_grad_row_soft"), grads[::2]))
     of_cols = dict(zip(("p_grad_col_lse", "p_grad_col_target", "p_grad_col_soft"), grads[1::2]))
@@ -154,7 +156,7 @@ def softplus_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple
     rows, cols, scale, bias, *scope = args[:11]
     ids_exclude, keep, precision = args[11:]
     row_sum, stats = fake_softplus_forward(*args)
-    problem = Problem.of_arguments((rows, cols, *scope), stats, ids_exclude, keep, precision, config)
+    problem = Problem.of_arguments((rows, cols, *scope), stats, (ids_exclude, keep), precision, False, config)
     m, n = problem.shape
     stats[: stats.shape[0] - (m * n if keep else 0)].zero_()  # vectors that no kernel writes
     tiles = problem.config.supertile(m, n, 1)
@@ -170,7 +172,7 @@ def softplus_backward_plan(*args: Any, config: TileConfig | None = None) -> tupl
     grad_row_sum, rows, cols, scale, bias, *scope = args[:12]
     stats, ids_exclude, keep, need_rows, need_cols, need_scale, need_bias, precision = args[12:]
     results = fake_softplus_backward(*args)
-    problem = Problem.of_arguments((rows, cols, *scope), stats, ids_exclude, keep, precision, config)
+    problem = Problem.of_arguments((rows, cols, *scope), stats, (ids_exclude, keep), precision, True, config)
     m, n = problem.shape
     if 0 in (m, n):
         return _zeros(results), []

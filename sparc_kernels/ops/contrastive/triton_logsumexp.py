@@ -180,7 +180,9 @@ def logsumexp_kernel(
             b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
             parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
-                b_tile = products(guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST)
+                b_tile = products(
+                    guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
+                )
                 guide_parts = split_columns(b_tile, PARTS)
             for part in tl.static_range(PARTS):
                 o_n = start + part * WIDTH + tl.arange(0, WIDTH)
@@ -204,7 +206,9 @@ def logsumexp_kernel(
                 col = no_state(o_n)
                 if BY_COLS:
                     col = load_state(p_col_partials, o_n, N, group_m, GROUPS_M, tile_m > 0, LABELLED, SOFT_TARGETS)
-                row, col = with_exponentials(row, col, b_c, b_row_scale, b_col_scale, safe, BY_ROWS, BY_COLS, SAME_SCALE)
+                row, col = with_exponentials(
+                    row, col, b_c, b_row_scale, b_col_scale, safe, BY_ROWS, BY_COLS, SAME_SCALE
+                )
                 if BY_ROWS:
                     row = with_targets(row, b_c, b_row_scale, m_same, b_guide, 1)
                 if BY_COLS:

@@ -134,11 +134,10 @@ def logsumexp_gradient_kernel(
                 b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
                 parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
-                b_tile = products(guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST)
+                b_tile = products(
+                    guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
+                )
                 guide_parts = split_columns(b_tile, PARTS)
-            row_weights = load_weights(row, o_m, M, 1)  # here, not above: registers are scarce around the products
-            b_row_inverse = load_vector(p_row_inverse, o_m, M)[:, None]
-            b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
             for part in tl.static_range(PARTS):
                 o_n = start + part * WIDTH + tl.arange(0, WIDTH)
                 if p_cosines is None:
@@ -160,7 +159,8 @@ def logsumexp_gradient_kernel(
                     m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N)
                 b_g = tl.zeros([BLOCK_M, WIDTH], tl.float32)
                 if BY_ROWS:
-                    b_z = weigh(row, row_weights, b_c, b_row_scale, m_same, b_guide)
+                    b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
+                    b_z = weigh(row, load_weights(row, o_m, M, 1), b_c, b_row_scale, m_same, b_guide)
                     b_g += b_row_scale * b_z
                     if p_row_partials is not None:
                         b_row_sum += tl.sum(b_z * in_range(b_c), axis=1)
@@ -177,7 +177,7 @@ def logsumexp_gradient_kernel(
                         else:
                             b_other_sum += tl.sum(b_z * in_range(b_c), axis=1)
                 if p_gradient is not None:
-                    b_g *= b_row_inverse * load_vector(p_col_inverse, o_n, N)[None, :]
+                    b_g *= load_vector(p_row_inverse, o_m, M)[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
                     store_gradient(p_gradient, b_g, p_power, o_m, o_n, M, N, stride_g, UPCAST)
             if COL_SCALES and p_col_partials is not None:
                 tl.debug_barrier()  # the next row of tiles reads what other threads have written

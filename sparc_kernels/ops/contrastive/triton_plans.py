@@ -63,14 +63,22 @@ class Problem:
     cosines: Tensor | None  # [M, N]
     ids_exclude: bool
     float32_precision: str
-    given: TileConfig | None = None  # for tests: instead of the chosen tiles
+    backward: bool
+    given: TileConfig | None = None  # instead of the chosen tiles
 
     @classmethod
     def of_arguments(
-        cls, tensors: tuple[Any, ...], stats: Tensor, ids_exclude: bool, keep: bool, float32_precision: str,
+        cls,
+        tensors: tuple[Any, ...],
+        stats: Tensor,
+        flags: tuple[bool, bool],
+        float32_precision: str,
+        backward: bool,
         config: TileConfig | None,
-    ) -> Problem:  # fmt: skip
-        """From rows, cols, row_ids, col_ids, indptr, indices, guide_rows, guide_cols, threshold."""
+    ) -> Problem:
+        """From rows, cols, row_ids, col_ids, indptr, indices, guide_rows, guide_cols, threshold; and from
+        ids_exclude, keep_similarities."""
+        ids_exclude, keep = flags
         rows, cols, row_ids, col_ids, indptr, indices, guide_rows, guide_cols, threshold = tensors
         m, n, k = rows.shape[0], cols.shape[0], len(STATS)
         row_stats, col_stats, cosines = stats.split([k * m, k * n, stats.shape[0] - k * (m + n)])
@@ -83,6 +91,7 @@ class Problem:
             cosines.view(m, n) if keep else None,
             ids_exclude,
             float32_precision,
+            backward,
             config,
         )
 
@@ -94,8 +103,9 @@ class Problem:
     @cached_property
     def config(self) -> TileConfig:
         """Tiles."""
-        rows, labelled = self.row.embeds, self.row.ids is not None and not self.ids_exclude
-        chosen = self.given or choose(rows.element_size(), capability(rows), labelled, self.row.guide is not None)
+        rows = self.row.embeds
+        demanding = self.backward or (self.row.ids is not None and not self.ids_exclude)
+        chosen = self.given or choose(rows.element_size(), capability(rows), demanding, self.row.guide is not None)
         return chosen.cut(*self.shape, rows.shape[1])
 
     def of(self, part: slice) -> Problem:
@@ -205,7 +215,8 @@ class Product:
     """result [a, b] of float32 = left [a, k] @ right [k, b], added to what it holds where ``add``.
 
     The sums are float32 whatever the operands: on CUDA in one library call; elsewhere, which is the interpreter, of
-    operands made float32. ``addmm`` takes a float32 addend beside half operands since PyTorch 2.10 (pull request 167931).
+    operands made float32. ``addmm`` takes a float32 addend beside half operands since PyTorch 2.10 (its pull request
+    167931).
     """
 
     result: Tensor

@@ -118,7 +118,9 @@ def softplus_kernel(
                 b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
                 parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
-                b_tile = products(guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST)
+                b_tile = products(
+                    guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
+                )
                 guide_parts = split_columns(b_tile, PARTS)
             for part in tl.static_range(PARTS):
                 o_n = start + part * WIDTH + tl.arange(0, WIDTH)
