@@ -89,7 +89,12 @@ def with_targets(state, b_cosine, b_scale, m_same, b_guide, AXIS: tl.constexpr):
 
 
 @triton.jit
-def with_exponentials(row, col, b_cosine, b_row_scale, b_col_scale, safe, BY_ROWS: tl.constexpr, BY_COLS: tl.constexpr, SAME_SCALE: tl.constexpr):  # fmt: skip
+def with_exponentials(
+    row, col, b_cosine, b_row_scale, b_col_scale, safe,
+    BY_ROWS: tl.constexpr,
+    BY_COLS: tl.constexpr,
+    SAME_SCALE: tl.constexpr,
+):  # fmt: skip
     """The states of a tile's rows and columns with its exponentials; where ``safe``, their reference is 0."""
     row_top, row_sum, row_target, row_guide_top, row_guide_sum, row_soft = row
     col_top, col_sum, col_target, col_guide_top, col_guide_sum, col_soft = col

@@ -111,8 +111,14 @@ def exclude_pairs(b_cosine, p_indices, o_pair, o_end, o_n, end):
 
 
 @triton.jit
-def products(left, right, o_m, o_n, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """[ROWS, COLS] of raw products; a side is (pointer, how many, stride of one, stride of a channel, inverse norms)."""
+def products(
+    left, right, o_m, o_n,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, COLS] raw; a side is (pointer, how many, stride of one, stride of a channel, pointer to inverse norms)."""
     p_left, n_left, stride_m, stride_md, _ = left
     p_right, n_right, stride_n, stride_nd, _ = right
     return rows_product(
