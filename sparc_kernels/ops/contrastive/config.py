@@ -39,7 +39,7 @@ class TileConfig:
             self,
             block_m=min(self.block_m, max(least, _power_of_two(n_rows))),
             block_n=block_n,
-            parts=max(1, min(self.parts, block_n // 32)),
+            parts=min(self.parts, block_n // least),
             block_d=min(self.block_d, max(least, _power_of_two(n_channels))),
         )
 

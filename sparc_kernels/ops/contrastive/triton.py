@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparc_kernels.ops._triton.launch import Launch, cdiv, run_all
+from sparc_kernels.ops._dtype import without_autocast
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, run_all
 from sparc_kernels.ops.contrastive.config import TileConfig
 from sparc_kernels.ops.contrastive.schema import (
     fake_logsumexp_backward,
@@ -25,7 +26,6 @@ from sparc_kernels.ops.contrastive.triton_plans import (
     VECTOR_BLOCK,
     Gradients,
     Problem,
-    Product,
     Side,
     merge_sums,
     total,
@@ -44,7 +44,7 @@ __all__ = [
     "softplus_forward_plan",
 ]
 
-Steps = list[Launch | Product]
+Steps = list[Step]
 
 
 def logsumexp_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:
@@ -272,7 +272,8 @@ def _merge(side: Side, partials: Tensor, lse: Tensor, target: Tensor | None, sof
 
 def _run(plan: tuple[tuple[Tensor, ...], Steps], rows: Tensor) -> tuple[Tensor, ...]:
     results, steps = plan
-    run_all(steps, rows)
+    with without_autocast(rows.device.type):  # products of float32 stay such
+        run_all(steps, rows)
     return results
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparc_kernels.ops._triton.launch import Launch, capability, cdiv, product_precision, strides, upcast
+from sparc_kernels.ops._triton.launch import Launch, Step, capability, cdiv, product_precision, strides, upcast
 from sparc_kernels.ops.contrastive.config import TileConfig, choose
 from sparc_kernels.ops.contrastive.schema import STATS
 from sparc_kernels.ops.contrastive.triton_rows import (
@@ -226,16 +226,16 @@ class Product:
 
     def run(self) -> None:
         """Queue it on the current stream."""
-        left, right, wide = self.left, self.right, {}
-        if left.dtype != torch.float32:
-            if left.is_cuda and torch.version.hip is None:
-                wide = {"out_dtype": torch.float32}
+        left, right = self.left, self.right
+        if left.dtype != torch.float32 and left.is_cuda and torch.version.hip is None:
+            if self.add:
+                torch.addmm(self.result, left, right, out_dtype=torch.float32, out=self.result)
             else:
-                left, right = left.float(), right.float()
-        if self.add:
-            torch.addmm(self.result, left, right, out=self.result, **wide)
+                torch.mm(left, right, out_dtype=torch.float32, out=self.result)
+        elif self.add:
+            torch.addmm(self.result, left.float(), right.float(), out=self.result)
         else:
-            torch.mm(left, right, out=self.result, **wide)
+            torch.mm(left.float(), right.float(), out=self.result)
 
 
 @dataclass(frozen=True)
@@ -251,9 +251,7 @@ class Gradients:
         """Whether any is."""
         return self.rows is not None or self.cols is not None
 
-    def steps(
-        self, problem: Problem, sweep: Callable[[Problem, slice, Tensor | None], list[Launch]]
-    ) -> Iterator[Launch | Product]:
+    def steps(self, problem: Problem, sweep: Callable[[Problem, slice, Tensor | None], list[Step]]) -> Iterator[Step]:
         """G in chunks of rows, as ``sweep(problem of the chunk, which rows, G)`` makes it, and its products."""
         m, n = problem.shape
         rows, cols = problem.row.embeds, problem.col.embeds
