@@ -28,8 +28,9 @@ class TileConfig:
     partial_bytes: int = 64 * 2**20
     # The gradient operand G is made in chunks of rows that fit here.
     workspace_bytes: int = 256 * 2**20
-    # A grid should have that many programs for every one of some 132 multiprocessors, so that the last round is short.
-    rounds: int = 6
+    # Supertiles grow until there are no more programs: 24 for each of 132 multiprocessors, whose last round then costs
+    # 4 % at most.
+    most_programs: int = 24 * 132
 
     def cut(self, n_rows: int, n_cols: int, n_channels: int) -> TileConfig:
         """For a small problem: no tile much larger than the matrix."""
@@ -46,15 +47,14 @@ class TileConfig:
     def supertile(self, n_rows: int, n_cols: int, numbers: int) -> tuple[int, int]:
         """Tiles of a program along rows and along columns, where each leaves ``numbers`` floats a row and a column.
 
-        As few as keep the grid short of programs busy, doubled until the partial results fit.
+        One, doubled until there are few enough programs and the partial results fit.
         """
         tiles_m, tiles_n = -(-n_rows // self.block_m), -(-n_cols // self.block_n)
         along_m = along_n = 1
         while along_m * along_n < self.most_tiles**2:
             groups_m, groups_n = -(-tiles_m // along_m), -(-tiles_n // along_n)
             size = 4 * numbers * (groups_m * n_cols + groups_n * n_rows)
-            programs = groups_m * groups_n
-            if size <= self.partial_bytes and programs <= 4 * 132 * self.rounds:
+            if size <= self.partial_bytes and groups_m * groups_n <= self.most_programs:
                 break
             if along_m * self.block_m <= along_n * self.block_n:
                 along_m *= 2

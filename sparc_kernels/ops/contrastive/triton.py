@@ -105,7 +105,8 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
     out = Gradients(results[0] if need_rows else None, results[1] if need_cols else None, power)
     length = problem.chunk(out.wanted)
     tiles = problem.config.supertile(length, n, 1)
-    groups_m = cdiv(length, tiles[0] * problem.config.block_m)
+    block_m, block_n = problem.config.block_m, problem.config.block_n
+    groups_m = cdiv(length, tiles[0] * block_m)
     of_items = scales["COL_SCALES"]
     col_partials = problem.new(groups_m, n) if col_sums is not None and of_items else None
     shared = scales | of_cols | {
@@ -117,28 +118,19 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
         "GROUPS_M": groups_m,
     }  # fmt: skip
 
+    # a single scale of the columns is summed along rows, too
+    along_rows = (row_sums, None if of_items else col_sums)
+    spaces = [None if sums is None else problem.new(cdiv(n, tiles[1] * block_n), length) for sums in along_rows]
+
     def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
-        row_partials, other_partials = (
-            None if sums is None else chunk.new(chunk.groups(tiles)[1], chunk.shape[0])
-            for sums in (row_sums, None if of_items else col_sums)
-        )
-        known = {name: None if grad is None else grad[part] for name, grad in of_rows.items()}
-        known |= {
-            "p_row_lse": chunk.row.stat("lse"),
-            "p_guide_row_lse": chunk.row.stat("guide_lse"),
-            "p_row_partials": row_partials,
-            "p_gradient": gradient,
-            "stride_g": gradient.stride(0) if gradient is not None else 0,
-            "LATER": int(part.start > 0),
-        }
+        partials = [None if space is None else _of_chunk(space, part) for space in spaces]
+        known = _of_rows(scales, of_rows, chunk, part) | _of_gradient(gradient) | {"p_row_partials": partials[0]}
         if not of_items:
-            known["p_col_partials"] = other_partials
-        if scales["ROW_SCALES"]:
-            known["p_row_scale"] = scales["p_row_scale"][part]
+            known["p_col_partials"] = partials[1]
         steps: Steps = [chunk.sweep(logsumexp_gradient_kernel, tiles, shared | known)]
-        for partials, sums in ((row_partials, row_sums), (other_partials, col_sums)):
-            if partials is not None and sums is not None:
-                steps.append(merge_sums(partials, sums[part]))
+        for of_chunk, sums in zip(partials, along_rows):
+            if of_chunk is not None and sums is not None:
+                steps.append(merge_sums(of_chunk, sums[part]))
         return steps
 
     steps: Steps = [] if power is None else [_power(problem, scales | of_rows | of_cols, power)]
@@ -180,18 +172,13 @@ def softplus_backward_plan(*args: Any, config: TileConfig | None = None) -> tupl
     out = Gradients(results[0] if need_rows else None, results[1] if need_cols else None, power)
     tiles = problem.config.supertile(problem.chunk(out.wanted), n, 1)
     sums = problem.new(2, m) if need_scale or need_bias else None
+    groups_n = problem.groups(tiles)[1]
+    space = problem.new(2 * groups_n, problem.chunk(out.wanted)) if sums is not None else None
 
     def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
-        partials = chunk.new(2, chunk.groups(tiles)[1], chunk.shape[0]) if sums is not None else None
-        known = {
-            "p_scale": scale,
-            "p_bias": bias,
-            "p_grad_row_sum": grad_row_sum[part],
-            "p_power": power,
-            "p_gradient": gradient,
-            "p_row_partials": partials,
-            "stride_g": gradient.stride(0) if gradient is not None else 0,
-        }
+        partials = None if space is None else _of_chunk(space, part).view(2, groups_n, part.stop - part.start)
+        known = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": grad_row_sum[part], "p_power": power}
+        known |= _of_gradient(gradient) | {"p_row_partials": partials}
         steps: Steps = [chunk.sweep(softplus_kernel, tiles, known)]
         if partials is not None and sums is not None:
             steps += [merge_sums(partials[i], sums[i, part]) for i in range(2)]
@@ -234,6 +221,25 @@ def _scale_sums(
         grad.zero_()
         return None
     return grad if grad.dim() == 1 else problem.new(size)
+
+
+def _of_chunk(space: Tensor, part: slice) -> Tensor:
+    """Partial results [groups, rows of the chunk] in a workspace [groups, most rows] that all chunks use in turn."""
+    groups, n = space.shape[0], part.stop - part.start
+    return space.flatten()[: groups * n].view(groups, n)
+
+
+def _of_gradient(gradient: Tensor | None) -> dict[str, Any]:
+    return {"p_gradient": gradient, "stride_g": 0 if gradient is None else gradient.stride(0)}
+
+
+def _of_rows(scales: dict[str, Any], of_rows: dict[str, Tensor | None], chunk: Problem, part: slice) -> dict[str, Any]:
+    """Kernel arguments that have a number per row, of a chunk."""
+    known: dict[str, Any] = {name: None if grad is None else grad[part] for name, grad in of_rows.items()}
+    known |= {"p_row_lse": chunk.row.stat("lse"), "p_guide_row_lse": chunk.row.stat("guide_lse")}
+    if scales["ROW_SCALES"]:
+        known["p_row_scale"] = scales["p_row_scale"][part]
+    return known | {"LATER": int(part.start > 0)}
 
 
 def _zeros(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

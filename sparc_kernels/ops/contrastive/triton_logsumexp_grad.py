@@ -67,12 +67,9 @@ def weigh(side, weights, b_cosine, b_scale, m_same, b_guide):
 def logsumexp_gradient_kernel(
     p_rows,  # [M, D]: those of a chunk, as all that has M
     p_cols,  # [N, D]
-    p_row_inverse,  # [M], of the norms
-    p_col_inverse,  # [N]
-    p_row_scale,  # [] or [M]
-    p_col_scale,  # [] or [N]
-    p_row_ids,  # [M] int64 or None
-    p_col_ids,  # [N]
+    p_row_inverse, p_col_inverse,  # [M], [N], of the norms
+    p_row_scale, p_col_scale,  # [] or [M], [] or [N]
+    p_row_ids, p_col_ids,  # [M], [N] int64 or None
     p_indptr,  # [M + 1] int64 or None
     p_indices,  # [N_PAIRS]
     p_guide_rows,  # [M, K] or None
@@ -170,8 +167,9 @@ def logsumexp_gradient_kernel(
                     b_g += b_col_scale * b_z
                     if p_col_partials is not None:
                         if COL_SCALES:
-                            has = (tile_m > 0) | (LATER != 0)
-                            b_col_sum = load_partial(p_col_partials, o_n, N, group_m, GROUPS_M, has, 0, 0.0)
+                            b_col_sum = load_partial(
+                                p_col_partials, o_n, N, group_m, GROUPS_M, tile_m + LATER > 0, 0, 0.0
+                            )
                             b_col_sum += tl.sum(b_z * in_range(b_c), axis=0)
                             store_partial(p_col_partials, b_col_sum, o_n, N, group_m, GROUPS_M, 0)
                         else:

@@ -19,7 +19,7 @@ from tests.ops.contrastive.cases import Case, Inputs, make
 from tests.ops.contrastive.test_similarity import check, logsumexp
 
 # A program has two by two tiles, and G comes 64 rows at a time in float32.
-SMALL = TileConfig(32, 32, 16, parts=2, most_tiles=2, rounds=0, workspace_bytes=64 * 4 * 80)
+SMALL = TileConfig(32, 32, 16, parts=2, most_tiles=2, most_programs=0, workspace_bytes=64 * 4 * 80)
 CASES = (
     Case("ids", M=70, N=80, D=24),
     Case("sharp", M=75, N=80, D=24, scale=100.0, cosine=0.9, ids=0),  # running maxima
