@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["MAY_SPILL", "SHAPES", "plans"]
 
-# name -> (M, N, D) of the matrix
+# name -> (M, N, D) of the matrix; what is common is compiled for the first, and what is rare for the second
 SHAPES = {
     "paper": [(65536, 65536, 768)],
     "large": [(8192, 40000, 1024)],
@@ -69,26 +69,24 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
             *grads, *arguments, stats, ids_exclude, False, True, True, True, True, precision
         )
 
+    def softplus(name: str, scope: tuple[Any, ...], ids_exclude: bool = True) -> None:
+        arguments = (*embeds, scale, meta(), *scope)
+        (row_sum, stats), found[f"softplus_{name}_forward"] = triton.softplus_forward_plan(
+            *arguments, ids_exclude, False, precision
+        )
+        _, found[f"softplus_{name}_backward"] = triton.softplus_backward_plan(
+            row_sum, *arguments, stats, ids_exclude, False, True, True, True, True, precision
+        )
+
     with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
-        if shape in SHAPES["large"]:  # the same tiles; the lean and the richest way through them
+        if shape in SHAPES["paper"]:
             logsumexp("ids", (*ids, *none, *none, *none), (scale, scale))
+            logsumexp("labels", (*ids, *none, *none, *none), (meta(m), meta(n)), ids_exclude=False)
+            softplus("ids", (*ids, *none, *none, None))
+        else:
+            logsumexp("plain", (*none, *none, *none, *none), (scale, scale))
+            logsumexp("pairs", (*ids, *pairs, *none, *none), (scale, meta()))
+            logsumexp("above", (*ids, *none, *guide, None, scale), (scale, scale))
             logsumexp("teacher", (*ids, *pairs, *guide, scale, meta(m)), (meta(m), meta(n)), ids_exclude=False)
-            return {name: _launches(steps) for name, steps in found.items()}
-        logsumexp("plain", (*none, *none, *none, *none), (scale, scale))
-        logsumexp("ids", (*ids, *none, *none, *none), (scale, scale))
-        logsumexp("pairs", (*ids, *pairs, *none, *none), (scale, meta()))
-        logsumexp("labels", (*ids, *none, *none, *none), (meta(m), meta(n)), ids_exclude=False)
-        logsumexp("above", (*ids, *none, *guide, None, scale), (scale, scale))
-        logsumexp("teacher", (*ids, *pairs, *guide, scale, meta(m)), (meta(m), meta(n)), ids_exclude=False)
-        for name, scope, ids_exclude in (
-            ("ids", (*ids, *none, *none, None), True),
-            ("everything", (*ids, *pairs, *guide, scale), False),
-        ):
-            arguments = (*embeds, scale, meta(), *scope)
-            (row_sum, stats), found[f"softplus_{name}_forward"] = triton.softplus_forward_plan(
-                *arguments, ids_exclude, False, precision
-            )
-            _, found[f"softplus_{name}_backward"] = triton.softplus_backward_plan(
-                row_sum, *arguments, stats, ids_exclude, False, True, True, True, True, precision
-            )
+            softplus("everything", (*ids, *pairs, *guide, scale), ids_exclude=False)
     return {name: _launches(steps) for name, steps in found.items()}

@@ -109,3 +109,30 @@ def test_a_broken_pattern_touches_nothing() -> None:
         found.append(logsumexp(x, "triton"))
     for one, other in zip(found[0].values(), found[1].values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+def test_capture_in_a_graph() -> None:
+    """Nothing is read back from the device, so both passes can be captured, and replayed on other numbers."""
+    x = make(Case("graph", M=300, N=400, D=64)).to(torch.bfloat16, "cuda")
+    other = make(Case("other-graph", M=300, N=400, D=64)).to(torch.bfloat16, "cuda")
+
+    def run(of: Inputs) -> list[Tensor]:
+        found = logsumexp(of, "triton")
+        return [*found.values(), *of.gradients(found, of.logsumexp_leaves()).values()]
+
+    expected = run(other)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        run(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(x)
+    with torch.no_grad():
+        for leaf, source in zip(x.logsumexp_leaves().values(), other.logsumexp_leaves().values()):
+            leaf.copy_(source)
+        for upstream, source in zip(x.upstream, other.upstream):
+            upstream.copy_(source)
+    graph.replay()
+    assert all(torch.equal(one, two) for one, two in zip(captured, expected, strict=True))
