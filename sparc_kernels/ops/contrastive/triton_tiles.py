@@ -221,14 +221,14 @@ def running_mean(b_x, b_value, b_top, b_sum, b_total, AXIS: tl.constexpr):
 @triton.jit
 def load_partial(p_partials, o, n, group, groups, has, FIELD: tl.constexpr, OTHER: tl.constexpr):
     """[ROWS] of a field of partial results [FIELDS, groups, n]; OTHER outside and where there is nothing yet."""
-    p_field = p_partials + tl.cast(FIELD * groups + group, tl.int64) * n
+    p_field = p_partials + (groups * FIELD + group).to(tl.int64) * n
     return tl.load(p_field + o, mask=(o < n) & has, other=OTHER)
 
 
 @triton.jit
 def store_partial(p_partials, b_value, o, n, group, groups, FIELD: tl.constexpr):
     """[ROWS] into a field of partial results [FIELDS, groups, n]."""
-    tl.store(p_partials + tl.cast(FIELD * groups + group, tl.int64) * n + o, b_value, mask=o < n)
+    tl.store(p_partials + (groups * FIELD + group).to(tl.int64) * n + o, b_value, mask=o < n)
 
 
 @triton.jit

@@ -17,13 +17,13 @@ SHAPES = {
 # Bytes per thread, by kernel and what for. On sm_90 what is written for ids, the default of the losses, spills 24 bytes
 # outside of its loops forward, none backward; the rest is for other architectures and for what needs more at once.
 MAY_SPILL = {
-    ("logsumexp_kernel", "plain_forward"): 32,
+    ("logsumexp_kernel", "kept_forward"): 32,
     ("logsumexp_kernel", "ids_forward"): 32,
     ("logsumexp_kernel", "pairs_forward"): 128,
     ("logsumexp_kernel", "labels_forward"): 128,
     ("logsumexp_kernel", "above_forward"): 64,
     ("logsumexp_kernel", "teacher_forward"): 640,
-    ("logsumexp_gradient_kernel", "plain_backward"): 160,
+    ("logsumexp_gradient_kernel", "kept_backward"): 160,
     ("logsumexp_gradient_kernel", "ids_backward"): 128,
     ("logsumexp_gradient_kernel", "pairs_backward"): 128,
     ("logsumexp_gradient_kernel", "labels_backward"): 544,
@@ -58,15 +58,17 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
     scale, none = meta(), (None, None)
     found: dict[str, list[Any]] = {}
 
-    def logsumexp(name: str, scope: tuple[Any, ...], scales: tuple[Any, Any], ids_exclude: bool = True) -> None:
+    def logsumexp(
+        name: str, scope: tuple[Any, ...], scales: tuple[Any, Any], ids_exclude: bool = True, keep: bool = False
+    ) -> None:
         arguments = (*embeds, *scales, *scope)
         (row_lse, stats, *others), found[f"{name}_forward"] = triton.logsumexp_forward_plan(
-            *arguments, True, True, ids_exclude, False, precision
+            *arguments, True, True, ids_exclude, keep, precision
         )
         results = (row_lse, *others)
         grads = [x if x.shape[0] else None for x in results]
         _, found[f"{name}_backward"] = triton.logsumexp_backward_plan(
-            *grads, *arguments, stats, ids_exclude, False, True, True, True, True, precision
+            *grads, *arguments, stats, ids_exclude, keep, True, True, True, True, precision
         )
 
     def softplus(name: str, scope: tuple[Any, ...], ids_exclude: bool = True) -> None:
@@ -84,7 +86,7 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
             logsumexp("labels", (*ids, *none, *none, *none), (meta(m), meta(n)), ids_exclude=False)
             softplus("ids", (*ids, *none, *none, None))
         else:
-            logsumexp("plain", (*none, *none, *none, *none), (scale, scale))
+            logsumexp("kept", (*none, *none, *none, *none), (scale, scale), keep=True)
             logsumexp("pairs", (*ids, *pairs, *none, *none), (scale, meta()))
             logsumexp("above", (*ids, *none, *guide, None, scale), (scale, scale))
             logsumexp("teacher", (*ids, *pairs, *guide, scale, meta(m)), (meta(m), meta(n)), ids_exclude=False)
