@@ -47,17 +47,17 @@ def no_state(o):
 
 
 @triton.jit
-def load_state(p_partials, o, n, group, groups, has, LABELLED: tl.constexpr, SOFT_TARGETS: tl.constexpr):
-    """The numbers of ``FIELDS`` where ``has``; those of ``no_state`` elsewhere and for what is not asked for."""
+def load_state(p_partials, o, n, group, groups, earlier, LABELLED: tl.constexpr, SOFT_TARGETS: tl.constexpr):
+    """The numbers of ``FIELDS`` where there are some from ``earlier``; else, and where not asked for, ``no_state``'s."""
     b_top, b_sum, b_target, b_guide_top, b_guide_sum, b_soft = no_state(o)
-    b_top = load_partial(p_partials, o, n, group, groups, has, TOP, -float("inf"))
-    b_sum = load_partial(p_partials, o, n, group, groups, has, SUM, 0.0)
+    b_top = load_partial(p_partials, o, n, group, groups, earlier, TOP, -float("inf"))
+    b_sum = load_partial(p_partials, o, n, group, groups, earlier, SUM, 0.0)
     if LABELLED:
-        b_target = load_partial(p_partials, o, n, group, groups, has, TARGET, 0.0)
+        b_target = load_partial(p_partials, o, n, group, groups, earlier, TARGET, 0.0)
     if SOFT_TARGETS:
-        b_guide_top = load_partial(p_partials, o, n, group, groups, has, GUIDE_TOP, -float("inf"))
-        b_guide_sum = load_partial(p_partials, o, n, group, groups, has, GUIDE_SUM, 0.0)
-        b_soft = load_partial(p_partials, o, n, group, groups, has, SOFT, 0.0)
+        b_guide_top = load_partial(p_partials, o, n, group, groups, earlier, GUIDE_TOP, -float("inf"))
+        b_guide_sum = load_partial(p_partials, o, n, group, groups, earlier, GUIDE_SUM, 0.0)
+        b_soft = load_partial(p_partials, o, n, group, groups, earlier, SOFT, 0.0)
     return b_top, b_sum, b_target, b_guide_top, b_guide_sum, b_soft
 
 
@@ -210,7 +210,7 @@ def logsumexp_kernel(
                 b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
                 col = no_state(o_n)
                 if BY_COLS:
-                    col = load_state(p_col_partials, o_n, N, group_m, GROUPS_M, tile_m > 0, LABELLED, SOFT_TARGETS)
+                    col = load_state(p_col_partials, o_n, N, group_m, GROUPS_M, tile_m, LABELLED, SOFT_TARGETS)
                 row, col = with_exponentials(
                     row, col, b_c, b_row_scale, b_col_scale, safe, BY_ROWS, BY_COLS, SAME_SCALE
                 )
@@ -242,7 +242,7 @@ def logsumexp_merge_kernel(
     b_top, b_sum, b_target, b_guide_top, b_guide_sum, b_soft = no_state(o)
     group = 0
     while group < GROUPS:  # the interpreter takes no bound of a range from the device
-        part = load_state(p_partials, o, N, group, GROUPS, True, LABELLED, SOFT_TARGETS)
+        part = load_state(p_partials, o, N, group, GROUPS, 1, LABELLED, SOFT_TARGETS)
         b_new = tl.maximum(b_top, part[0])
         b_reference = finite(b_new)
         b_sum = b_sum * tl.exp2(b_top - b_reference) + part[1] * tl.exp2(part[0] - b_reference)

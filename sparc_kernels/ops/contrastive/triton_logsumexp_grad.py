@@ -167,9 +167,7 @@ def logsumexp_gradient_kernel(
                     b_g += b_col_scale * b_z
                     if p_col_partials is not None:
                         if COL_SCALES:
-                            b_col_sum = load_partial(
-                                p_col_partials, o_n, N, group_m, GROUPS_M, LATER + tile_m > 0, 0, 0.0
-                            )
+                            b_col_sum = load_partial(p_col_partials, o_n, N, group_m, GROUPS_M, LATER + tile_m, 0, 0.0)
                             b_col_sum += tl.sum(b_z * in_range(b_c), axis=0)
                             store_partial(p_col_partials, b_col_sum, o_n, N, group_m, GROUPS_M, 0)
                         else:

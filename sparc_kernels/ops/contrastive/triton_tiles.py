@@ -219,10 +219,10 @@ def running_mean(b_x, b_value, b_top, b_sum, b_total, AXIS: tl.constexpr):
 
 
 @triton.jit
-def load_partial(p_partials, o, n, group, groups, has, FIELD: tl.constexpr, OTHER: tl.constexpr):
-    """[ROWS] of a field of partial results [FIELDS, groups, n]; OTHER outside and where there is nothing yet."""
+def load_partial(p_partials, o, n, group, groups, earlier, FIELD: tl.constexpr, OTHER: tl.constexpr):
+    """[ROWS] of a field of partial results [FIELDS, groups, n]; OTHER outside, and where there is none from earlier."""
     p_field = p_partials + (groups * FIELD + group).to(tl.int64) * n
-    return tl.load(p_field + o, mask=(o < n) & has, other=OTHER)
+    return tl.load(p_field + o, mask=(o < n) & (tl.zeros_like(o) + earlier > 0), other=OTHER)
 
 
 @triton.jit
