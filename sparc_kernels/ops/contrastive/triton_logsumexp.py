@@ -48,7 +48,7 @@ def no_state(o):
 
 @triton.jit
 def load_state(p_partials, o, n, group, groups, earlier, LABELLED: tl.constexpr, SOFT_TARGETS: tl.constexpr):
-    """The numbers of ``FIELDS`` where there are some from ``earlier``; else, and where not asked for, ``no_state``'s."""
+    """The numbers of ``FIELDS`` where there are some from ``earlier``; else, and where not asked for, of none."""
     b_top, b_sum, b_target, b_guide_top, b_guide_sum, b_soft = no_state(o)
     b_top = load_partial(p_partials, o, n, group, groups, earlier, TOP, -float("inf"))
     b_sum = load_partial(p_partials, o, n, group, groups, earlier, SUM, 0.0)
