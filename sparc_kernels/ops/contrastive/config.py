@@ -84,10 +84,10 @@ def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> Til
     if capability < 90 or capability >= 120:
         # mma.sync takes operands through registers: 32 channels at a time, and 64 sums a thread, leave room for the
         # rest. Three stages of both operands are 48 kB, within the 99 kB of the smallest chip.
-        return TileConfig(128, 64 if guided else 128, 32)
+        return TileConfig(128, 64, 32, parts=2) if guided else TileConfig(128, 128, 32)
     # wgmma and tcgen05 read operands from shared memory: 64 channels are 128 bytes, the widest swizzle.
     if guided:
-        return TileConfig(128, 64, 64)
+        return TileConfig(128, 64, 64, parts=2)
     if demanding or capability >= 100:
         return TileConfig(128, 128, 64)  # [256, 128] spills: 416 bytes a thread in the backward, 312 on sm_100
     # The L2 cache feeds a tile [256, 128] with 85 flop a byte, [128, 128] with 64. Rows are the long side: a thread

@@ -22,7 +22,7 @@ MAY_SPILL = {
     ("logsumexp_kernel", "pairs_forward"): 128,
     ("logsumexp_kernel", "labels_forward"): 128,
     ("logsumexp_kernel", "above_forward"): 64,
-    ("logsumexp_kernel", "teacher_forward"): 704,
+    ("logsumexp_kernel", "teacher_forward"): 640,
     ("logsumexp_gradient_kernel", "kept_backward"): 320,
     ("logsumexp_gradient_kernel", "ids_backward"): 128,
     ("logsumexp_gradient_kernel", "pairs_backward"): 128,
