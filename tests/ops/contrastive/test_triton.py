@@ -30,6 +30,11 @@ CASES = (
     Case("dense-pairs", M=37, N=80, D=8, pairs=60, ids=0),
     Case("teacher", M=37, N=75, D=20, guide=40, soft=True, threshold=0.2, pairs=9),
     Case("cols-only", M=70, N=40, D=24, direction=(False, True)),
+    # tiles without a missing row, where a column is missing or all ids are one
+    Case("ragged-columns", M=64, N=70, D=8, ids=0),
+    Case("ragged-rows", M=70, N=64, D=8, ids=0),
+    Case("one-id-to-a-tile", M=64, N=64, D=8, ids=32),
+    Case("clamped-norms", M=12, N=12, magnitude=1e-14),
     Case("far-below", M=20, N=70, D=24, bias=-25.0),  # log1p of tiny arguments
 )
 OF_SOFTPLUS = ("ids", "labels", "dense-pairs", "far-below")
@@ -100,7 +105,7 @@ def test_zero_vectors_do_not_spoil_float16() -> None:
 def test_a_broken_pattern_touches_nothing() -> None:
     """Excluded columns that are not there exclude nothing; ends beyond the list are cut off."""
     x = make(Case("pairs", M=4, N=20, ids=0, pairs=2)).to(torch.float32, device_of("triton"))
-    indices = torch.tensor([-3, 2, 5, 40, 2**40, 7, 19], device=x.rows.device)
+    indices = torch.tensor([-3, 2, 5, 25, 2**40, 7, 19], device=x.rows.device)
     broken = torch.tensor([0, 3, 5, 7, 2**50], device=x.rows.device)
     sound = (torch.tensor([0, 2, 2, 4, 4]), torch.tensor([2, 5, 7, 19]))
     found = []
