@@ -151,6 +151,74 @@ pybind11::dict plan(bool half_precision, bool backward, int text_rows, int image
   return result;
 }
 
+// Addresses of tensors that are not there: a launch of the compiled code is described by them.
+class Addresses {
+ public:
+  explicit Addresses(const pybind11::dict& given) : given_(given) {}
+
+  template <class T>
+  T* at(const char* name) const {  // null where it is not given
+    if (!given_.contains(name)) return nullptr;
+    return reinterpret_cast<T*>(given_[name].cast<uintptr_t>());
+  }
+  MatrixView matrix(const char* name, int64_t rows, int64_t columns) const {
+    return {at<void>(name), rows * columns, columns, 1, columns % 8 == 0};
+  }
+
+ private:
+  pybind11::dict given_;
+};
+
+// The parameters of a kernel as the host passes them, and its launch: for tools/sass_model. `describe` makes
+// the op's arguments of its inputs and the addresses, by their names in those arguments.
+template <class Arguments, class Describe>
+void define_parameters(pybind11::module_& m, const Describe& describe) {
+  const auto parameters = [describe](bool backward, int64_t pairs, int text_rows, int image_rows,
+                                     int channels, int multiprocessors, int64_t shared_bytes,
+                                     const pybind11::dict& given) {
+    const Addresses addresses(given);
+    PairInputs in = {};
+    in.image_embeds = addresses.matrix("image_embeds", image_rows, channels);
+    in.text_embeds = addresses.matrix("text_embeds", text_rows, channels);
+    in.image_mask = {addresses.at<bool>("image_mask"), image_rows, 1};
+    in.text_mask = {addresses.at<bool>("text_mask"), text_rows, 1};
+    in.pairs = pairs;
+    in.image_rows = image_rows;
+    in.text_rows = text_rows;
+    in.channels = channels;
+    const Arguments args = describe(in, addresses);
+    const LaunchPlan plan =
+        plan_of<Arguments, BFloat16>(in, backward, true, {multiprocessors, shared_bytes});
+    if (!plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
+    const typename PairOp<Arguments>::template Layout<BFloat16> layout(in, plan.pair.streaming, backward);
+    const auto bytes = [](const auto& part) {
+      return pybind11::bytes(reinterpret_cast<const char*>(&part), sizeof(part));
+    };
+    pybind11::dict result;
+    result["parameters"] = pybind11::make_tuple(bytes(args), bytes(plan.pair.streaming), bytes(layout));
+    result["strips"] = plan.pair.strips;
+    result["chunk"] = plan.pair.streaming.chunk;
+    result["stages"] = plan.pair.streaming.stages;
+    result["grid"] = plan.pair.grid;
+    result["shared_bytes"] = plan.pair.shared_bytes;
+    return result;
+  };
+  using pybind11::arg;
+  m.def("parameters", parameters, arg("backward"), arg("pairs"), arg("text_rows"), arg("image_rows"),
+        arg("channels"), arg("multiprocessors"), arg("shared_bytes"), arg("addresses"));
+  m.def("take_counts", [] {
+    const Counts counts = take_counts();
+    pybind11::dict result;
+    result["block_barriers"] = counts.block_barriers;
+    result["shuffles"] = counts.shuffles;
+    result["ballots"] = counts.ballots;
+    result["matrix_loads"] = counts.matrix_loads;
+    result["multiply_adds"] = counts.multiply_adds;
+    result["copies"] = counts.copies;
+    return result;
+  });
+}
+
 template <class Arguments, bool kTextMask>
 void define_plan(pybind11::module_& m) {
   using pybind11::arg;
