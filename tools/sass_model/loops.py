@@ -27,15 +27,28 @@ def _always(it: Instruction) -> bool:
     return plain and not any(operand.kind == "predicate" for operand in it.operands)
 
 
+def _comes_back(code: Sequence[Instruction], place: int) -> bool:
+    """Whether a CALL is one, and no jump: its return address is put in a register before."""
+    back = (place + 1) * LENGTH
+    return any(
+        operand.kind == "number" and operand.value == back
+        for it in code[max(0, place - 24) : place]
+        if it.opcode in ("MOV", "IMAD")
+        for operand in it.operands
+    )
+
+
 def _successors(code: Sequence[Instruction], place: int) -> list[int]:
-    """A call comes back: what it runs is no part of a loop around it."""
+    """What a call runs is no part of a loop around it."""
     it = code[place]
+    jumps = it.opcode == "BRA" or (it.opcode == "CALL" and not _comes_back(code, place))
+    leaves = (jumps or it.opcode in ("EXIT", "RET")) and _always(it) and not it.has("DIV")
     found = []
-    if it.opcode == "BRA" and not it.has("DIV"):
+    if jumps and not it.has("DIV"):
         found.append(it.operands[-1].value // LENGTH)
-    if not (it.opcode in ("BRA", "EXIT", "RET") and _always(it) and not it.has("DIV", "U")) and place + 1 < len(code):
+    if not leaves:
         found.append(place + 1)
-    return [place for place in found if place < len(code)]
+    return [target for target in found if target < len(code)]
 
 
 def loops(code: Sequence[Instruction]) -> list[Loop]:
