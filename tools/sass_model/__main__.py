@@ -31,12 +31,12 @@ def main() -> None:
     if options.write:
         DOCUMENT.write_text(committed()[0] + report.section())
         return
-    shape = Shape(
-        options.tokens, options.patches, options.channels, options.valid_tokens, options.valid_patches
-    )
+    shape = Shape(options.tokens, options.patches, options.channels, options.valid_tokens, options.valid_patches)
     for op in options.op:
         for architecture in options.architecture:
-            forward, backward = (predict(op, is_backward, shape, chip_of(architecture)) for is_backward in (False, True))
+            forward, backward = (
+                predict(op, is_backward, shape, chip_of(architecture)) for is_backward in (False, True)
+            )
             print(report.details(forward, options.loops))
             print(report.details(backward, options.loops))
             print(f"  forward and backward: at most {report.both(forward, backward)} of the floor\n")

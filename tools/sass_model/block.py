@@ -6,14 +6,16 @@ at the same instruction are done together, which changes no count.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tools.sass_model.disassembly import LENGTH, TRUE, Instruction
+from tools.sass_model.loops import Loop, loops
 from tools.sass_model.memory import LANES, Global, Lanes
-from tools.sass_model.semantics import CONTROL, State, action
+from tools.sass_model.semantics import CONTROL, Action, State, action
 
 THREADS = 256
 LIMIT = 20_000_000  # steps; a kernel that goes on longer has been misunderstood
@@ -32,6 +34,19 @@ class Trace:
     lanes: dict[int, int]
     block_barriers: int
 
+    @functools.cached_property
+    def loops(self) -> list[Loop]:
+        return loops(self.instructions)
+
+    @property
+    def done(self) -> Lanes:
+        """How often a warp did something by each instruction."""
+        return np.asarray((self.issues - self.idle).sum(axis=1))
+
+    def count(self, opcode: str) -> int:
+        places = [place for place, it in enumerate(self.instructions) if it.opcode == opcode]
+        return int(self.done[places].sum())
+
 
 @dataclass
 class _Meeting:
@@ -47,13 +62,15 @@ class Block:
     ) -> None:
         self.code = tuple(code)
         self.state = State(threads, memory, shared_bytes, constants, block=0)
-        self._actions = [action(self.state, it) for it in self.code]
+        self._actions: dict[int, Action | None] = {}  # made when first needed: much code is for other inputs
         self._guards = [self._guard(it) for it in self.code]
         self._control = [it.opcode in CONTROL for it in self.code]
         self._threads, self._warps = threads, threads // LANES
         self._idle = np.zeros((len(self.code), self._warps), np.int64)
         self._issues = np.zeros((len(self.code) + 1, self._warps), np.int64)
-        self._groups: dict[int, Lanes] = {0: np.ones(threads, bool)}  # runnable threads by the place they are at
+        # Runnable threads by the place they are at. Those of one warp stay apart until the code brings them together.
+        self._groups: dict[int, list[Lanes]] = {0: [np.ones(threads, bool)]}
+        self._syncing: dict[int, Lanes] = {}  # threads at a WARPSYNC by the place they go on at
         self._meetings: list[dict[str, list[_Meeting]]] = [{} for _ in range(self._warps)]
         self._waiting: dict[int, Lanes] = {}  # threads at the block's barrier by the place they go on at
         self._alive = np.ones(threads, bool)
@@ -69,7 +86,9 @@ class Block:
         with np.errstate(all="ignore"):
             while self._groups:
                 place = min(self._groups)
-                lanes = self._groups.pop(place)
+                lanes = self._groups[place].pop()
+                if not self._groups[place]:
+                    del self._groups[place]
                 following = min(self._groups, default=len(self.code))
                 steps += self._run_group(place, lanes, following)
                 if steps > LIMIT:
@@ -88,9 +107,14 @@ class Block:
         )
 
     def _join(self, place: int, lanes: Lanes) -> None:
-        if lanes.any():
-            there = self._groups.get(place)
-            self._groups[place] = lanes if there is None else there | lanes
+        if not lanes.any():
+            return
+        there = self._groups.setdefault(place, [])
+        for index, others in enumerate(there):
+            if not (self._standing(others) & self._standing(lanes)).any():
+                there[index] = others | lanes
+                return
+        there.append(lanes)
 
     def _run_group(self, start: int, lanes: Lanes, following: int) -> int:
         """Runs threads from ``start`` to a branch, or to ``following``, where others stand."""
@@ -103,6 +127,8 @@ class Block:
                 self._idle[place] += self._standing(lanes) & ~self._standing(acting)
             if self._control[place]:
                 break
+            if place not in self._actions:
+                self._actions[place] = action(self.state, self.code[place])
             act = self._actions[place]
             if act is not None and (guard is None or acting.any()):
                 act(acting)
@@ -140,6 +166,15 @@ class Block:
         elif name == "BSYNC":
             self._join(place + 1, lanes & ~acting)
             self._meet(place, it, acting)
+        elif name == "WARPSYNC":
+            if it.has("COLLECTIVE"):
+                raise NotImplementedError(f"{it.address:#x}: {it.text}")
+            self._join(place + 1, lanes & ~acting)
+            waiting = acting | self._syncing.get(place + 1, False)
+            warps, alive = waiting.reshape(-1, LANES), self._alive.reshape(-1, LANES)
+            whole = np.repeat((warps == alive).all(axis=1), LANES) & waiting
+            self._syncing[place + 1] = waiting & ~whole
+            self._join(place + 1, whole)
         elif name == "BAR":
             # Warps may wait at different instructions: it is one barrier. They go on behind their own.
             self._join(place + 1, lanes & ~acting)

@@ -132,6 +132,7 @@ def _instruction(address: int, text: str) -> Instruction:
     return Instruction(address, guard, opcode, tuple(modifiers), operands, text, uniform)
 
 
+@functools.cache
 def _operand(text: str) -> Operand:
     negative, inverted, magnitude, bare = False, False, False, text.replace(".reuse", "")
     if bare.startswith("!"):
@@ -151,7 +152,13 @@ def _operand(text: str) -> Operand:
         if "_H" in sign:
             return Operand("other", text)
         return Operand(
-            "register", text, _register(*match.groups()[:2]), negative, inverted, magnitude, part=int(match.group(3) or 0)
+            "register",
+            text,
+            _register(*match.groups()[:2]),
+            negative,
+            inverted,
+            magnitude,
+            part=int(match.group(3) or 0),
         )
     if match := re.fullmatch(r"c\[0x([02])\]\[(.*)\]", sign):
         index, offset = ZERO, BANK if match.group(1) == "2" else 0

@@ -30,7 +30,8 @@ ALIGNMENT = (8, 4, 4)  # of the arguments, the streaming, the layout
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a pair, and how many of its rows are valid (the first ones; all where None)."""
+    """Sizes of a pair, and how many of its rows are valid (the first ones; all where None, and all tokens of ops without
+    a mask of them)."""
 
     tokens: int
     patches: int
@@ -80,10 +81,10 @@ def inputs(shape: Shape, text_mask: bool) -> dict[str, Lanes]:
     found: dict[str, Lanes] = {}
     for name, rows, valid in (("image", shape.patches, patches), ("text", shape.tokens, tokens)):
         numbers = draw.standard_normal((1, rows, shape.channels))
-        numbers[:, valid:] = np.nan
-        found[f"{name}_embeds"] = bfloat16(numbers)
         if valid < rows and (text_mask or name == "image"):
+            numbers[:, valid:] = np.nan
             found[f"{name}_mask"] = np.arange(rows)[None] < valid
+        found[f"{name}_embeds"] = bfloat16(numbers)
     return found
 
 
@@ -153,9 +154,7 @@ def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip) ->
         shared_bytes=chip.shared_bytes,
         addresses=addresses,
     ).unwrap()
-    found = kernel(
-        architecture, "11pair_kernel", name, "8BFloat16", f"Li{planned['strips']}ELb{int(backward)}E"
-    )
+    found = kernel(architecture, "11pair_kernel", name, "8BFloat16", f"Li{planned['strips']}ELb{int(backward)}E")
     constants = bytearray(4096)
     struct.pack_into("<III", constants, GRID[architecture], 1, 1, 1)
     place = PARAMETERS[architecture]

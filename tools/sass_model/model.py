@@ -15,7 +15,7 @@ import numpy as np
 from tools.sass_model.chips import Chip
 from tools.sass_model.disassembly import Instruction
 from tools.sass_model.launches import Launch, Shape, run
-from tools.sass_model.loops import Loop, innermost, loops
+from tools.sass_model.loops import Loop, innermost
 from tools.sass_model.memory import SECTOR, Lanes
 
 SCHEDULERS = 4  # warp w belongs to scheduler w % 4
@@ -146,6 +146,8 @@ def predict(op: str, backward: bool, shape: Shape, chip: Chip) -> Prediction:
 def matrix_instructions(launch: Launch) -> dict[str, int]:
     """m16n8k16 that each product of a pair needs: its rows and columns in tiles of 16, channels in chunks."""
     tokens, patches = launch.shape.rows
+    if launch.op == "grouping":  # it takes no mask of tokens
+        tokens = launch.shape.tokens
     n, p = -(-tokens // 16), -(-patches // 16)
     d = -(-launch.shape.channels // launch.chunk) * launch.chunk // 16
     one, logits = 2 * n * p * d, 2 * n * n * d
@@ -175,10 +177,11 @@ class Part:
     loop: Loop | None
 
 
-def _phases(launch: Launch, all_loops: list[Loop]) -> dict[int, list[int]]:
+def _phases(launch: Launch) -> dict[int, list[int]]:
     """Matrix instructions by the outermost loop below that over pairs which holds them, in the code's order."""
     trace = launch.trace
-    done = (trace.issues - trace.idle).sum(axis=1)
+    done = trace.done
+    all_loops = trace.loops
     pairs = max((loop for loop in all_loops if loop.parent is None), key=lambda loop: len(loop.places))
     found: dict[int, list[int]] = {}
     for place, it in enumerate(trace.instructions):
@@ -194,31 +197,29 @@ def check(launch: Launch) -> list[tuple[str, int]]:
     """Every product is where the model expects it, with as many matrix instructions; their loops by header. Raises
     ``ModelError`` where the code has changed: then ``matrix_instructions`` must be looked at."""
     trace = launch.trace
-    done = (trace.issues - trace.idle).sum(axis=1)
-    phases = _phases(launch, loops(trace.instructions))
+    done = trace.done
+    phases = _phases(launch)
     found = [(header, int(done[places].sum())) for header, places in sorted(phases.items())]
     expected = matrix_instructions(launch)
     if Counter(count for _, count in found) != Counter(expected.values()):
         raise ModelError(f"{launch.op}: {expected} matrix instructions were expected, found by loop: {found}")
-    names = {count: name for name, count in expected.items()}
     unnamed = list(expected.items())
     result = []
     for header, count in found:
         name = next(name for name, number in unnamed if number == count)
         unnamed.remove((name, count))
         result.append((name, header))
-    assert names
     return result
 
 
 def parts(launch: Launch) -> list[Part]:
     """All instructions of a block by the innermost loop that they are in, the costly ones first."""
     trace = launch.trace
-    all_loops = loops(trace.instructions)
+    all_loops = trace.loops
     inside = innermost(trace.instructions, all_loops)
     phases = {header: name for name, header in check(launch)}
     slots = trace.issues.sum(axis=1)
-    done = (trace.issues - trace.idle).sum(axis=1)
+    done = trace.done
     groups: dict[int, list[int]] = {}
     for place, loop in enumerate(inside):
         groups.setdefault(-1 if loop is None else loop.header, []).append(place)

@@ -63,9 +63,9 @@ def action(state: State, instruction: Instruction) -> Action | None:
         raise NotImplementedError(f"{instruction.address:#x}: {instruction.text} ({error})") from error
 
 
-CONTROL = {"BRA", "EXIT", "CALL", "RET", "BSSY", "BSYNC", "BAR", "BREAK", "BRX", "BMOV", "YIELD"}
+CONTROL = {"BRA", "EXIT", "CALL", "RET", "BSSY", "BSYNC", "BAR", "WARPSYNC", "BREAK", "BRX", "BMOV", "YIELD"}
 # Waits: everything they wait for has happened by then, since instructions are done in order here.
-IGNORED = {*CONTROL, "NOP", "WARPSYNC", "LDGDEPBAR", "DEPBAR", "ENDCOLLECTIVE", "MEMBAR", "ERRBAR", "CCTL"}
+IGNORED = {*CONTROL, "NOP", "LDGDEPBAR", "DEPBAR", "ENDCOLLECTIVE", "MEMBAR", "ERRBAR", "CCTL"}
 
 
 # Operands.
@@ -704,7 +704,11 @@ def to_integer(state: State, it: Instruction) -> Action:
     if not it.has("TRUNC") or not it.has("U32"):
         raise ValueError("form of F2I")
     return simple(
-        state, it, lambda a: np.clip(np.trunc(np.nan_to_num(a)), 0, 4294967040).astype(np.uint32), [it.operands[1]], real
+        state,
+        it,
+        lambda a: np.clip(np.trunc(np.nan_to_num(a)), 0, 4294967040).astype(np.uint32),
+        [it.operands[1]],
+        real,
     )
 
 
@@ -728,9 +732,7 @@ def convert(state: State, it: Instruction) -> Action:
     if "BF16" not in it.modifiers:
         raise ValueError("not bfloat16")
     if it.opcode == "F2FP":
-        return simple(
-            state, it, lambda a, b: to_half(a) << np.uint32(16) | to_half(b), list(it.operands[1:3]), real
-        )
+        return simple(state, it, lambda a, b: to_half(a) << np.uint32(16) | to_half(b), list(it.operands[1:3]), real)
     return simple(state, it, to_half, [it.operands[1]], real)
 
 
