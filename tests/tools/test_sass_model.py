@@ -74,6 +74,8 @@ def reference(launch: Launch, given: dict[str, torch.Tensor]) -> dict[str, torch
     if not launch.backward:
         return {name: result.detach()}
     result.backward(upstream)
+    assert patches.grad is not None
+    assert tokens.grad is not None
     return {"grad_patches": patches.grad, "grad_tokens": tokens.grad}
 
 

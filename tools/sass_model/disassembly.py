@@ -102,7 +102,7 @@ def _second_bank(architecture: str, name: str, library: Path) -> bytes:
 
 
 def parse(lines: list[str]) -> tuple[Instruction, ...]:
-    found = []
+    found: list[Instruction] = []
     for line in lines:
         if match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(\S.*?)\s*;\s*/\*", line):
             address, text = int(match.group(1), 16), re.split(r"\s+[?&]", match.group(2))[0].strip()
@@ -173,8 +173,8 @@ def _operand(text: str) -> Operand:
     if re.fullmatch(r"-?0x[0-9a-f]+", bare):
         return Operand("number", text, value=int(bare, 16))
     if re.fullmatch(r"[+-]?(\d[\d.e+-]*|INF|QNAN|NAN)", bare):
-        number = float(bare.replace("QNAN", "nan").replace("INF", "inf"))
-        return Operand("number", text, value=struct.unpack("<I", struct.pack("<f", number))[0])
+        real = float(bare.replace("QNAN", "nan").replace("INF", "inf"))
+        return Operand("number", text, value=struct.unpack("<I", struct.pack("<f", real))[0])
     return Operand("other", text)
 
 

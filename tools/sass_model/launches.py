@@ -30,8 +30,8 @@ ALIGNMENT = (8, 4, 4)  # of the arguments, the streaming, the layout
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a pair, and how many of its rows are valid (the first ones; all where None, and all tokens of ops without
-    a mask of them)."""
+    """Sizes of a pair, and how many of its rows are valid: the first ones; all where None, and all tokens of ops that
+    take no mask of them."""
 
     tokens: int
     patches: int

@@ -14,21 +14,21 @@ HEADING = "## Predicted cost (never measured)"
 INTRODUCTION = f"""
 {HEADING}
 
-Written by `python -m tools.sass_model --write`, compared by `tests/tools/test_sass_model.py`. The tool runs the compiled
-instructions of one block on one pair (L = 55, P = 196, D = 512, bfloat16, no masks) and counts what its warps issue and
-what their addresses ask of shared memory and L2; the results must be those of the reference, and the counts of matrix
-instructions, ldmatrix, copies, shuffles and barriers those of the emulation. Thousands of cycles per pair and
+Written by `python -m tools.sass_model --write`, compared by `tests/tools/test_sass_model.py`. The tool runs the
+compiled instructions of one block on one pair (L = 55, P = 196, D = 512, bfloat16, no masks) and counts what its warps
+issue and what their addresses ask of shared memory and L2; the results must be those of the reference, and the counts
+of matrix instructions, ldmatrix, copies, shuffles and barriers those of the emulation. Thousands of cycles per pair and
 multiprocessor, by resource:
 
 - **issue**: instructions of the busiest scheduler, one per cycle. **integer**, **float**, **special**: the pipes behind
   it. **shared**: wavefronts with bank conflicts, and shuffles. **tensor**, **L2**, **DRAM**: at the rates in
   `tools/sass_model/chips.py`, which gives their sources and says which are assumed (mma.sync on B200, L2 but on A100).
-- **at most**: the share of the DRAM floor that the largest of them allows, for a batch of {PAIRS} pairs (whose last round of
-  blocks is not full).
+- **at most**: the share of the DRAM floor that the largest of them allows, for a batch of {PAIRS} pairs (whose last
+  round of blocks is not full).
 
-Left out: waits for results and at barriers, which two warps to a scheduler (one block of eight, by the launch plan) hide
-badly; the instruction cache; instructions that collide in a pipe; reads beyond the first that miss L2; clocks that fall
-under load. What a GPU gives is less. `gpu-check` puts Nsight Compute's counters beside these figures.
+Left out: waits for results and at barriers, which two warps to a scheduler (one block of eight, by the launch plan)
+hide badly; the instruction cache; instructions that collide in a pipe; reads beyond the first that miss L2; clocks that
+fall under load. What a GPU gives is less. `gpu-check` puts Nsight Compute's counters beside these figures.
 """
 
 
@@ -82,9 +82,9 @@ def section(shape: Shape = SHAPE) -> str:
             lines.append(f"| {op} | {name} | both |{'  |' * (len(COLUMNS) - 1)} {both(forward, backward)} |")
     lines += [
         "",
-        "Where the instructions are, on sm_90: thousands of issue slots per scheduler (the mean of the four), those of them that",
-        "compute indices (integers, uniform registers, constants) or steer (comparisons, selections, branches), wavefronts, and",
-        "matrix instructions of all warps. A loop inside a product's loop counts by itself; copies are the loops that hold one.",
+        "Where the instructions are, on sm_90: thousands of issue slots per scheduler (the mean of the four), those of",
+        "them that compute indices (integers, uniform registers, constants) or steer (comparisons, selections,",
+        "branches), wavefronts, and matrix instructions of all warps. A loop counts without the loops inside it.",
         "",
         "| op, pass | part | slots | of which integer | of which control | wavefronts | matrix instructions |",
         "|---|---|---|---|---|---|---|",
@@ -105,8 +105,8 @@ def details(prediction: Prediction, listed: int) -> str:
     """For the terminal: resources, then the loops that cost most."""
     launch = prediction.launch
     lines = [
-        f"predicted, not measured: {launch.op} {'backward' if launch.backward else 'forward'} on {prediction.chip.name} "
-        f"({prediction.chip.architecture}; {prediction.chip.notes})",
+        f"predicted, not measured: {launch.op} {'backward' if launch.backward else 'forward'} on "
+        f"{prediction.chip.name} ({prediction.chip.architecture}; {prediction.chip.notes})",
         f"  {launch.chunk} channels x {launch.stages} stages, {launch.shared_bytes / 1024:.1f} KB, grid {launch.grid}, "
         f"{launch.trace.block_barriers} barriers; L2 {prediction.l2_bytes / 1e6:.2f} MB, "
         f"DRAM {prediction.dram_bytes / 1e6:.2f} MB",

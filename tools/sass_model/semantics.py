@@ -476,7 +476,7 @@ def shift(state: State, it: Instruction) -> Action:
 
 def permute(state: State, it: Instruction) -> Action:
     put = setter(state, it.operands[0], it.uniform)
-    a, pattern, c = (integer(state, operand) for operand in it.operands[1:4])
+    a, c = integer(state, it.operands[1]), integer(state, it.operands[3])
     if it.operands[2].kind != "number" or it.modifiers:
         raise ValueError("a pattern in a register")
     nibbles = [it.operands[2].value >> (4 * place) & 15 for place in range(4)]
@@ -690,13 +690,14 @@ def check_division(state: State, it: Instruction) -> Action:
 
 
 def function(state: State, it: Instruction) -> Action:
-    compute: Callable[[Lanes], Lanes] = {
+    known: dict[str, Callable[[Lanes], Lanes]] = {
         "RCP": lambda x: 1.0 / x,
         "RSQ": lambda x: 1.0 / np.sqrt(x),
         "SQRT": np.sqrt,
         "EX2": np.exp2,
         "LG2": np.log2,
-    }[it.modifiers[0]]
+    }
+    compute = known[it.modifiers[0]]
     return simple(state, it, lambda a: compute(a).astype(np.float32).view(np.uint32), [it.operands[1]], real)
 
 

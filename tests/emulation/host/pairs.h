@@ -187,8 +187,7 @@ void define_parameters(pybind11::module_& m, const Describe& describe) {
     in.text_rows = text_rows;
     in.channels = channels;
     const Arguments args = describe(in, addresses);
-    const LaunchPlan plan =
-        plan_of<Arguments, BFloat16>(in, backward, true, {multiprocessors, shared_bytes});
+    const LaunchPlan plan = plan_of<Arguments, BFloat16>(in, backward, true, {multiprocessors, shared_bytes});
     if (!plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
     const typename PairOp<Arguments>::template Layout<BFloat16> layout(in, plan.pair.streaming, backward);
     const auto bytes = [](const auto& part) {
