@@ -67,12 +67,13 @@ def predicted(op: str, backward: bool, architecture: str) -> dict[str, float] | 
 
 
 def numbers(prediction: Prediction) -> dict[str, float]:
-    trace, memory = prediction.launch.trace, prediction.launch.memory
+    trace = prediction.launch.trace
+    read, written = prediction.launch.memory.compulsory()
     return {
         "issue_slots_per_scheduler": float(trace.issues.sum()) / SCHEDULERS,
         "shared_wavefronts": float(sum(trace.wavefronts.values())),
-        "dram_read_bytes": 32.0 * int(memory.read.sum()),
-        "dram_written_bytes": 32.0 * int(memory.written.sum()),
+        "dram_read_bytes": float(read),
+        "dram_written_bytes": float(written),
         "share_at_most": prediction.share,
     }
 

@@ -32,6 +32,14 @@ class Global:
         self.read = np.zeros(used // SECTOR, bool)  # sectors that were read before they were written,
         self.written = np.zeros(used // SECTOR, bool)  # and those that were written
 
+    def compulsory(self, *, but: str | None = None) -> tuple[int, int]:
+        """Bytes of memory that must be read and written, in sectors; of all tensors but one."""
+        counted = np.ones(len(self.read), bool)
+        if but in self.offsets:
+            start = self.offsets[but] // SECTOR
+            counted[start : start + -(-self._tensors[but].nbytes // SECTOR)] = False
+        return SECTOR * int((self.read & counted).sum()), SECTOR * int((self.written & counted).sum())
+
     def addresses(self) -> dict[str, int]:
         return {name: GLOBAL_BASE + offset for name, offset in self.offsets.items()}
 

@@ -25,14 +25,15 @@ CLASSES = {
     "ldmatrix": ("LDSM",),
     "shared": ("LDS", "STS"),
     "copy": ("LDGSTS",),
-    "global": ("LDG", "STG"),
+    "global": ("LDG", "STG", "LD"),
+    "local": ("LDL", "STL"),
     "exchange": ("SHFL", "VOTE"),
     "special": ("MUFU", "F2F", "F2I", "I2F", "POPC"),
     "float": ("FADD", "FMUL", "FFMA", "FMNMX", "FSET", "FCHK", "F2FP", "I2FP"),
     "select, compare": ("SEL", "FSEL", "FSETP", "ISETP", "PLOP3", "P2R", "R2P"),
     "integer": (
         *("IADD3", "IADD", "VIADD", "IMAD", "LEA", "LOP3", "SHF", "PRMT", "IABS", "IMNMX", "VIMNMX", "VIADDMNMX"),
-        *("MOV", "CS2R", "S2R", "R2UR"),
+        *("MOV", "CS2R", "S2R", "R2UR", "HFMA2"),
     ),
     "constant": ("LDC",),
     "control": ("BRA", "BSSY", "BSYNC", "EXIT", "CALL", "RET", "WARPSYNC", "NOP", "ENDCOLLECTIVE"),
@@ -114,14 +115,14 @@ def _busiest(per_warp: Lanes) -> float:
     return float(per_warp.reshape(-1, SCHEDULERS).sum(axis=0).max())
 
 
-def predict(op: str, backward: bool, shape: Shape, chip: Chip) -> Prediction:
-    launch = run(op, backward, shape, chip.architecture, chip)
-    check(launch)
+def predict(op: str, backward: bool, shape: Shape, chip: Chip, path: str = "pair") -> Prediction:
+    launch = run(op, backward, shape, chip.architecture, chip, path)
+    if path == "pair":
+        check(launch)
     trace = launch.trace
     issues = trace.issues.sum(axis=0)
-    memory = launch.memory
     l2 = SECTOR * sum(trace.sectors.values())
-    dram = SECTOR * int(memory.read.sum() + memory.written.sum())
+    dram = sum(launch.memory.compulsory(but="scratch"))
     rounds = -(-chip.pairs // launch.grid)
     return Prediction(
         launch,
@@ -217,7 +218,7 @@ def parts(launch: Launch) -> list[Part]:
     trace = launch.trace
     all_loops = trace.loops
     inside = innermost(trace.instructions, all_loops)
-    phases = {header: name for name, header in check(launch)}
+    phases = {header: name for name, header in check(launch)} if launch.path == "pair" else {}
     slots = trace.issues.sum(axis=1)
     done = trace.done
     groups: dict[int, list[int]] = {}

@@ -107,7 +107,7 @@ def details(prediction: Prediction, listed: int) -> str:
     lines = [
         f"predicted, not measured: {launch.op} {'backward' if launch.backward else 'forward'} on "
         f"{prediction.chip.name} ({prediction.chip.architecture}; {prediction.chip.notes})",
-        f"  {launch.chunk} channels x {launch.stages} stages, {launch.shared_bytes / 1024:.1f} KB, grid {launch.grid}, "
+        f"  {launch.path} path, {launch.chunk} channels x {launch.stages} stages, {launch.shared_bytes / 1024:.1f} KB, grid {launch.grid}, "
         f"{launch.trace.block_barriers} barriers; L2 {prediction.l2_bytes / 1e6:.2f} MB, "
         f"DRAM {prediction.dram_bytes / 1e6:.2f} MB",
     ]

@@ -17,6 +17,7 @@ from tools.sass_model.memory import LANES, Costs, Global, Lanes
 
 Action = Callable[[Lanes], None]  # given the lanes that do it
 SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+LOCAL = 4096  # bytes of local memory of a thread
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "LT": np.less,
@@ -38,7 +39,7 @@ class State:
         self.predicates[TRUE] = True
         self.memory = memory
         self.shared = np.zeros((shared_bytes + 2047) // 16 * 16, np.uint8)
-        self.local = np.zeros((threads, 4096), np.uint8)
+        self.local = np.zeros((threads, LOCAL), np.uint8)
         self.constants = np.frombuffer(constants.ljust(2 * BANK, b"\0"), np.uint8)
         self.costs = Costs()
         self.block = block
@@ -730,6 +731,10 @@ def to_half(value: Lanes) -> Lanes:
 
 
 def convert(state: State, it: Instruction) -> Action:
+    if "TF32" in it.modifiers:  # to nearest, ties away from zero
+        cut = np.uint32(0xFFFFE000)
+        source = it.operands[-1]
+        return simple(state, it, lambda a: (a.view(np.uint32) + np.uint32(0x1000)) & cut, [source], real)
     if "BF16" not in it.modifiers:
         raise ValueError("not bfloat16")
     if it.opcode == "F2FP":
@@ -744,26 +749,42 @@ def _halves(words: Lanes) -> Lanes:
 
 
 def multiply_matrices(state: State, it: Instruction) -> Action:
-    """HMMA.16816.F32.BF16: fragments as PTX lays those of mma.m16n8k16 over the lanes."""
-    if it.modifiers != ("16816", "F32", "BF16"):
+    """HMMA: fragments as PTX lays those of mma.m16n8k16 (bfloat16) and m16n8k8 (tf32) over the lanes."""
+    half = it.modifiers == ("16816", "F32", "BF16")
+    if not half and it.modifiers != ("1688", "F32", "TF32"):
         raise ValueError("shape or dtype")
     d, a, b, c = it.operands
-    warps = state.warps
+    warps, pairs = state.warps, 2 if half else 1
     left, right = state.registers[a.index : a.index + 4], state.registers[b.index : b.index + 2]
     sums = state.registers[c.index : c.index + 4] if c.index != ZERO else np.zeros((4, state.threads), np.uint32)
     puts = [setter(state, next_register(d, step)) for step in range(4)]
 
+    def numbers(words: Lanes) -> Lanes:
+        return _halves(words) if half else (words & np.uint32(0xFFFFE000)).view(np.float32)[..., None]
+
     def act(lanes: Lanes) -> None:
         _converged(it, lanes)
         # [k half, row half, warp, g, t, pair] -> [warp, row, k]
-        x = _halves(left.reshape(2, 2, warps, 8, 4)).transpose(2, 1, 3, 0, 4, 5).reshape(warps, 16, 16)
-        y = _halves(right.reshape(2, warps, 8, 4)).transpose(1, 0, 3, 4, 2).reshape(warps, 16, 8)
+        x = numbers(left.reshape(2, 2, warps, 8, 4)).transpose(2, 1, 3, 0, 4, 5).reshape(warps, 16, 8 * pairs)
+        y = numbers(right.reshape(2, warps, 8, 4)).transpose(1, 0, 3, 4, 2).reshape(warps, 8 * pairs, 8)
         product = np.matmul(x, y).reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, state.threads)
         result = (product + sums.view(np.float32)).view(np.uint32)
         for put, row in zip(puts, result):
             put(row, lanes)
 
     return act
+
+
+def half_constant(state: State, it: Instruction) -> Action:
+    """HFMA2 with zeros as factors: a constant by its halves, the upper one first."""
+    put = setter(state, it.operands[0])
+    if [operand.text.lstrip("-") for operand in it.operands[1:3]] != ["RZ", "RZ"] or len(it.operands) != 5:
+        raise ValueError("not a constant")
+    upper, lower = (
+        int(np.uint32(operand.value).view(np.float32).astype(np.float16).view(np.uint16)) for operand in it.operands[3:]
+    )
+    value = np.full(state.threads, upper << 16 | lower, np.uint32)
+    return lambda lanes: put(value, lanes)
 
 
 # Memory.
@@ -937,6 +958,32 @@ def copy_to_shared(state: State, it: Instruction) -> Action:
     return act
 
 
+def local(state: State, it: Instruction) -> Action:
+    """LDL and STL: each thread's own memory, laid out so that a warp's words of one address are neighbours."""
+    loads = it.opcode == "LDL"
+    size = _size(it)
+    kind, count = _words(size)
+    place = _place(state, it.operands[1 if loads else 0])
+    register = it.operands[0 if loads else 1]
+    if it.has("S8", "S16"):
+        raise ValueError("signed")
+    puts = [setter(state, next_register(register, step)) for step in range(count)] if loads else []
+    gets = [] if loads else [integer(state, next_register(register, step) if step else register) for step in range(count)]
+    memory, thread = state.local.view(kind), np.arange(state.threads)
+
+    def act(lanes: Lanes) -> None:
+        at = np.where(lanes, place(), np.uint32(0))
+        if int(at.max()) + size > state.local.shape[1]:
+            raise IndexError(f"{it.address:#x}: {it.text}: beyond local memory")
+        _note(state.wavefronts, it, count * int(lanes.reshape(-1, LANES).any(axis=1).sum()))
+        for step, put in enumerate(puts):
+            put(memory[thread, at // memory.itemsize + step].astype(np.uint32), lanes)
+        for step, get in enumerate(gets):
+            memory[thread[lanes], at[lanes] // memory.itemsize + step] = get()[lanes].astype(kind)
+
+    return act
+
+
 def load_constant(state: State, it: Instruction) -> Action:
     size, source = _size(it), it.operands[1]
     if source.kind != "constant":
@@ -995,10 +1042,14 @@ MAKERS: dict[str, Callable[[State, Instruction], Action]] = {
     "F2F": convert,
     "F2FP": convert,
     "HMMA": multiply_matrices,
+    "HFMA2": half_constant,
     "LDS": load_shared,
     "STS": store_shared,
     "LDSM": load_matrices,
     "LDG": load_global,
+    "LD": load_global,  # of any memory: raises where the address lies in no tensor
+    "LDL": local,
+    "STL": local,
     "STG": store_global,
     "LDGSTS": copy_to_shared,
     "LDC": load_constant,
