@@ -11,7 +11,7 @@ import argparse
 from tests.cuda_resources import DOCUMENT, committed
 from tools.sass_model import report
 from tools.sass_model.chips import CHIPS, chip_of
-from tools.sass_model.launches import OPS, Shape
+from tools.sass_model.launches import OPS, PATHS, Shape
 from tools.sass_model.model import predict
 
 
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--op", choices=OPS, nargs="+", default=list(OPS))
     architectures = [chip.architecture for chip in CHIPS]
     parser.add_argument("--architecture", choices=architectures, nargs="+", default=["sm_90"])
+    parser.add_argument("--path", choices=PATHS, default="pair")
     parser.add_argument("--tokens", type=int, default=report.SHAPE.tokens)
     parser.add_argument("--patches", type=int, default=report.SHAPE.patches)
     parser.add_argument("--channels", type=int, default=report.SHAPE.channels)
@@ -35,7 +36,7 @@ def main() -> None:
     for op in options.op:
         for architecture in options.architecture:
             forward, backward = (
-                predict(op, is_backward, shape, chip_of(architecture)) for is_backward in (False, True)
+                predict(op, is_backward, shape, chip_of(architecture), options.path) for is_backward in (False, True)
             )
             print(report.details(forward, options.loops))
             print(report.details(backward, options.loops))

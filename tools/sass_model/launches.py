@@ -28,7 +28,7 @@ PARAMETERS = {"sm_80": 0x160, "sm_90": 0x210, "sm_100": 0x380, "sm_120": 0x380}
 GRID = {"sm_80": 0xC, "sm_90": 0xC, "sm_100": 0x370, "sm_120": 0x370}
 # Where the stack's end is found, which begins at its top.
 STACK = {"sm_80": 0x28, "sm_90": 0x28, "sm_100": 0x37C, "sm_120": 0x37C}
-# Of each path and products: words in its kernels' names, what the emulation's build calls it, the parameters' alignment.
+# Of each path and products: words in its kernels' names, its name in the emulation, the alignment of its parameters.
 PATHS = {
     "pair": (("11pair_kernel", "8BFloat16"), "pair", (8, 4, 4)),
     "tiled, bf16": (("12tiled_kernel", "HalfProductsINS_8BFloat16"), "tiled", (8, 8)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tools.sass_model.disassembly import LENGTH, TRUE, Instruction
 
+ROOT = -1  # stands before the kernel and the routines that it calls
 ENDS = ("BRA", "EXIT", "RET", "BSYNC", "CALL")
 
 
@@ -57,10 +58,18 @@ def loops(code: Sequence[Instruction]) -> list[Loop]:
     for place, it in enumerate(code):
         if it.opcode in ENDS:
             starts.update({place + 1, *_successors(code, place)})
+        if it.opcode == "CALL":
+            starts.add(it.operands[-1].value // LENGTH)
     blocks = sorted(start for start in starts if start < len(code))
     ends = dict(zip(blocks, [*blocks[1:], len(code)]))
     after = {block: _successors(code, ends[block] - 1) for block in blocks}
-    before: dict[int, list[int]] = {block: [] for block in blocks}
+    called = [
+        it.operands[-1].value // LENGTH
+        for place, it in enumerate(code)
+        if it.opcode == "CALL" and _comes_back(code, place)
+    ]
+    after[ROOT] = [0, *dict.fromkeys(called)]
+    before: dict[int, list[int]] = {block: [] for block in after}
     for block, targets in after.items():
         for target in targets:
             before[target].append(block)
@@ -68,7 +77,7 @@ def loops(code: Sequence[Instruction]) -> list[Loop]:
     dominator = _dominators(order, before)
 
     def dominates(one: int, other: int) -> bool:
-        while other != one and other != 0:
+        while other not in (one, ROOT):
             other = dominator[other]
         return other == one
 
@@ -97,7 +106,7 @@ def loops(code: Sequence[Instruction]) -> list[Loop]:
 
 def _reverse_postorder(after: dict[int, list[int]]) -> list[int]:
     order: list[int] = []
-    seen, stack = {0}, [(0, iter(after[0]))]
+    seen, stack = {ROOT}, [(ROOT, iter(after[ROOT]))]
     while stack:
         block, targets = stack[-1]
         for target in targets:

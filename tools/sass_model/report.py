@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from tools.sass_model.chips import CHIPS, PAIRS, chip_of
-from tools.sass_model.launches import OPS, Shape
+from tools.sass_model.launches import OPS, PATHS, Shape
 from tools.sass_model.model import SCHEDULERS, Part, Prediction, parts, predict
 
 SHAPE = Shape(tokens=55, patches=196, channels=512)
+TILED = [path for path in PATHS if path != "pair"]
 HEADING = "## Predicted cost (never measured)"
 
 INTRODUCTION = f"""
@@ -82,14 +83,27 @@ def section(shape: Shape = SHAPE) -> str:
             lines.append(f"| {op} | {name} | both |{'  |' * (len(COLUMNS) - 1)} {both(forward, backward)} |")
     lines += [
         "",
-        "Where the instructions are, on sm_90: thousands of issue slots per scheduler (the mean of the four), those of",
-        "them that compute indices (integers, uniform registers, constants) or steer (comparisons, selections,",
-        "branches), wavefronts, and matrix instructions of all warps. A loop counts without the loops inside it.",
+        "The tiled path on sm_90, by the products that it takes (float32 by torch.get_float32_matmul_precision()):",
+        "",
+        f"| op | products | pass | {' | '.join(COLUMNS)} |",
+        "|---" * (3 + len(COLUMNS)) + "|",
+    ]
+    chip = chip_of("sm_90")
+    for op in OPS:
+        for path in TILED:
+            forward, backward = (predict(op, is_backward, shape, chip, path) for is_backward in (False, True))
+            products = path.removeprefix("tiled, ")
+            lines.append(f"| {op} | {products} | forward | {' | '.join(row(forward))} |")
+            lines.append(f"| {op} | {products} | backward | {' | '.join(row(backward))} |")
+    lines += [
+        "",
+        "Where the instructions of the pair path are, on sm_90: thousands of issue slots per scheduler (the mean of the",
+        "four), those of them that compute indices (integers, uniform registers, constants) or steer (comparisons,",
+        "selections, branches), wavefronts, and matrix instructions of all warps. A loop counts without those inside it.",
         "",
         "| op, pass | part | slots | of which integer | of which control | wavefronts | matrix instructions |",
         "|---|---|---|---|---|---|---|",
     ]
-    chip = chip_of("sm_90")
     for op in OPS:
         for is_backward in (False, True):
             head = f"{op}, {'backward' if is_backward else 'forward'}"
@@ -107,8 +121,8 @@ def details(prediction: Prediction, listed: int) -> str:
     lines = [
         f"predicted, not measured: {launch.op} {'backward' if launch.backward else 'forward'} on "
         f"{prediction.chip.name} ({prediction.chip.architecture}; {prediction.chip.notes})",
-        f"  {launch.path} path, {launch.chunk} channels x {launch.stages} stages, {launch.shared_bytes / 1024:.1f} KB, grid {launch.grid}, "
-        f"{launch.trace.block_barriers} barriers; L2 {prediction.l2_bytes / 1e6:.2f} MB, "
+        f"  {launch.path}: {launch.chunk} channels x {launch.stages} stages, {launch.shared_bytes / 1024:.1f} KB, "
+        f"grid {launch.grid}, {launch.trace.block_barriers} barriers; L2 {prediction.l2_bytes / 1e6:.2f} MB, "
         f"DRAM {prediction.dram_bytes / 1e6:.2f} MB",
     ]
     for name, cycles in sorted(prediction.resources.items(), key=lambda item: -item[1]):

@@ -350,17 +350,17 @@ def load_address(state: State, it: Instruction) -> Action:
                 out(total > np.uint64(0xFFFFFFFF), lanes)
 
         return act
-    if outs:
-        raise ValueError("a carry of the upper half")
     high = integer(state, sources[2]) if not it.has("SX32") else lambda: (a().view(np.int32) >> 31).view(np.uint32)
     carry = predicate(state, given[0]) if it.has("X") else None
 
     def act_high(lanes: Lanes) -> None:
         both = a().astype(np.uint64) | high().astype(np.uint64) << np.uint64(32)
-        result = ((both << np.uint64(shift)) >> np.uint64(32)).astype(np.uint32) + b()
+        total = ((both << np.uint64(shift)) >> np.uint64(32)) + b()
         if carry is not None:
-            result = result + carry().astype(np.uint32)
-        put(result, lanes)
+            total = total + carry().astype(np.uint64)
+        put((total & np.uint64(0xFFFFFFFF)).astype(np.uint32), lanes)
+        for out in outs:
+            out(total > np.uint64(0xFFFFFFFF), lanes)
 
     return act_high
 
@@ -968,7 +968,9 @@ def local(state: State, it: Instruction) -> Action:
     if it.has("S8", "S16"):
         raise ValueError("signed")
     puts = [setter(state, next_register(register, step)) for step in range(count)] if loads else []
-    gets = [] if loads else [integer(state, next_register(register, step) if step else register) for step in range(count)]
+    gets = (
+        [] if loads else [integer(state, next_register(register, step) if step else register) for step in range(count)]
+    )
     memory, thread = state.local.view(kind), np.arange(state.threads)
 
     def act(lanes: Lanes) -> None:
