@@ -97,9 +97,10 @@ def section(shape: Shape = SHAPE) -> str:
             lines.append(f"| {op} | {products} | backward | {' | '.join(row(backward))} |")
     lines += [
         "",
-        "Where the instructions of the pair path are, on sm_90: thousands of issue slots per scheduler (the mean of the",
+        "Where the instructions of the pair path are, on sm_90: thousands of issue slots per scheduler (mean of the",
         "four), those of them that compute indices (integers, uniform registers, constants) or steer (comparisons,",
-        "selections, branches), wavefronts, and matrix instructions of all warps. A loop counts without those inside it.",
+        "selections, branches), wavefronts, and matrix instructions of all warps. A loop counts without those inside",
+        "it.",
         "",
         "| op, pass | part | slots | of which integer | of which control | wavefronts | matrix instructions |",
         "|---|---|---|---|---|---|---|",
