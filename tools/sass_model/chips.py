@@ -35,8 +35,9 @@ class Chip:
 
 
 # Peaks: 4096 flop are one m16n8k16. A100 312 Tflop/s (GA100 whitepaper) = 2048 flop per multiprocessor and cycle: 8
-# cycles of a scheduler. H100 SXM5 989 Tflop/s (H100 whitepaper) = 4096: 4 cycles, of which mma.sync reaches 62 % by
-# measurement (arXiv 2402.13499). B200: nothing published for mma.sync; taken like H100. RTX PRO 6000: 1024 flop.
+# cycles of a scheduler. H100 SXM5 989 Tflop/s (H100 whitepaper) = 4096: 4 cycles, of which mma.sync reaches about 62 %
+# in microbenchmarks (arXiv 2402.13499). B200: nothing published for mma.sync; taken like H100. RTX PRO 6000: 1024 flop.
+# m16n8k8 of tf32 is half the work at half the rate: as many cycles.
 # L2: 5120 bytes per cycle for all of an A100 (GA100 whitepaper); taken for H100 as well, not known of the others.
 # float32: 64 per cycle on 8.0, 128 on the others (CUDA C++ Programming Guide, arithmetic instructions).
 # DRAM: about 90 % of the data sheet, what copies reach.

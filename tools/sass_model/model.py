@@ -18,7 +18,7 @@ from tools.sass_model.launches import Launch, Shape, run
 from tools.sass_model.loops import Loop, innermost
 from tools.sass_model.memory import SECTOR, Lanes
 
-SCHEDULERS = 4  # warp w belongs to scheduler w % 4
+SCHEDULERS = 4  # warp w is taken to belong to scheduler w % 4, as arXiv 1804.06826 found on Volta
 
 CLASSES = {
     "tensor": ("HMMA",),
@@ -43,6 +43,7 @@ _CLASS = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcode
 
 # Cycles of a scheduler's pipe for one instruction of a warp, from the CUDA C++ Programming Guide's table of arithmetic
 # instructions: 64 results per multiprocessor and cycle for integers, comparisons and selections, 16 for the others.
+# Taken for every chip, though 12.0 may add integers faster.
 ALU, SPECIAL = 2.0, 8.0
 ALU_INTEGERS = ("IADD3", "IADD", "VIADD", "LEA", "LOP3", "SHF", "PRMT", "IABS", "IMNMX", "VIMNMX", "VIADDMNMX", "MOV")
 ALU_OTHERS = (*CLASSES["select, compare"], "FMNMX", "FSET", "F2FP", "I2FP", "VOTE")
