@@ -102,17 +102,25 @@ Matrix<const typename E::Unit> store_gradient(const SimilarityTile<E, In>& tile)
   }
 }
 
-// The gradient of an embedding from that of its normalised form: what is along the embedding drops out.
-template <class Acc, class In>
-void write_gradient(const EmbedView& embeds, int64_t i, Acc inverse_norm, Acc* gradient, In* out) {
-  const In* x = static_cast<const In*>(embeds.data) + i * embeds.row_stride;
+// The gradient of an embedding from its row of W, padded to whole panels: what lies along the embedding drops
+// out.
+template <class E, class In>
+void write_gradient(const EmbedView& embeds, int64_t i, typename E::Acc inverse_norm,
+                    typename E::Acc* gradient, const TileMemory<E, In>& work, In* out) {
+  using Acc = typename E::Acc;
+  constexpr int kN = kLanes<Acc>;
   if (inverse_norm < Acc(kInverseOfZero)) {
-    Acc dot = 0;
-    for (int64_t d = 0; d < embeds.width; ++d) dot += to_acc(x[d * embeds.column_stride]) * gradient[d];
-    dot *= inverse_norm * inverse_norm;
-    for (int64_t d = 0; d < embeds.width; ++d) gradient[d] -= to_acc(x[d * embeds.column_stride]) * dot;
+    const int64_t padded = Packing<E, In>::padded_width(embeds);
+    convert_row(static_cast<const In*>(embeds.data) + i * embeds.row_stride, embeds.column_stride,
+                embeds.width, work.embedding);
+    fill(work.embedding + embeds.width, padded - embeds.width, Acc{0});
+    Vec<Acc, kN> products = {};
+    for (int64_t x = 0; x < padded; x += kN)
+      products += load<kN>(work.embedding + x) * load<kN>(gradient + x);
+    const Acc along = sum_lanes<Acc>(products) * inverse_norm * inverse_norm;
+    for (int64_t x = 0; x < embeds.width; ++x) gradient[x] -= work.embedding[x] * along;
   }
-  for (int64_t d = 0; d < embeds.width; ++d) out[d] = Convert<In>::from(gradient[d]);
+  convert_row(gradient, 1, embeds.width, out);
 }
 
 template <class E, class In>
@@ -143,8 +151,8 @@ void gradient_rows(const SimilarityCall& call, int64_t item, void* workspace) {
   if (!need.cols_by_row) return;
   In* out = static_cast<In*>(call.rows.grad_embeds);
   for (int64_t r = 0; r < tile.rows; ++r) {
-    write_gradient<Acc, In>(call.rows.embeds, row + r, work.inverse_norm[r], work.grad_rows + r * channels,
-                            out + (row + r) * call.rows.embeds.width);
+    write_gradient(call.rows.embeds, row + r, work.inverse_norm[r], work.grad_rows + r * channels, work,
+                   out + (row + r) * call.rows.embeds.width);
   }
 }
 
@@ -188,16 +196,16 @@ void finish_columns(const SimilarityCall& call, int64_t item, void* workspace) {
   using Pack = Packing<E, In>;
   const auto memory = CallMemory<E, In>::of(call, true);
   const auto work = TileMemory<E, In>::of(call, workspace);
-  const int64_t width = call.cols.embeds.width;
+  const int64_t width = call.cols.embeds.width, channels = Pack::padded_width(call.cols.embeds);
   const int64_t last = smaller((item + 1) * kTileCols, call.cols.embeds.count);
   for (int64_t j = item * kTileCols; j < last; ++j) {
-    for (int64_t x = 0; x < width; ++x) {
-      const int64_t panel = x / Pack::kWidth * memory.padded_cols * Pack::kWidth;
-      work.grad_rows[x] =
-          call.rows.embeds.count ? memory.grad_cols[panel + j * Pack::kWidth + x % Pack::kWidth] : Acc{0};
+    for (int64_t x = 0; x < channels; x += Pack::kWidth) {
+      const Acc* panel = memory.grad_cols + x * memory.padded_cols + j * Pack::kWidth;
+      for (int64_t y = 0; y < Pack::kWidth; ++y) work.grad_rows[x + y] = panel[y];
     }
-    write_gradient<Acc, In>(call.cols.embeds, j, memory.cols.inverse_norm[j], work.grad_rows,
-                            static_cast<In*>(call.cols.grad_embeds) + j * width);
+    if (call.rows.embeds.count == 0) fill(work.grad_rows, channels, Acc{0});
+    write_gradient(call.cols.embeds, j, memory.cols.inverse_norm[j], work.grad_rows, work,
+                   static_cast<In*>(call.cols.grad_embeds) + j * width);
   }
 }
 

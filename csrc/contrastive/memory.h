@@ -147,6 +147,7 @@ struct TileMemory {
   Acc* gradient;                 // [kTileRows, kStride]: G
   Elem* gradient_elems;          // [kTileRows, kStride]: G as operand, only where its type differs
   Acc* grad_rows;                // [kTileRows, channels]
+  Acc* embedding;                // [channels]: one, as numbers
   Acc *inverse_norm, *guide_inverse_norm, *scale;  // [kTileRows]
   Sums<Acc> lse, soft;                             // [kTileRows]
   Acc* target;                                     // [kTileRows]
@@ -164,6 +165,7 @@ struct TileMemory {
     gradient = arena.take<Acc>(kTile);
     gradient_elems = arena.take<Elem>(E::kPack > 1 ? kTileRows * kStride<Elem> : 0);
     grad_rows = arena.take<Acc>(kTileRows * channels);
+    embedding = arena.take<Acc>(channels);
     inverse_norm = arena.take<Acc>(kTileRows);
     guide_inverse_norm = arena.take<Acc>(kTileRows);
     scale = arena.take<Acc>(kTileRows);
