@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from sparc_kernels.ops._dtype import accumulation_dtype
-from sparc_kernels.ops._room import Entry, Op, Pass, Room
+from sparc_kernels.ops._room import KERNEL_DTYPES, Entry, Op, Pass, Room
 from sparc_kernels.ops.contrastive import autograd, schema
 
 _REFERENCE = "ops.contrastive.reference"
@@ -46,7 +46,7 @@ def _batch(device: torch.device, dtype: torch.dtype, batch: int = 5, channels: i
 
 ROOM = Room(
     name="contrastive",
-    dtypes={},
+    dtypes={"triton": KERNEL_DTYPES["triton"]},
     entries=(
         Entry("functional.contrastive.contrastive_loss", f"{_REFERENCE}.contrastive_reference"),
         Entry("functional.contrastive.sigmoid_loss", f"{_REFERENCE}.sigmoid_reference"),
