@@ -46,6 +46,7 @@ def source(launch: Any) -> Any:
         torch.bfloat16: "*bf16",
         torch.float32: "*fp32",
         torch.bool: "*u1",
+        torch.int64: "*i64",
     }
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
@@ -147,7 +148,8 @@ def main() -> None:
                     if key not in done:  # one group of a batch is compiled for all
                         done.add(key)
                         found = compile_launch(launch, capability)
-                        may_spill = of_room.MAY_SPILL.get(found["kernel"], 0)
+                        spills = of_room.MAY_SPILL  # of a kernel, whatever for, or of one for an op
+                        may_spill = spills.get((found["kernel"], op), spills.get(found["kernel"], 0))
                         print(
                             json.dumps({"room": room, "op": op, "shape": shape, **found, "may_spill": may_spill}),
                             flush=True,

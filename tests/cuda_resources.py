@@ -151,11 +151,17 @@ def document() -> str:
     return head + "\n".join(rows) + "\n" + tables + "\n".join(plans()) + "\n"
 
 
+def committed() -> tuple[str, str]:
+    """This part of the committed document, and the one of tools/sass_model behind it."""
+    own, heading, predicted = DOCUMENT.read_text().partition("\n## Predicted cost")
+    return own, heading + predicted
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write the document instead of printing it")
     if parser.parse_args().write:
-        DOCUMENT.write_text(document())
+        DOCUMENT.write_text(document() + committed()[1])
     else:
         print(document(), end="")
 

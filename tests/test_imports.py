@@ -200,7 +200,8 @@ def test_works_without_the_native_library() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "no library here" in result.stdout
-    assert result.stderr.count("runs on the eager backend (cpu: no library here)") == 1
+    for op in ("fine_grained", "contrastive"):
+        assert result.stderr.count(f"{op} on cpu float32 runs on the eager backend (cpu: no library here)") == 1
 
 
 def test_import_touches_nothing() -> None:

@@ -29,10 +29,10 @@ INTRODUCTION = """# Benchmarks
 Written by `make benchmark-report` from the files in `benchmarks/results/`; edits here are lost.
 
     python -m benchmarks.run --suite {0} --out benchmarks/results/<device>/{0}.json
-    make gpu-check OUT=<folder>       # a machine with a GPU and no network: tests, sanitizer, then every suite
+    make gpu-check OUT=<folder>       # a machine with a GPU and no network: tests, sanitizer, counters, every suite
 
 `make gpu-check` takes `WHEEL=dist/<wheel>` (else it builds the library there, which needs nvcc), `PART=tests`,
-`sanitizer` or `bench`, `SUITES="{0} {1}"`, `BUDGET=<seconds>` (540), and `COMMIT=` where the copy has
+`sanitizer`, `counters` or `bench`, `SUITES="{0} {1}"`, `BUDGET=<seconds>` (540), and `COMMIT=` where the copy has
 no history. Its `results.json` goes to `benchmarks/results/<device>/`. `DRY=1` rehearses it on the CPU.
 
 How each row was measured:

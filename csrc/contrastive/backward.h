@@ -155,7 +155,10 @@ void gradient_transposed(const SimilarityCall& call, int64_t item, void*) {
   using Acc = typename E::Acc;
   using Pack = Packing<E, In>;
   const auto memory = CallMemory<E, In>::of(call, true);
-  const int64_t tiles = memory.padded_cols / kTileCols, col = item % tiles * kTileCols, panel = item / tiles;
+  // the panels of a tile one after another: they read the same part of G
+  const int64_t channels = call.cols.need_embeds ? Pack::padded_width(call.cols.embeds) : 0;
+  const int64_t panels = channels ? channels / Pack::kWidth : 1;
+  const int64_t col = item / panels * kTileCols, panel = item % panels;
   const int64_t n = call.cols.embeds.count, cols = smaller(kTileCols, n - col);
   if (memory.has_col_sums && panel == 0) {
     for (int64_t j = col; j < col + cols; ++j) {
@@ -165,13 +168,13 @@ void gradient_transposed(const SimilarityCall& call, int64_t item, void*) {
       memory.col_scale_grad[j] = total;
     }
   }
-  if (!call.cols.need_embeds || panel * Pack::kWidth >= Pack::padded_width(call.cols.embeds)) return;
+  if (channels == 0) return;
   const Matrix<Acc> out{memory.grad_cols + (panel * memory.padded_cols + col) * Pack::kWidth, Pack::kWidth};
   const typename E::Unit* rows = memory.rows_by_row + panel * memory.row_panel;
   for (int64_t row = call.first; row < call.last; row += kDepthRows) {
     const int64_t units = ceil_div(smaller(kDepthRows, call.last - row), E::kPack);
     const Matrix<const typename E::Unit> gradient{
-        memory.gradient + item % tiles * memory.gradient_tile +
+        memory.gradient + col / kTileCols * memory.gradient_tile +
             (row - call.first) / E::kPack * kStride<typename E::Unit>,
         kStride<typename E::Unit>};
     panel_product<E, ALayout::kColumns>(cols, units, gradient, rows + row / E::kPack * Pack::kWidth, out,

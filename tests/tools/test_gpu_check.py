@@ -16,6 +16,7 @@ from benchmarks.measure.machine import CHECKOUT
 from benchmarks.measure.registry import suites
 from benchmarks.measure.results import read
 from tools.gpu_check import __main__ as gpu_check
+from tools.gpu_check import counters
 from tools.gpu_check.steps import Outcome, Step, run_step, steps_of_suites, unpack
 
 
@@ -32,7 +33,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr + (tmp_path / "steps.log").read_text()[-3000:]
     steps = json.loads((tmp_path / "summary.json").read_text())["steps"]
-    assert {step["part"] for step in steps} == {"setup", "tests", "sanitizer", "bench"}
+    assert {step["part"] for step in steps} == {"setup", "tests", "sanitizer", "counters", "bench"}
     assert {step["status"] for step in steps} == {"ok"}
     assert {row["case"]["suite"] for row in read(tmp_path / "results.json")} == set(suites())
     table = (tmp_path / "table.txt").read_text().splitlines()
@@ -110,3 +111,31 @@ def test_the_library_comes_out_of_a_wheel(tmp_path: Path) -> None:
         archive.writestr("sparc_kernels/same.py", "1")
     with pytest.raises(FileNotFoundError, match="no native library"):
         unpack(tmp_path / "pure.whl", target)
+
+
+COUNTERS = """==PROF== Connected to process 1
+"ID","Kernel Name","CC",{metrics}
+"","","",{units}
+"0","_ZN5sparc11pair_kernelINS_20FineGrainedArgumentsENS_8BFloat16ELi8ELb1EEEvT_","9.0",{values}
+"1","_ZN5sparc11pair_kernelINS_13OtherArgumentsENS_8BFloat16ELi8ELb1EEEvT_","9.0",{values}
+"""
+
+
+def test_counters_are_read_and_put_beside_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        "metrics": ",".join(f'"{name}"' for name in counters.METRICS.values()),
+        "units": ",".join('"inst"' for _ in counters.METRICS),
+        "values": ",".join(f'"{1024 * (place + 1):,}"' for place in range(len(counters.METRICS))),
+    }
+    (tmp_path / "counters.csv").write_text(COUNTERS.format(**texts))
+    monkeypatch.setattr(counters, "predicted", lambda *_: {"issue_slots_per_scheduler": 0.5, "shared_wavefronts": 2.0})
+    said = counters.compare(tmp_path / "counters.csv", tmp_path / "counters.json")
+    (record,) = json.loads((tmp_path / "counters.json").read_text())
+    assert (record["op"], record["backward"], record["architecture"]) == ("fine_grained", True, "sm_90")
+    assert record["counted"]["issue_slots_per_scheduler"] == 0.25, "of four schedulers and 1024 pairs"
+    assert record["counted"]["shared_wavefronts"] == 2.0
+    assert record["counted"]["cycles_active"] == 7168
+    assert "issue_slots_per_scheduler 0.50, shared_wavefronts 1.00" in said
+    assert said in gpu_check.table(tmp_path, [])
+    with pytest.raises(ValueError, match="no table"):
+        counters.counted("==ERROR== nothing")

@@ -1,12 +1,12 @@
 """Everything that needs a GPU, in one command: ``make gpu-check OUT=folder`` or ``python -m tools.gpu_check``.
 
 For a machine with its own Python and PyTorch and no network. The native library comes from ``--wheel`` or is built in
-place with nvcc for the GPU at hand. Then the tests, compute-sanitizer, and the benchmark suites in order of
-importance. A step that fails or runs out of time is recorded and the next one goes on; what was measured is on disk
-after each row.
+place with nvcc for the GPU at hand. Then the tests, compute-sanitizer, Nsight Compute's counters beside what
+tools/sass_model predicts, and the benchmark suites in order of importance. A step that fails or runs out of time is
+recorded and the next one goes on; what was measured is on disk after each row.
 
-The folder then holds ``summary.json``, ``table.txt``, ``results.json`` (rows of all suites), ``steps.log`` and the
-JUnit files of the tests. ``--dry`` rehearses every step on the CPU on the smallest shapes.
+The folder then holds ``summary.json``, ``table.txt``, ``results.json`` (rows of all suites), ``counters.json``,
+``steps.log`` and the JUnit files of the tests. ``--dry`` rehearses every step on the CPU on the smallest shapes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ import torch
 from benchmarks.measure.registry import ops, suites
 from benchmarks.measure.results import read
 from benchmarks.report.tables import lost_to, median, over_ours
+from tools.gpu_check import counters
 from tools.gpu_check.steps import (
     Outcome,
     Step,
     run_step,
     steps_of_build,
+    steps_of_counters,
     steps_of_sanitizer,
     steps_of_suites,
     steps_of_tests,
 )
 
-PARTS = ("tests", "sanitizer", "bench")
+PARTS = ("tests", "sanitizer", "counters", "bench")
 # Of the time that is left when a part begins, the share it may take; the last part takes all of it.
-SHARES = {"tests": 0.45, "sanitizer": 0.3, "bench": 1.0}
+SHARES = {"tests": 0.45, "sanitizer": 0.3, "counters": 0.25, "bench": 1.0}
 RESERVE = 15.0  # seconds kept for the end
 LINES = 60
 FAILED = ("failed", "timed out")
@@ -54,6 +56,7 @@ def steps_of(part: str, options: argparse.Namespace) -> list[Step]:
     makers: dict[str, Callable[[argparse.Namespace], list[Step]]] = {
         "tests": steps_of_tests,
         "sanitizer": steps_of_sanitizer,
+        "counters": steps_of_counters,
         "bench": steps_of_suites,
     }
     return makers[part](options)
@@ -121,6 +124,8 @@ def result_lines(results: Path) -> list[str]:
 def table(out: Path, outcomes: list[Outcome]) -> str:
     lines = [f"{'step':<34} {'status':<9} {'seconds':>7}  detail"]
     lines += [f"{o.name[:34]:<34} {o.status:<9} {o.seconds:>7.1f}  {o.detail[:140]}" for o in outcomes]
+    if (out / "counters.json").exists():
+        lines += [line[:200] for line in counters.lines(json.loads((out / "counters.json").read_text()))]
     rows = result_lines(out / "results.json")
     room = LINES - len(lines) - 1
     lines += rows if len(rows) <= room else [*rows[: room - 1], f"... {len(rows) - room + 1} more rows in results.json"]
@@ -157,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table(options.out, outcomes)
     (options.out / "table.txt").write_text(text + "\n")
     print(text)
-    return int(any(o.status in FAILED and o.part != "bench" for o in outcomes))
+    return int(any(o.status in FAILED and o.part not in ("counters", "bench") for o in outcomes))
 
 
 if __name__ == "__main__":

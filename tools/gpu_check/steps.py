@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.measure.machine import CHECKOUT
 from benchmarks.measure.registry import suites
+from tools.gpu_check.counters import OPTIONS, compare
 
 OPS_TESTS = ("tests/ops", "tests/test_rooms.py")
 DRY_TESTS = ("tests/ops", "-k", "(eager or cpu) and small")
@@ -96,6 +97,8 @@ def _run_command(step: Step, budget: float, left: float, log: Path) -> tuple[str
             raise
     if "Device not supported" in _text(log, start):
         return "refused", "compute-sanitizer does not serve this device"
+    if "ERR_NVGPUCTRPERM" in _text(log, start):
+        return "refused", "this user may not read the device's counters"
     detail = _junit_detail(step.junit) if step.junit else _last_line(log, start)
     if code == 5 and step.junit:  # pytest: nothing was collected
         return "failed", "no test was found"
@@ -203,6 +206,20 @@ def steps_of_sanitizer(options: argparse.Namespace) -> list[Step]:
             environment=uncached if name == "memcheck" else (),
         )
         for name in SANITIZERS
+    ]
+
+
+def steps_of_counters(options: argparse.Namespace) -> list[Step]:
+    target = python("-m", "tools.gpu_check.counters_target")
+    if options.dry:
+        return [Step("counters' target, without ncu", "counters", target)]
+    tool = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    if not Path(tool).is_file():
+        return [Step("Nsight Compute", "counters", action=lambda: "not installed: nothing was counted")]
+    table = options.out / "counters.csv"
+    return [
+        Step("Nsight Compute", "counters", (tool, *OPTIONS, "--log-file", str(table), *target), weight=4),
+        Step("counts and predictions", "counters", action=lambda: compare(table, options.out / "counters.json")),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -17,6 +17,13 @@ ASSUMED_CAPABILITY = 90
 
 # torch.get_float32_matmul_precision() -> the precision of a Triton product with float32 operands
 _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+
+
+class Step(Protocol):
+    """What a plan is made of: a launch, or a call of a library that a room puts between its launches."""
+
+    def run(self) -> None:
+        """Queue it on the current stream."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,11 @@ def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:
     return dict(zip(names, tensor.stride() if tensor is not None else (0,) * len(names)))
 
 
-def run_all(launches: Iterable[Launch], tensor: Tensor) -> None:
-    """Run the launches in order, on the current stream of the device of ``tensor``."""
+def run_all(steps: Iterable[Step], tensor: Tensor) -> None:
+    """Run the steps in order, on the current stream of the device of ``tensor``."""
     reason = unsupported_reason(tensor.device, tensor.dtype)
     if reason is not None:
         raise NotImplementedError(reason)
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
-        for launch in launches:
-            launch.run()
+        for step in steps:
+            step.run()

@@ -46,7 +46,7 @@ def _batch(device: torch.device, dtype: torch.dtype, batch: int = 5, channels: i
 
 ROOM = Room(
     name="contrastive",
-    dtypes={"cpu": KERNEL_DTYPES["cpu"]},
+    dtypes={backend: KERNEL_DTYPES[backend] for backend in ("triton", "cpu")},
     entries=(
         Entry("functional.contrastive.contrastive_loss", f"{_REFERENCE}.contrastive_reference"),
         Entry("functional.contrastive.sigmoid_loss", f"{_REFERENCE}.sigmoid_reference"),

@@ -22,6 +22,13 @@ struct ScratchRegion {
   size_t bytes;
 };
 
+// What kernels asked the machine for: instructions of a warp (a copy: of a thread), passes of a block.
+struct Counts {
+  int64_t block_barriers = 0, shuffles = 0, ballots = 0, matrix_loads = 0, multiply_adds = 0, copies = 0;
+};
+// Of all launches since it was last asked for.
+Counts take_counts();
+
 // Runs `kernel` once in every thread of `grid` blocks. The blocks run one after another; their order, and
 // that of their threads between synchronisation points, is drawn from `seed`. Throws EmulationError at the
 // first fault.

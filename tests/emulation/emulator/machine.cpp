@@ -15,6 +15,7 @@ namespace emulation {
 namespace {
 
 Machine* running = nullptr;
+Counts counts;
 
 Machine& machine() {
   if (running == nullptr) throw std::logic_error("a device function was called outside of emulate()");
@@ -145,6 +146,7 @@ void Machine::block_barrier() {
   ++warp.stopped;
   if (++waiting_for_block_ == static_cast<int>(threads_.size())) {
     waiting_for_block_ = 0;
+    ++counts.block_barriers;
     for (Thread& thread : threads_) thread.waits_for_block = false;
     for (Warp& each : warps_) each.stopped = 0;
     shadow_.order_block();
@@ -187,10 +189,12 @@ void Machine::complete(int index) {
     case Collective::kShuffle:
     case Collective::kShuffleXor:
     case Collective::kBallot:
+      ++(warp.kind == Collective::kBallot ? counts.ballots : counts.shuffles);
       exchange(warp.kind, warp.lanes);
       break;
     case Collective::kLoadMatrices:
     case Collective::kLoadMatricesTransposed: {
+      ++counts.matrix_loads;
       uint16_t rows[kWarpSize][8];
       for (int lane = 0; lane < kWarpSize; ++lane) {
         shadow_.read_row(index * kWarpSize + lane, warp.lanes[lane]->row, rows[lane]);
@@ -201,6 +205,7 @@ void Machine::complete(int index) {
     case Collective::kMultiplyAddBf16:
     case Collective::kMultiplyAddF16:
     case Collective::kMultiplyAddTf32:
+      ++counts.multiply_adds;
       multiply_add(warp.kind, warp.lanes);
       break;
   }
@@ -221,6 +226,7 @@ void Machine::copy_async(void* shared, const void* global, int bytes) {
       std::memcpy(copy.value, global, bytes);
     }
   }
+  ++counts.copies;
   shadow_.claim(current_, shared);
   threads_[current_].copies.push_back(copy);
 }
@@ -265,6 +271,8 @@ void emulate(int64_t grid, int threads, size_t shared_bytes, const std::vector<S
   running = &launch;
   launch.run();
 }
+
+Counts take_counts() { return std::exchange(counts, Counts()); }
 
 int thread_index() { return machine().thread(); }
 int64_t block_index() { return machine().block(); }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
+#include <string>
 
 #include "common/products.cuh"
 #include "emulator.h"
@@ -149,6 +150,96 @@ pybind11::dict plan(bool half_precision, bool backward, int text_rows, int image
   result["pair_bytes"] = chosen.pair.shared_bytes;
   result["tiled_bytes"] = chosen.tiled.shared_bytes;
   return result;
+}
+
+// Addresses of tensors that are not there: a launch of the compiled code is described by them.
+class Addresses {
+ public:
+  explicit Addresses(const pybind11::dict& given) : given_(given) {}
+
+  template <class T>
+  T* at(const char* name) const {  // null where it is not given
+    if (!given_.contains(name)) return nullptr;
+    return reinterpret_cast<T*>(given_[name].cast<uintptr_t>());
+  }
+  MatrixView matrix(const char* name, int64_t rows, int64_t columns) const {
+    return {at<void>(name), rows * columns, columns, 1, columns % 8 == 0};
+  }
+
+ private:
+  pybind11::dict given_;
+};
+
+// The bytes of a parameter as the host passes it.
+template <class T>
+pybind11::bytes bytes_of(const T& part) {
+  return pybind11::bytes(reinterpret_cast<const char*>(&part), sizeof(part));
+}
+
+// The parameters of a kernel and its launch, for tools/sass_model: of the pair path in bfloat16, or of the
+// tiled path for elements E. `describe` makes the op's arguments of its inputs and the addresses, by their
+// names in those arguments.
+template <class E, class Arguments, class Describe>
+pybind11::dict parameters(const Describe& describe, const PairInputs& in, const Addresses& addresses,
+                          bool backward, bool tiled, const DeviceLimits& limits) {
+  const Arguments args = describe(in, addresses);
+  const LaunchPlan plan = plan_of<Arguments, E>(in, backward, !tiled, limits);
+  pybind11::dict result;
+  if (tiled) {
+    const TiledMemory memory = {addresses.at<void>("scratch"), plan.tiled.scratch_bytes, false};
+    result["parameters"] = pybind11::make_tuple(bytes_of(args), bytes_of(memory));
+    result["grid"] = plan.tiled.grid;
+    result["shared_bytes"] = plan.tiled.shared_bytes;
+    result["scratch_bytes"] = plan.tiled.scratch_bytes;
+    return result;
+  }
+  if (!plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
+  const typename PairOp<Arguments>::template Layout<BFloat16> layout(in, plan.pair.streaming, backward);
+  result["parameters"] =
+      pybind11::make_tuple(bytes_of(args), bytes_of(plan.pair.streaming), bytes_of(layout));
+  result["strips"] = plan.pair.strips;
+  result["chunk"] = plan.pair.streaming.chunk;
+  result["stages"] = plan.pair.streaming.stages;
+  result["grid"] = plan.pair.grid;
+  result["shared_bytes"] = plan.pair.shared_bytes;
+  return result;
+}
+
+template <class Arguments, class Describe>
+void define_parameters(pybind11::module_& m, const Describe& describe) {
+  const auto function = [describe](const std::string& path, bool backward, int64_t pairs, int text_rows,
+                                   int image_rows, int channels, int multiprocessors, int64_t shared_bytes,
+                                   const pybind11::dict& given) {
+    const Addresses addresses(given);
+    PairInputs in = {};
+    in.image_embeds = addresses.matrix("image_embeds", image_rows, channels);
+    in.text_embeds = addresses.matrix("text_embeds", text_rows, channels);
+    in.image_mask = {addresses.at<bool>("image_mask"), image_rows, 1};
+    in.text_mask = {addresses.at<bool>("text_mask"), text_rows, 1};
+    in.pairs = pairs;
+    in.image_rows = image_rows;
+    in.text_rows = text_rows;
+    in.channels = channels;
+    const DeviceLimits limits = {multiprocessors, shared_bytes};
+    if (path == "tiled float32") {
+      return parameters<float, Arguments>(describe, in, addresses, backward, true, limits);
+    }
+    return parameters<BFloat16, Arguments>(describe, in, addresses, backward, path == "tiled", limits);
+  };
+  using pybind11::arg;
+  m.def("parameters", function, arg("path"), arg("backward"), arg("pairs"), arg("text_rows"),
+        arg("image_rows"), arg("channels"), arg("multiprocessors"), arg("shared_bytes"), arg("addresses"));
+  m.def("take_counts", [] {
+    const Counts counts = take_counts();
+    pybind11::dict result;
+    result["block_barriers"] = counts.block_barriers;
+    result["shuffles"] = counts.shuffles;
+    result["ballots"] = counts.ballots;
+    result["matrix_loads"] = counts.matrix_loads;
+    result["multiply_adds"] = counts.multiply_adds;
+    result["copies"] = counts.copies;
+    return result;
+  });
 }
 
 template <class Arguments, bool kTextMask>

@@ -206,10 +206,10 @@ def test_low_precision(dtype: torch.dtype) -> None:
     tolerance.assert_close("loss", found, truth, found, torch.float32)
 
 
-@pytest.mark.parametrize("chunk_bytes", [_positives._CHUNK_BYTES, 8 * D * 2])
+@pytest.mark.parametrize("chunk_bytes", [_positives._CHUNK_BYTES["cpu"], 8 * D * 2])
 def test_cosines_of_pairs(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one piece and in some; a zero vector has cosine 0; second derivatives too."""
-    monkeypatch.setattr(_positives, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setitem(_positives._CHUNK_BYTES, "cpu", chunk_bytes)
     x, y = IMAGES.clone().requires_grad_(), TEXTS.clone().requires_grad_()
     row, col = torch.tensor([0, 0, 3, 6, 6]), torch.tensor([1, 5, 5, 0, 6])
     found = _positives.cosines_of_pairs(x, y, row, col)

@@ -56,7 +56,7 @@ def test_sizes_around_the_tiles(case: Case, op: str, keep: bool, capability: str
 @pytest.mark.parametrize("op", ["logsumexp", "softplus"])
 def test_bits_do_not_depend_on_threads_or_chunks(op: str, dtype: torch.dtype) -> None:
     """Many threads make larger chunks of G: 400 rows of 20,000 columns are one chunk or two."""
-    x = make(Case("chunks", M=400, N=20_000, D=8, cosine=0.5)).to(dtype)
+    x = make(Case("chunks", M=400, N=20_000, D=8, cosine=0.5, per_item=True)).to(dtype)
     upstream = [up.to(x.scale.dtype) for up in x.upstream]
 
     def run() -> list[Tensor]:
@@ -96,6 +96,25 @@ def test_nan_reaches_the_results() -> None:
         assert torch.equal(found["row_lse"].isnan(), rows)
         assert torch.equal(found["col_lse"].isnan(), ~rows)  # the pair (2, 2) takes no part
         assert torch.equal(softplus(x, "cpu")["row_sum"].isnan(), rows)
+
+
+@needs_cpu_half
+def test_ids_are_compared_as_a_whole() -> None:
+    """Ids that agree in their low words are different ids; -1 is padding, 2**32 - 1 is not."""
+    x = make(BY_NAME["square"]).to(torch.float32)
+    x.scope["row_ids"] = torch.arange(7) + torch.tensor([0, 0, 0, 2**32, 2**32, 2**40, 2**32])
+    x.scope["col_ids"] = torch.tensor([0, 1, 2, 3, 4, 5, 2**32 - 1])
+    found, truth = logsumexp(x, "cpu"), x.logsumexp_reference()
+    for name in ("row_lse", "col_lse"):
+        torch.testing.assert_close(found[name], truth[name], rtol=1e-5, atol=1e-5)
+
+
+@needs_cpu_half
+def test_softplus_of_logits_far_below_zero(capability: str) -> None:
+    """Relative to the sum, which is e^-25 here: log(1 + e^z) in float32 would be 0."""
+    x = make(Case("far", scale=2.0, bias=-25.0)).to(torch.float32)
+    truth = x.to(torch.float64).softplus_reference()["row_sum"]
+    torch.testing.assert_close(softplus(x, "cpu")["row_sum"].double(), truth, rtol=1e-5, atol=0.0)
 
 
 def forward_arguments(op: str) -> dict[str, Any]:

@@ -96,7 +96,11 @@ def test_against_truth(case: Case, backend: str, dtype: torch.dtype, op: str) ->
 
 
 @pytest.mark.parametrize("op", ["logsumexp", "softplus"])
-@pytest.mark.parametrize("case, backend, dtype", [p for p in _parameters(CASES, True) if p.values[1] != "eager"])
+@pytest.mark.parametrize(
+    "case, backend, dtype",
+    # the interpreter is slow: Triton's kernels in one dtype
+    [p for p in _parameters(CASES, True) if p.values[1] == "cpu" or p.values[1:] == ("triton", torch.float32)],
+)
 def test_kept_similarities_change_nothing(case: Case, backend: str, dtype: torch.dtype, op: str) -> None:
     if op == "softplus" and (case.soft or case.direction != (True, True)):
         pytest.skip("of the other op")
@@ -113,7 +117,8 @@ def test_same_bits_every_time(backend: str, op: str) -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            x = make(LARGE[0]).to(torch.float32, device_of(backend))
+            case = LARGE[0] if backend == "cpu" else Case("two-tiles", M=80, N=70)  # the interpreter is slow
+            x = make(case).to(torch.float32, device_of(backend))
             found = run(x, backend)
             leaves = x.logsumexp_leaves() if op == "logsumexp" else x.softplus_leaves()
             seen.append([*found.values(), *x.gradients(found, leaves).values()])

@@ -69,6 +69,27 @@ py::tuple backward(const py::dict& given, const Device& device) {
   return py::make_tuple(grad_patches.to_numpy(), grad_tokens.to_numpy());
 }
 
+FineGrainedArguments at_addresses(const PairInputs& in, const Addresses& addresses) {
+  FineGrainedArguments args = {};
+  args.in = in;
+  args.threshold = addresses.at<float>("threshold");
+  args.logit_scale = addresses.at<float>("logit_scale");
+  args.stats_stride = in.pairs * in.text_rows;
+  args.token_loss = addresses.at<float>("token_loss");
+  args.stats = addresses.at<float>("stats");
+  args.pooled_patches = addresses.at<void>("pooled_patches");
+  args.pooled_tokens = addresses.at<void>("pooled_tokens");
+  args.grad_token_loss = addresses.at<float>("grad_token_loss");
+  args.grad_batch_stride = in.text_rows;
+  args.grad_stride = 1;
+  args.grad_pooled_patches = addresses.at<void>("grad_pooled_patches");
+  args.grad_pooled_tokens = addresses.at<void>("grad_pooled_tokens");
+  args.grad_patches = addresses.at<void>("grad_patches");
+  args.grad_tokens = addresses.at<void>("grad_tokens");
+  args.saved_groups = addresses.at<void>("saved_groups");
+  return args;
+}
+
 void bind(py::module_& m) {
   define(m, "fine_grained_forward", [](auto products, const py::dict& given, const Device& device) {
     return forward<decltype(products)>(given, device);
@@ -77,6 +98,7 @@ void bind(py::module_& m) {
     return backward<decltype(products)>(given, device);
   });
   define_plan<FineGrainedArguments, true>(m);
+  define_parameters<FineGrainedArguments>(m, at_addresses);
 }
 
 }  // namespace

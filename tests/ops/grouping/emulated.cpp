@@ -50,6 +50,16 @@ py::tuple backward(bool weights, const py::dict& given, const Device& device) {
   return py::make_tuple(grad_patches.to_numpy(), grad_tokens.to_numpy());
 }
 
+GroupingArguments at_addresses(const PairInputs& in, const Addresses& addresses) {
+  GroupingArguments args = describe(in, addresses.at<float>("threshold"), false);
+  args.output = addresses.at<void>("output");
+  args.stats = addresses.at<float>("stats");
+  args.grad = addresses.matrix("grad", in.text_rows, in.channels);
+  args.grad_patches = addresses.at<void>("grad_patches");
+  args.grad_tokens = addresses.at<void>("grad_tokens");
+  return args;
+}
+
 void bind(py::module_& m) {
   define(m, "grouped_embeddings_forward", [](auto products, const py::dict& given, const Device& device) {
     return forward<decltype(products)>(false, given, device);
@@ -64,6 +74,7 @@ void bind(py::module_& m) {
     return backward<decltype(products)>(true, given, device);
   });
   define_plan<GroupingArguments, false>(m);
+  define_parameters<GroupingArguments>(m, at_addresses);
 }
 
 }  // namespace

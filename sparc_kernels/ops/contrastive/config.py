@@ -1,0 +1,95 @@
+"""Tile sizes of the Triton kernels and the rules that choose them.
+
+The figures are from the compiler (registers, spills, shared memory: ``tests/test_triton_compile.py`` looks at them)
+and from counting, not from timings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Tiles [block_m, block_n] of the matrix, whose channels come block_d at a time.
+
+    A program owns a supertile: ``most_tiles`` by ``most_tiles`` tiles or fewer. It keeps the running numbers of a row
+    in registers, those of a column in its own part of the partial results.
+    """
+
+    block_m: int
+    block_n: int
+    block_d: int
+    parts: int = 4  # of a tile's columns, one after the other: 1, 2 or 4
+    num_warps: int = 8
+    num_stages: int = 3
+    most_tiles: int = 32
+    # A forward pass leaves a few numbers per row and run of columns, and per column and run of rows.
+    partial_bytes: int = 64 * 2**20
+    # The gradient operand G is made in chunks of rows that fit here.
+    workspace_bytes: int = 256 * 2**20
+    # Supertiles grow until there are no more programs: 24 for each of 132 multiprocessors, whose last round then costs
+    # 4 % at most.
+    most_programs: int = 24 * 132
+
+    def cut(self, n_rows: int, n_cols: int, n_channels: int) -> TileConfig:
+        """For a small problem: no tile much larger than the matrix."""
+        least = 16  # of a matrix instruction
+        block_n = min(self.block_n, max(least, _power_of_two(n_cols)))
+        return replace(
+            self,
+            block_m=min(self.block_m, max(least, _power_of_two(n_rows))),
+            block_n=block_n,
+            parts=min(self.parts, block_n // least),
+            block_d=min(self.block_d, max(least, _power_of_two(n_channels))),
+        )
+
+    def supertile(self, n_rows: int, n_cols: int, numbers: int) -> tuple[int, int]:
+        """Tiles of a program along rows and along columns, where each leaves ``numbers`` floats a row and a column.
+
+        One, doubled until there are few enough programs and the partial results fit.
+        """
+        tiles_m, tiles_n = -(-n_rows // self.block_m), -(-n_cols // self.block_n)
+        along_m = along_n = 1
+        while along_m * along_n < self.most_tiles**2:
+            groups_m, groups_n = -(-tiles_m // along_m), -(-tiles_n // along_n)
+            size = 4 * numbers * (groups_m * n_cols + groups_n * n_rows)
+            if size <= self.partial_bytes and groups_m * groups_n <= self.most_programs:
+                break
+            if along_m * self.block_m <= along_n * self.block_n:
+                along_m *= 2
+            else:
+                along_n *= 2
+        return along_m, along_n
+
+    def chunk(self, n_rows: int, row_bytes: int) -> int:
+        """Rows of G at a time: whole tiles, one at least."""
+        tiles = max(1, self.workspace_bytes // max(1, row_bytes) // self.block_m)
+        return min(max(n_rows, 1), tiles * self.block_m)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> TileConfig:
+    """Tiles for elements of ``itemsize`` bytes on a device of ``capability`` (ten times major plus minor).
+
+    ``demanding``: a backward pass, or ids that name targets: more is held beside the similarities. ``guided``: so are a
+    guide's similarities.
+    """
+    if itemsize == 4:
+        # Operands take twice the room, and tf32x3 holds both their halves.
+        return TileConfig(64, 64, 32, parts=2)
+    if capability < 90 or capability >= 120:
+        # mma.sync takes operands through registers: 32 channels at a time, and 64 sums a thread, leave room for the
+        # rest. Three stages of both operands are 48 kB, within the 99 kB of the smallest chip.
+        return TileConfig(128, 64, 32, parts=2) if guided else TileConfig(128, 128, 32)
+    # wgmma and tcgen05 read operands from shared memory: 64 channels are 128 bytes, the widest swizzle.
+    if guided:
+        return TileConfig(128, 64, 64, parts=2)
+    if demanding or capability >= 100:
+        return TileConfig(128, 128, 64)  # [256, 128] spills: 416 bytes a thread in the backward, 312 on sm_100
+    # The L2 cache feeds a tile [256, 128] with 85 flop a byte, [128, 128] with 64. Rows are the long side: a thread
+    # then has 32 columns and 4 rows, and sums over columns take half the shuffles of [128, 256].
+    return TileConfig(256, 128, 64)

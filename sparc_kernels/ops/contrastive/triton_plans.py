@@ -1,0 +1,285 @@
+"""What the launches of this room have in common: the inputs as kernels know them, products, gradients in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparc_kernels.ops._triton.launch import Launch, Step, capability, cdiv, product_precision, strides, upcast
+from sparc_kernels.ops.contrastive.config import TileConfig, choose
+from sparc_kernels.ops.contrastive.schema import STATS
+from sparc_kernels.ops.contrastive.triton_rows import (
+    grad_rows_kernel,
+    inverse_norms_kernel,
+    merge_sums_kernel,
+    total_kernel,
+)
+
+LANES = 16  # G's rows start at multiples of it, so that they are stored and read 16 bytes at a time
+VECTOR_BLOCK = 1024
+
+
+def _width(n: int) -> int:
+    return cdiv(n, LANES) * LANES
+
+
+def _vector(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+@dataclass(frozen=True)
+class Side:
+    """What belongs to the rows, or to the columns: [n] vectors, contiguous, and [n, D]."""
+
+    embeds: Tensor
+    ids: Tensor | None
+    guide: Tensor | None
+    stats: Tensor  # [STATS, n]
+
+    def stat(self, name: str) -> Tensor:
+        """[n] of ``STATS``."""
+        return self.stats[STATS.index(name)]
+
+    def of(self, part: slice) -> Side:
+        """That of some items."""
+        ids, guide = (None if x is None else x[part] for x in (self.ids, self.guide))
+        return Side(self.embeds[part], ids, guide, self.stats[:, part])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The inputs of a pass. ``arguments`` are the kernel parameters that stand for them."""
+
+    row: Side
+    col: Side
+    indptr: Tensor | None
+    indices: Tensor | None
+    threshold: Tensor | None
+    cosines: Tensor | None  # [M, N]
+    ids_exclude: bool
+    float32_precision: str
+    backward: bool
+    given: TileConfig | None = None  # instead of the chosen tiles
+
+    @classmethod
+    def of_arguments(
+        cls,
+        tensors: tuple[Any, ...],
+        stats: Tensor,
+        flags: tuple[bool, bool],
+        float32_precision: str,
+        backward: bool,
+        config: TileConfig | None,
+    ) -> Problem:
+        """From rows, cols, row_ids, col_ids, indptr, indices, guide_rows, guide_cols, threshold; and from
+        ids_exclude, keep_similarities."""
+        ids_exclude, keep = flags
+        rows, cols, row_ids, col_ids, indptr, indices, guide_rows, guide_cols, threshold = tensors
+        m, n, k = rows.shape[0], cols.shape[0], len(STATS)
+        row_stats, col_stats, cosines = stats.split([k * m, k * n, stats.shape[0] - k * (m + n)])
+        return cls(
+            Side(rows, _vector(row_ids), guide_rows, row_stats.view(k, m)),
+            Side(cols, _vector(col_ids), guide_cols, col_stats.view(k, n)),
+            _vector(indptr),
+            _vector(indices),
+            _vector(threshold),
+            cosines.view(m, n) if keep else None,
+            ids_exclude,
+            float32_precision,
+            backward,
+            config,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(M, N)"""
+        return self.row.embeds.shape[0], self.col.embeds.shape[0]
+
+    @cached_property
+    def config(self) -> TileConfig:
+        """Tiles."""
+        rows = self.row.embeds
+        demanding = self.backward or (self.row.ids is not None and not self.ids_exclude)
+        chosen = self.given or choose(rows.element_size(), capability(rows), demanding, self.row.guide is not None)
+        return chosen.cut(*self.shape, rows.shape[1])
+
+    def of(self, part: slice) -> Problem:
+        """That of some rows, in the tiles of the whole."""
+        indptr = None if self.indptr is None else self.indptr[part.start : part.stop + 1]
+        threshold = self.threshold[part] if self.threshold is not None and self.threshold.dim() else self.threshold
+        cosines = None if self.cosines is None else self.cosines[part]
+        return replace(
+            self, row=self.row.of(part), indptr=indptr, threshold=threshold, cosines=cosines, given=self.config
+        )
+
+    def chunk(self, of_embeds: bool) -> int:
+        """Rows at a time in a backward pass: all where gradients of embeddings are not wanted."""
+        m, n = self.shape
+        return self.config.chunk(m, _width(n) * self.row.embeds.element_size()) if of_embeds else m
+
+    def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A workspace."""
+        return self.row.embeds.new_empty(shape, dtype=dtype)
+
+    def arguments(self) -> dict[str, Any]:
+        """Kernel arguments."""
+        row, col, config = self.row, self.col, self.config
+        m, n = self.shape
+        k = 0 if row.guide is None else row.guide.shape[1]
+        return {
+            "p_rows": row.embeds,
+            "p_cols": col.embeds,
+            "p_row_inverse": row.stat("inverse_norm"),
+            "p_col_inverse": col.stat("inverse_norm"),
+            "p_row_ids": row.ids,
+            "p_col_ids": col.ids,
+            "p_indptr": self.indptr,
+            "p_indices": self.indices,
+            "p_guide_rows": row.guide,
+            "p_guide_cols": col.guide,
+            "p_guide_row_inverse": None if row.guide is None else row.stat("guide_inverse_norm"),
+            "p_guide_col_inverse": None if row.guide is None else col.stat("guide_inverse_norm"),
+            "p_threshold": self.threshold,
+            "p_cosines": self.cosines,
+            **strides(row.embeds, "stride_m", "stride_md"),
+            **strides(col.embeds, "stride_n", "stride_nd"),
+            **strides(row.guide, "stride_um", "stride_uk"),
+            **strides(col.guide, "stride_vn", "stride_vk"),
+            "M": m,
+            "N": n,
+            "N_PAIRS": 0 if self.indices is None else self.indices.shape[0],
+            "D": row.embeds.shape[1],
+            "K": k,
+            "THRESHOLDS": self.threshold is not None and self.threshold.dim() == 1,
+            "IDS_EXCLUDE": self.ids_exclude,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_D": config.block_d,
+            "BLOCK_K": config.cut(m, n, k).block_d,
+            "PARTS": config.parts,
+            "PRECISION": product_precision(row.embeds.dtype, self.float32_precision),
+            "UPCAST": upcast(row.embeds.dtype),
+        }
+
+    def sweep(self, kernel: Any, tiles: tuple[int, int], known: dict[str, Any]) -> Launch:
+        """A launch over supertiles of that many tiles."""
+        groups_m, groups_n = self.groups(tiles)
+        own = {"TILES_M": tiles[0], "TILES_N": tiles[1], "GROUPS_M": groups_m, "GROUPS_N": groups_n}
+        every = self.arguments() | own | known
+        return Launch.of(kernel, groups_m * groups_n, every, {}, self.config.num_warps, self.config.num_stages)
+
+    def groups(self, tiles: tuple[int, int]) -> tuple[int, int]:
+        """Runs of rows and runs of columns."""
+        (m, n), (along_m, along_n) = self.shape, tiles
+        return cdiv(m, along_m * self.config.block_m), cdiv(n, along_n * self.config.block_n)
+
+    def norms(self) -> list[Launch]:
+        """Into the statistics."""
+        launches = []
+        for side in (self.row, self.col):
+            for rows, name in ((side.embeds, "inverse_norm"), (side.guide, "guide_inverse_norm")):
+                if rows is not None:
+                    known = {"p_rows": rows, "p_inverse": side.stat(name), **strides(rows, "stride_n", "stride_d")}
+                    launches.append(along_rows(inverse_norms_kernel, rows, known))
+        return launches
+
+
+def along_rows(kernel: Any, rows: Tensor, known: dict[str, Any]) -> Launch:
+    """A launch over the rows of [n, D], a few to a program."""
+    n, d = rows.shape
+    block, block_d = 8, min(512, max(16, 1 << (d - 1).bit_length()))
+    every = {"N": n, "D": d, "BLOCK": block, "BLOCK_D": block_d, "UPCAST": upcast(rows.dtype)}
+    return Launch.of(kernel, cdiv(n, block), every | known, {}, 4, 2)
+
+
+def merge_sums(partials: Tensor, sums: Tensor) -> Launch:
+    """sums [n] of partials [groups, n]."""
+    groups, n = partials.shape
+    known = {"p_partials": partials, "p_sums": sums, "N": n, "GROUPS": groups, "BLOCK": 256}
+    return Launch.of(merge_sums_kernel, cdiv(n, 256), known, {}, 4, 2)
+
+
+def total(vector: Tensor, number: Tensor) -> Launch:
+    """number [] = the sum of a vector, in a fixed order."""
+    known = {"p_vector": vector, "p_total": number, "N": vector.shape[0], "BLOCK": VECTOR_BLOCK}
+    return Launch.of(total_kernel, 1, known, {}, 4, 2)
+
+
+@dataclass(frozen=True)
+class Product:
+    """result [a, b] of float32 = left [a, k] @ right [k, b], added to what it holds where ``add``.
+
+    The sums are float32 whatever the operands: on CUDA in one library call; elsewhere, which is the interpreter, of
+    operands made float32. ``addmm`` takes a float32 addend beside half operands since PyTorch 2.10 (its pull request
+    167931).
+    """
+
+    result: Tensor
+    left: Tensor
+    right: Tensor
+    add: bool = False
+
+    def run(self) -> None:
+        """Queue it on the current stream."""
+        left, right = self.left, self.right
+        if left.dtype != torch.float32 and left.is_cuda and torch.version.hip is None:
+            if self.add:
+                torch.addmm(self.result, left, right, out_dtype=torch.float32, out=self.result)
+            else:
+                torch.mm(left, right, out_dtype=torch.float32, out=self.result)
+        elif self.add:
+            torch.addmm(self.result, left.float(), right.float(), out=self.result)
+        else:
+            torch.mm(left.float(), right.float(), out=self.result)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of rows and columns to be written, None where not wanted."""
+
+    rows: Tensor | None  # [M, D]
+    cols: Tensor | None  # [N, D]
+    power: Tensor | None  # [2], float16 only
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any is."""
+        return self.rows is not None or self.cols is not None
+
+    def steps(self, problem: Problem, sweep: Callable[[Problem, slice, Tensor | None], list[Step]]) -> Iterator[Step]:
+        """G in chunks of rows, as ``sweep(problem of the chunk, which rows, G)`` makes it, and its products."""
+        m, n = problem.shape
+        rows, cols = problem.row.embeds, problem.col.embeds
+        length = problem.chunk(self.wanted)
+        gradient = problem.new(length, _width(n), dtype=rows.dtype)[:, :n] if self.wanted else None
+        row_product = problem.new(length, rows.shape[1]) if self.rows is not None else None
+        col_product = problem.new(n, rows.shape[1]) if self.cols is not None else None
+        for start in range(0, m, length):
+            part = slice(start, min(start + length, m))
+            chunk = problem.of(part)
+            g = None if gradient is None else gradient[: part.stop - start]
+            yield from sweep(chunk, part, g)
+            if g is not None and self.rows is not None and row_product is not None:
+                product = row_product[: part.stop - start]
+                yield Product(product, g, cols)
+                yield self._finish(chunk.row, product, self.rows[part])
+            if g is not None and col_product is not None:
+                yield Product(col_product, g.T, chunk.row.embeds, add=start > 0)
+        if col_product is not None and self.cols is not None:
+            yield self._finish(problem.col, col_product, self.cols)
+
+    def _finish(self, side: Side, product: Tensor, grad: Tensor) -> Launch:
+        known = {
+            "p_rows": side.embeds,
+            "p_product": product,
+            "p_inverse": side.stat("inverse_norm"),
+            "p_power": self.power,
+            "p_grad": grad,
+            **strides(side.embeds, "stride_n", "stride_d"),
+        }
+        return along_rows(grad_rows_kernel, side.embeds, known)

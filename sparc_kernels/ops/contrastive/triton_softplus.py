@@ -1,0 +1,160 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Kernels of ``similarity_softplus``: sums over the columns of a run, and the matrix operand G of both gradients."""
+
+import triton
+import triton.language as tl
+
+from sparc_kernels.ops.contrastive.triton_tiles import (
+    LOG2E,
+    cosines,
+    exclude_pairs,
+    first_pair,
+    in_range,
+    kept_cosines,
+    load_vector,
+    locate_supertile,
+    mark_above,
+    mark_excluded,
+    may_exclude,
+    products,
+    range_of_ids,
+    same_ids,
+    split_columns,
+    store_gradient,
+    store_partial,
+)
+
+RAGGED = ["M", "N", "N_PAIRS", "GROUPS_N"]
+# Sums over a run of columns: Z c and Z, for the gradients of scale and bias.
+SCALE, BIAS = tl.constexpr(0), tl.constexpr(1)
+
+
+@triton.jit
+def log1p(b_u):
+    """log(1 + u) for u in [0, 1], exact for tiny u: 2 artanh(u / (2 + u)), whose argument is 1/3 at most.
+
+    The series goes on until its terms are below a rounding of float32.
+    """
+    b_w = b_u / (2.0 + b_u)
+    b_s = b_w * b_w
+    b_p = 1.0 / 15.0 * b_s + 1.0 / 13.0
+    b_p = b_p * b_s + 1.0 / 11.0
+    b_p = b_p * b_s + 1.0 / 9.0
+    b_p = b_p * b_s + 1.0 / 7.0
+    b_p = b_p * b_s + 1.0 / 5.0
+    b_p = b_p * b_s + 1.0 / 3.0
+    return 2.0 * b_w * (b_p * b_s + 1.0)
+
+
+@triton.jit
+def softplus(b_z):
+    """log(1 + e^z); 0 at -inf."""
+    return tl.maximum(b_z, 0.0) + log1p(tl.exp2(-tl.abs(b_z) * LOG2E))
+
+
+@triton.jit
+def sigmoid(b_z):
+    """1 / (1 + e^-z); 0 at -inf."""
+    return 1.0 / (1.0 + tl.exp2(-b_z * LOG2E))
+
+
+@triton.jit(do_not_specialize=RAGGED)
+def softplus_kernel(
+    p_rows,  # [M, D]
+    p_cols,  # [N, D]
+    p_row_inverse,  # [M], of the norms
+    p_col_inverse,  # [N]
+    p_scale,  # []
+    p_bias,  # []
+    p_row_ids,  # [M] int64 or None
+    p_col_ids,  # [N]
+    p_indptr,  # [M + 1] int64 or None
+    p_indices,  # [N_PAIRS]
+    p_guide_rows,  # [M, K] or None
+    p_guide_cols,  # [N, K]
+    p_guide_row_inverse,  # [M]
+    p_guide_col_inverse,  # [N]
+    p_threshold,  # [] or [M] or None
+    p_cosines,  # [M, N] or None: not kept
+    p_grad_row_sum,  # [M]; None in the forward pass
+    p_power,  # [2] or None: the power of two in front of G
+    p_gradient,  # G [M, N], stride_g from row to row, or None
+    p_row_partials,  # forward [GROUPS_N, M]; backward [2, GROUPS_N, M] or None
+    stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_g,
+    M, N, N_PAIRS, GROUPS_N,
+    D: tl.constexpr,
+    K: tl.constexpr,
+    THRESHOLDS: tl.constexpr,
+    IDS_EXCLUDE: tl.constexpr,
+    TILES_M: tl.constexpr,
+    TILES_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    EXCLUDE: tl.constexpr = p_row_ids is not None and IDS_EXCLUDE
+    LABELLED: tl.constexpr = p_row_ids is not None and not IDS_EXCLUDE
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
+    BACKWARD: tl.constexpr = p_grad_row_sum is not None
+    group_m, group_n = locate_supertile(M, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
+    scale, bias = tl.load(p_scale), tl.load(p_bias)
+    left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
+    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
+    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
+    for tile_m in range(TILES_M):
+        o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
+        row_range = range_of_ids(p_row_ids, o_m, M)
+        b_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
+        if p_indptr is not None:
+            o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
+        for tile_n in range(TILES_N):
+            start = (group_n * TILES_N + tile_n) * BLOCK_N
+            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
+            if not (BACKWARD and p_cosines is not None):
+                b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
+                parts = split_columns(b_tile, PARTS)
+            if p_guide_rows is not None:
+                b_tile = products(
+                    guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
+                )
+                guide_parts = split_columns(b_tile, PARTS)
+            for part in tl.static_range(PARTS):
+                o_n = start + part * WIDTH + tl.arange(0, WIDTH)
+                if BACKWARD and p_cosines is not None:
+                    p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
+                    b_c = tl.load(p_tile, mask=m_tile, other=0.0)
+                else:
+                    b_c = cosines(parts[part], left, right, o_m, o_n)
+                    if p_cosines is not None:
+                        p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
+                        tl.store(p_tile, b_c, mask=m_tile)
+                if may_exclude(row_range, col_range, EXCLUDE):
+                    b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
+                if p_indptr is not None:
+                    b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                if p_guide_rows is not None:
+                    b_q = cosines(guide_parts[part], guide_left, guide_right, o_m, o_n)
+                    b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
+                b_sign = 1.0  # y; a pair that takes no part keeps 1
+                if LABELLED:
+                    m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N) & (b_c > -float("inf"))
+                    b_sign = tl.where(m_same, -1.0, 1.0)
+                b_z = b_sign * (scale * b_c + bias)
+                if not BACKWARD:
+                    b_sum += tl.sum(softplus(b_z), axis=1)
+                else:
+                    b_z = load_vector(p_grad_row_sum, o_m, M)[:, None] * b_sign * sigmoid(b_z)  # Z
+                    if p_row_partials is not None:
+                        b_sum += tl.sum(b_z * in_range(b_c), axis=1)
+                        b_other_sum += tl.sum(b_z, axis=1)
+                    if p_gradient is not None:
+                        b_z *= load_vector(p_row_inverse, o_m, M)[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
+                        store_gradient(p_gradient, b_z * scale, p_power, o_m, o_n, M, N, stride_g, UPCAST)
+        if p_row_partials is not None:
+            store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, SCALE)
+            if BACKWARD:
+                store_partial(p_row_partials, b_other_sum, o_m, M, group_n, GROUPS_N, BIAS)

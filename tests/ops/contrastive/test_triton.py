@@ -1,0 +1,143 @@
+"""What the Triton kernels do between tiles: runs of rows and columns, chunks, pairs at borders, float16's range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from sparc_kernels.ops.contrastive import triton, triton_plans
+from sparc_kernels.ops.contrastive.config import TileConfig
+from tests.conftest import device_of
+from tests.ops.contrastive.cases import Case, Inputs, make
+from tests.ops.contrastive.test_similarity import check, logsumexp
+
+# A program has two by two tiles, and G comes 64 rows at a time in float32.
+SMALL = TileConfig(32, 32, 16, parts=2, most_tiles=2, most_programs=0, workspace_bytes=64 * 4 * 80)
+CASES = (
+    Case("ids", M=70, N=80, D=24),
+    Case("sharp", M=75, N=80, D=24, scale=100.0, cosine=0.9, ids=0),  # running maxima
+    Case("sharp-columns", M=75, N=80, D=24, scale=5.0, col_scale=90.0),
+    Case("per-item", M=70, N=80, D=24, per_item=True, padded=40),
+    Case("labels", M=70, N=80, D=24, ids=20, ids_exclude=False, padded=1),
+    Case("per-item-labels", M=70, N=80, D=24, per_item=True, ids=20, ids_exclude=False),
+    Case("dense-pairs", M=37, N=80, D=8, pairs=60, ids=0),
+    Case("teacher", M=37, N=75, D=20, guide=40, soft=True, threshold=0.2, pairs=9),
+    Case("cols-only", M=70, N=40, D=24, direction=(False, True)),
+    # tiles without a missing row, where a column is missing or all ids are one
+    Case("ragged-columns", M=64, N=70, D=8, ids=0),
+    Case("ragged-rows", M=70, N=64, D=8, ids=0),
+    Case("one-id-to-a-tile", M=64, N=64, D=8, ids=32),
+    Case("clamped-norms", M=12, N=12, magnitude=1e-14),
+    Case("far-below", M=20, N=70, D=24, bias=-25.0),  # log1p of tiny arguments
+)
+OF_SOFTPLUS = ("ids", "labels", "dense-pairs", "far-below")
+
+
+@pytest.fixture
+def small_tiles() -> Iterator[None]:
+    with mock.patch.object(triton_plans, "choose", return_value=SMALL):
+        yield
+
+
+def test_small_tiles_are_small() -> None:
+    """Several tiles to a program, several programs, several chunks: else the tests below test less than they say."""
+    assert SMALL.supertile(70, 80, 2) == (2, 2)
+    assert SMALL.chunk(70, 4 * 80) == 64
+    assert SMALL.cut(70, 80, 24) == SMALL
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(
+    "case, op, keep",
+    [
+        *(pytest.param(case, "logsumexp", False, id=f"{case}-logsumexp") for case in CASES),
+        *(pytest.param(case, "softplus", False, id=f"{case}-softplus") for case in CASES if case.name in OF_SOFTPLUS),
+        *(pytest.param(CASES[0], op, True, id=f"kept-{op}") for op in ("logsumexp", "softplus")),
+    ],
+)
+def test_between_tiles(case: Case, op: str, keep: bool) -> None:
+    check(case, "triton", torch.float32, keep, op)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_between_tiles(dtype: torch.dtype) -> None:
+    check(CASES[1], "triton", dtype, False, "logsumexp")
+
+
+def backward_arguments(x: Inputs, stats: Tensor, upstream: list[Tensor]) -> tuple[Any, ...]:
+    leaves = [leaf.detach() for leaf in x.logsumexp_leaves().values()]
+    return (*upstream, *(None,) * 4, *leaves, *x.scope.values(), stats, True, False, True, True, True, True, "highest")
+
+
+def test_float16_takes_gradients_of_any_size() -> None:
+    """The power of two in front of G follows them; without it, G would be 0 or infinite here."""
+    x = make(Case("range", M=9, N=12, D=16)).to(torch.float16, device_of("triton"))
+    forward = [leaf.detach() for leaf in x.logsumexp_leaves().values()]
+    results = triton.logsumexp_forward(*forward, *x.scope.values(), True, True, True, False, "highest")
+    upstream = [x.upstream[0][:9].contiguous(), x.upstream[1][:12].contiguous()]
+    whole = triton.logsumexp_backward(*backward_arguments(x, results[1], upstream))
+    assert whole[0].abs().max() > 0.1
+    for factor in (2.0**-9, 2.0**9):
+        scaled = triton.logsumexp_backward(*backward_arguments(x, results[1], [factor * g for g in upstream]))
+        for one, other in zip(scaled, whole):
+            torch.testing.assert_close(one.double() / factor, other.double(), rtol=1e-3, atol=1e-4)
+
+
+def test_zero_vectors_do_not_spoil_float16() -> None:
+    """A gradient beyond float16 is clamped, and leaves those of the other items alone."""
+    x = make(Case("zeros", M=9, N=12, D=16, zeros=True)).to(torch.float16, device_of("triton"))
+    whole = x.gradients(logsumexp(x, "triton"), x.logsumexp_leaves())
+    truth = x.to(torch.float64, device_of("triton"))
+    expected = truth.gradients(truth.logsumexp_reference(), truth.logsumexp_leaves())
+    for name, zero in (("rows", 1), ("cols", 2)):
+        others = torch.arange(len(whole[name])) != zero
+        torch.testing.assert_close(whole[name][others].double(), expected[name][others], rtol=0.02, atol=0.02)
+
+
+def test_a_broken_pattern_touches_nothing() -> None:
+    """Excluded columns that are not there exclude nothing; ends beyond the list are cut off."""
+    x = make(Case("pairs", M=4, N=20, ids=0, pairs=2)).to(torch.float32, device_of("triton"))
+    indices = torch.tensor([-3, 2, 5, 25, 2**40, 7, 19], device=x.rows.device)
+    broken = torch.tensor([0, 3, 5, 7, 2**50], device=x.rows.device)
+    sound = (torch.tensor([0, 2, 2, 4, 4]), torch.tensor([2, 5, 7, 19]))
+    found = []
+    for indptr, of in ((broken, indices), sound):
+        x.scope["excluded_indptr"], x.scope["excluded_indices"] = indptr.to(x.rows.device), of.to(x.rows.device)
+        found.append(logsumexp(x, "triton"))
+    for one, other in zip(found[0].values(), found[1].values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+def test_capture_in_a_graph() -> None:
+    """Nothing is read back from the device, so both passes can be captured, and replayed on other numbers."""
+    x = make(Case("graph", M=300, N=400, D=64)).to(torch.bfloat16, "cuda")
+    other = make(Case("other-graph", M=300, N=400, D=64)).to(torch.bfloat16, "cuda")
+
+    def run(of: Inputs) -> list[Tensor]:
+        found = logsumexp(of, "triton")
+        return [*found.values(), *of.gradients(found, of.logsumexp_leaves()).values()]
+
+    expected = run(other)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        run(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(x)
+    with torch.no_grad():
+        for leaf, source in zip(x.logsumexp_leaves().values(), other.logsumexp_leaves().values()):
+            leaf.copy_(source)
+        for upstream, source in zip(x.upstream, other.upstream):
+            upstream.copy_(source)
+    graph.replay()
+    assert all(torch.equal(one, two) for one, two in zip(captured, expected, strict=True))
