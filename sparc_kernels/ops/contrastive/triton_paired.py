@@ -88,6 +88,7 @@ def _launch(kernel: Any, rows: Tensor, cols: Tensor, own: dict[str, Any]) -> Lau
     """Over the pairs: a program holds 2,048 channels of a side at a time, 16 per thread."""
     m, d = rows.shape
     block_d = min(512, max(16, 1 << max(0, d - 1).bit_length()))
+    block = 2048 // block_d
     known = {
         "p_rows": rows,
         "p_cols": cols,
@@ -95,11 +96,11 @@ def _launch(kernel: Any, rows: Tensor, cols: Tensor, own: dict[str, Any]) -> Lau
         **strides(cols, "stride_n", "stride_nd"),
         "M": m,
         "D": d,
-        "BLOCK": 2048 // block_d,
+        "BLOCK": block,
         "BLOCK_D": block_d,
         "UPCAST": upcast(rows.dtype),
     }
-    return Launch.of(kernel, cdiv(m, known["BLOCK"]), known, own, 4, 2)
+    return Launch.of(kernel, cdiv(m, block), known, own, 4, 2)
 
 
 def paired_forward_plan(
