@@ -115,6 +115,8 @@ def test_zero_vectors(backend: str, dtype: torch.dtype) -> None:
     rows, cols, upstream = make((7, 20, 0.5, 1.0))
     rows[1], cols[2] = 0.0, 0.0
     rows[4] = cols[4] = 0.0
+    rows[5] *= 2.0**-43  # a norm of about 5e-13, which is clamped: a cosine below that of the directions, and no turn
+    cols[6] *= 2.0**-43
     check((rows, cols, upstream), backend, dtype)
     x, y = (moved(side, dtype, device_of(backend)) for side in (rows, cols))
     cosines = paired(x, y, backend)
