@@ -10,6 +10,7 @@
 
 #include "common/checks.h"
 #include "common/cpu_capability.h"
+#include "common/huge_pages.h"
 #include "contrastive/contrastive.h"
 
 namespace sparc {
@@ -56,7 +57,36 @@ inline void check_embeds(const Tensor& embeds, const char* name, const char* sha
   STD_TORCH_CHECK(embeds.dim() == 2, name, ": expected 2 dimensions ", shape, ", got ", embeds.dim());
 }
 
-// A call of either op, its tensors checked.
+inline void check_kernel_dtype(const Tensor& embeds, const char* name) {
+  const ScalarType dtype = embeds.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
+                  name, ": the CPU kernels take Float, Double and BFloat16, got ",
+                  torch::headeronly::toString(dtype));
+}
+
+// A gradient of the shape and dtype of its input, or [0] where it is not needed.
+struct Gradient {
+  Tensor tensor;
+  void* data = nullptr;
+
+  Gradient(const Tensor& input, bool needed) : tensor(make(input, needed)) {
+    if (!needed) return;
+    data = tensor.mutable_data_ptr();
+    prefer_huge_pages(data, tensor.numel() * tensor.element_size());
+  }
+
+ private:
+  static Tensor make(const Tensor& input, bool needed) {
+    std::vector<int64_t> shape{0};
+    if (needed) {
+      shape.clear();
+      for (int64_t axis = 0; axis < input.dim(); ++axis) shape.push_back(input.size(axis));
+    }
+    return torch::stable::new_empty(input, shape);
+  }
+};
+
+// A call of either op over all pairs, its tensors checked.
 struct CheckedCall : SimilarityCall {
   const Tensor& like;
   ScalarType dtype, accumulation;
@@ -66,9 +96,7 @@ struct CheckedCall : SimilarityCall {
       : like(in.rows), dtype(in.rows.scalar_type()), accumulation(accumulation_dtype(dtype)) {
     check_embeds(in.rows, "rows", "[M, D]");
     check_embeds(in.cols, "cols", "[N, D]");
-    STD_TORCH_CHECK(
-        dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
-        "rows: the CPU kernels take Float, Double and BFloat16, got ", torch::headeronly::toString(dtype));
+    check_kernel_dtype(in.rows, "rows");
     const int64_t m = in.rows.size(0), n = in.cols.size(0);
     check_cpu_input(in.cols, "cols", dtype, {n, in.rows.size(1)});
     rows.embeds = view_of(in.rows);

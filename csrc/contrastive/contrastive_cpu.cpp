@@ -14,8 +14,6 @@
 namespace sparc {
 namespace {
 
-using torch::stable::new_empty;
-
 // Memory for a call, written before it is read.
 struct CallBlock {
   std::unique_ptr<void, FreeDeleter> block;
@@ -81,28 +79,6 @@ void run_backward(CheckedCall& call) {
   if (call.cols.need_embeds) run_step(call, kernel.finish, col_tiles);
   kernel.finish_scales(call);
 }
-
-// A gradient of the shape and dtype of its input, or [0] where it is not needed.
-struct Gradient {
-  Tensor tensor;
-  void* data = nullptr;
-
-  Gradient(const Tensor& input, bool needed) : tensor(make(input, needed)) {
-    if (!needed) return;
-    data = tensor.mutable_data_ptr();
-    prefer_huge_pages(data, tensor.numel() * tensor.element_size());
-  }
-
- private:
-  static Tensor make(const Tensor& input, bool needed) {
-    std::vector<int64_t> shape{0};
-    if (needed) {
-      shape.clear();
-      for (int64_t axis = 0; axis < input.dim(); ++axis) shape.push_back(input.size(axis));
-    }
-    return new_empty(input, shape);
-  }
-};
 
 // The upstream gradient of a result; none where there is none or nobody asked for the result.
 void set_upstream(SimilaritySide& side, SimilarityResult result, const Maybe& grad, const char* name,

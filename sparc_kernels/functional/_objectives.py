@@ -19,7 +19,7 @@ from sparc_kernels.functional._positives import (
     softplus,
     union,
 )
-from sparc_kernels.functional.similarity import streamed_logsumexp, streamed_softplus
+from sparc_kernels.functional.similarity import cosines_of_rows, streamed_logsumexp, streamed_softplus
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
 Targets: TypeAlias = Labels | Pairs
@@ -76,7 +76,7 @@ def sigmoid_losses(call: Call, bias: Tensor, targets: Targets | None) -> Losses:
         return Losses(streamed_softplus(images, texts, scale, bias, scope, False, call.backend), there)
     if targets is None:
         negatives = streamed_softplus(images, texts, scale, bias, _without_diagonal(call), True, call.backend)
-        values = softplus(-(scale * cosines_of_pairs(images, texts) + bias))
+        values = softplus(-(scale * cosines_of_rows(images, texts, call.backend) + bias))
         both = _both_there(scope)
         return Losses(negatives + (values if both is None else values.masked_fill(~both, 0.0)), there)
     indptr, indices, weights = _checked(call, targets)
@@ -97,8 +97,10 @@ def sigmoid_losses(call: Call, bias: Tensor, targets: Targets | None) -> Losses:
 def _of_diagonal(call: Call) -> list[Losses]:
     m, n = call.images.shape[0], call.texts.shape[0]
     count = m if call.wanted[0] else n
-    logits = call.scale * cosines_of_pairs(
-        call.images if m == count else call.images[:count], call.texts if n == count else call.texts[:count]
+    logits = call.scale * cosines_of_rows(
+        call.images if m == count else call.images[:count],
+        call.texts if n == count else call.texts[:count],
+        call.backend,
     )
     both = _both_there(call.scope, slice(count), slice(count))
     found = []

@@ -31,85 +31,83 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def _norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1)
+    return torch.linalg.vector_norm(x, dim=-1, dtype=accumulation_dtype(x.dtype))
 
 
-def _cosines(x: Tensor, y: Tensor) -> Tensor:
-    return (x * y).sum(-1) / (_norms(x).clamp(min=_EPS) * _norms(y).clamp(min=_EPS))
+def _inverse(norms: Tensor) -> Tensor:
+    return norms.clamp(min=_EPS).reciprocal()
 
 
-def _gradients(x: Tensor, y: Tensor, grad: Tensor, needed: tuple[bool, bool]) -> list[Tensor | None]:
-    """Of the cosines of x and y (both [K, D]), from that of each cosine."""
-    norms = (_norms(x), _norms(y))
-    product = grad / (norms[0].clamp(min=_EPS) * norms[1].clamp(min=_EPS))
-    turn = product * (x * y).sum(-1)
-    found: list[Tensor | None] = []
-    for own, other, norm, need in ((x, y, norms[0], needed[0]), (y, x, norms[1], needed[1])):
-        # A norm below the least one counts as a constant.
-        along = torch.where(norm > _EPS, turn / norm.clamp(min=_EPS).square(), 0.0)
-        found.append(torch.addcmul(product[:, None] * other, along[:, None], own, value=-1) if need else None)
-    return found
+def _statistics(rows: Tensor, cols: Tensor, row: Tensor, col: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[K] cosines, and norms of all rows and of all columns."""
+    norms = (_norms(rows), _norms(cols))
+    parts = [(x * y).sum(-1) for _, x, y in _chunks(rows, cols, row, col)]
+    products = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return products * _inverse(norms[0])[row] * _inverse(norms[1])[col], *norms
 
 
-class PairedCosinesFunction(Function):
-    """``apply(rows, cols, row, col)``: [K] cosines of ``rows[row]`` and ``cols[col]`` (None: of row i with column i).
+class CosinesOfPairsFunction(Function):
+    """``apply(rows, cols, row, col)``: [K] cosines of ``rows[row]`` and ``cols[col]``; and the norms, which have no
+    gradient.
 
-    Keeps its inputs and nothing else, works on some pairs at a time, and sums the gradients of an item before it rounds
+    Keeps its inputs and results, works on some pairs at a time, and sums the gradients of an item before it rounds
     them. The derivative is made of PyTorch's operators, so it can be differentiated.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rows: Tensor, cols: Tensor, row: Tensor | None, col: Tensor | None) -> Tensor:
-        return torch.cat([_cosines(x, y) for _, x, y in _chunks(rows, cols, row, col)])
+    def forward(rows: Tensor, cols: Tensor, row: Tensor, col: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _statistics(rows, cols, row, col)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, cols, row, col = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:2]
-        parts: list[list[Tensor]] = [[], []]
+    def backward(ctx: Any, grad: Tensor, *of_norms: Tensor) -> tuple[Tensor | None, ...]:
+        rows, cols, row, col, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # what was kept does not know the inputs that it is made of
+            kept = list(_statistics(rows, cols, row, col))
+        cosines, *norms = kept
+        inverse = [_inverse(norm) for norm in norms]
+        across = grad * inverse[0][row] * inverse[1][col]
+        sums: list[Tensor | None] = []
+        along = []
+        for own, index, norm, each, need in zip(
+            (rows, cols), (row, col), norms, inverse, ctx.needs_input_grad[:2], strict=True
+        ):
+            sums.append(across.new_zeros(own.shape) if need else None)
+            # A norm below the least one counts as a constant.
+            along.append(grad * cosines * torch.where(norm > _EPS, each.square(), 0.0)[index])
         for chunk, x, y in _chunks(rows, cols, row, col):
-            for side, (own, index, found) in enumerate(
-                zip((rows, cols), (row, col), _gradients(x, y, grad[chunk], needed))
-            ):
-                if found is None:
-                    continue
-                if index is None:
-                    parts[side].append(found.to(own.dtype))
-                    continue
-                so_far = parts[side].pop() if parts[side] else found.new_zeros(own.shape)
-                parts[side].append(so_far.index_add(0, index[chunk], found))
-        grads = (torch.cat(each).to(own.dtype) if each else None for own, each in zip((rows, cols), parts))
-        return (*grads, None, None)
+            for total, index, own, other, turn in zip(sums, (row, col), (x, y), (y, x), along, strict=True):
+                if total is not None:
+                    found = torch.addcmul(across[chunk, None] * other, turn[chunk, None], own, value=-1)
+                    total.index_add_(0, index[chunk], found)
+        return (*(None if total is None else total.to(rows.dtype) for total in sums), None, None)
 
 
-def _chunks(
-    rows: Tensor, cols: Tensor, row: Tensor | None, col: Tensor | None
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _chunks(rows: Tensor, cols: Tensor, row: Tensor, col: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     dtype = accumulation_dtype(rows.dtype)
-    count = (rows if row is None else row).shape[0]
     budget = _CHUNK_BYTES.get(rows.device.type, _CHUNK_BYTES_ELSEWHERE)
     step = max(1, budget // (dtype.itemsize * rows.shape[1]))
-    for start in range(0, max(count, 1), step):
+    for start in range(0, max(row.shape[0], 1), step):
         chunk = slice(start, start + step)
-        x, y = (side[chunk] if index is None else side[index[chunk]] for side, index in ((rows, row), (cols, col)))
-        yield chunk, x.to(dtype), y.to(dtype)
+        yield chunk, rows[row[chunk]].to(dtype), cols[col[chunk]].to(dtype)
 
 
-def cosines_of_pairs(rows: Tensor, cols: Tensor, row: Tensor | None = None, col: Tensor | None = None) -> Tensor:
-    """[K] cosines of ``rows[row]`` and ``cols[col]`` (None: of row i with column i), in the accumulation dtype."""
+def cosines_of_pairs(rows: Tensor, cols: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """[K] cosines of ``rows[row]`` and ``cols[col]``, in the accumulation dtype."""
     rows, cols = recordable(rows), recordable(cols)
     if not torch.compiler.is_compiling():
-        return PairedCosinesFunction.apply(rows, cols, recordable(row), recordable(col))
+        cosines: Tensor = CosinesOfPairsFunction.apply(rows, cols, recordable(row), recordable(col))[0]
+        return cosines
     dtype = accumulation_dtype(rows.dtype)
     with without_autocast(rows.device.type):  # a compiler chooses by itself what to keep
-        x, y = (side.to(dtype) for side in (rows, cols))
-        return _cosines(x if row is None else x[row], y if col is None else y[col])
+        x, y = rows[row].to(dtype), cols[col].to(dtype)
+        return (x * y).sum(-1) * _inverse(_norms(x)) * _inverse(_norms(y))
 
 
 # Pairs in CSR form

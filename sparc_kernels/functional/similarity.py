@@ -21,11 +21,18 @@ from sparc_kernels.functional._candidates import (
     checked_single,
 )
 from sparc_kernels.functional._common import autocast, recordable
-from sparc_kernels.functional._positives import cosines_of_pairs
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._registration import apply
-from sparc_kernels.ops.contrastive.autograd import SimilarityLogsumexpFunction, SimilaritySoftplusFunction
-from sparc_kernels.ops.contrastive.reference import similarity_logsumexp_reference, similarity_softplus_reference
+from sparc_kernels.ops.contrastive.autograd import (
+    PairedCosinesFunction,
+    SimilarityLogsumexpFunction,
+    SimilaritySoftplusFunction,
+)
+from sparc_kernels.ops.contrastive.reference import (
+    paired_cosines_reference,
+    similarity_logsumexp_reference,
+    similarity_softplus_reference,
+)
 
 # On the CPU the matrix is kept for the backward pass up to this size, which spares a product; a constant, so memory
 # stays linear in the batch.
@@ -187,24 +194,33 @@ def streamed_softplus(
     return row_sum
 
 
-def paired_cosines(rows: Tensor, cols: Tensor) -> Tensor:
+def paired_cosines(rows: Tensor, cols: Tensor, *, backend: str = "auto") -> Tensor:
     """Cosines of row i and column i: the positives of a batch of pairs.
 
-    Sums in the accumulation dtype, and keeps nothing between forward and backward but its inputs.
+    Gradients flow to rows and cols. Beside its inputs the fused kernels keep three numbers per pair.
 
     Args:
         rows: [M, D] embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
         cols: [M, D] embeddings, of the same dtype and device.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
-        [M] in float32 (float64 for float64 embeddings).
+        [M] in float32 (float64 for float64 embeddings); 0 with a zero vector.
 
     Raises:
-        TypeError, ValueError: as :func:`similarity_logsumexp`.
+        TypeError, ValueError, NotImplementedError: as :func:`similarity_logsumexp`.
     """
     rows, cols = _embeddings(rows, cols)
     _validate.same("cols", cols, "rows", rows, {"M": 0})
-    return cosines_of_pairs(rows, cols)
+    return cosines_of_rows(rows, cols, resolve("contrastive", backend, rows.device, rows.dtype))
+
+
+def cosines_of_rows(rows: Tensor, cols: Tensor, backend: str) -> Tensor:
+    """:func:`paired_cosines` of checked arguments."""
+    if backend == "eager":
+        return paired_cosines_reference(recordable(rows), recordable(cols))
+    cosines: Tensor = apply(PairedCosinesFunction, "paired_cosines_forward", rows, cols, backend)[0]
+    return cosines
 
 
 def _embeddings(rows: Tensor, cols: Tensor) -> tuple[Tensor, ...]:

@@ -15,11 +15,11 @@ def _contiguous(grad: Tensor | None) -> Tensor | None:
 
 
 def _asked_for(ctx: Any, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Gradients of the four differentiable inputs, and None for the others."""
+    """Gradients of the inputs that have one, which come first, and None for the others."""
     needed = ctx.needs_input_grad
     return (
-        *(found if need else None for found, need in zip(grads, needed[:4], strict=True)),
-        *(None,) * (len(needed) - 4),
+        *(found if need else None for found, need in zip(grads, needed[: len(grads)], strict=True)),
+        *(None,) * (len(needed) - len(grads)),
     )
 
 
@@ -53,6 +53,20 @@ def softplus_derivative(ctx: Any, grad_row_sum: Tensor | None, grad_stats: None)
         *kept_tensors(ctx),
         *ctx.flags,
         *ctx.needs_input_grad[:4],
+        ctx.float32_precision,
+    )
+    return _asked_for(ctx, found)
+
+
+def paired_cosines_derivative(ctx: Any, grad_cosines: Tensor | None, grad_stats: None) -> tuple[Tensor | None, ...]:
+    """As :func:`logsumexp_derivative`."""
+    if grad_cosines is None:
+        return (None,) * len(ctx.needs_input_grad)
+    found = call_backward(
+        kernel("paired_cosines_backward", ctx.backend),
+        grad_cosines.contiguous(),
+        *kept_tensors(ctx),
+        *ctx.needs_input_grad[:2],
         ctx.float32_precision,
     )
     return _asked_for(ctx, found)
@@ -98,3 +112,19 @@ class SimilaritySoftplusFunction(Function):
 
     setup_context = staticmethod(function_context)
     backward = staticmethod(softplus_derivative)
+
+
+class PairedCosinesFunction(Function):
+    """Cosines of row i and column i.
+
+    ``apply(rows, cols, backend)``; otherwise as :class:`SimilarityLogsumexpFunction`. Returns ``(cosines, stats)``.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return call_forward("paired_cosines_forward", *inputs)
+
+    setup_context = staticmethod(function_context)
+    backward = staticmethod(paired_cosines_derivative)

@@ -13,12 +13,16 @@ from torch import Tensor
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
 
+def _directions(sides: tuple[Tensor, Tensor], compute_dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """Of norm 1 or 0, in ``compute_dtype`` (default: the accumulation dtype); norms in the accumulation dtype."""
+    accumulation = accumulation_dtype(sides[0].dtype)
+    x, y = (F.normalize(side.to(accumulation), dim=-1).to(compute_dtype or accumulation) for side in sides)
+    return x, y
+
+
 def _cosines(rows: Tensor, cols: Tensor, compute_dtype: torch.dtype | None) -> Tensor:  # [M, N]
-    """Computed in ``compute_dtype`` (default: the accumulation dtype), norms in the accumulation dtype."""
-    accumulation = accumulation_dtype(rows.dtype)
-    dtype = compute_dtype or accumulation
-    x, y = (F.normalize(side.to(accumulation), dim=-1).to(dtype) for side in (rows, cols))
-    return (x @ y.T).to(accumulation)
+    x, y = _directions((rows, cols), compute_dtype)
+    return (x @ y.T).to(accumulation_dtype(rows.dtype))
 
 
 def _taking_part(
@@ -135,6 +139,18 @@ def similarity_softplus_reference(
         )
         z = scale * _cosines(rows, cols, compute_dtype) + bias  # [M, N]
         return _softplus(torch.where(same, -z, z)).masked_fill(~part, 0.0).sum(1)
+
+
+def paired_cosines_reference(
+    rows: Tensor,  # [M, D]
+    cols: Tensor,  # [M, D]
+    *,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:  # [M]
+    """Cosines of row i and column i (``MATH.md``)."""
+    with without_autocast(rows.device.type):
+        x, y = _directions((rows, cols), compute_dtype)
+        return (x * y).sum(-1).to(accumulation_dtype(rows.dtype))
 
 
 def contrastive_reference(

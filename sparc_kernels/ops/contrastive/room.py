@@ -1,4 +1,4 @@
-"""What everybody who goes through all ops knows of these two."""
+"""What everybody who goes through all ops knows of these three."""
 
 from typing import Any
 
@@ -52,6 +52,7 @@ ROOM = Room(
         Entry("functional.contrastive.sigmoid_loss", f"{_REFERENCE}.sigmoid_reference"),
         Entry("functional.similarity.similarity_logsumexp", f"{_REFERENCE}.similarity_logsumexp_reference"),
         Entry("functional.similarity.similarity_softplus", f"{_REFERENCE}.similarity_softplus_reference"),
+        Entry("functional.similarity.paired_cosines", f"{_REFERENCE}.paired_cosines_reference"),
     ),
     sample=_batch,
     sizes=({"batch": 150, "channels": 72},),
@@ -91,6 +92,24 @@ ROOM = Room(
                 "softplus_backward",
             ),
             derivative=autograd.softplus_derivative,
+        ),
+        Op(
+            "paired_cosines",
+            forward=Pass(
+                schema.PAIRED_FORWARD,
+                schema.fake_paired_forward,
+                schema.paired_forward_flops,
+                ((None,) * 3, (None,) * 2),
+                "paired_forward",
+            ),
+            backward=Pass(
+                schema.PAIRED_BACKWARD,
+                schema.fake_paired_backward,
+                schema.paired_backward_flops,
+                ((None,) * 7, (None,) * 2),
+                "paired_backward",
+            ),
+            derivative=autograd.paired_cosines_derivative,
         ),
     ),
 )

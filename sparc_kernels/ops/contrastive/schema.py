@@ -35,8 +35,14 @@ SOFTPLUS_BACKWARD = (
     "bool need_rows, bool need_cols, bool need_scale, bool need_bias, str float32_precision) "
     "-> (Tensor grad_rows, Tensor grad_cols, Tensor grad_scale, Tensor grad_bias)"
 )
+PAIRED_FORWARD = "(Tensor rows, Tensor cols, str float32_precision) -> (Tensor cosines, Tensor stats)"
+PAIRED_BACKWARD = (
+    "(Tensor grad_cosines, Tensor rows, Tensor cols, Tensor stats, bool need_rows, bool need_cols, "
+    "str float32_precision) -> (Tensor grad_rows, Tensor grad_cols)"
+)
 
 STATS = ("inverse_norm", "lse", "guide_inverse_norm", "guide_lse")  # of a row, and of a column
+PAIRED_STATS = ("row_inverse_norm", "col_inverse_norm", "cosine")  # of a pair
 
 
 def _fake_stats(rows: Tensor, cols: Tensor, keep_similarities: bool) -> Tensor:
@@ -116,6 +122,25 @@ def fake_softplus_backward(*args: object) -> tuple[Tensor, ...]:
     return _fake_grads(args[1:5], args[-5:-1])  # type: ignore[arg-type]
 
 
+def fake_paired_forward(rows: Tensor, cols: Tensor, float32_precision: str) -> tuple[Tensor, Tensor]:
+    """Shapes and dtypes of ``paired_cosines_forward``."""
+    m, dtype = rows.shape[0], accumulation_dtype(rows.dtype)
+    return rows.new_empty((m,), dtype=dtype), rows.new_empty((len(PAIRED_STATS), m), dtype=dtype)
+
+
+def fake_paired_backward(
+    grad_cosines: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    stats: Tensor,
+    need_rows: bool,
+    need_cols: bool,
+    float32_precision: str,
+) -> tuple[Tensor, ...]:
+    """Shapes and dtypes of ``paired_cosines_backward``."""
+    return _fake_grads((rows, cols), (need_rows, need_cols))
+
+
 def _product(rows: Tensor, cols: Tensor) -> int:
     """Flop of one product over rows and columns."""
     return 2 * rows.shape[0] * cols.shape[0] * rows.shape[1]
@@ -144,3 +169,21 @@ def logsumexp_backward_flops(*args: object) -> int:
 def softplus_backward_flops(*args: object) -> int:
     """As :func:`logsumexp_backward_flops`."""
     return _backward_flops(args[1:], args[-5:-1], args[-6])
+
+
+def paired_forward_flops(rows: Tensor, cols: Tensor, float32_precision: str) -> int:
+    """The products of row i and column i; not the norms."""
+    return 2 * rows.numel()
+
+
+def paired_backward_flops(
+    grad_cosines: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    stats: Tensor,
+    need_rows: bool,
+    need_cols: bool,
+    float32_precision: str,
+) -> int:
+    """Of each gradient, the other side's share."""
+    return 2 * rows.numel() * (int(need_rows) + int(need_cols))

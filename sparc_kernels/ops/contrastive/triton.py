@@ -1,4 +1,5 @@
-"""Launchers of the Triton kernels of ``contrastive``, behind ``sparc_kernels::similarity_*_triton``.
+"""Launchers of the Triton kernels of ``contrastive``, behind ``sparc_kernels::similarity_*_triton`` and, from
+``triton_paired``, ``sparc_kernels::paired_cosines_*_triton``.
 
 They take the arguments of ``schema.py`` in its order and, for tests and tuning, a ``config``. Their plans build outputs
 and launches and run nothing: compile-time tests use them on meta tensors. Nothing is read back from the device.
@@ -22,6 +23,12 @@ from sparc_kernels.ops.contrastive.schema import (
 )
 from sparc_kernels.ops.contrastive.triton_logsumexp import FIELDS, logsumexp_kernel, logsumexp_merge_kernel
 from sparc_kernels.ops.contrastive.triton_logsumexp_grad import logsumexp_gradient_kernel
+from sparc_kernels.ops.contrastive.triton_paired import (
+    paired_backward,
+    paired_backward_plan,
+    paired_forward,
+    paired_forward_plan,
+)
 from sparc_kernels.ops.contrastive.triton_plans import (
     VECTOR_BLOCK,
     Gradients,
@@ -38,6 +45,10 @@ __all__ = [
     "logsumexp_backward_plan",
     "logsumexp_forward",
     "logsumexp_forward_plan",
+    "paired_backward",
+    "paired_backward_plan",
+    "paired_forward",
+    "paired_forward_plan",
     "softplus_backward",
     "softplus_backward_plan",
     "softplus_forward",

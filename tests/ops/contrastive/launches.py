@@ -80,8 +80,14 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
             row_sum, *arguments, stats, ids_exclude, False, True, True, True, True, precision
         )
 
+    def paired() -> None:
+        arguments = (embeds[0], meta(m, d, dtype=dtype))
+        (cosines, stats), found["paired_forward"] = triton.paired_forward_plan(*arguments, precision)
+        _, found["paired_backward"] = triton.paired_backward_plan(cosines, *arguments, stats, True, True, precision)
+
     with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         if shape in SHAPES["paper"]:
+            paired()
             logsumexp("ids", (*ids, *none, *none, *none), (scale, scale))
             logsumexp("labels", (*ids, *none, *none, *none), (meta(m), meta(n)), ids_exclude=False)
             softplus("ids", (*ids, *none, *none, None))
