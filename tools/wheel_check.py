@@ -30,7 +30,7 @@ def gradients(room: Room, entry: Entry, dtype: torch.dtype, backend: str, compil
     function = entry.function
     if compiled:  # traced as a whole, by every release; what it generates is no matter of ours
         function = torch.compile(function, fullgraph=True, backend="aot_eager")
-    out = function(**arguments, backend=backend)
+    out = _samples.one_tensor(function(**arguments, backend=backend))
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
