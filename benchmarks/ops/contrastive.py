@@ -105,9 +105,7 @@ class Sigmoid(Global):
         return _global.chunked_sigmoid(x, compute_dtype)
 
     def public(self, x: GlobalInputs, backend: str) -> Tensor:
-        return sk.sigmoid_loss(
-            x.first, x.second, logit_scale=x.scale, logit_bias=x.bias, backend=backend
-        )
+        return sk.sigmoid_loss(x.first, x.second, logit_scale=x.scale, logit_bias=x.bias, backend=backend)
 
 
 CONTRASTIVE, SIGMOID = Contrastive("contrastive"), Sigmoid("sigmoid")
