@@ -7,7 +7,7 @@ call and ``torch.func`` can transform, and on the op itself, so that graphs of `
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -151,6 +151,15 @@ def _keep(ctx: Any, op_inputs: list[Any], output: tuple[Tensor, ...], backend: s
 def kept_tensors(ctx: Any) -> list[Any]:
     """The forward op's tensor arguments, and its statistics."""
     return [x if held is None else held for x, held in zip(ctx.saved_tensors, ctx.inference_tensors)]
+
+
+def asked_for(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """What a derivative returns: ``grads`` of the first inputs, None for one that is not needed, None for the rest."""
+    needed = ctx.needs_input_grad
+    return (
+        *(found if need else None for found, need in zip(grads, needed)),
+        *(None,) * (len(needed) - len(grads)),
+    )
 
 
 def apply(function: type[Function], name: str, *inputs: Any) -> Any:

@@ -7,20 +7,18 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from sparc_kernels.ops._registration import call_backward, call_forward, function_context, kept_tensors, kernel
+from sparc_kernels.ops._registration import (
+    asked_for,
+    call_backward,
+    call_forward,
+    function_context,
+    kept_tensors,
+    kernel,
+)
 
 
 def _contiguous(grad: Tensor | None) -> Tensor | None:
     return None if grad is None else grad.contiguous()
-
-
-def _asked_for(ctx: Any, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs that have one, which come first, and None for the others."""
-    needed = ctx.needs_input_grad
-    return (
-        *(found if need else None for found, need in zip(grads, needed[: len(grads)], strict=True)),
-        *(None,) * (len(needed) - len(grads)),
-    )
 
 
 def logsumexp_derivative(
@@ -40,7 +38,7 @@ def logsumexp_derivative(
         *ctx.needs_input_grad[:4],
         ctx.float32_precision,
     )
-    return _asked_for(ctx, found)
+    return asked_for(ctx, found)
 
 
 def softplus_derivative(ctx: Any, grad_row_sum: Tensor | None, grad_stats: None) -> tuple[Tensor | None, ...]:
@@ -55,7 +53,7 @@ def softplus_derivative(ctx: Any, grad_row_sum: Tensor | None, grad_stats: None)
         *ctx.needs_input_grad[:4],
         ctx.float32_precision,
     )
-    return _asked_for(ctx, found)
+    return asked_for(ctx, found)
 
 
 def paired_cosines_derivative(ctx: Any, grad_cosines: Tensor | None, grad_stats: None) -> tuple[Tensor | None, ...]:
@@ -69,7 +67,7 @@ def paired_cosines_derivative(ctx: Any, grad_cosines: Tensor | None, grad_stats:
         *ctx.needs_input_grad[:2],
         ctx.float32_precision,
     )
-    return _asked_for(ctx, found)
+    return asked_for(ctx, found)
 
 
 class SimilarityLogsumexpFunction(Function):

@@ -8,7 +8,14 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from sparc_kernels.ops._registration import call_backward, call_forward, function_context, kept_tensors, kernel
+from sparc_kernels.ops._registration import (
+    asked_for,
+    call_backward,
+    call_forward,
+    function_context,
+    kept_tensors,
+    kernel,
+)
 
 
 def _derivative_of(op: str) -> Callable[..., tuple[Tensor | None, ...]]:
@@ -16,13 +23,9 @@ def _derivative_of(op: str) -> Callable[..., tuple[Tensor | None, ...]]:
         """Gradients of the forward op's inputs; nothing is computed for one that nobody asked for."""
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        needed = ctx.needs_input_grad[:2]
         backward_op = kernel(f"{op}_backward", ctx.backend)
-        grads = call_backward(backward_op, grad, *kept_tensors(ctx), *needed, ctx.float32_precision)
-        return (
-            *(found if need else None for found, need in zip(grads, needed)),
-            *(None,) * (len(ctx.needs_input_grad) - 2),
-        )
+        needed = ctx.needs_input_grad[:2]
+        return asked_for(ctx, call_backward(backward_op, grad, *kept_tensors(ctx), *needed, ctx.float32_precision))
 
     return backward
 

@@ -16,15 +16,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparc_kernels as sk
 from sparc_kernels import _dispatch
 from tests.conftest import BACKENDS, FUSED, device_of
+from tests.modes import CLOSE, GradientsWritten, graphs
 from tests.ops.alignment import cases
 
 CASE = cases.Case("modes", B=3, P=7, L=4, D=8, lengths=(4, 2, 3), patches=(7, 5, 6), scale=3.0)
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
 
 
 def draw(backend: str, case: cases.Case = CASE, dtype: torch.dtype = torch.float32) -> cases.Inputs:
@@ -44,14 +43,8 @@ def sparc(inputs: cases.Inputs, backend: str, **options: Any) -> Any:
 
 
 def graphs_after_the_first(function: Callable[..., Tensor], calls: list[tuple[Any, ...]], dynamic: bool | None) -> int:
-    """How many graphs all calls but the first add; each has to give what the function gives."""
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=dynamic)
-    counts = []
-    for arguments in calls:
-        torch.testing.assert_close(compiled(*arguments), function(*arguments), **CLOSE)
-        counts.append(counter.frame_count)
+    """How many graphs all calls but the first add."""
+    counts = graphs(function, calls, dynamic)
     return counts[-1] - counts[0]
 
 
@@ -103,21 +96,13 @@ def test_frozen_sides(frozen: str, backend: str) -> None:
 def test_nothing_is_allocated_for_a_frozen_side(side: int, backend: str) -> None:
     """The backward op returns nothing for it, and the scale alone needs no backward op."""
     inputs = draw(backend)
-    called: list[tuple[bool, bool]] = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            if "fine_grained_backward" in str(func):
-                called.append((result[0].numel() > 0, result[1].numel() > 0))
-            return result
-
+    written = GradientsWritten("fine_grained_backward")
     embeds = (inputs.patch_embeds, inputs.token_embeds)
     for frozen in ((1 - side,), (0, 1)):
         patches, tokens = (x.detach().requires_grad_(i not in frozen) for i, x in enumerate(embeds))
-        with Watch():
+        with written:
             sparc(cases.replace(inputs, patch_embeds=patches, token_embeds=tokens), backend).backward()
-    assert called == [(side == 0, side == 1)]
+    assert written.calls == [(side == 0, side == 1)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparc_kernels as sk
 from sparc_kernels import Above, Ids, Labels, Pairs, Teacher
 from tests.conftest import device_of
+from tests.modes import CLOSE, GradientsWritten, graphs
 from tests.ops.contrastive.test_similarity import BACKENDS, FUSED
 
 B, D, K, Q = 6, 8, 5, 3
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
 Loss = Callable[..., Tensor]
 
 
@@ -98,18 +97,6 @@ def gradients(loss: Loss, x: Batch, backend: str) -> tuple[Tensor, ...]:
 # torch.compile
 
 
-def graphs(function: Callable[..., Tensor], calls: list[tuple[Any, ...]], dynamic: bool | None) -> list[int]:
-    """How many graphs there are after each call; each has to give what the function gives."""
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=dynamic)
-    counts = []
-    for arguments in calls:
-        torch.testing.assert_close(compiled(*arguments), function(*arguments), **CLOSE)
-        counts.append(counter.frame_count)
-    return counts
-
-
 @pytest.mark.parametrize("backend", FUSED or BACKENDS)
 @losses
 def test_one_graph_for_all_sizes(loss: Loss, backend: str) -> None:
@@ -176,21 +163,12 @@ def test_frozen_sides(frozen: tuple[int, ...], loss: Loss, backend: str) -> None
 @pytest.mark.parametrize("side", [0, 1])
 def test_nothing_is_allocated_for_a_frozen_side(side: int, backend: str) -> None:
     x = Batch(backend)
-    called: list[tuple[bool, bool]] = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            if "logsumexp_backward" in str(func):
-                called.append((result[0].numel() > 0, result[1].numel() > 0))
-            return result
-
     embeds = [leaf.detach().requires_grad_(i == side) for i, leaf in enumerate(x.leaves[:2])]
-    with Watch():
+    with GradientsWritten("logsumexp_backward") as written:
         plain(x, embeds[0], embeds[1], x.scale, backend).backward()
         sk.contrastive_loss(x.images, x.texts, extra_texts=x.queue, backend=backend).backward()
-    assert called[0] == (side == 0, side == 1)
-    assert sorted(called[1:]) == [(True, False), (True, True)]  # the queue has no gradient
+    assert written.calls[0] == (side == 0, side == 1)
+    assert sorted(written.calls[1:]) == [(True, False), (True, True)]  # the queue has no gradient
 
 
 @backends
