@@ -7,20 +7,17 @@
 #include <cstring>
 #include <tuple>
 
-#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "contrastive/arguments.h"
 
 namespace sparc {
 namespace {
 
-// Memory for a call, written before it is read.
+// Memory for a call, written before it is read. Neither it nor the kept cosines ask for huge pages: fresh ones in
+// every call cost more than they saved where the host takes free ones back (docs/performance_log.md).
 struct CallBlock {
   std::unique_ptr<void, FreeDeleter> block;
-  CallBlock(SimilarityCall& call, size_t bytes) : block(aligned_block(bytes)) {
-    prefer_huge_pages(block.get(), bytes);
-    call.memory = block.get();
-  }
+  CallBlock(SimilarityCall& call, size_t bytes) : block(aligned_block(bytes)) { call.memory = block.get(); }
 };
 
 void run_step(const CheckedCall& call, SimilarityStep step, int64_t items) {
@@ -33,7 +30,6 @@ Tensor new_stats(CheckedCall& call, bool keep) {
   Tensor stats = call.vector(true, call.stats_size(keep));
   if (stats.numel() == 0) return stats;
   char* data = static_cast<char*>(stats.mutable_data_ptr());
-  prefer_huge_pages(data, stats.numel() * stats.element_size());
   std::memset(data, 0, call.stats_size(false) * stats.element_size());
   call.set_stats(data, keep);
   return stats;
