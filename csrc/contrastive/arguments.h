@@ -66,10 +66,11 @@ inline void check_kernel_dtype(const Tensor& embeds, const char* name) {
 
 // A gradient of the shape and dtype of its input, or [0] where it is not needed.
 struct Gradient {
+  bool needed;
   Tensor tensor;
   void* data = nullptr;
 
-  Gradient(const Tensor& input, bool needed) : tensor(make(input, needed)) {
+  Gradient(const Tensor& input, bool asked) : needed(asked), tensor(make(input, asked)) {
     if (!needed) return;
     data = tensor.mutable_data_ptr();
     prefer_huge_pages(data, tensor.numel() * tensor.element_size());

@@ -13,8 +13,8 @@
 namespace sparc {
 namespace {
 
-// Memory for a call, written before it is read. Neither it nor the kept cosines ask for huge pages: fresh ones in
-// every call cost more than they saved where the host takes free ones back (docs/performance_log.md).
+// Memory for a call, written before it is read. Neither it nor the kept cosines ask for huge pages: fresh
+// ones in every call cost more than they saved where the host takes free ones back (docs/performance_log.md).
 struct CallBlock {
   std::unique_ptr<void, FreeDeleter> block;
   CallBlock(SimilarityCall& call, size_t bytes) : block(aligned_block(bytes)) { call.memory = block.get(); }
@@ -89,6 +89,16 @@ void use_stats(CheckedCall& call, const Tensor& stats, bool kept) {
   call.set_stats(const_cast<void*>(stats.const_data_ptr()), kept);
 }
 
+void want_embeds(SimilaritySide& side, const Gradient& gradient) {
+  side.need_embeds = gradient.needed;
+  side.grad_embeds = gradient.data;
+}
+
+void want_scale(SimilaritySide& side, const Gradient& gradient) {
+  side.need_scale = gradient.needed;
+  side.grad_scale = gradient.data;
+}
+
 void set_soft(CheckedCall& call, const Maybe& guide_scale, const Maybe& guide_rows) {
   if (!guide_scale) return;
   STD_TORCH_CHECK(guide_rows, "guide_scale: expected guide_rows with it, got None");
@@ -151,14 +161,10 @@ Gradients logsumexp_backward(const Maybe& grad_row_lse, const Maybe& grad_col_ls
   use_stats(call, stats, keep_similarities);
   const Gradient of_rows(rows, need_rows), of_cols(cols, need_cols);
   const Gradient of_row_scale(row_scale, need_row_scale), of_col_scale(col_scale, need_col_scale);
-  call.rows.need_embeds = need_rows;
-  call.cols.need_embeds = need_cols;
-  call.rows.need_scale = need_row_scale;
-  call.cols.need_scale = need_col_scale;
-  call.rows.grad_embeds = of_rows.data;
-  call.cols.grad_embeds = of_cols.data;
-  call.rows.grad_scale = of_row_scale.data;
-  call.cols.grad_scale = of_col_scale.data;
+  want_embeds(call.rows, of_rows);
+  want_embeds(call.cols, of_cols);
+  want_scale(call.rows, of_row_scale);
+  want_scale(call.cols, of_col_scale);
   run_backward(call);
   return {of_rows.tensor, of_cols.tensor, of_row_scale.tensor, of_col_scale.tensor};
 }
@@ -203,12 +209,9 @@ Gradients softplus_backward(const Tensor& grad_row_sum, const Tensor& rows, cons
   use_stats(call, stats, keep_similarities);
   const Gradient of_rows(rows, need_rows), of_cols(cols, need_cols);
   const Gradient of_scale(scale, need_scale), of_bias(bias, need_bias);
-  call.rows.need_embeds = need_rows;
-  call.cols.need_embeds = need_cols;
-  call.rows.need_scale = need_scale;
-  call.rows.grad_embeds = of_rows.data;
-  call.cols.grad_embeds = of_cols.data;
-  call.rows.grad_scale = of_scale.data;
+  want_embeds(call.rows, of_rows);
+  want_embeds(call.cols, of_cols);
+  want_scale(call.rows, of_scale);
   call.grad_bias = of_bias.data;
   run_backward(call);
   return {of_rows.tensor, of_cols.tensor, of_scale.tensor, of_bias.tensor};
@@ -219,36 +222,33 @@ Gradients softplus_backward(const Tensor& grad_row_sum, const Tensor& rows, cons
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparc_kernels, m) {
   m.def(
-      "similarity_logsumexp_forward(Tensor rows, Tensor cols, Tensor row_scale, Tensor col_scale, Tensor? "
-      "row_ids, "
-      "Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, Tensor? "
-      "guide_cols, "
-      "Tensor? guide_scale, Tensor? guide_threshold, bool by_rows, bool by_cols, bool ids_exclude, "
-      "bool keep_similarities, str float32_precision) -> (Tensor row_lse, Tensor stats, Tensor col_lse, "
-      "Tensor row_target, Tensor col_target, Tensor row_soft, Tensor col_soft)");
+      "similarity_logsumexp_forward(Tensor rows, Tensor cols, Tensor row_scale, Tensor col_scale, "
+      "Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, "
+      "Tensor? guide_rows, Tensor? guide_cols, Tensor? guide_scale, Tensor? guide_threshold, "
+      "bool by_rows, bool by_cols, bool ids_exclude, bool keep_similarities, str float32_precision) "
+      "-> (Tensor row_lse, Tensor stats, Tensor col_lse, Tensor row_target, Tensor col_target, "
+      "Tensor row_soft, Tensor col_soft)");
   m.def(
-      "similarity_logsumexp_backward(Tensor? grad_row_lse, Tensor? grad_col_lse, Tensor? grad_row_target, "
-      "Tensor? grad_col_target, Tensor? grad_row_soft, Tensor? grad_col_soft, Tensor rows, Tensor cols, "
-      "Tensor row_scale, Tensor col_scale, Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, "
-      "Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, Tensor? guide_scale, "
-      "Tensor? guide_threshold, Tensor stats, bool ids_exclude, bool keep_similarities, bool need_rows, "
-      "bool need_cols, bool need_row_scale, bool need_col_scale, str float32_precision) -> (Tensor "
-      "grad_rows, "
-      "Tensor grad_cols, Tensor grad_row_scale, Tensor grad_col_scale)");
+      "similarity_logsumexp_backward(Tensor? grad_row_lse, Tensor? grad_col_lse, "
+      "Tensor? grad_row_target, Tensor? grad_col_target, Tensor? grad_row_soft, Tensor? grad_col_soft, "
+      "Tensor rows, Tensor cols, Tensor row_scale, Tensor col_scale, Tensor? row_ids, Tensor? col_ids, "
+      "Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, "
+      "Tensor? guide_scale, Tensor? guide_threshold, Tensor stats, bool ids_exclude, "
+      "bool keep_similarities, bool need_rows, bool need_cols, bool need_row_scale, "
+      "bool need_col_scale, str float32_precision) -> (Tensor grad_rows, Tensor grad_cols, "
+      "Tensor grad_row_scale, Tensor grad_col_scale)");
   m.def(
-      "similarity_softplus_forward(Tensor rows, Tensor cols, Tensor scale, Tensor bias, Tensor? row_ids, "
-      "Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? guide_rows, Tensor? "
-      "guide_cols, "
-      "Tensor? guide_threshold, bool ids_exclude, bool keep_similarities, str float32_precision) -> "
-      "(Tensor row_sum, Tensor stats)");
+      "similarity_softplus_forward(Tensor rows, Tensor cols, Tensor scale, Tensor bias, "
+      "Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, "
+      "Tensor? guide_rows, Tensor? guide_cols, Tensor? guide_threshold, bool ids_exclude, "
+      "bool keep_similarities, str float32_precision) -> (Tensor row_sum, Tensor stats)");
   m.def(
-      "similarity_softplus_backward(Tensor grad_row_sum, Tensor rows, Tensor cols, Tensor scale, Tensor "
-      "bias, "
-      "Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, Tensor? excluded_indices, Tensor? "
-      "guide_rows, "
-      "Tensor? guide_cols, Tensor? guide_threshold, Tensor stats, bool ids_exclude, bool keep_similarities, "
-      "bool need_rows, bool need_cols, bool need_scale, bool need_bias, str float32_precision) -> "
-      "(Tensor grad_rows, Tensor grad_cols, Tensor grad_scale, Tensor grad_bias)");
+      "similarity_softplus_backward(Tensor grad_row_sum, Tensor rows, Tensor cols, Tensor scale, "
+      "Tensor bias, Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, "
+      "Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, Tensor? guide_threshold, "
+      "Tensor stats, bool ids_exclude, bool keep_similarities, bool need_rows, bool need_cols, "
+      "bool need_scale, bool need_bias, str float32_precision) -> (Tensor grad_rows, Tensor grad_cols, "
+      "Tensor grad_scale, Tensor grad_bias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparc_kernels, CPU, m) {

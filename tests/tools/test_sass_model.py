@@ -23,7 +23,8 @@ from tools.sass_model.block import Block
 from tools.sass_model.chips import CHIPS, chip_of
 from tools.sass_model.launches import Launch, Shape
 from tools.sass_model.memory import Costs, Global
-from tools.sass_model.semantics import State, action
+from tools.sass_model.operands import State
+from tools.sass_model.semantics import action
 
 THREADS = 256
 

@@ -15,7 +15,8 @@ import numpy as np
 from tools.sass_model.disassembly import LENGTH, TRUE, Instruction
 from tools.sass_model.loops import Loop, loops
 from tools.sass_model.memory import LANES, Global, Lanes
-from tools.sass_model.semantics import CONTROL, Action, State, action
+from tools.sass_model.operands import Action, State
+from tools.sass_model.semantics import CONTROL, action
 
 THREADS = 256
 LIMIT = 20_000_000  # steps; a kernel that goes on longer has been misunderstood

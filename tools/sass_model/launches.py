@@ -21,7 +21,7 @@ from tools.sass_model.block import Block, Trace
 from tools.sass_model.chips import Chip
 from tools.sass_model.disassembly import BANK, kernel
 from tools.sass_model.memory import Global, Lanes
-from tools.sass_model.semantics import LOCAL
+from tools.sass_model.operands import LOCAL
 
 # Where the parameters begin in constant bank 0, and where the grid's size is found there.
 PARAMETERS = {"sm_80": 0x160, "sm_90": 0x210, "sm_100": 0x380, "sm_120": 0x380}
