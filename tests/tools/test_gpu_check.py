@@ -129,7 +129,10 @@ def test_counters_are_read_and_put_beside_the_prediction(tmp_path: Path, monkeyp
     }
     (tmp_path / "counters.csv").write_text(COUNTERS.format(**texts))
     monkeypatch.setattr(counters, "predicted", lambda *_: {"issue_slots_per_scheduler": 0.5, "shared_wavefronts": 2.0})
-    said = counters.compare(tmp_path / "counters.csv", tmp_path / "counters.json")
+    kept = counters.keep(tmp_path / "counters.csv", tmp_path / "counters.json")
+    assert "issues in" in kept
+    assert "counted over predicted" not in kept
+    said = counters.compare(tmp_path / "counters.json")
     (record,) = json.loads((tmp_path / "counters.json").read_text())
     assert (record["op"], record["backward"], record["architecture"]) == ("fine_grained", True, "sm_90")
     assert record["counted"]["issue_slots_per_scheduler"] == 0.25, "of four schedulers and 1024 pairs"

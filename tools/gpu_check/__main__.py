@@ -1,9 +1,9 @@
 """Everything that needs a GPU, in one command: ``make gpu-check OUT=folder`` or ``python -m tools.gpu_check``.
 
 For a machine with its own Python and PyTorch and no network. The native library comes from ``--wheel`` or is built in
-place with nvcc for the GPU at hand. Then the tests, compute-sanitizer, Nsight Compute's counters beside what
-tools/sass_model predicts, and the benchmark suites in order of importance. A step that fails or runs out of time is
-recorded and the next one goes on; what was measured is on disk after each row.
+place with nvcc for the GPU at hand. Then the tests, compute-sanitizer, Nsight Compute's counters (beside which
+``tools/gpu_check/counters.py`` puts predictions), and the benchmark suites in order of importance. A step that fails or
+runs out of time is recorded and the next one goes on; what was measured is on disk after each row.
 
 The folder then holds ``summary.json``, ``table.txt``, ``results.json`` (rows of all suites), ``counters.json``,
 ``steps.log`` and the JUnit files of the tests. ``--dry`` rehearses every step on the CPU on the smallest shapes.

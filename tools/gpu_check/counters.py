@@ -1,9 +1,14 @@
-"""Nsight Compute's counters of the pair path beside what tools/sass_model predicts: a run on a GPU calibrates it."""
+"""Nsight Compute's counters of the pair path beside what tools/sass_model predicts: a run on a GPU calibrates it.
+
+The counts are kept where the GPU is. ``python -m tools.gpu_check.counters counters.json`` adds the predictions, which
+take a minute of a CPU, and prints both.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,7 @@ METRICS = {
 }
 WHOLE = ("issue_active_percent", "cycles_active")
 OPTIONS = (
-    *("--csv", "--page", "raw", "--print-units", "base", "--print-kernel-base", "mangled"),
+    *("--csv", "--page", "raw", "--print-units", "base", "--print-kernel-base", "mangled", "--clock-control", "none"),
     *("--kernel-name-base", "mangled", "--kernel-name", "regex:11pair_kernel", "--metrics", ",".join(METRICS.values())),
 )
 
@@ -78,13 +83,24 @@ def numbers(prediction: Prediction) -> dict[str, float]:
     }
 
 
-def compare(table: Path, out: Path) -> str:
-    """Writes ``counters.json`` and says how far the counts are from the prediction."""
+def keep(table: Path, out: Path) -> str:
+    """Writes ``counters.json`` and says what was counted."""
     records = counted(table.read_text(errors="replace"))
+    _write(records, out)
+    return "; ".join(lines(records))
+
+
+def compare(path: Path) -> str:
+    """Adds the predictions to ``counters.json`` and says how far the counts are from them."""
+    records = json.loads(path.read_text())
     for record in records:
         record["predicted"] = predicted(record["op"], record["backward"], record["architecture"])
+    _write(records, path)
+    return "\n".join(lines(records))
+
+
+def _write(records: list[dict[str, Any]], out: Path) -> None:
     out.write_text(json.dumps(records, indent=1) + "\n")
-    return "; ".join(lines(records))
 
 
 def lines(records: list[dict[str, Any]]) -> list[str]:
@@ -92,7 +108,9 @@ def lines(records: list[dict[str, Any]]) -> list[str]:
     for record in records:
         text = f"{record['op']} {'backward' if record['backward'] else 'forward'}:"
         text += f" issues in {record['counted']['issue_active_percent']:.0f}% of cycles"
-        if isinstance(record["predicted"], str):
+        if "predicted" not in record:
+            text += "".join(f", {name} {value:.4g}" for name, value in record["counted"].items() if name not in WHOLE)
+        elif isinstance(record["predicted"], str):
             text += f" (not predicted: {record['predicted'][:60]})"
         else:
             ratios = {
@@ -103,3 +121,7 @@ def lines(records: list[dict[str, Any]]) -> list[str]:
             text += ", counted over predicted: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
         found.append(text)
     return found
+
+
+if __name__ == "__main__":
+    print(compare(Path(sys.argv[1])))

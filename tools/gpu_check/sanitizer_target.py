@@ -1,12 +1,13 @@
 """Every kernel once on small shapes, forward and backward: what ``compute-sanitizer`` watches.
 
 Functions as people call them, then each registered op, at its largest sizes, with everything that is optional.
-``python -m tools.gpu_check.sanitizer_target`` prints a line per backend, function or op, dtype and sizes; with no GPU
-it takes the CPU backend, as a rehearsal.
+``python -m tools.gpu_check.sanitizer_target [--backends cuda]`` prints a line per backend, function or op, dtype and
+sizes; with no GPU it takes the CPU backend, as a rehearsal.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from functools import partial
 
@@ -46,12 +47,16 @@ def call_op(
             raise AssertionError(f"a gradient has NaN: {op.name}, {backend}, {dtype}, {sizes}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     device = pick_device("auto")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    every = ("cuda", "triton") if device.type == "cuda" else ("cpu",)
+    parser.add_argument("--backends", nargs="+", choices=every, default=every)
+    backends = parser.parse_args(arguments).backends
     served = 0
     calls = []
     for room in rooms():
-        for backend in ("cuda", "triton") if device.type == "cuda" else ("cpu",):
+        for backend in backends:
             for dtype in room.dtypes.get(backend, ()):
                 where = (backend, device, dtype)
                 shapes = ({}, *room.sizes)

@@ -29,7 +29,8 @@ multiprocessor, by resource:
 
 Left out: waits for results and at barriers, which two warps to a scheduler (one block of eight, by the launch plan)
 hide badly; the instruction cache; instructions that collide in a pipe; reads beyond the first that miss L2; clocks that
-fall under load. What a GPU gives is less. `gpu-check` puts Nsight Compute's counters beside these figures.
+fall under load. What a GPU gives is less. `gpu-check` keeps Nsight Compute's counters, and
+`python -m tools.gpu_check.counters counters.json` puts these figures beside them.
 """
 
 

@@ -137,7 +137,10 @@ def test_float32_precision_of_cuda(precision: str) -> None:
             exact = cases.draw(case, torch.float32)
             truth, eager = cases.reference(exact), cases.reference(exact.to(torch.float32))
             found = run(exact.to(torch.float32, "cuda"), "cuda")
+            # of tf32, 8 channels at a time, into each sum over channels
+            instructions = 3 * exact.token_embeds.shape[2] // 8 if precision == "high" else 0
             for (name, expected), (_, low), (_, result) in zip(truth.named(), eager.named(), found.named()):
-                tolerance.assert_close(name, result, expected, low, torch.float32, cases.least_of(name, exact))
+                least = cases.least_of(name, exact)
+                tolerance.assert_close(name, result, expected, low, torch.float32, least, instructions)
     finally:
         torch.set_float32_matmul_precision(before)

@@ -93,3 +93,13 @@ def test_bias_counts() -> None:
     drift = torch.full_like(truth, 1.5e-3)
     tolerance.assert_close("noise", truth - noise, truth, truth + noise, torch.float64)
     _fails("drift: bias", truth + drift, truth, truth + noise, torch.float64)
+
+
+def test_matrix_units_may_cut_off_last_bits() -> None:
+    """By half of eps an instruction, and no more: a tf32 product alone is beyond it."""
+    truth = torch.rand(512, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+    eager, instructions = truth.float(), 192
+    tolerance.assert_close("cut", truth * (1 - instructions * 2.0**-24), truth, eager, torch.float32, 0.0, instructions)
+    for factor in (1 - 192 * 2.0**-23, 1 - 2.0**-11, 0.0, -1.0):
+        with pytest.raises(AssertionError, match="cut"):
+            tolerance.assert_close("cut", truth * factor, truth, eager, torch.float32, 0.0, instructions)
