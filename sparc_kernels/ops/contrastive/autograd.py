@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sparc_kernels.ops._registration import (
+    apply,
     asked_for,
     call_backward,
     call_forward,
@@ -63,18 +64,14 @@ def softplus_total_derivative(ctx: Any, grad_total: Tensor | None, *of_kept: Non
     needed = ctx.needs_input_grad
     if grad_total is None:
         return (None,) * len(needed)
-    *inputs, stats, kept_rows, kept_cols, kept_scale, kept_bias = kept_tensors(ctx)
-    row_weights = inputs.pop(4)
+    tensors = kept_tensors(ctx)
+    rows, cols, scale, bias, row_weights, *scope = tensors[:-SOFTPLUS_TOTAL_KEPT]
+    stats, *kept = tensors[-SOFTPLUS_TOTAL_KEPT:]
+    inputs = (rows, cols, scale, bias, *scope)
     ids_exclude, *was_kept = ctx.flags
     if all(there or not need for there, need in zip(was_kept, needed)):
-        kept = (kept_rows, kept_cols, kept_scale, kept_bias)
-        found = call_backward(
-            kernel("similarity_softplus_total_backward", ctx.backend),
-            grad_total,
-            inputs[0],
-            *(x if need else x.new_empty(0) for x, need in zip(kept, needed)),
-            ctx.float32_precision,
-        )
+        backward = kernel("similarity_softplus_total_backward", ctx.backend)
+        found = call_backward(backward, grad_total, rows, *kept, ctx.float32_precision)
     else:
         found = call_backward(
             kernel("similarity_softplus_backward", ctx.backend),
@@ -88,7 +85,8 @@ def softplus_total_derivative(ctx: Any, grad_total: Tensor | None, *of_kept: Non
         )
     if not needed[4]:
         return asked_for(ctx, found)
-    row_sum = kernel("similarity_softplus_forward", ctx.backend)(*inputs, ids_exclude, False, ctx.float32_precision)[0]
+    forward = "similarity_softplus_forward"
+    row_sum, _ = apply(SimilaritySoftplusFunction, forward, *inputs, ids_exclude, False, ctx.backend)
     return asked_for(ctx, (*found, grad_total * row_sum))
 
 
