@@ -125,9 +125,10 @@ def test_a_wrong_hint_costs_time_only(backend: str) -> None:
     # twice: two products (similarities, G^T X), three (similarities and both), one for the weights
     assert counter.get_total_flops() == 2 * 6 * 2 * M * N * D
     leaves = [v.clone().requires_grad_() for v in values]
+    all_rows, cols, scale, bias, weights = leaves
     totals = [
-        (weights * streamed_softplus(rows, *leaves[1:4], Scope(), True, "eager")).sum()
-        for rows, weights in zip(leaves[0], leaves[4])
+        (some * streamed_softplus(rows, cols, scale, bias, Scope(), True, "eager")).sum()
+        for rows, some in zip(all_rows, weights)
     ]
     for one, other in zip(found, torch.autograd.grad(torch.stack(totals).square().sum(), leaves)):
         torch.testing.assert_close(one, other, **CLOSE)
