@@ -25,7 +25,7 @@ from sparc_kernels.functional._candidates import (
     exclusions,
 )
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable
-from sparc_kernels.functional._objectives import Call, Losses, Targets, sigmoid_losses, softmax_losses
+from sparc_kernels.functional._objectives import Call, Losses, Targets, sigmoid_losses, sigmoid_total, softmax_losses
 from sparc_kernels.ops.contrastive.reference import contrastive_reference, sigmoid_reference
 
 DIRECTIONS = ("both", "image_to_text", "text_to_image")
@@ -173,6 +173,8 @@ def sigmoid_loss(
         return sigmoid_reference(recordable(images), recordable(texts), scale, bias)
     labels = targets if isinstance(targets, Labels) else None
     call = Call(images, texts, scale, checked_scope(images, texts, exclude, labels, None), backend)
+    if reduction != "none":
+        return sigmoid_total(call, bias, targets, weights, reduction == "mean")
     return _reduced([sigmoid_losses(call, bias, targets)], weights, reduction)
 
 

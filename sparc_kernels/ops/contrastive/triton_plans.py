@@ -204,9 +204,10 @@ def merge_sums(partials: Tensor, sums: Tensor) -> Launch:
     return Launch.of(merge_sums_kernel, cdiv(n, 256), known, {}, 4, 2)
 
 
-def total(vector: Tensor, number: Tensor) -> Launch:
-    """number [] = the sum of a vector, in a fixed order."""
-    known = {"p_vector": vector, "p_total": number, "N": vector.shape[0], "BLOCK": VECTOR_BLOCK}
+def total(vector: Tensor, number: Tensor, weights: Tensor | None = None) -> Launch:
+    """number [] = the (weighted) sum of a vector, in a fixed order."""
+    known: dict[str, Any] = {"p_vector": vector, "p_weights": weights, "p_total": number}
+    known |= {"N": vector.shape[0], "BLOCK": VECTOR_BLOCK}
     return Launch.of(total_kernel, 1, known, {}, 4, 2)
 
 

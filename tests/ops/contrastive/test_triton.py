@@ -58,7 +58,12 @@ def test_small_tiles_are_small() -> None:
     "case, op, keep",
     [
         *(pytest.param(case, "logsumexp", False, id=f"{case}-logsumexp") for case in CASES),
-        *(pytest.param(case, "softplus", False, id=f"{case}-softplus") for case in CASES if case.name in OF_SOFTPLUS),
+        *(
+            pytest.param(case, op, False, id=f"{case}-{op}")
+            for op in ("softplus", "softplus_total")
+            for case in CASES
+            if case.name in OF_SOFTPLUS
+        ),
         *(pytest.param(CASES[0], op, True, id=f"kept-{op}") for op in ("logsumexp", "softplus")),
     ],
 )
@@ -70,6 +75,7 @@ def test_between_tiles(case: Case, op: str, keep: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_between_tiles(dtype: torch.dtype) -> None:
     check(CASES[1], "triton", dtype, False, "logsumexp")
+    check(CASES[0], "triton", dtype, False, "softplus_total")
 
 
 def backward_arguments(x: Inputs, stats: Tensor, upstream: list[Tensor]) -> tuple[Any, ...]:
