@@ -31,6 +31,10 @@ class TileConfig:
     # Supertiles grow until there are no more programs: 24 for each of 132 multiprocessors, whose last round then costs
     # 4 % at most.
     most_programs: int = 24 * 132
+    # Whether the products of rows and columns are a library's, float32 and so many bytes at a time, and the kernels read
+    # them instead of computing their own.
+    library: bool = False
+    library_bytes: int = 128 * 2**20
 
     def cut(self, n_rows: int, n_cols: int, n_channels: int) -> TileConfig:
         """For a small problem: no tile much larger than the matrix."""
@@ -66,6 +70,10 @@ class TileConfig:
         """Rows of G at a time: whole tiles, one at least."""
         tiles = max(1, self.workspace_bytes // max(1, row_bytes) // self.block_m)
         return min(max(n_rows, 1), tiles * self.block_m)
+
+    def library_chunk(self, n_rows: int, row_bytes: int, step: int) -> int:
+        """Rows of the library's products at a time: whole supertiles of ``step`` rows, one at least."""
+        return min(max(n_rows, 1), max(1, self.library_bytes // max(1, row_bytes) // step) * step)
 
 
 def _power_of_two(n: int) -> int:
