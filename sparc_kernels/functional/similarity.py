@@ -35,8 +35,8 @@ from sparc_kernels.ops.contrastive.reference import (
     similarity_softplus_reference,
 )
 
-# On the CPU the matrix is kept for the backward pass up to this size, which spares a product; a constant, so memory
-# stays linear in the batch.
+# On the CPU, and in float32 on a GPU, the matrix is kept for the backward pass up to this size, which spares a product;
+# a constant, so memory stays linear in the batch.
 KEEP_BYTES = 128 * 2**20
 
 
@@ -257,7 +257,9 @@ def _embeddings(rows: Tensor, cols: Tensor) -> tuple[Tensor, ...]:
 
 
 def _keeps(backend: str, rows: Tensor, *others: Tensor) -> bool:
-    if backend != "cpu" or torch.compiler.is_exporting() or not torch.is_grad_enabled():
+    # on a GPU the product that this spares costs most where matrix units have no float32
+    serves = backend == "cpu" or (backend == "triton" and rows.dtype == torch.float32)
+    if not serves or torch.compiler.is_exporting() or not torch.is_grad_enabled():
         return False
     if not any(x.requires_grad for x in (rows, *others)):
         return False

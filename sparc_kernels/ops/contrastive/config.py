@@ -31,6 +31,10 @@ class TileConfig:
     # Supertiles grow until there are no more programs: 24 for each of 132 multiprocessors, whose last round then costs
     # 4 % at most.
     most_programs: int = 24 * 132
+    # Whether the products of rows and columns are a library's, float32 and so many bytes at a time, and the kernels read
+    # them instead of computing their own.
+    library: bool = False
+    library_bytes: int = 128 * 2**20
 
     def cut(self, n_rows: int, n_cols: int, n_channels: int) -> TileConfig:
         """For a small problem: no tile much larger than the matrix."""
@@ -67,9 +71,18 @@ class TileConfig:
         tiles = max(1, self.workspace_bytes // max(1, row_bytes) // self.block_m)
         return min(max(n_rows, 1), tiles * self.block_m)
 
+    def library_chunk(self, n_rows: int, row_bytes: int, step: int) -> int:
+        """Rows of the library's products at a time: whole supertiles of ``step`` rows, one at least."""
+        return min(max(n_rows, 1), max(1, self.library_bytes // max(1, row_bytes) // step) * step)
+
 
 def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
+
+
+# Behind a library's products a kernel only reads: many warps with few registers (no spills, and 16 warps to a
+# multiprocessor). 64 rows to a column's partial result; one tile to a program, as a chunk has few.
+READING = TileConfig(64, 128, 64, parts=2, library=True, most_programs=2**20)
 
 
 def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> TileConfig:
@@ -79,8 +92,10 @@ def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> Til
     guide's similarities.
     """
     if itemsize == 4:
-        # Operands take twice the room, and tf32x3 holds both their halves.
-        return TileConfig(64, 64, 32, parts=2)
+        if guided:
+            # Operands take twice the room, and tf32x3 holds both their halves.
+            return TileConfig(64, 64, 32, parts=2)
+        return READING  # Triton's float32 products reach 14 Tflop/s on an H200, the library's 50
     if capability < 90 or capability >= 120:
         # mma.sync takes operands through registers: 32 channels at a time, and 64 sums a thread, leave room for the
         # rest. Three stages of both operands are 48 kB, within the 99 kB of the smallest chip.

@@ -88,7 +88,7 @@ def logsumexp_forward_plan(*args: Any, config: TileConfig | None = None) -> tupl
     steps: Steps = [
         *problem.norms(),
         _top_scale(scales, (by_rows, by_cols), top),
-        problem.sweep(logsumexp_kernel, tiles, known | scales | {"p_top_scale": top}),
+        *problem.sweep(logsumexp_kernel, tiles, known | scales | {"p_top_scale": top}, problem.products(m, tiles)),
     ]
     for side, partials, lse, target, of_guide in (
         (problem.row, row_partials, row_lse, row_target, row_soft),
@@ -137,6 +137,7 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
         "GROUPS_M": groups_m,
     }  # fmt: skip
 
+    products = problem.products(length, tiles)
     # a single scale of the columns is summed along rows, too
     along_rows = (row_sums, None if of_items else col_sums)
     spaces = [None if sums is None else problem.new(cdiv(n, tiles[1] * block_n), length) for sums in along_rows]
@@ -146,7 +147,7 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
         known = _of_rows(scales, of_rows, chunk, part) | _of_gradient(gradient) | {"p_row_partials": partials[0]}
         if not of_items:
             known["p_col_partials"] = partials[1]
-        steps: Steps = [chunk.sweep(logsumexp_gradient_kernel, tiles, shared | known)]
+        steps: Steps = chunk.sweep(logsumexp_gradient_kernel, tiles, shared | known, products)
         for of_chunk, sums in zip(partials, along_rows):
             if of_chunk is not None and sums is not None:
                 steps.append(merge_sums(of_chunk, sums[part]))
@@ -174,7 +175,8 @@ def softplus_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple
     partials = problem.new(problem.groups(tiles)[1], m)
     known = {"p_scale": scale, "p_bias": bias, "p_row_partials": partials, "stride_g": 0, "ONE_SWEEP": False}
     known |= dict.fromkeys(("p_grad_row_sum", "p_power", "p_gradient"))
-    steps: Steps = [*problem.norms(), problem.sweep(softplus_kernel, tiles, known), merge_sums(partials, row_sum)]
+    sweep = problem.sweep(softplus_kernel, tiles, known, problem.products(m, tiles))
+    steps: Steps = [*problem.norms(), *sweep, merge_sums(partials, row_sum)]
     return (row_sum, stats), steps
 
 
@@ -243,12 +245,13 @@ def _softplus_gradients(
     sums += [] if row_sum is None else [row_sum]
     groups_n = problem.groups(tiles)[1]
     space = problem.new(fields * groups_n, problem.chunk(out.wanted)) if sums else None
+    products = problem.products(problem.chunk(out.wanted), tiles)
 
     def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
         partials = None if space is None else _of_chunk(space, part).view(fields, groups_n, part.stop - part.start)
         known = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": upstream[part], "p_power": power}
         known |= _of_gradient(gradient) | {"p_row_partials": partials, "ONE_SWEEP": row_sum is not None}
-        steps: Steps = [chunk.sweep(softplus_kernel, tiles, known)]
+        steps: Steps = chunk.sweep(softplus_kernel, tiles, known, products)
         if partials is not None:
             steps += [merge_sums(some, whole[part]) for some, whole in zip(partials, sums, strict=True)]
         return steps

@@ -11,13 +11,16 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     LN2,
     LOG2E,
     cosines,
+    even_columns,
     exclude_pairs,
     finite,
     first_pair,
     guide_logits,
-    kept_cosines,
+    keep_products,
     load_partial,
+    load_products,
     load_scale,
+    load_vector,
     locate_supertile,
     mark_above,
     mark_excluded,
@@ -35,7 +38,7 @@ SAFE_SCALE = tl.constexpr(60.0)  # below, no exponential of a scaled cosine leav
 # Partial results of a row over a run of columns, and of a column over a run of rows. The last three are a guide's.
 FIELDS = ("top", "sum", "target", "guide_top", "guide_sum", "soft")
 TOP, SUM, TARGET, GUIDE_TOP, GUIDE_SUM, SOFT = map(tl.constexpr, range(len(FIELDS)))
-RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "GROUPS"]  # no reason to compile again
+RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "FIRST", "ROWS"]  # no reason to compile again
 
 
 @triton.jit
@@ -139,11 +142,12 @@ def logsumexp_kernel(
     p_guide_col_inverse,  # [N]
     p_guide_scale,  # [] or None: no soft targets
     p_threshold,  # [] or [M] or None
-    p_cosines,  # [M, N] or None: not kept
+    p_products,  # [ROWS, N] raw, stride_p from row to row: GIVEN, or to be kept; None: neither
     p_row_partials,  # [FIELDS, GROUPS_N, M] or None: not wanted
     p_col_partials,  # [FIELDS, GROUPS_M, N] or None: not wanted
-    stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk,
+    stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_p,
     M, N, N_PAIRS, GROUPS_M, GROUPS_N,
+    FIRST, ROWS,  # of the rows, the first and how many this sweep is over
     D: tl.constexpr,
     K: tl.constexpr,
     ROW_SCALES: tl.constexpr,
@@ -151,6 +155,8 @@ def logsumexp_kernel(
     THRESHOLDS: tl.constexpr,
     SAME_SCALE: tl.constexpr,
     IDS_EXCLUDE: tl.constexpr,
+    GIVEN: tl.constexpr,
+    EVEN: tl.constexpr,  # N is a multiple of 16
     TILES_M: tl.constexpr,
     TILES_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -167,7 +173,9 @@ def logsumexp_kernel(
     SOFT_TARGETS: tl.constexpr = p_guide_scale is not None
     BY_ROWS: tl.constexpr = p_row_partials is not None
     BY_COLS: tl.constexpr = p_col_partials is not None
-    group_m, group_n = locate_supertile(M, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
+    N = even_columns(N, EVEN)
+    group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
+    group_m += FIRST // (TILES_M * BLOCK_M)
     safe = tl.load(p_top_scale) <= SAFE_SCALE
     left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
     guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
@@ -175,6 +183,7 @@ def logsumexp_kernel(
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
         row_range = range_of_ids(p_row_ids, o_m, M)
+        b_row_inverse = load_vector(p_row_inverse, o_m, M)
         b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
         row = no_state(o_m)
         if p_indptr is not None:
@@ -182,8 +191,9 @@ def logsumexp_kernel(
         for tile_n in range(TILES_N):
             start = (group_n * TILES_N + tile_n) * BLOCK_N
             col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
-            b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
-            parts = split_columns(b_tile, PARTS)
+            if not GIVEN:
+                b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
+                parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
                 b_tile = products(
                     guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
@@ -191,17 +201,19 @@ def logsumexp_kernel(
                 guide_parts = split_columns(b_tile, PARTS)
             for part in tl.static_range(PARTS):
                 o_n = start + part * WIDTH + tl.arange(0, WIDTH)
-                b_c = cosines(parts[part], left, right, o_m, o_n)
-                if p_cosines is not None:
-                    p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
-                    tl.store(p_tile, b_c, mask=m_tile)
+                if GIVEN:
+                    b_product = load_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
+                else:
+                    b_product = parts[part]
+                    keep_products(p_products, b_product, o_m, o_n, M, N, FIRST, stride_p)
+                b_c = cosines(b_product, b_row_inverse, right, o_n)
                 if may_exclude(row_range, col_range, EXCLUDE):
                     b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
                 if p_indptr is not None:
                     b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
                 m_same, b_guide = None, None
                 if p_guide_rows is not None:
-                    b_q = cosines(guide_parts[part], guide_left, guide_right, o_m, o_n)
+                    b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
                     b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
                     if SOFT_TARGETS:
                         b_guide = guide_logits(b_q, b_c, p_guide_scale)

@@ -7,13 +7,14 @@ import triton.language as tl
 from sparc_kernels.ops.contrastive.triton_tiles import (
     LOG2E,
     cosines,
+    even_columns,
     exclude_pairs,
     finite,
     first_pair,
     guide_logits,
     in_range,
-    kept_cosines,
     load_partial,
+    load_products,
     load_scale,
     load_vector,
     locate_supertile,
@@ -28,7 +29,7 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     store_partial,
 )
 
-RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "LATER"]
+RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "FIRST", "ROWS", "LATER"]
 
 
 @triton.jit
@@ -78,7 +79,7 @@ def logsumexp_gradient_kernel(
     p_guide_col_inverse,  # [N]
     p_guide_scale,  # [] or None: no soft targets
     p_threshold,  # [] or [M] or None
-    p_cosines,  # [M, N] or None: not kept
+    p_products,  # [ROWS, N] raw, stride_p from row to row, where they are GIVEN
     p_row_lse, p_guide_row_lse,  # [M]
     p_col_lse, p_guide_col_lse,  # [N]
     p_grad_row_lse, p_grad_row_target, p_grad_row_soft,  # [M] or None
@@ -88,14 +89,17 @@ def logsumexp_gradient_kernel(
     p_row_partials,  # [GROUPS_N, M] or None: sums of ZR c over runs of columns
     p_col_partials,  # [GROUPS_M, N] or None: sums of ZC c over runs of rows, of this chunk and, LATER, earlier ones;
     # with a single scale [GROUPS_N, M]: over runs of columns, too
-    stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_g,
+    stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_p, stride_g,
     M, N, N_PAIRS, GROUPS_M, GROUPS_N, LATER,
+    FIRST, ROWS,  # of the rows, the first and how many this sweep is over
     D: tl.constexpr,
     K: tl.constexpr,
     ROW_SCALES: tl.constexpr,
     COL_SCALES: tl.constexpr,
     THRESHOLDS: tl.constexpr,
     IDS_EXCLUDE: tl.constexpr,
+    GIVEN: tl.constexpr,
+    EVEN: tl.constexpr,  # N is a multiple of 16
     TILES_M: tl.constexpr,
     TILES_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -112,7 +116,9 @@ def logsumexp_gradient_kernel(
     SOFT_TARGETS: tl.constexpr = p_guide_scale is not None
     BY_ROWS: tl.constexpr = not (p_grad_row_lse is None and p_grad_row_target is None and p_grad_row_soft is None)
     BY_COLS: tl.constexpr = not (p_grad_col_lse is None and p_grad_col_target is None and p_grad_col_soft is None)
-    group_m, group_n = locate_supertile(M, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
+    N = even_columns(N, EVEN)
+    group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
+    group_m += FIRST // (TILES_M * BLOCK_M)
     left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
     guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
     guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
@@ -121,13 +127,16 @@ def logsumexp_gradient_kernel(
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
         row_range = range_of_ids(p_row_ids, o_m, M)
+        b_row_inverse = load_vector(p_row_inverse, o_m, M)
+        b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
+        row_weights = load_weights(row, o_m, M, 1)
         b_row_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
         for tile_n in range(TILES_N):
             start = (group_n * TILES_N + tile_n) * BLOCK_N
             col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
-            if p_cosines is None:
+            if not GIVEN:
                 b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
                 parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
@@ -137,18 +146,18 @@ def logsumexp_gradient_kernel(
                 guide_parts = split_columns(b_tile, PARTS)
             for part in tl.static_range(PARTS):
                 o_n = start + part * WIDTH + tl.arange(0, WIDTH)
-                if p_cosines is None:
-                    b_c = cosines(parts[part], left, right, o_m, o_n)
+                if GIVEN:
+                    b_product = load_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
                 else:
-                    p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
-                    b_c = tl.load(p_tile, mask=m_tile, other=0.0)
+                    b_product = parts[part]
+                b_c = cosines(b_product, b_row_inverse, right, o_n)
                 if may_exclude(row_range, col_range, EXCLUDE):
                     b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
                 if p_indptr is not None:
                     b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
                 m_same, b_guide = None, None
                 if p_guide_rows is not None:
-                    b_q = cosines(guide_parts[part], guide_left, guide_right, o_m, o_n)
+                    b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
                     b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
                     if SOFT_TARGETS:
                         b_guide = guide_logits(b_q, b_c, p_guide_scale)
@@ -156,8 +165,7 @@ def logsumexp_gradient_kernel(
                     m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N)
                 b_g = tl.zeros([BLOCK_M, WIDTH], tl.float32)
                 if BY_ROWS:
-                    b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
-                    b_z = weigh(row, load_weights(row, o_m, M, 1), b_c, b_row_scale, m_same, b_guide)
+                    b_z = weigh(row, row_weights, b_c, b_row_scale, m_same, b_guide)
                     b_g += b_row_scale * b_z
                     if p_row_partials is not None:
                         b_row_sum += tl.sum(b_z * in_range(b_c), axis=1)
@@ -173,7 +181,7 @@ def logsumexp_gradient_kernel(
                         else:
                             b_other_sum += tl.sum(b_z * in_range(b_c), axis=1)
                 if p_gradient is not None:
-                    b_g *= load_vector(p_row_inverse, o_m, M)[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
+                    b_g *= b_row_inverse[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
                     store_gradient(p_gradient, b_g, p_power, o_m, o_n, M, N, stride_g, UPCAST)
             if COL_SCALES and p_col_partials is not None:
                 tl.debug_barrier()  # the next row of tiles reads what other threads have written

@@ -60,7 +60,7 @@ class Problem:
     indptr: Tensor | None
     indices: Tensor | None
     threshold: Tensor | None
-    cosines: Tensor | None  # [M, N]
+    kept: Tensor | None  # [M, N]: raw products, from the forward pass to the backward pass
     ids_exclude: bool
     float32_precision: str
     backward: bool
@@ -81,14 +81,14 @@ class Problem:
         ids_exclude, keep = flags
         rows, cols, row_ids, col_ids, indptr, indices, guide_rows, guide_cols, threshold = tensors
         m, n, k = rows.shape[0], cols.shape[0], len(STATS)
-        row_stats, col_stats, cosines = stats.split([k * m, k * n, stats.shape[0] - k * (m + n)])
+        row_stats, col_stats, kept = stats.split([k * m, k * n, stats.shape[0] - k * (m + n)])
         return cls(
             Side(rows, _vector(row_ids), guide_rows, row_stats.view(k, m)),
             Side(cols, _vector(col_ids), guide_cols, col_stats.view(k, n)),
             _vector(indptr),
             _vector(indices),
             _vector(threshold),
-            cosines.view(m, n) if keep else None,
+            kept.view(m, n) if keep else None,
             ids_exclude,
             float32_precision,
             backward,
@@ -112,10 +112,8 @@ class Problem:
         """That of some rows, in the tiles of the whole."""
         indptr = None if self.indptr is None else self.indptr[part.start : part.stop + 1]
         threshold = self.threshold[part] if self.threshold is not None and self.threshold.dim() else self.threshold
-        cosines = None if self.cosines is None else self.cosines[part]
-        return replace(
-            self, row=self.row.of(part), indptr=indptr, threshold=threshold, cosines=cosines, given=self.config
-        )
+        kept = None if self.kept is None else self.kept[part]
+        return replace(self, row=self.row.of(part), indptr=indptr, threshold=threshold, kept=kept, given=self.config)
 
     def chunk(self, of_embeds: bool) -> int:
         """Rows at a time in a backward pass: all where gradients of embeddings are not wanted."""
@@ -145,7 +143,6 @@ class Problem:
             "p_guide_row_inverse": None if row.guide is None else row.stat("guide_inverse_norm"),
             "p_guide_col_inverse": None if row.guide is None else col.stat("guide_inverse_norm"),
             "p_threshold": self.threshold,
-            "p_cosines": self.cosines,
             **strides(row.embeds, "stride_m", "stride_md"),
             **strides(col.embeds, "stride_n", "stride_nd"),
             **strides(row.guide, "stride_um", "stride_uk"),
@@ -157,6 +154,7 @@ class Problem:
             "K": k,
             "THRESHOLDS": self.threshold is not None and self.threshold.dim() == 1,
             "IDS_EXCLUDE": self.ids_exclude,
+            "EVEN": n % LANES == 0,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_D": config.block_d,
@@ -166,12 +164,38 @@ class Problem:
             "UPCAST": upcast(row.embeds.dtype),
         }
 
-    def sweep(self, kernel: Any, tiles: tuple[int, int], known: dict[str, Any]) -> Launch:
-        """A launch over supertiles of that many tiles."""
+    def products(self, n_rows: int, tiles: tuple[int, int]) -> Tensor | None:
+        """A workspace of ``sweep`` over ``n_rows`` or fewer, for products of a library that are not kept."""
+        n = self.shape[1]
+        if not self.config.library or self.kept is not None or 0 in (n_rows, n):
+            return None
+        return self.new(self._library_chunk(n_rows, tiles), _width(n))
+
+    def _library_chunk(self, n_rows: int, tiles: tuple[int, int]) -> int:
+        return self.config.library_chunk(n_rows, _width(self.shape[1]) * 4, tiles[0] * self.config.block_m)
+
+    def sweep(self, kernel: Any, tiles: tuple[int, int], known: dict[str, Any], products: Tensor | None) -> list[Step]:
+        """Launches over supertiles of that many tiles; behind products that a library makes where it is asked to."""
+        (m, n), config = self.shape, self.config
         groups_m, groups_n = self.groups(tiles)
-        own = {"TILES_M": tiles[0], "TILES_N": tiles[1], "GROUPS_M": groups_m, "GROUPS_N": groups_n}
+        by_library = config.library and n > 0 and not (self.backward and self.kept is not None)
+        given = by_library or (self.backward and self.kept is not None)
+        own = {"TILES_M": tiles[0], "TILES_N": tiles[1], "GROUPS_M": groups_m, "GROUPS_N": groups_n, "GIVEN": given}
         every = self.arguments() | own | known
-        return Launch.of(kernel, groups_m * groups_n, every, {}, self.config.num_warps, self.config.num_stages)
+        length = self._library_chunk(m, tiles) if by_library else max(m, 1)
+        steps: list[Step] = []
+        for first in range(0, m, length):
+            part = slice(first, min(first + length, m))
+            n_rows = part.stop - first
+            of_part = products if self.kept is None else self.kept[part]
+            if by_library:
+                assert of_part is not None
+                steps.append(Product(of_part[:n_rows, :n], self.row.embeds[part], self.col.embeds.T))
+            every |= {"p_products": of_part, "stride_p": 0 if of_part is None else of_part.stride(0)}
+            every |= {"FIRST": first, "ROWS": n_rows}
+            groups = cdiv(n_rows, tiles[0] * config.block_m) * groups_n
+            steps.append(Launch.of(kernel, groups, every, {}, config.num_warps, config.num_stages))
+        return steps
 
     def groups(self, tiles: tuple[int, int]) -> tuple[int, int]:
         """Runs of rows and runs of columns."""

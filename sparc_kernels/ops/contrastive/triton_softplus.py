@@ -8,10 +8,12 @@ import triton.language as tl
 from sparc_kernels.ops.contrastive.triton_tiles import (
     LOG2E,
     cosines,
+    even_columns,
     exclude_pairs,
     first_pair,
     in_range,
-    kept_cosines,
+    keep_products,
+    load_products,
     load_vector,
     locate_supertile,
     mark_above,
@@ -25,7 +27,7 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     store_partial,
 )
 
-RAGGED = ["M", "N", "N_PAIRS", "GROUPS_N"]
+RAGGED = ["M", "N", "N_PAIRS", "GROUPS_N", "FIRST", "ROWS"]
 # Sums over a run of columns: Z c and Z, for the gradients of scale and bias; and softplus beside them.
 SCALE, BIAS, VALUE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -82,18 +84,21 @@ def softplus_kernel(
     p_guide_row_inverse,  # [M]
     p_guide_col_inverse,  # [N]
     p_threshold,  # [] or [M] or None
-    p_cosines,  # [M, N] or None: not kept
+    p_products,  # [ROWS, N] raw, stride_p from row to row: GIVEN, or to be kept; None: neither
     p_grad_row_sum,  # [M]; None in the forward pass
     p_power,  # [2] or None: the power of two in front of G
     p_gradient,  # G [M, N], stride_g from row to row, or None
     p_row_partials,  # forward [GROUPS_N, M]; backward [2, GROUPS_N, M] or None; both in one sweep [3, GROUPS_N, M]
-    stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_g,
+    stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_p, stride_g,
     M, N, N_PAIRS, GROUPS_N,
+    FIRST, ROWS,  # of the rows, the first and how many this sweep is over
     D: tl.constexpr,
     K: tl.constexpr,
     THRESHOLDS: tl.constexpr,
     IDS_EXCLUDE: tl.constexpr,
     ONE_SWEEP: tl.constexpr,  # a backward pass that also sums softplus
+    GIVEN: tl.constexpr,
+    EVEN: tl.constexpr,  # N is a multiple of 16
     TILES_M: tl.constexpr,
     TILES_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -108,7 +113,9 @@ def softplus_kernel(
     LABELLED: tl.constexpr = p_row_ids is not None and not IDS_EXCLUDE
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     BACKWARD: tl.constexpr = p_grad_row_sum is not None
-    group_m, group_n = locate_supertile(M, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
+    N = even_columns(N, EVEN)
+    group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
+    group_m += FIRST // (TILES_M * BLOCK_M)
     scale, bias = tl.load(p_scale), tl.load(p_bias)
     left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
     guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
@@ -116,6 +123,7 @@ def softplus_kernel(
     for tile_m in range(TILES_M):
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
         row_range = range_of_ids(p_row_ids, o_m, M)
+        b_row_inverse = load_vector(p_row_inverse, o_m, M)
         b_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
         b_values = tl.zeros([BLOCK_M], tl.float32)
         if p_indptr is not None:
@@ -123,7 +131,7 @@ def softplus_kernel(
         for tile_n in range(TILES_N):
             start = (group_n * TILES_N + tile_n) * BLOCK_N
             col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
-            if not (BACKWARD and p_cosines is not None):
+            if not GIVEN:
                 b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
                 parts = split_columns(b_tile, PARTS)
             if p_guide_rows is not None:
@@ -133,20 +141,18 @@ def softplus_kernel(
                 guide_parts = split_columns(b_tile, PARTS)
             for part in tl.static_range(PARTS):
                 o_n = start + part * WIDTH + tl.arange(0, WIDTH)
-                if BACKWARD and p_cosines is not None:
-                    p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
-                    b_c = tl.load(p_tile, mask=m_tile, other=0.0)
+                if GIVEN:
+                    b_product = load_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
                 else:
-                    b_c = cosines(parts[part], left, right, o_m, o_n)
-                    if p_cosines is not None:
-                        p_tile, m_tile = kept_cosines(p_cosines, o_m, o_n, M, N)
-                        tl.store(p_tile, b_c, mask=m_tile)
+                    b_product = parts[part]
+                    keep_products(p_products, b_product, o_m, o_n, M, N, FIRST, stride_p)
+                b_c = cosines(b_product, b_row_inverse, right, o_n)
                 if may_exclude(row_range, col_range, EXCLUDE):
                     b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
                 if p_indptr is not None:
                     b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
                 if p_guide_rows is not None:
-                    b_q = cosines(guide_parts[part], guide_left, guide_right, o_m, o_n)
+                    b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
                     b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
                 b_sign = 1.0  # y; a pair that takes no part keeps 1
                 if LABELLED:
@@ -164,7 +170,7 @@ def softplus_kernel(
                         b_sum += tl.sum(b_z * in_range(b_c), axis=1)
                         b_other_sum += tl.sum(b_z, axis=1)
                     if p_gradient is not None:
-                        b_z *= load_vector(p_row_inverse, o_m, M)[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
+                        b_z *= b_row_inverse[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
                         store_gradient(p_gradient, b_z * scale, p_power, o_m, o_n, M, N, stride_g, UPCAST)
         if p_row_partials is not None:
             store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, SCALE)

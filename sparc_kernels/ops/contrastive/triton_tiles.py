@@ -145,18 +145,47 @@ def split_columns(b_tile, PARTS: tl.constexpr):
 
 
 @triton.jit
-def cosines(b_product, left, right, o_m, o_n):
-    """Of raw products; sides as in ``products``."""
-    _, n_left, _, _, p_left_inverse = left
-    _, n_right, _, _, p_right_inverse = right
-    b_product *= load_vector(p_left_inverse, o_m, n_left)[:, None]
-    return b_product * load_vector(p_right_inverse, o_n, n_right)[None, :]
+def even_columns(N, EVEN: tl.constexpr):
+    """N, and where that is a multiple of 16 in a form that shows it: masks of columns then agree 16 at a time, and what
+    they guard moves in words of 16 bytes instead of one number after the other."""
+    if EVEN:
+        N = N // 16 * 16
+    return N
 
 
 @triton.jit
-def kept_cosines(p_cosines, o_m, o_n, M, N):
-    """Pointers to and mask of the cosines [M, N] that are kept for the backward pass."""
-    return p_cosines + o_m.to(tl.int64)[:, None] * N + o_n[None, :], (o_m < M)[:, None] & (o_n < N)[None, :]
+def whole_words(N):
+    """The columns of a row that is padded to a multiple of 16."""
+    return tl.cdiv(N, 16) * 16
+
+
+@triton.jit
+def cosines(b_product, b_left_inverse, right, o_n):
+    """Of raw products; the left side's inverse norms [ROWS], the right side as in ``products``."""
+    _, n_right, _, _, p_right_inverse = right
+    return b_product * b_left_inverse[:, None] * load_vector(p_right_inverse, o_n, n_right)[None, :]
+
+
+@triton.jit
+def locate_products(p_products, o_m, o_n, M, N, FIRST, stride_p):
+    """Pointers to and mask of raw products, whose first row is the FIRST of a sweep, stride_p from row to row."""
+    p_tile = p_products + (o_m - FIRST).to(tl.int64)[:, None] * stride_p + o_n[None, :]
+    return p_tile, (o_m < M)[:, None] & (o_n < N)[None, :]
+
+
+@triton.jit
+def load_products(p_products, o_m, o_n, M, N, FIRST, stride_p):
+    """[ROWS, COLS] raw, as ``locate_products`` finds them."""
+    p_tile, m_tile = locate_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
+    return tl.load(p_tile, mask=m_tile, other=0.0)
+
+
+@triton.jit
+def keep_products(p_products, b_product, o_m, o_n, M, N, FIRST, stride_p):
+    """Store them for the backward pass, where they are kept."""
+    if p_products is not None:
+        p_tile, m_tile = locate_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
+        tl.store(p_tile, b_product, mask=m_tile)
 
 
 @triton.jit
@@ -241,8 +270,8 @@ def in_range(b_cosine):
 def store_gradient(p_gradient, b_gradient, p_power, o_m, o_n, M, N, stride_g, UPCAST: tl.constexpr):
     """A tile of G, rounded to its dtype; float16 with a power of two in front and within its range.
 
-    What is clamped belongs to zero vectors, whose gradients are beyond float16; infinities would spoil all others.
+    The rows of G are padded to whole words. What is clamped belongs to zero vectors, whose gradients are beyond float16; infinities would spoil all others.
     """
     if p_power is not None:
         b_gradient = tl.minimum(tl.maximum(b_gradient * tl.load(p_power), -65504.0), 65504.0)
-    store_tile(p_gradient, b_gradient, o_m, o_n, o_m < M, N, stride_g, UPCAST)
+    store_tile(p_gradient, b_gradient, o_m, o_n, o_m < M, whole_words(N), stride_g, UPCAST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,8 @@ from tests.ops.contrastive.test_similarity import check, logsumexp
 
 # A program has two by two tiles, and G comes 64 rows at a time in float32.
 SMALL = TileConfig(32, 32, 16, parts=2, most_tiles=2, most_programs=0, workspace_bytes=64 * 4 * 80)
+# The same with a library's products, 32 rows at a time.
+LIBRARY = replace(SMALL, library=True, library_bytes=32 * 4 * 80, most_tiles=1)
 CASES = (
     Case("ids", M=70, N=80, D=24),
     Case("sharp", M=40, N=80, D=24, scale=100.0, cosine=0.9, ids=0),  # running maxima
@@ -40,9 +43,9 @@ CASES = (
 OF_SOFTPLUS = ("ids", "labels", "dense-pairs", "far-below")
 
 
-@pytest.fixture
-def small_tiles() -> Iterator[None]:
-    with mock.patch.object(triton_plans, "choose", return_value=SMALL):
+@pytest.fixture(params=[SMALL, LIBRARY], ids=["fused", "library"])
+def small_tiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    with mock.patch.object(triton_plans, "choose", return_value=request.param):
         yield
 
 
@@ -51,6 +54,7 @@ def test_small_tiles_are_small() -> None:
     assert SMALL.supertile(70, 80, 2) == (2, 2)
     assert SMALL.chunk(70, 4 * 80) == 64
     assert SMALL.cut(70, 80, 24) == SMALL
+    assert LIBRARY.library_chunk(64, 4 * 80, 32) == 32
 
 
 @pytest.mark.usefixtures("small_tiles")
