@@ -23,6 +23,6 @@ def has_autocast(device_type: str) -> bool:
 
 def without_autocast(device_type: str) -> AbstractContextManager[None]:
     """A context in which operations keep their dtypes, on every device."""
-    if not has_autocast(device_type):
+    if not has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -101,7 +102,12 @@ class _BackwardOp(Function):
 
 def call_backward(op: Any, *args: Any) -> Any:
     """The backward op's results, in eager mode, under ``torch.func`` and while a graph is traced."""
-    return op(*args) if torch.compiler.is_compiling() else _BackwardOp.apply(op, *args)
+    return _BackwardOp.apply(op, *args) if _is_transformed() else op(*args)
+
+
+def _is_transformed() -> bool:
+    """Whether ``torch.func`` is at work; never in a traced graph."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def kernel(name: str, backend: str) -> Any:
@@ -161,12 +167,26 @@ def asked_for(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     )
 
 
+@cache
+def _untransformed(function: type[Function]) -> type[Function]:
+    """``function`` with its ``setup_context`` inside ``forward``: ``torch.func`` cannot transform it, but PyTorch need not
+    bind the inputs to the signature of ``forward`` at each call, which takes longer than all else around a kernel."""
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (Function,), members)
+
+
 def apply(function: type[Function], name: str, *inputs: Any) -> Any:
     """``function.apply(*inputs)``; in a traced graph the bare op ``name``, which brings its derivative along."""
     if torch.compiler.is_compiling():
         return call_forward(name, *inputs)
     try:
-        return function.apply(*inputs)
+        return (function if _is_transformed() else _untransformed(function)).apply(*inputs)
     except NotImplementedError as error:
         if "jvp" not in str(error):
             raise

@@ -22,7 +22,7 @@ _PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 class Step(Protocol):
     """What a plan is made of: a launch, or a call of a library that a room puts between its launches."""
 
-    def run(self) -> None:
+    def run(self) -> Any:
         """Queue it on the current stream."""
 
 
@@ -46,12 +46,13 @@ class Launch:
         every = known | own
         return cls(kernel, (programs,), {name: every[name] for name in kernel.arg_names}, num_warps, num_stages)
 
-    def run(self) -> None:
-        """Queue the kernel on the current stream; an empty grid queues nothing."""
-        if all(self.grid):
-            self.kernel[self.grid](
-                **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages, **self.options
-            )
+    def run(self) -> Any:
+        """Queue the kernel on the current stream; an empty grid queues nothing. Returns what Triton does: the compiled
+        kernel, None in its interpreter."""
+        if not all(self.grid):
+            return None
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, **self.options}
+        return self.kernel[self.grid](**self.arguments, **options)
 
 
 @triton.jit

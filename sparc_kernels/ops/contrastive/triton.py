@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, run_all, strides
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, strides
+from sparc_kernels.ops._triton.replay import Plan, run_plan
 from sparc_kernels.ops.contrastive.config import TileConfig
 from sparc_kernels.ops.contrastive.schema import (
     fake_logsumexp_backward,
@@ -346,38 +347,36 @@ def _merge(side: Side, partials: Tensor, lse: Tensor, target: Tensor | None, sof
     return Launch.of(logsumexp_merge_kernel, cdiv(n, 256), known, {}, 4, 2)
 
 
-def _run(plan: tuple[tuple[Tensor, ...], Steps], rows: Tensor) -> tuple[Tensor, ...]:
-    results, steps = plan
+def _run(plan: Plan, args: tuple[Any, ...], rows: Tensor, config: TileConfig | None) -> tuple[Tensor, ...]:
     with without_autocast(rows.device.type):  # products of float32 stay such
-        run_all(steps, rows)
-    return results
+        return run_plan(plan, args, rows, config)
 
 
 def logsumexp_forward(*args: Any, config: TileConfig | None = None) -> tuple[Tensor, ...]:
     """row_lse [M], stats, col_lse [N], row_target, col_target, row_soft, col_soft; [0] for what is not asked for."""
-    return _run(logsumexp_forward_plan(*args, config=config), args[0])
+    return _run(logsumexp_forward_plan, args, args[0], config)
 
 
 def logsumexp_backward(*args: Any, config: TileConfig | None = None) -> tuple[Tensor, ...]:
     """Gradients of rows, cols and both scales; [0] for one that is not needed."""
-    return _run(logsumexp_backward_plan(*args, config=config), args[6])
+    return _run(logsumexp_backward_plan, args, args[6], config)
 
 
 def softplus_forward(*args: Any, config: TileConfig | None = None) -> tuple[Tensor, ...]:
     """row_sum [M] and stats."""
-    return _run(softplus_forward_plan(*args, config=config), args[0])
+    return _run(softplus_forward_plan, args, args[0], config)
 
 
 def softplus_backward(*args: Any, config: TileConfig | None = None) -> tuple[Tensor, ...]:
     """Gradients of rows, cols, scale and bias; [0] for one that is not needed."""
-    return _run(softplus_backward_plan(*args, config=config), args[1])
+    return _run(softplus_backward_plan, args, args[1], config)
 
 
 def softplus_total_forward(*args: Any, config: TileConfig | None = None) -> tuple[Tensor, ...]:
     """total [], stats, and the gradients that are to be kept; [0] for one that is not."""
-    return _run(softplus_total_forward_plan(*args, config=config), args[0])
+    return _run(softplus_total_forward_plan, args, args[0], config)
 
 
 def softplus_total_backward(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of rows, cols, scale and bias; [0] for one that was not kept."""
-    return _run(softplus_total_backward_plan(*args), args[1])
+    return _run(softplus_total_backward_plan, args, args[1], None)

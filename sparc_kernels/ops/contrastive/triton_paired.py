@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparc_kernels.ops._triton.launch import Launch, cdiv, run_all, strides, upcast
+from sparc_kernels.ops._triton.launch import Launch, cdiv, strides, upcast
+from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops._triton.tiles import MIN_NORM, load_tile, store_tile
 from sparc_kernels.ops.contrastive.schema import fake_paired_backward, fake_paired_forward
 
@@ -127,15 +128,11 @@ def paired_backward_plan(*args: Any) -> tuple[tuple[Tensor, ...], list[Launch]]:
     return grads, [_launch(paired_gradient_kernel, rows, cols, own)]
 
 
-def paired_forward(rows: Tensor, cols: Tensor, float32_precision: str) -> tuple[Tensor, Tensor]:
+def paired_forward(*args: Any) -> tuple[Tensor, ...]:
     """cosines [M] and stats."""
-    results, launches = paired_forward_plan(rows, cols, float32_precision)
-    run_all(launches, rows)
-    return results
+    return run_plan(paired_forward_plan, args, args[0])
 
 
 def paired_backward(*args: Any) -> tuple[Tensor, ...]:
     """Gradients of rows and cols; [0] for one that is not needed."""
-    grads, launches = paired_backward_plan(*args)
-    run_all(launches, args[1])
-    return grads
+    return run_plan(paired_backward_plan, args, args[1])

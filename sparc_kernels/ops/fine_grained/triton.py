@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sparc_kernels.ops._alignment.config import Config, TiledConfig
 from sparc_kernels.ops._alignment.plans import Gradients, wanted
-from sparc_kernels.ops._triton.launch import Launch, run_all, strides
+from sparc_kernels.ops._triton.launch import Launch, strides
+from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.fine_grained.schema import fake_backward, fake_forward
 from sparc_kernels.ops.fine_grained.triton_pair import pair_backward_kernel, pair_forward_kernel
 from sparc_kernels.ops.fine_grained.triton_plans import LossInputs, Results, tiled_backward, tiled_forward
@@ -78,13 +79,9 @@ def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, li
 
 def forward(*args: Any, config: Config | None = None) -> Outputs:
     """token_loss [B, L], stats [7, B, L], the means [B, D] (or [0]) of the valid patches and tokens."""
-    outputs, launches = forward_plan(*args, config=config)
-    run_all(launches, args[0])
-    return outputs
+    return run_plan(forward_plan, args, args[0], config)
 
 
 def backward(*args: Any, config: Config | None = None) -> Outputs:
     """Gradients of patch_embeds [B, P, D] and token_embeds [B, L, D], or [0] for one that is not needed."""
-    outputs, launches = backward_plan(*args, config=config)
-    run_all(launches, outputs[0])
-    return outputs
+    return run_plan(backward_plan, args, args[3], config)

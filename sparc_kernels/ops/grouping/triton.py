@@ -16,7 +16,8 @@ from torch import Tensor
 from sparc_kernels.ops._alignment.config import Config, TiledConfig
 from sparc_kernels.ops._alignment.plans import Gradients, Inputs, micro_batches, wanted
 from sparc_kernels.ops._alignment.tiled import ROW_SCALARS
-from sparc_kernels.ops._triton.launch import Launch, cdiv, run_all, strides
+from sparc_kernels.ops._triton.launch import Launch, cdiv, strides
+from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.grouping.schema import STATS, fake_backward, fake_embeddings_forward, fake_weights_forward
 from sparc_kernels.ops.grouping.triton_rows import rows_backward_kernel, rows_forward_kernel
 from sparc_kernels.ops.grouping.triton_tiled import tiled_given_grads_kernel, tiled_weights_kernel
@@ -88,18 +89,19 @@ def backward_plan(*args: Any, weights: bool, config: Config | None = None) -> tu
     return outputs, launches
 
 
-def forward(*args: Any, weights: bool, config: Config | None = None) -> Outputs:
+# One object per kind, by which a plan is known again.
+_FORWARD = {weights: partial(forward_plan, weights=weights) for weights in (False, True)}
+_BACKWARD = {weights: partial(backward_plan, weights=weights) for weights in (False, True)}
+
+
+def forward(*args: Any, weights: bool, config: Config | None = None) -> tuple[Tensor, ...]:
     """Alignment weights [B, L, P] (or grouped embeddings [B, L, D]) and stats [3, B, L]."""
-    outputs, launches = forward_plan(*args, weights=weights, config=config)
-    run_all(launches, outputs[0])
-    return outputs
+    return run_plan(_FORWARD[weights], args, args[0], config)
 
 
-def backward(*args: Any, weights: bool, config: Config | None = None) -> Outputs:
+def backward(*args: Any, weights: bool, config: Config | None = None) -> tuple[Tensor, ...]:
     """Gradients of patch_embeds [B, P, D] and token_embeds [B, L, D], or [0] for one that is not needed."""
-    outputs, launches = backward_plan(*args, weights=weights, config=config)
-    run_all(launches, outputs[0])
-    return outputs
+    return run_plan(_BACKWARD[weights], args, args[1], config)
 
 
 embeddings_forward, embeddings_backward = partial(forward, weights=False), partial(backward, weights=False)
