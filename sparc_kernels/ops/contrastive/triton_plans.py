@@ -65,6 +65,7 @@ class Problem:
     float32_precision: str
     backward: bool
     given: TileConfig | None = None  # instead of the chosen tiles
+    softplus: bool = False  # backward: of softplus sums
 
     @classmethod
     def of_arguments(
@@ -105,7 +106,8 @@ class Problem:
         """Tiles."""
         rows = self.row.embeds
         demanding = self.backward or (self.row.ids is not None and not self.ids_exclude)
-        chosen = self.given or choose(rows.element_size(), capability(rows), demanding, self.row.guide is not None)
+        guided = self.row.guide is not None
+        chosen = self.given or choose(rows.element_size(), capability(rows), demanding, guided, self.softplus)
         return chosen.cut(*self.shape, rows.shape[1])
 
     def of(self, part: slice) -> Problem:
