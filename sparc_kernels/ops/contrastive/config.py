@@ -34,8 +34,8 @@ class TileConfig:
     # Whether a program's tiles lie side by side as long as partial results fit. Triton then makes one loop of tiles and
     # channels, and the next tile's operands are on their way while the sums of the last one are taken.
     side_by_side: bool = False
-    # Whether the products of rows and columns are a library's, float32 and so many bytes at a time, and the kernels read
-    # them instead of computing their own.
+    # Whether the products of rows and columns are a library's, float32 and so many bytes at a time, and the kernels
+    # read them instead of computing their own.
     library: bool = False
     library_bytes: int = 128 * 2**20
 
