@@ -31,8 +31,11 @@ class TileConfig:
     # Supertiles grow until there are no more programs: 24 for each of 132 multiprocessors, whose last round then costs
     # 4 % at most.
     most_programs: int = 24 * 132
-    # Whether the products of rows and columns are a library's, float32 and so many bytes at a time, and the kernels read
-    # them instead of computing their own.
+    # Whether a program's tiles lie side by side as long as partial results fit. Triton then makes one loop of tiles and
+    # channels, and the next tile's operands are on their way while the sums of the last one are taken.
+    side_by_side: bool = False
+    # Whether the products of rows and columns are a library's, float32 and so many bytes at a time, and the kernels
+    # read them instead of computing their own.
     library: bool = False
     library_bytes: int = 128 * 2**20
 
@@ -60,7 +63,11 @@ class TileConfig:
             size = 4 * numbers * (groups_m * n_cols + groups_n * n_rows)
             if size <= self.partial_bytes and groups_m * groups_n <= self.most_programs:
                 break
-            if along_m * self.block_m <= along_n * self.block_n:
+            if self.side_by_side:
+                higher = 4 * numbers * groups_m * n_cols > self.partial_bytes // 2
+            else:
+                higher = along_m * self.block_m <= along_n * self.block_n
+            if higher:
                 along_m *= 2
             else:
                 along_n *= 2

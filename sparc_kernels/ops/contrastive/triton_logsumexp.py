@@ -188,9 +188,8 @@ def logsumexp_kernel(
         row = no_state(o_m)
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
-        for tile_n in range(TILES_N):
+        for tile_n in tl.range(TILES_N, flatten=True):
             start = (group_n * TILES_N + tile_n) * BLOCK_N
-            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
             if not GIVEN:
                 b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
                 parts = split_columns(b_tile, PARTS)
@@ -199,6 +198,7 @@ def logsumexp_kernel(
                     guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
                 )
                 guide_parts = split_columns(b_tile, PARTS)
+            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
             for part in tl.static_range(PARTS):
                 o_n = start + part * WIDTH + tl.arange(0, WIDTH)
                 if GIVEN:
@@ -231,7 +231,7 @@ def logsumexp_kernel(
                 if BY_COLS:
                     col = with_targets(col, b_c, b_col_scale, m_same, b_guide, 0)
                     store_state(p_col_partials, col, o_n, N, group_m, GROUPS_M, LABELLED, SOFT_TARGETS)
-            if BY_COLS:
+            if BY_COLS and TILES_M > 1:
                 tl.debug_barrier()  # the next row of tiles reads what other threads have written
         if BY_ROWS:
             store_state(p_row_partials, row, o_m, M, group_n, GROUPS_N, LABELLED, SOFT_TARGETS)

@@ -133,9 +133,8 @@ def logsumexp_gradient_kernel(
         b_row_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
-        for tile_n in range(TILES_N):
+        for tile_n in tl.range(TILES_N, flatten=True):
             start = (group_n * TILES_N + tile_n) * BLOCK_N
-            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
             if not GIVEN:
                 b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
                 parts = split_columns(b_tile, PARTS)
@@ -144,6 +143,7 @@ def logsumexp_gradient_kernel(
                     guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
                 )
                 guide_parts = split_columns(b_tile, PARTS)
+            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
             for part in tl.static_range(PARTS):
                 o_n = start + part * WIDTH + tl.arange(0, WIDTH)
                 if GIVEN:
@@ -183,7 +183,7 @@ def logsumexp_gradient_kernel(
                 if p_gradient is not None:
                     b_g *= b_row_inverse[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
                     store_gradient(p_gradient, b_g, p_power, o_m, o_n, M, N, stride_g, UPCAST)
-            if COL_SCALES and p_col_partials is not None:
+            if COL_SCALES and p_col_partials is not None and TILES_M > 1:
                 tl.debug_barrier()  # the next row of tiles reads what other threads have written
         if p_row_partials is not None:
             store_partial(p_row_partials, b_row_sum, o_m, M, group_n, GROUPS_N, 0)

@@ -270,7 +270,8 @@ def in_range(b_cosine):
 def store_gradient(p_gradient, b_gradient, p_power, o_m, o_n, M, N, stride_g, UPCAST: tl.constexpr):
     """A tile of G, rounded to its dtype; float16 with a power of two in front and within its range.
 
-    The rows of G are padded to whole words. What is clamped belongs to zero vectors, whose gradients are beyond float16; infinities would spoil all others.
+    The rows of G are padded to whole words. What is clamped belongs to zero vectors, whose gradients are beyond
+    float16; infinities would spoil all others.
     """
     if p_power is not None:
         b_gradient = tl.minimum(tl.maximum(b_gradient * tl.load(p_power), -65504.0), 65504.0)
