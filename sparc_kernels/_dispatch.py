@@ -109,13 +109,14 @@ def _exports_to_onnx() -> bool:
 
 
 @constant_when_compiled
-def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
+def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype, suits_triton: bool = False) -> str:
     """The backend that serves the call.
 
     ``"auto"`` takes the first of cuda, triton (on a GPU) or cpu (on the CPU) that can, then eager (which it takes for
-    meta tensors and in an export to ONNX too); the choice is logged
-    once per op, device type and dtype to the logger ``sparc_kernels``, as a warning where kernels exist and eager had
-    to be taken. An explicit request never falls back.
+    meta tensors and in an export to ONNX too); triton before cuda where the call is one that ``suits_triton`` and the
+    room says that it was measured to be faster on such a device. The choice is logged once per op, device type and
+    dtype to the logger ``sparc_kernels``, as a warning where kernels exist and eager had to be taken. An explicit
+    request never falls back.
 
     Raises:
         ValueError: ``backend`` is no backend.
@@ -133,7 +134,7 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
     if backend == "auto" and (device.type == "meta" or _exports_to_onnx()):
         return "eager"
     if backend == "auto":
-        return _first_that_serves(op, device.type, device, dtype)
+        return _first_that_serves(op, device, dtype, suits_triton)
     reason = supports(op, backend, device, dtype)
     if reason is not None:
         raise NotImplementedError(
@@ -142,15 +143,19 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
     return backend
 
 
-def _first_that_serves(op: str, device_type: str, device: torch.device, dtype: torch.dtype) -> str:
+def _first_that_serves(op: str, device: torch.device, dtype: torch.dtype, suits_triton: bool) -> str:
     refused = {}
-    for backend in ("cpu",) if device_type == "cpu" else ("cuda", "triton"):
+    order = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
+    faster = room_of(op).triton_first if suits_triton and device.type == "cuda" else ()
+    if faster and torch.cuda.get_device_capability(device) in faster:
+        order = ("triton", "cuda")
+    for backend in order:
         reason = supports(op, backend, device, dtype)
         if reason is None:
-            _announce(op, device_type, dtype, backend, "")
+            _announce(op, device.type, dtype, backend, "")
             return backend
         refused[backend] = reason
-    _announce(op, device_type, dtype, "eager", "; ".join(f"{name}: {why}" for name, why in refused.items()))
+    _announce(op, device.type, dtype, "eager", "; ".join(f"{name}: {why}" for name, why in refused.items()))
     return "eager"
 
 

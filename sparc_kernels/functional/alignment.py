@@ -151,7 +151,9 @@ def token_losses(
     """Losses [B, L], and the means [B, D] of the valid patches and tokens where asked for (else unspecified)."""
     patch_embeds, token_embeds, token_mask, patch_mask, threshold = pairs
     _validate.scalar(scale_name, logit_scale, "patch_embeds", patch_embeds)
-    backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype)
+    backend = resolve(
+        "fine_grained", backend, patch_embeds.device, patch_embeds.dtype, _held_at_once(patch_embeds, token_embeds)
+    )
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, scalar(logit_scale, patch_embeds), threshold)
     if backend == "eager":
         patch_embeds, token_embeds = recordable(patch_embeds), recordable(token_embeds)
@@ -164,6 +166,14 @@ def token_losses(
         FineGrainedLossFunction, "fine_grained_forward", *inputs, pool_patches, pool_tokens, backend
     )
     return token_loss, pooled_patches, pooled_tokens
+
+
+def _held_at_once(patch_embeds: Tensor, token_embeds: Tensor) -> bool:
+    """Whether one program of the Triton kernels holds all similarities of a pair; asked on a GPU only, since a compiler
+    has to watch the sizes then."""
+    if not patch_embeds.is_cuda or patch_embeds.dtype.itemsize != 2:
+        return False
+    return bool(token_embeds.shape[1] <= 64 and patch_embeds.shape[1] <= 256)
 
 
 def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:

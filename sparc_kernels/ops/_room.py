@@ -96,6 +96,9 @@ class Room:
     sizes: tuple[Mapping[str, int], ...] = ()
     """Further sizes to run kernels in under a sanitizer: those that take another way through them."""
     ops: tuple[Op, ...] = ()
+    triton_first: frozenset[tuple[int, int]] = frozenset()
+    """Compute capabilities on which its Triton kernels were measured to be faster than those in CUDA C++, for the calls
+    that its functions name to ``resolve``."""
 
     @cached_property
     def schemas(self) -> tuple[str, ...]:
