@@ -17,7 +17,7 @@ from sparc_kernels.ops.contrastive import triton, triton_plans
 from sparc_kernels.ops.contrastive.config import TileConfig
 from tests.conftest import device_of
 from tests.ops.contrastive.cases import Case, Inputs, make
-from tests.ops.contrastive.test_similarity import check, logsumexp
+from tests.ops.contrastive.test_similarity import OPS, check, logsumexp
 
 # A program has two by two tiles, and G comes 64 rows at a time in float32.
 SMALL = TileConfig(32, 32, 16, parts=2, most_tiles=2, most_programs=0, workspace_bytes=64 * 4 * 80)
@@ -130,14 +130,18 @@ def test_a_broken_pattern_touches_nothing() -> None:
 
 
 @pytest.mark.gpu
-def test_capture_in_a_graph() -> None:
+@pytest.mark.parametrize("op", OPS)
+def test_capture_in_a_graph(op: str) -> None:
     """Nothing is read back from the device, so both passes can be captured, and replayed on other numbers."""
     x = make(Case("graph", M=300, N=400, D=64)).to(torch.bfloat16, "cuda")
     other = make(Case("other-graph", M=300, N=400, D=64)).to(torch.bfloat16, "cuda")
 
+    def leaves(of: Inputs) -> dict[str, Tensor]:
+        return of.logsumexp_leaves() if op == "logsumexp" else of.softplus_leaves()
+
     def run(of: Inputs) -> list[Tensor]:
-        found = logsumexp(of, "triton")
-        return [*found.values(), *of.gradients(found, of.logsumexp_leaves()).values()]
+        found = OPS[op](of, "triton")
+        return [*found.values(), *of.gradients(found, leaves(of)).values()]
 
     expected = run(other)
     side = torch.cuda.Stream()
@@ -148,7 +152,7 @@ def test_capture_in_a_graph() -> None:
     with torch.cuda.graph(graph):
         captured = run(x)
     with torch.no_grad():
-        for leaf, source in zip(x.logsumexp_leaves().values(), other.logsumexp_leaves().values()):
+        for leaf, source in zip(leaves(x).values(), leaves(other).values()):
             leaf.copy_(source)
         for upstream, source in zip(x.upstream, other.upstream):
             upstream.copy_(source)
