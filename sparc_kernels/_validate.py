@@ -37,7 +37,7 @@ def embeddings(name: str, value: object, layout: str) -> None:
     if value.dtype not in FLOATING:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f"{name} must be a floating tensor ({allowed}), got {value.dtype}")
-    if any(size < 1 for size in value.shape[1:]):
+    if 0 in value.shape[1:]:
         raise ValueError(f"{name} of shape {layout} may be empty in B only, got {_shape(value)}")
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from sparc_kernels.functional._candidates import Labels, Pairs, Scope, check_pairs, checked_weights
-from sparc_kernels.functional._common import recordable
 from sparc_kernels.functional._positives import (
     cosines_of_pairs,
     counts,
@@ -21,7 +19,12 @@ from sparc_kernels.functional._positives import (
     softplus,
     union,
 )
-from sparc_kernels.functional.similarity import cosines_of_rows, streamed_logsumexp, streamed_softplus
+from sparc_kernels.functional.similarity import (
+    cosines_of_rows,
+    mean_of_cross_entropies,
+    streamed_logsumexp,
+    streamed_softplus,
+)
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
 Targets: TypeAlias = Labels | Pairs
@@ -97,48 +100,11 @@ def sigmoid_losses(call: Call, bias: Tensor, targets: Targets | None) -> Losses:
 
 
 def mean_softmax_loss(call: Call) -> Tensor:
-    """[]: the mean over both sides of :func:`softmax_losses` of the pairs (i, i), where nobody is padding and nothing else
-    is asked for. The same numbers from one node of autograd behind the ops instead of a dozen: at a few thousand pairs
-    the host is what takes the time."""
-    cosines = cosines_of_rows(call.images, call.texts, call.backend)
-    row_lse, col_lse, *_ = streamed_logsumexp(
-        call.images, call.texts, call.scale, call.scale, _without_diagonal(call), (True, True), True, call.backend
-    )
-    loss: Tensor = MeanCrossEntropyFunction.apply(cosines, row_lse, col_lse, recordable(call.scale))
-    return loss
-
-
-class MeanCrossEntropyFunction(Function):
-    """``apply(cosines, row_lse, col_lse, scale)``: the mean over [M] rows and [M] columns of softplus(lse - scale *
-    cosine), the cross-entropy of a positive that is not in the log-sum-exp; 0 for M = 0. The derivative is made of
-    PyTorch's operators, so it can be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, cosines: Tensor, row_lse: Tensor, col_lse: Tensor, scale: Tensor) -> Tensor:
-        margins = _margins(cosines, row_lse, col_lse, scale)
-        ctx.save_for_backward(cosines, row_lse, col_lse, scale, margins)
-        return softplus(margins).mean() if margins.numel() else margins.sum()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, margins = ctx.saved_tensors
-        if torch.is_grad_enabled():  # what was kept does not know the inputs that it is made of
-            margins = _margins(*inputs)
-        cosines, _, _, scale = inputs
-        of_rows, of_cols = shares = margins.sigmoid() * (grad / margins.numel())
-        of_logits = shares.sum(0).neg()
-        need_cosines, *_, need_scale = ctx.needs_input_grad
-        return (
-            of_logits * scale if need_cosines else None,
-            of_rows,
-            of_cols,
-            (of_logits * cosines).sum() if need_scale else None,
-        )
-
-
-def _margins(cosines: Tensor, row_lse: Tensor, col_lse: Tensor, scale: Tensor) -> Tensor:
-    """[2, M]: of rows and of columns."""
-    return torch.stack((row_lse, col_lse)) - scale * cosines
+    """[]: the mean over both sides of :func:`softmax_losses` of the pairs (i, i), where nobody is padding and nothing
+    else is asked for. The same numbers from one node of autograd instead of a dozen: at a few thousand pairs the host
+    is what takes the time."""
+    images, texts, scale = call[:3]
+    return mean_of_cross_entropies(images, texts, _arange(images.shape[0], images), scale, call.backend)
 
 
 def _of_diagonal(call: Call) -> list[Losses]:

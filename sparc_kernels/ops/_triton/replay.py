@@ -1,11 +1,15 @@
 """Plans are built once per kind of call: after that a call allocates, fills in addresses and launches.
 
-What a plan does follows from shapes, strides, dtypes, flags and the device, and from addresses only as far as Triton specialises on
-them (multiples of 16) and as inputs can be one and the same. A tape is a plan with the addresses left open. It holds numbers and
-compiled kernels and no tensor, so nothing lives longer than its call.
+What a plan does follows from shapes, strides, dtypes, flags and the device, and from addresses only as far as Triton
+specialises on them (multiples of 16) and as inputs can be one and the same. A tape is a plan with the addresses left
+open. It holds numbers and compiled kernels and no tensor, so nothing lives longer than its call.
 
-A plan is watched while it is built. If it does more than allocate, take views, copy and write zeros, or makes steps that a tape cannot
-hold, it is built at each call.
+A plan is watched while it is built. If it does more than allocate, take views, copy and write zeros, or makes steps
+that a tape cannot hold, it is built at each call.
+
+Launches go through ``compiled[grid](*arguments)`` of the kernel that ``function[grid](...)`` returned, as in Triton's
+tutorial of a fused softmax, with addresses for tensors. That leaves out binding the arguments and looking up what they
+were specialised on, which takes longer than everything else about a launch; a tape is what stands in for the look-up.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from sparc_kernels.ops._triton.launch import Launch, Step, interpreted, run_all,
 
 Plan = Callable[..., tuple[tuple[Tensor, ...], Iterable[Step]]]
 
-ALIGNMENT = 16  # bytes: what Triton asks of an address
+MULTIPLE = 16  # of bytes: what Triton asks of an address
 RECORDED_FROM = 2  # A kind of call that comes once is not worth a tape: the first call of a kind just runs.
 MOST_TAPES = 2048  # then the oldest go
 
@@ -180,7 +184,8 @@ class Tape:
         if self.space:
             roots.append(like.new_empty(self.space, dtype=torch.uint8))
         addresses = addresses + [x.data_ptr() for x in roots[len(inputs) :]]
-        assert not any([address % ALIGNMENT for address in addresses[len(inputs) :]]), "memory is not aligned"
+        new = addresses[len(inputs) :]
+        assert not any(address % MULTIPLE for address in new), f"memory of PyTorch's that is not aligned: {new}"
         for each in self.zeroed:
             each.tensor(roots).zero_()
         for copy, original in self.copied:
@@ -201,8 +206,8 @@ def run_plan(plan: Plan, args: tuple[Any, ...], like: Tensor, config: Any = None
     """The results of ``plan(*args)``, whose steps are queued on the current stream of the device of ``like``; with a
     ``config`` those of ``plan(*args, config=config)``, which is not kept.
 
-    ``plan`` is the same object at each call, and what it does may depend on nothing but its arguments: of tensors on shape, stride,
-    dtype, device, on whether their address is a multiple of 16 and on which of them share one.
+    ``plan`` is the same object at each call, and what it does may depend on nothing but its arguments: of tensors on
+    shape, stride, dtype, device, on whether their address is a multiple of 16 and on which of them share one.
     """
     if config is not None:
         results, steps = plan(*args, config=config)
@@ -216,7 +221,7 @@ def run_plan(plan: Plan, args: tuple[Any, ...], like: Tensor, config: Any = None
             address = x.data_ptr()
             inputs.append(x)
             addresses.append(address)
-            kind += (x.dtype, x.shape, x.stride(), address % ALIGNMENT == 0)
+            kind += (x.dtype, x.shape, x.stride(), address % MULTIPLE == 0)
         else:
             kind.append(x)
     if len(set(addresses)) < len(addresses):
