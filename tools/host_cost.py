@@ -35,7 +35,7 @@ VIEWS = frozenset(
 NEW = frozenset(["empty", "empty_like", "empty_strided", "new_empty"])
 NOTHING = frozenset(["contiguous", "to"])  # where there is nothing to do
 
-Step = Callable[[], Tensor]  # a scalar
+Step = Callable[[], Any]  # gives a scalar
 
 
 def operators(function: Callable[[], Any]) -> Counter[str]:

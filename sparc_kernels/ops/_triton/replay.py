@@ -135,7 +135,7 @@ class _FrozenStep:
     def __init__(self, step: Any, place: Callable[[Tensor], Place]) -> None:
         if not dataclasses.is_dataclass(step):
             raise _NoTape
-        self.make = type(step)
+        self.make: Callable[..., Any] = type(step)
         values = {each.name: getattr(step, each.name) for each in dataclasses.fields(step)}
         self.places = {name: place(value) for name, value in values.items() if isinstance(value, Tensor)}
         self.values = {name: value for name, value in values.items() if name not in self.places}
@@ -164,7 +164,8 @@ class Tape:
             origin = watch.origins.get(id(x))
             if origin is None:  # a tensor that is no argument, kept from elsewhere
                 raise _NoTape
-            offset = x.storage_offset() * x.dtype.itemsize - origin.storage_offset() * origin.dtype.itemsize
+            first = int(origin.storage_offset()) * origin.dtype.itemsize
+            offset = int(x.storage_offset()) * x.dtype.itemsize - first
             index = indices.get(id(origin), workspace)
             return Place(index, offset + offsets.get(id(origin), 0), tuple(x.shape), x.stride(), x.dtype)
 
