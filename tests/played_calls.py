@@ -19,6 +19,7 @@ from tools.host_cost import cases
 from tools.played_device import STREAM, Call, PlayedLauncher, play
 
 NEVER = 10**9
+SMALL = 2**32  # no address is below
 
 
 def launched(step: Any, recorded_from: int) -> list[Call]:
@@ -32,16 +33,23 @@ def launched(step: Any, recorded_from: int) -> list[Call]:
 
 
 def same(name: str, planned: list[Call], taped: list[Call], inputs: list[Tensor]) -> None:
-    """Kernels, grids and numbers are the same; addresses where they are inputs', else as aligned."""
+    """Kernels, grids and numbers are the same; so are inputs' addresses, others are as aligned and as different."""
     assert [(x.kernel, x.aligned, x.grid) for x in planned] == [(x.kernel, x.aligned, x.grid) for x in taped], name
     known = {x.data_ptr() for x in inputs}
     for one, other in zip(planned, taped, strict=True):
         assert one.stream == other.stream == STREAM
         assert len(one.arguments) == len(other.arguments)
+        addresses = [
+            (a, b)
+            for a, b in zip(one.arguments, other.arguments)
+            if isinstance(a, int) and not isinstance(a, bool) and a > SMALL
+        ]
+        pairs = len(set(addresses))
+        assert pairs == len({a for a, _ in addresses}) == len({b for _, b in addresses}), f"{name}: {one.kernel}"
         for index, (a, b) in enumerate(zip(one.arguments, other.arguments, strict=True)):
             where = f"{name}: argument {index} of {one.kernel}: {a} and {b}"
-            if isinstance(a, int) and not isinstance(a, bool) and a > 2**32 and a not in known:
-                assert b > 2**32, where
+            if isinstance(a, int) and not isinstance(a, bool) and a > SMALL and a not in known:
+                assert b > SMALL, where
                 assert b not in known, where
                 assert (a % 16 == 0) == (b % 16 == 0), where
             else:
