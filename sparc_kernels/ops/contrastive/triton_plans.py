@@ -187,7 +187,8 @@ class Problem:
             (row.guide, col.guide, "guide_inverse_norm"),
         ):
             if rows is not None and cols is not None:
-                known = {"p_rows": rows, "p_cols": cols, "p_row_stats": row.stats, "p_col_stats": col.stats}
+                known: dict[str, Any] = {"p_rows": rows, "p_cols": cols}
+                known |= {"p_row_stats": row.stats, "p_col_stats": col.stats}
                 known |= {**strides(rows, "stride_m", "stride_md"), **strides(cols, "stride_n", "stride_nd")}
                 known |= {"M": m, "N": n, "FIELD": STATS.index(name), "FIELDS": len(STATS)}
                 every = _row_blocks(rows) | known
