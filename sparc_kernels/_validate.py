@@ -37,7 +37,7 @@ def embeddings(name: str, value: object, layout: str) -> None:
     if value.dtype not in FLOATING:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f"{name} must be a floating tensor ({allowed}), got {value.dtype}")
-    if any(size < 1 for size in value.shape[1:]):
+    if 0 in value.shape[1:]:
         raise ValueError(f"{name} of shape {layout} may be empty in B only, got {_shape(value)}")
 
 
@@ -80,12 +80,12 @@ def mask(name: str, value: object, owner_name: str, owner: Tensor) -> None:
 
 def can_be_looked_at(tensor: Tensor) -> bool:
     """Whether its values are there, and reading them makes nobody wait: not on a GPU, in a trace or a transform."""
-    return (
-        type(tensor) is Tensor
-        and tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and runs_now()
+
+
+def runs_now() -> bool:
+    """Whether operators run as they are called: no trace, and no transform of ``torch.func``."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
 def scalar(name: str, value: object, owner_name: str, owner: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -117,5 +118,5 @@ def capability(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def recorded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of Triton kernels run from their tapes at the first call already."""
-    replay = pytest.importorskip("sparc_kernels.ops._triton.replay")
-    monkeypatch.setattr(replay, "RECORDED_FROM", 1)
+    if importlib.util.find_spec("triton") is not None:
+        monkeypatch.setattr("sparc_kernels.ops._triton.replay.RECORDED_FROM", 1)

@@ -25,7 +25,8 @@ def scalar(value: float | Tensor, like: Tensor) -> Tensor:
     """A number or one-element tensor as a [] tensor of the accumulation dtype, on the device of ``like``."""
     dtype = accumulation_dtype(like.dtype)
     if isinstance(value, Tensor):
-        return value.reshape(()).to(dtype)
+        single = value.reshape(()) if value.dim() else value
+        return single if single.dtype == dtype else single.to(dtype)
     if torch.compiler.is_compiling():  # torch.full would compile anew for every value; a product takes it as an input
         return torch.ones((), dtype=dtype, device=like.device) * value
     return torch.full((), value, dtype=dtype, device=like.device)

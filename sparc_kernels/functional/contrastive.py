@@ -25,7 +25,15 @@ from sparc_kernels.functional._candidates import (
     exclusions,
 )
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable
-from sparc_kernels.functional._objectives import Call, Losses, Targets, sigmoid_losses, sigmoid_total, softmax_losses
+from sparc_kernels.functional._objectives import (
+    Call,
+    Losses,
+    Targets,
+    mean_softmax_loss,
+    sigmoid_losses,
+    sigmoid_total,
+    softmax_losses,
+)
 from sparc_kernels.ops.contrastive.reference import contrastive_reference, sigmoid_reference
 
 DIRECTIONS = ("both", "image_to_text", "text_to_image")
@@ -107,6 +115,8 @@ def contrastive_loss(
     plain = all(x is None for x in optional) and all(wanted) and reduction == "mean" and not label_smoothing
     if plain and backend == "eager":
         return contrastive_reference(recordable(images), recordable(texts), scale)
+    if plain and group is None and backend != "eager" and _validate.runs_now():
+        return mean_softmax_loss(Call(images, texts, scale, Scope(), backend))
     labels = targets if isinstance(targets, Labels) else None
     if teacher is not None and any(x is not None for x in extras):
         if exclude is not None or isinstance(targets, Pairs):
@@ -236,6 +246,8 @@ def _check_together(
     alpha: float,
 ) -> None:
     """What cannot be served in one call, with the reason."""
+    if targets is exclude is teacher is None and alpha == 0:
+        return
     kinds = {type(each) for each in exclusions(exclude)}
     if teacher is not None and not isinstance(teacher, Teacher):
         raise TypeError(f"teacher must be a Teacher or None, got {type(teacher).__name__}")

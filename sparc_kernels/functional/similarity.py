@@ -24,6 +24,7 @@ from sparc_kernels.functional._common import autocast, recordable
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.contrastive.autograd import (
+    MeanSoftmaxLossFunction,
     PairedCosinesFunction,
     SimilarityLogsumexpFunction,
     SimilaritySoftplusFunction,
@@ -246,6 +247,13 @@ def cosines_of_rows(rows: Tensor, cols: Tensor, backend: str) -> Tensor:
         return paired_cosines_reference(recordable(rows), recordable(cols))
     cosines: Tensor = apply(PairedCosinesFunction, "paired_cosines_forward", rows, cols, backend)[0]
     return cosines
+
+
+def mean_of_cross_entropies(rows: Tensor, cols: Tensor, ids: Tensor, scale: Tensor, backend: str) -> Tensor:
+    """[]: the mean over rows and columns of the cross-entropy of pair (i, i), by kernels; ``ids`` are 0 to M - 1."""
+    keep = _keeps(backend, rows, cols, scale)
+    loss: Tensor = MeanSoftmaxLossFunction.apply(rows, cols, ids, scale, keep, backend)
+    return loss
 
 
 def _embeddings(rows: Tensor, cols: Tensor) -> tuple[Tensor, ...]:

@@ -143,14 +143,18 @@ def _keep(ctx: Any, op_inputs: list[Any], kept: tuple[Tensor, ...], backend: str
     """Tensors among the inputs, its flags, and the results that are ``kept``, which have no gradient."""
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*kept)
-    tensors = [x for x in (*op_inputs, *kept) if x is None or isinstance(x, Tensor)]
+    keep_tensors(ctx, [x for x in (*op_inputs, *kept) if x is None or isinstance(x, Tensor)])
+    ctx.flags = [x for x in op_inputs if isinstance(x, bool)]
+    ctx.backend, ctx.float32_precision = backend, precision
+
+
+def keep_tensors(ctx: Any, tensors: list[Tensor | None]) -> None:
+    """For :func:`kept_tensors` in the backward pass."""
     # Autograd refuses to save tensors made under torch.inference_mode, since it cannot watch them for changes. They
     # have no gradient and no history, so holding them makes no cycle.
     tracing = torch.compiler.is_compiling()
     ctx.inference_tensors = [x if not tracing and x is not None and x.is_inference() else None for x in tensors]
     ctx.save_for_backward(*(x if held is None else None for x, held in zip(tensors, ctx.inference_tensors)))
-    ctx.flags = [x for x in op_inputs if isinstance(x, bool)]
-    ctx.backend, ctx.float32_precision = backend, precision
 
 
 def kept_tensors(ctx: Any) -> list[Any]:
@@ -169,8 +173,8 @@ def asked_for(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
 
 @cache
 def _untransformed(function: type[Function]) -> type[Function]:
-    """``function`` with its ``setup_context`` inside ``forward``: ``torch.func`` cannot transform it, but PyTorch need not
-    bind the inputs to the signature of ``forward`` at each call, which takes longer than all else around a kernel."""
+    """``function`` with ``setup_context`` inside ``forward``. ``torch.func`` cannot transform that, but PyTorch needs
+    not bind the inputs to the signature of ``forward`` at each call, which takes longer than all else about a node."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = function.forward(*inputs)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -13,7 +15,9 @@ from sparc_kernels.ops._registration import (
     asked_for,
     call_backward,
     call_forward,
+    float32_precision,
     function_context,
+    keep_tensors,
     kept_tensors,
     kernel,
 )
@@ -182,3 +186,56 @@ class PairedCosinesFunction(Function):
 
     setup_context = staticmethod(function_context)
     backward = staticmethod(paired_cosines_derivative)
+
+
+class MeanSoftmaxLossFunction(Function):
+    """The mean over rows and columns of the cross-entropy of pair (i, i): equation 1 of Bica et al. (2024).
+
+    ``apply(rows [M, D], cols [M, D], ids, scale, keep_similarities, backend)``, where ``ids`` are 0 to M - 1. Returns
+    [], 0 for M = 0. Two ops and softplus(lse - scale * cosine) in one node. ``torch.func`` cannot transform it.
+    Gradients flow to rows, cols and scale; differentiating twice raises RuntimeError, since the ops do.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, cols: Tensor, ids: Tensor, scale: Tensor, keep_similarities: bool, backend: str
+    ) -> Tensor:
+        precision = float32_precision()
+        cosines, paired_stats = kernel("paired_cosines_forward", backend)(rows, cols, precision)
+        row_lse, stats, col_lse, *_ = kernel("similarity_logsumexp_forward", backend)(
+            rows, cols, scale, scale, *_left_out(ids), True, True, True, keep_similarities, precision
+        )
+        margins = torch.stack((row_lse, col_lse)) - scale * cosines  # [2, M]
+        keep_tensors(ctx, [rows, cols, ids, scale, cosines, paired_stats, stats, margins])
+        ctx.flags = (backend, keep_similarities, precision)
+        # PyTorch's own threshold of 20 would cut 2e-9 off
+        return F.softplus(margins, threshold=40.0).mean() if margins.numel() else margins.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, cols, ids, scale, cosines, paired_stats, stats, margins = kept_tensors(ctx)
+        backend, keep_similarities, precision = ctx.flags
+        need_rows, need_cols, _, need_scale = ctx.needs_input_grad[:4]
+        shares = margins.sigmoid() * (grad / max(margins.numel(), 1))
+        of_rows, of_cols = shares
+        of_logits = shares.sum(0).neg()
+        found = kernel("similarity_logsumexp_backward", backend)(
+            of_rows, of_cols, *(None,) * 4, rows, cols, scale, scale, *_left_out(ids), stats, True, keep_similarities,
+            need_rows, need_cols, need_scale, need_scale, precision,
+        )  # fmt: skip
+        direct = kernel("paired_cosines_backward", backend)(
+            of_logits * scale, rows, cols, paired_stats, need_rows, need_cols, precision
+        )
+        return (
+            found[0] + direct[0] if need_rows else None,
+            found[1] + direct[1] if need_cols else None,
+            None,
+            found[2] + found[3] + (of_logits * cosines).sum() if need_scale else None,
+            None,
+            None,
+        )
+
+
+def _left_out(ids: Tensor) -> tuple[Tensor | None, ...]:
+    """Arguments from ``row_ids`` to ``guide_threshold``: pairs of equal id take no part."""
+    return ids, ids, *(None,) * 6

@@ -38,7 +38,6 @@ from sparc_kernels.ops.contrastive.triton_plans import (
     VECTOR_BLOCK,
     Gradients,
     Problem,
-    Side,
     along_rows,
     merge_sums,
     total,
@@ -79,28 +78,30 @@ def logsumexp_forward_plan(*args: Any, config: TileConfig | None = None) -> tupl
     )
     (m, n), soft = problem.shape, guide_scale is not None
     labelled = scope[0] is not None and not ids_exclude
-    stats[: stats.shape[0] - (m * n if keep else 0)].zero_()  # vectors that no kernel writes
     numbers = len(FIELDS) if soft else 3 if labelled else 2
     tiles = problem.config.supertile(m, n, numbers)
     groups_m, groups_n = problem.groups(tiles)
     row_partials = problem.new(numbers, groups_n, m) if by_rows else None
     col_partials = problem.new(numbers, groups_m, n) if by_cols else None
-    top, scales = problem.new(), _scales(row_scale, col_scale)
+    scales = _scales(row_scale, col_scale)
+    top, find_top = _top_scale(problem, scales, (by_rows, by_cols))
     known = {"p_row_partials": row_partials, "p_col_partials": col_partials, "p_guide_scale": guide_scale}
     steps: Steps = [
         *problem.norms(),
-        _top_scale(scales, (by_rows, by_cols), top),
+        *find_top,
         *problem.sweep(logsumexp_kernel, tiles, known | scales | {"p_top_scale": top}, problem.products(m, tiles)),
     ]
-    for side, partials, lse, target, of_guide in (
-        (problem.row, row_partials, row_lse, row_target, row_soft),
-        (problem.col, col_partials, col_lse, col_target, col_soft),
-    ):
-        if partials is not None:
-            steps.append(
-                _merge(side, partials, lse, target if labelled else None, of_guide if soft else None),
-            )
-    return results, steps
+    merged = {name: x for name, x in known.items() if name.endswith("partials")} | {
+        "p_row_lse": row_lse,
+        "p_col_lse": col_lse,
+        "p_row_target": row_target if labelled else None,
+        "p_col_target": col_target if labelled else None,
+        "p_row_soft": row_soft if soft else None,
+        "p_col_soft": col_soft if soft else None,
+        "GROUPS_M": groups_m,
+        "GROUPS_N": groups_n,
+    }
+    return results, [*steps, _merge(problem, merged, (by_rows, by_cols))]
 
 
 def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:
@@ -172,7 +173,6 @@ def softplus_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple
     row_sum, stats = fake_softplus_forward(*args)
     problem = Problem.of_arguments((rows, cols, *scope), stats, (ids_exclude, keep), precision, False, config)
     m, n = problem.shape
-    stats[: stats.shape[0] - (m * n if keep else 0)].zero_()  # vectors that no kernel writes
     tiles = problem.config.supertile(m, n, 1)
     partials = problem.new(problem.groups(tiles)[1], m)
     known = {"p_scale": scale, "p_bias": bias, "p_row_partials": partials, "stride_g": 0, "ONE_SWEEP": False}
@@ -321,11 +321,15 @@ def _zeros(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return results
 
 
-def _top_scale(scales: dict[str, Any], wanted: tuple[bool, bool], top: Tensor) -> Launch:
+def _top_scale(problem: Problem, scales: dict[str, Any], wanted: tuple[bool, bool]) -> tuple[Tensor, list[Launch]]:
+    """The largest of all scales, and what finds it: nothing where there is but one."""
+    if scales["SAME_SCALE"]:
+        return scales["p_row_scale"], []
+    top = problem.new()
     row, col = (scales[name] if want else None for name, want in zip(("p_row_scale", "p_col_scale"), wanted))
     known = {"p_row_scale": row, "p_col_scale": col, "p_top": top, "BLOCK": VECTOR_BLOCK}
     known |= {name: 0 if x is None else x.numel() for name, x in (("M", row), ("N", col))}
-    return Launch.of(top_scale_kernel, 1, known, {}, 4, 2)
+    return top, [Launch.of(top_scale_kernel, 1, known, {}, 4, 2)]
 
 
 def _power(problem: Problem, known: dict[str, Any], power: Tensor) -> Launch:
@@ -333,20 +337,13 @@ def _power(problem: Problem, known: dict[str, Any], power: Tensor) -> Launch:
     return Launch.of(power_kernel, 1, every, {}, 4, 2)
 
 
-def _merge(side: Side, partials: Tensor, lse: Tensor, target: Tensor | None, soft: Tensor | None) -> Launch:
-    n = lse.shape[0]
-    known = {
-        "p_partials": partials,
-        "p_lse": lse,
-        "p_stat_lse": side.stat("lse"),
-        "p_target": target,
-        "p_soft": soft,
-        "p_stat_guide_lse": side.stat("guide_lse"),
-        "N": n,
-        "GROUPS": partials.shape[1],
-        "BLOCK": 256,
-    }
-    return Launch.of(logsumexp_merge_kernel, cdiv(n, 256), known, {}, 4, 2)
+def _merge(problem: Problem, known: dict[str, Any], wanted: tuple[bool, bool]) -> Launch:
+    (m, n), block = problem.shape, 256
+    rows, cols = (cdiv(size, block) if want else 0 for size, want in zip((m, n), wanted))
+    for name, side in (("row", problem.row), ("col", problem.col)):
+        known |= {f"p_{name}_stat_lse": side.stat("lse"), f"p_{name}_stat_guide_lse": side.stat("guide_lse")}
+    known |= {"M": m, "N": n, "BLOCKS": rows, "BLOCK": block}
+    return Launch.of(logsumexp_merge_kernel, rows + cols, known, {}, 4, 2)
 
 
 def _run(plan: Plan, args: tuple[Any, ...], rows: Tensor, config: TileConfig | None) -> tuple[Tensor, ...]:

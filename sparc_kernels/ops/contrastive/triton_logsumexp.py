@@ -237,20 +237,20 @@ def logsumexp_kernel(
             store_state(p_row_partials, row, o_m, M, group_n, GROUPS_N, LABELLED, SOFT_TARGETS)
 
 
-@triton.jit(do_not_specialize=["N", "GROUPS"])
-def logsumexp_merge_kernel(
+@triton.jit
+def merge(
     p_partials,  # [FIELDS, GROUPS, N] of the rows, or of the columns
     p_lse,  # [N]
     p_stat_lse,  # [N]: the same, kept for the backward pass
     p_target,  # [N] or None
     p_soft,  # [N] or None
     p_stat_guide_lse,  # [N]
-    N, GROUPS,
+    block, N, GROUPS,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     LABELLED: tl.constexpr = p_target is not None
     SOFT_TARGETS: tl.constexpr = p_soft is not None
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    o = block * BLOCK + tl.arange(0, BLOCK)
     b_top, b_sum, b_target, b_guide_top, b_guide_sum, b_soft = no_state(o)
     group = 0
     while group < GROUPS:  # the interpreter takes no bound of a range from the device
@@ -277,6 +277,31 @@ def logsumexp_merge_kernel(
     if SOFT_TARGETS:
         tl.store(p_soft + o, b_soft / tl.where(b_guide_sum == 0.0, 1.0, b_guide_sum), mask=m)
         tl.store(p_stat_guide_lse + o, logarithm(b_guide_top, b_guide_sum), mask=m)
+
+
+@triton.jit(do_not_specialize=["M", "N", "GROUPS_M", "GROUPS_N", "BLOCKS"])
+def logsumexp_merge_kernel(
+    p_row_partials,  # [FIELDS, GROUPS_N, M]
+    p_row_lse, p_row_stat_lse, p_row_target, p_row_soft, p_row_stat_guide_lse,  # [M], those of ``merge``
+    p_col_partials,  # [FIELDS, GROUPS_M, N]
+    p_col_lse, p_col_stat_lse, p_col_target, p_col_soft, p_col_stat_guide_lse,  # [N]
+    M, N, GROUPS_M, GROUPS_N,
+    BLOCKS,  # so many programs are the rows'; 0: they are not wanted
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    if block < BLOCKS:
+        if p_row_partials is not None:
+            merge(
+                p_row_partials, p_row_lse, p_row_stat_lse, p_row_target, p_row_soft, p_row_stat_guide_lse,
+                block, M, GROUPS_N, BLOCK
+            )  # fmt: skip
+    else:
+        if p_col_partials is not None:
+            merge(
+                p_col_partials, p_col_lse, p_col_stat_lse, p_col_target, p_col_soft, p_col_stat_guide_lse,
+                block - BLOCKS, N, GROUPS_M, BLOCK
+            )  # fmt: skip
 
 
 @triton.jit

@@ -205,22 +205,34 @@ class Problem:
         return cdiv(m, along_m * self.config.block_m), cdiv(n, along_n * self.config.block_n)
 
     def norms(self) -> list[Launch]:
-        """Into the statistics."""
+        """Into the statistics, whose other vectors become 0: some of them no kernel writes."""
         launches = []
-        for side in (self.row, self.col):
-            for rows, name in ((side.embeds, "inverse_norm"), (side.guide, "guide_inverse_norm")):
-                if rows is not None:
-                    known = {"p_rows": rows, "p_inverse": side.stat(name), **strides(rows, "stride_n", "stride_d")}
-                    launches.append(along_rows(inverse_norms_kernel, rows, known))
+        (m, n), row, col = self.shape, self.row, self.col
+        for rows, cols, name in (
+            (row.embeds, col.embeds, "inverse_norm"),
+            (row.guide, col.guide, "guide_inverse_norm"),
+        ):
+            if rows is not None and cols is not None:
+                known: dict[str, Any] = {"p_rows": rows, "p_cols": cols}
+                known |= {"p_row_stats": row.stats, "p_col_stats": col.stats}
+                known |= {**strides(rows, "stride_m", "stride_md"), **strides(cols, "stride_n", "stride_nd")}
+                known |= {"M": m, "N": n, "FIELD": STATS.index(name), "FIELDS": len(STATS)}
+                every = _row_blocks(rows) | known
+                programs = cdiv(m, every["BLOCK"]) + cdiv(n, every["BLOCK"])
+                launches.append(Launch.of(inverse_norms_kernel, programs, every, {}, 4, 2))
         return launches
+
+
+def _row_blocks(rows: Tensor) -> dict[str, Any]:
+    d = rows.shape[1]
+    return {"D": d, "BLOCK": 8, "BLOCK_D": min(512, max(16, 1 << (d - 1).bit_length())), "UPCAST": upcast(rows.dtype)}
 
 
 def along_rows(kernel: Any, rows: Tensor, known: dict[str, Any]) -> Launch:
     """A launch over the rows of [n, D], a few to a program."""
-    n, d = rows.shape
-    block, block_d = 8, min(512, max(16, 1 << (d - 1).bit_length()))
-    every = {"N": n, "D": d, "BLOCK": block, "BLOCK_D": block_d, "UPCAST": upcast(rows.dtype)}
-    return Launch.of(kernel, cdiv(n, block), every | known, {}, 4, 2)
+    n = rows.shape[0]
+    every = _row_blocks(rows) | {"N": n}
+    return Launch.of(kernel, cdiv(n, every["BLOCK"]), every | known, {}, 4, 2)
 
 
 def merge_sums(partials: Tensor, sums: Tensor) -> Launch:

@@ -8,24 +8,55 @@ from sparc_kernels.ops._triton.tiles import clamped_inverse_norm, load_tile, sto
 from sparc_kernels.ops.contrastive.triton_tiles import load_scale, load_vector
 
 
-@triton.jit(do_not_specialize=["N"])
-def inverse_norms_kernel(
-    p_rows,  # [N, D]
-    p_inverse,  # [N]
-    stride_n, stride_d,
-    N,
+@triton.jit
+def store_inverse_norms(
+    p_rows, p_stats, block, N, stride_n, stride_d,
     D: tl.constexpr,
+    FIELD: tl.constexpr,
+    FIELDS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """Of a block of rows, into that field of their statistics [FIELDS, N]; the first field's norms clear the others."""
+    o = block * BLOCK + tl.arange(0, BLOCK)
     b_squares = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for o_chunk in range(0, D, BLOCK_D):
         b_x = load_tile(p_rows, o, o_chunk + tl.arange(0, BLOCK_D), o < N, D, stride_n, stride_d, UPCAST).to(tl.float32)
         b_squares += b_x * b_x
     b_inverse, _ = clamped_inverse_norm(tl.sqrt_rn(tl.sum(b_squares, axis=1)))
-    tl.store(p_inverse + o, b_inverse, mask=o < N)
+    p_field = p_stats + tl.cast(N, tl.int64) * FIELD + o
+    tl.store(p_field, b_inverse, mask=o < N)
+    if FIELD == 0:
+        for _ in tl.static_range(1, FIELDS):
+            p_field += N
+            tl.store(p_field, tl.zeros([BLOCK], tl.float32), mask=o < N)
+
+
+@triton.jit(do_not_specialize=["M", "N"])
+def inverse_norms_kernel(
+    p_rows,  # [M, D]
+    p_cols,  # [N, D]
+    p_row_stats,  # [FIELDS, M]
+    p_col_stats,  # [FIELDS, N]
+    stride_m, stride_md, stride_n, stride_nd,
+    M, N,
+    D: tl.constexpr,
+    FIELD: tl.constexpr,
+    FIELDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    block, blocks = tl.program_id(0), tl.cdiv(M, BLOCK)
+    if block < blocks:
+        store_inverse_norms(
+            p_rows, p_row_stats, block, M, stride_m, stride_md, D, FIELD, FIELDS, BLOCK, BLOCK_D, UPCAST
+        )
+    else:
+        store_inverse_norms(
+            p_cols, p_col_stats, block - blocks, N, stride_n, stride_nd, D, FIELD, FIELDS, BLOCK, BLOCK_D, UPCAST
+        )
 
 
 @triton.jit(do_not_specialize=["N"])
