@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -33,7 +34,7 @@ from sparc_kernels.functional import (
 from sparc_kernels.modules import ClipLoss, DistillClipLoss, SigLipLoss
 from tests import tolerance
 from tests.distributed.problems import CLOSE, Problem, compare, mean_of_ranks, of_rank, off
-from tests.distributed.world import Cases, Here
+from tests.distributed.world import CHECKOUT, Cases, Here
 
 CASES = Cases()
 SIZES = (9, 4)
@@ -294,6 +295,24 @@ def counted(here: Here) -> None:
     assert off(components.loss, parts.loss) < CLOSE
     assert off(components.global_loss, parts.global_loss) < CLOSE
     assert off(components.local_loss, of_rank(parts.local_loss, SIZES, here.rank)) < CLOSE
+
+
+@CASES.add("a loss of your own")
+def own_loss(here: Here) -> None:
+    """The recipe of docs/distributed.md."""
+    text = (CHECKOUT / "docs" / "distributed.md").read_text()
+    (block,) = (part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def decoupled" in part)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    problem = Problem.of(SIZES)
+
+    def loss(group: Any = None, backend: str = "", gradients: str = "", **given: Tensor) -> Tensor:
+        images, texts, scale = given.values()
+        found: Tensor = names["decoupled"](images, texts, scale, group)
+        return found
+
+    error = compare(loss, problem, "", here, "cpu")
+    assert error < CLOSE, f"{error:.3g}"
 
 
 # Compilers
