@@ -90,7 +90,6 @@ class Contrastive(Global):
 class Sigmoid(Global):
     products = 3
     contenders: ClassVar[tuple[Provider, ...]] = (
-        _global.streamed(),
         _global.chunked(_global.chunked_sigmoid),
         *_global.listing(_global.siglip_listing),
         _global.OPEN_CLIP["SigLipLoss"],

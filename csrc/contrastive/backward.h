@@ -54,7 +54,13 @@ void tile_gradient(const SimilarityTile<E, In>& tile) {
     const bool targets = call.targets && tile.find_targets(r);
     row.flags = tile.work.flags;
     if (call.softplus) {
-      softplus_gradient(row, SignedLogits<Acc>{row.scale, static_cast<Acc>(call.bias), row.flags});
+      const SignedLogits<Acc> logits{row.scale, static_cast<Acc>(call.bias), row.flags};
+      if (call.one_sweep) {
+        softplus_gradient<true>(row, logits);
+        static_cast<Acc*>(call.rows.results[kLogsumexp])[tile.row + r] += row.sums[2];
+      } else {
+        softplus_gradient<false>(row, logits);
+      }
     } else if (at_once) {
       softmax_gradient_at_once(row);
     } else if (of_rows && of_cols) {
@@ -132,8 +138,9 @@ void gradient_rows(const SimilarityCall& call, int64_t item, void* workspace) {
   const Needs need = needs_of(call, true);
   const int64_t row = call.first + item * kTileRows, channels = Pack::padded_width(call.rows.embeds);
   SimilarityTile<E, In> tile{{}, call, memory, work};
-  tile.begin_rows(row, smaller(kTileRows, call.last - row), need, true);
+  tile.begin_rows(row, smaller(kTileRows, call.last - row), need, !call.one_sweep);
   for (Acc* sums : memory.row_sums) fill(sums + row, tile.rows, Acc{0});
+  if (call.one_sweep) fill(static_cast<Acc*>(call.rows.results[kLogsumexp]) + row, tile.rows, Acc{0});
   if (memory.has_col_sums) fill(memory.col_sums + item * memory.padded_cols, memory.padded_cols, Acc{0});
   if (call.cols.embeds.count == 0) fill(work.grad_rows, tile.rows * channels, Acc{0});
   for (int64_t col = 0; col < call.cols.embeds.count; col += kTileCols) {
@@ -230,6 +237,25 @@ void finish_scales(const SimilarityCall& call) {
     }
   }
   if (call.grad_bias) *static_cast<Acc*>(call.grad_bias) = total(memory.row_sums[1]);
+}
+
+template <class Acc>
+double weighted_total(const SimilarityCall& call) {
+  double found = 0;
+  for (int64_t i = 0; i < call.rows.embeds.count; ++i) {
+    found += static_cast<double>(read<Acc>(call.rows.upstream[kLogsumexp], i)) *
+             static_cast<const Acc*>(call.rows.results[kLogsumexp])[i];
+  }
+  return found;
+}
+
+// Products in the accumulation type, rounded once.
+template <class Acc, class In>
+void scale_values(const void* values, int64_t count, double factor, void* out) {
+  const Acc by = static_cast<Acc>(factor);
+  for (int64_t i = 0; i < count; ++i) {
+    static_cast<In*>(out)[i] = Convert<In>::from(Convert<Acc>::from(static_cast<const In*>(values)[i]) * by);
+  }
 }
 
 }  // namespace SPARC_ISA

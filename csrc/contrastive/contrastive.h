@@ -54,7 +54,7 @@ struct SimilaritySide {
   VectorView ids, scale;
   void* stats = nullptr;                         // [kSimilarityStats, count]
   void* results[kSimilarityResults] = {};        // forward: [count], or null
-  VectorView upstream[kSimilarityResults] = {};  // backward
+  VectorView upstream[kSimilarityResults] = {};  // backward; total: of the rows' results, its weights
   bool scale_per_item = false;
   bool need_embeds = false, need_scale = false;
   void* grad_embeds = nullptr;  // [count, width] In, contiguous
@@ -73,6 +73,7 @@ struct SimilarityCall {
   bool soft = false;             // soft targets are wanted
   bool targets = false;          // equal ids are targets; else they take no part
   bool softplus = false;         // which op
+  bool one_sweep = false;        // backward: nothing is known yet, and the results of the rows are wanted too
   int64_t first = 0, last = 0;   // backward: rows of the chunk
   int64_t chunk = 0;             // rows of a chunk
   int64_t parts = 0;             // forward: parts of the rows
@@ -97,6 +98,9 @@ struct SimilarityKernel {
   SimilarityStep transposed;  // item: (panel of channels, tile of columns); adds the chunk's G^T X
   SimilarityStep finish;      // item: tile of columns; the columns' gradient
   void (*finish_scales)(const SimilarityCall& call);
+  double (*total)(const SimilarityCall& call);  // the weighted sum of the rows' results
+  void (*scale)(const void* values, int64_t count, double factor,
+                void* out);  // of the type of the embeddings
 };
 
 }  // namespace sparc

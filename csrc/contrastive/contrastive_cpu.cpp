@@ -20,6 +20,9 @@ struct CallBlock {
   CallBlock(SimilarityCall& call, size_t bytes) : block(aligned_block(bytes)) { call.memory = block.get(); }
 };
 
+// Numbers of a gradient that a thread scales before it takes the next ones.
+constexpr int64_t kScaledAtOnce = int64_t{1} << 16;
+
 void run_step(const CheckedCall& call, SimilarityStep step, int64_t items) {
   for_each_item(items, call.kernel.thread_bytes(call),
                 [&](int64_t item, void* workspace) { step(call, item, workspace); });
@@ -104,6 +107,17 @@ void set_soft(CheckedCall& call, const Maybe& guide_scale, const Maybe& guide_ro
   STD_TORCH_CHECK(guide_rows, "guide_scale: expected guide_rows with it, got None");
   call.soft = true;
   call.guide_scale = read_scalar(*guide_scale, "guide_scale", call.accumulation);
+}
+
+// A number of the dtype of `like`.
+Tensor number_like(const Tensor& like, double value) {
+  Tensor number = torch::stable::new_empty(like, std::vector<int64_t>{});
+  if (like.scalar_type() == ScalarType::Double) {
+    *static_cast<double*>(number.mutable_data_ptr()) = value;
+  } else {
+    *static_cast<float*>(number.mutable_data_ptr()) = static_cast<float>(value);
+  }
+  return number;
 }
 
 using LogsumexpResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -217,6 +231,73 @@ Gradients softplus_backward(const Tensor& grad_row_sum, const Tensor& rows, cons
   return {of_rows.tensor, of_cols.tensor, of_scale.tensor, of_bias.tensor};
 }
 
+using SoftplusTotalResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+SoftplusTotalResults softplus_total_forward(
+    const Tensor& rows, const Tensor& cols, const Tensor& scale, const Tensor& bias,
+    const Tensor& row_weights, const Maybe& row_ids, const Maybe& col_ids, const Maybe& excluded_indptr,
+    const Maybe& excluded_indices, const Maybe& guide_rows, const Maybe& guide_cols,
+    const Maybe& guide_threshold, bool ids_exclude, bool keep_rows, bool keep_cols, bool keep_scale,
+    bool keep_bias, const std::string& /* float32_precision: the CPU products are exact */) {
+  CheckedCall call({rows, cols, row_ids, col_ids, excluded_indptr, excluded_indices, guide_rows, guide_cols,
+                    guide_threshold},
+                   ids_exclude);
+  set_logits(call, scale, bias);
+  const int64_t m = call.rows.embeds.count;
+  call.rows.upstream[kLogsumexp] = items_of(row_weights, "row_weights", call.accumulation, m);
+  const auto row_sums = aligned_block(m * row_weights.element_size());
+  call.rows.results[kLogsumexp] = row_sums.get();
+  const Tensor stats = new_stats(call, false);
+  const Gradient of_rows(rows, keep_rows), of_cols(cols, keep_cols);
+  const Gradient of_scale(scale, keep_scale), of_bias(bias, keep_bias);
+  if (keep_rows || keep_cols || keep_scale || keep_bias) {
+    call.one_sweep = true;
+    want_embeds(call.rows, of_rows);
+    want_embeds(call.cols, of_cols);
+    want_scale(call.rows, of_scale);
+    call.grad_bias = of_bias.data;
+    run_backward(call);
+  } else {
+    run_forward(call);
+  }
+  return {number_like(row_weights, call.kernel.total(call)),
+          stats,
+          of_rows.tensor,
+          of_cols.tensor,
+          of_scale.tensor,
+          of_bias.tensor};
+}
+
+// `kept` times a number, in the same dtype.
+Tensor scaled(const Tensor& kept, const char* name, double factor) {
+  check_on_cpu(kept, name);
+  check_contiguous(kept, name);
+  check_kernel_dtype(kept, name);
+  const Gradient found(kept, true);
+  const auto scale = pick_kernel<SimilarityKernel>(kept.scalar_type()).scale;
+  const int64_t size = kept.element_size(), count = kept.numel();
+  const char* from = static_cast<const char*>(kept.const_data_ptr());
+  char* to = static_cast<char*>(found.data);
+  for_each_item(parts_of(count, kScaledAtOnce), 0, [&](int64_t item, void*) {
+    const int64_t first = item * kScaledAtOnce;
+    scale(from + first * size, std::min(kScaledAtOnce, count - first), factor, to + first * size);
+  });
+  return found.tensor;
+}
+
+Gradients softplus_total_backward(const Tensor& grad_total, const Tensor& rows, const Tensor& kept_rows,
+                                  const Tensor& kept_cols, const Tensor& kept_scale, const Tensor& kept_bias,
+                                  const std::string& /* float32_precision: no product */) {
+  const ScalarType accumulation = accumulation_dtype(rows.scalar_type());
+  check_dtype(kept_rows, "kept_rows", rows.scalar_type());
+  check_dtype(kept_cols, "kept_cols", rows.scalar_type());
+  check_dtype(kept_scale, "kept_scale", accumulation);
+  check_dtype(kept_bias, "kept_bias", accumulation);
+  const double factor = read_scalar(grad_total, "grad_total", accumulation);
+  return {scaled(kept_rows, "kept_rows", factor), scaled(kept_cols, "kept_cols", factor),
+          scaled(kept_scale, "kept_scale", factor), scaled(kept_bias, "kept_bias", factor)};
+}
+
 }  // namespace
 }  // namespace sparc
 
@@ -249,6 +330,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparc_kernels, m) {
       "Tensor stats, bool ids_exclude, bool keep_similarities, bool need_rows, bool need_cols, "
       "bool need_scale, bool need_bias, str float32_precision) -> (Tensor grad_rows, Tensor grad_cols, "
       "Tensor grad_scale, Tensor grad_bias)");
+  m.def(
+      "similarity_softplus_total_forward(Tensor rows, Tensor cols, Tensor scale, Tensor bias, "
+      "Tensor row_weights, Tensor? row_ids, Tensor? col_ids, Tensor? excluded_indptr, "
+      "Tensor? excluded_indices, Tensor? guide_rows, Tensor? guide_cols, Tensor? guide_threshold, "
+      "bool ids_exclude, bool keep_rows, bool keep_cols, bool keep_scale, bool keep_bias, "
+      "str float32_precision) -> (Tensor total, Tensor stats, Tensor kept_rows, Tensor kept_cols, "
+      "Tensor kept_scale, Tensor kept_bias)");
+  m.def(
+      "similarity_softplus_total_backward(Tensor grad_total, Tensor rows, Tensor kept_rows, "
+      "Tensor kept_cols, Tensor kept_scale, Tensor kept_bias, str float32_precision) "
+      "-> (Tensor grad_rows, Tensor grad_cols, Tensor grad_scale, Tensor grad_bias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparc_kernels, CPU, m) {
@@ -256,4 +348,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparc_kernels, CPU, m) {
   m.impl("similarity_logsumexp_backward", TORCH_BOX(&sparc::logsumexp_backward));
   m.impl("similarity_softplus_forward", TORCH_BOX(&sparc::softplus_forward));
   m.impl("similarity_softplus_backward", TORCH_BOX(&sparc::softplus_backward));
+  m.impl("similarity_softplus_total_forward", TORCH_BOX(&sparc::softplus_total_forward));
+  m.impl("similarity_softplus_total_backward", TORCH_BOX(&sparc::softplus_total_backward));
 }

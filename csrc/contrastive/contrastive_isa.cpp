@@ -22,6 +22,8 @@ SimilarityKernel similarity_kernel() {
   kernel.transposed = &gradient_transposed<E, In>;
   kernel.finish = &finish_columns<E, In>;
   kernel.finish_scales = &finish_scales<E, In>;
+  kernel.total = &weighted_total<typename E::Acc>;
+  kernel.scale = &scale_values<typename E::Acc, In>;
   return kernel;
 }
 

@@ -58,7 +58,7 @@ void pack_cols(const SimilarityCall& call, int64_t item, void* workspace, bool b
       guide.gather(j, Pack::kWidth, work.guide_rows);
       guide.along_channels(work.guide_rows, memory.guide_by_channel + j / Pack::kWidth * memory.guide_panel);
     }
-    if (backward) continue;
+    if (backward && !call.one_sweep) continue;
     Acc* stats = static_cast<Acc*>(call.cols.stats);
     pack.inverse_norms(work.rows, Pack::kWidth, memory.cols.inverse_norm + j);
     for (int64_t i = 0; i < real; ++i) stats[kInverseNorm * n + j + i] = memory.cols.inverse_norm[j + i];

@@ -122,7 +122,7 @@ struct GradientRow {
   Acc upstream[kSimilarityResults];
   ColumnVectors<Acc> cols;  // from the tile's first column on
   Acc* col_sums;            // where the columns have a scale each: sum of ZC c, else null
-  Acc sums[2];              // sum of ZR c and of ZC c
+  Acc sums[3];              // sum of ZR c and of ZC c; softplus: of Z c, of Z and of softplus(y z)
 
   SPARC_INLINE void count_scale_gradients(Vec<Acc, kLanes<Acc>>& of_row, Vec<Acc, kLanes<Acc>>& of_col,
                                           Vec<Acc, kLanes<Acc>> row_part, Vec<Acc, kLanes<Acc>> col_part,

@@ -41,6 +41,12 @@ struct SignedLogits {
   }
 };
 
+// softplus(z), where u = exp(-|z|).
+template <class Acc, int N = kLanes<Acc>>
+SPARC_INLINE Vec<Acc, N> softplus_vec(Vec<Acc, N> z, Vec<Acc, N> u) {
+  return (z < Vec<Acc, N>{} ? Vec<Acc, N>{} : z) + log1p_vec<N>(u);
+}
+
 // Sum of softplus(y z) over the pairs of a row that take part.
 template <class Acc>
 Acc softplus_sum(const Acc* cosines, int64_t width, const SignedLogits<Acc>& logits) {
@@ -49,19 +55,18 @@ Acc softplus_sum(const Acc* cosines, int64_t width, const SignedLogits<Acc>& log
   Vec<Acc, kN> total = {};
   for (int64_t j = 0; j < width; j += kN) {
     const auto c = load<kN>(cosines + j), z = logits.template at<kN>(c, j);
-    const auto above = z < zero ? zero : z;
-    const auto value = above + log1p_vec<kN>(exp_vec<kN>(z > zero ? -z : z));
+    const auto value = softplus_vec<Acc>(z, exp_vec<kN>(z > zero ? -z : z));
     total += excluded(c) ? zero : value;
   }
   return sum_lanes<Acc>(total);
 }
 
-// G of a row; sums of Z c and of Z. Upstream is that of the row's sum.
-template <class Acc>
+// G of a row; sums of Z c, of Z, and where wanted of softplus(y z). Upstream is that of the row's sum.
+template <bool kSum, class Acc>
 void softplus_gradient(GradientRow<Acc>& row, const SignedLogits<Acc>& logits) {
   constexpr int kN = kLanes<Acc>;
   const Vec<Acc, kN> zero = {};
-  Vec<Acc, kN> by_cosine = {}, total = {};
+  Vec<Acc, kN> by_cosine = {}, total = {}, values = {};
   for (int64_t j = 0; j < row.width; j += kN) {
     const auto c = load<kN>(row.cosines + j), z = logits.template at<kN>(c, j);
     const auto u = exp_vec<kN>(z > zero ? -z : z);
@@ -71,9 +76,11 @@ void softplus_gradient(GradientRow<Acc>& row, const SignedLogits<Acc>& logits) {
     store(row.out + j, part * norms * row.scale);
     by_cosine += part * c;
     total += part;
+    if constexpr (kSum) values += excluded(c) ? zero : softplus_vec<Acc>(z, u);
   }
   row.sums[0] += sum_lanes<Acc>(by_cosine);
   row.sums[1] += sum_lanes<Acc>(total);
+  row.sums[2] += sum_lanes<Acc>(values);
 }
 
 }  // namespace SPARC_ISA

@@ -32,13 +32,14 @@ struct SimilarityTile : TileRange {
   const CallMemory<E, In>& memory;
   const TileMemory<E, In>& work;
 
-  // Rows of the tile as operand of the products, and 1 / norm.
-  void begin_rows(int64_t first, int64_t count, const Needs& need, bool backward) {
+  // Rows of the tile as operand of the products, and 1 / norm, which an earlier pass may have found.
+  void begin_rows(int64_t first, int64_t count, const Needs& need, bool known_norms) {
     row = first;
     rows = count;
-    set_rows(call.rows.embeds, need.product, kInverseNorm, work.rows, work.inverse_norm, backward);
+    set_rows(call.rows.embeds, need.product, kInverseNorm, work.rows, work.inverse_norm, known_norms);
     if (need.guide) {
-      set_rows(call.rows.guide, true, kGuideInverseNorm, work.guide_rows, work.guide_inverse_norm, backward);
+      set_rows(call.rows.guide, true, kGuideInverseNorm, work.guide_rows, work.guide_inverse_norm,
+               known_norms);
     }
     for (int64_t r = 0; r < rows; ++r) work.scale[r] = read<Acc>(call.rows.scale, row + r);
   }
@@ -88,11 +89,11 @@ struct SimilarityTile : TileRange {
 
  private:
   void set_rows(const EmbedView& embeds, bool operand, SimilarityStat stat, typename E::Elem* gathered,
-                Acc* inverse_norm, bool backward) {
+                Acc* inverse_norm, bool known) {
     const Pack pack(embeds);
     if (operand) pack.gather(row, rows, gathered);
     Acc* kept = static_cast<Acc*>(call.rows.stats) + stat * call.rows.embeds.count + row;
-    if (!backward) pack.inverse_norms(gathered, rows, kept);
+    if (!known) pack.inverse_norms(gathered, rows, kept);
     for (int64_t r = 0; r < rows; ++r) inverse_norm[r] = kept[r];
   }
 

@@ -26,6 +26,7 @@ from sparc_kernels.functional.similarity import (
     logsumexp_of_everyone,
     streamed_logsumexp,
     streamed_softplus,
+    streamed_softplus_total,
 )
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
@@ -88,27 +89,56 @@ def softmax_losses(call: Call, targets: Targets | None) -> list[Losses]:
 
 def sigmoid_losses(call: Call, bias: Tensor, targets: Targets | None) -> Losses:
     """Of the images: sums over all texts."""
+    split = _split(call, bias, targets)
+    sums = streamed_softplus(call.images, call.columns, call.scale, bias, split.scope, split.ids_exclude, call.backend)
+    if split.positives is not None:
+        row = split.row
+        sums = sums + split.positives if row is None else sums.index_add(0, row, split.positives)
+    return Losses(sums, _there(call, 0))
+
+
+def sigmoid_total(call: Call, bias: Tensor, targets: Targets | None, weights: Tensor | None, mean: bool) -> Tensor:
+    """[]: the weighted sum of :func:`sigmoid_losses`, over the number of images that are no padding for a ``mean``."""
+    there = _there(call, 0)
+    share = call.scale.detach().new_ones(call.images.shape[0]) if weights is None else weights
+    if mean:
+        share = share / (max(share.shape[0], 1) if there is None else there.sum().clamp(min=1))
+    split = _split(call, bias, targets)
+    total = streamed_softplus_total(
+        call.images, call.columns, (call.scale, bias), share, split.scope, split.ids_exclude, call.backend
+    )
+    if split.positives is None:
+        return total
+    return total + ((share if split.row is None else share[split.row]) * split.positives).sum()
+
+
+class _Split(NamedTuple):
+    """The losses of pairs: those of ``scope`` by the sweep, and ``positives`` that are not among them."""
+
+    scope: Scope
+    ids_exclude: bool
+    positives: Tensor | None = None
+    """One per row, or one per pair, of row ``row``."""
+    row: Tensor | None = None
+
+
+def _split(call: Call, bias: Tensor, targets: Targets | None) -> _Split:
     images, texts, scale, scope = call[:4]
-    there = None if scope.row_ids is None else scope.row_ids != -1
     if isinstance(targets, Labels):
-        return Losses(streamed_softplus(images, call.columns, scale, bias, scope, False, call.backend), there)
+        return _Split(scope, False)
     if targets is None:
-        negatives = streamed_softplus(images, call.columns, scale, bias, _without_diagonal(call), True, call.backend)
         values = softplus(-(scale * cosines_of_rows(images, texts, call.backend) + bias))
         both = _both_there(scope.row_ids, _own_col_ids(call))
-        return Losses(negatives + (values if both is None else values.masked_fill(~both, 0.0)), there)
+        return _Split(_without_diagonal(call), True, values if both is None else values.masked_fill(~both, 0.0))
     indptr, indices, weights = _checked(call, targets)
     row = rows_of(indptr, indices)
-    negatives = streamed_softplus(
-        images, call.columns, scale, bias, _without(call, indptr, indices), True, call.backend
-    )
     values = softplus(-(scale * cosines_of_pairs(images, call.columns, row, indices) + bias))
     if weights is not None:
         values = weights * values
     both = _both_there(scope.row_ids, scope.col_ids, row, indices)
     if both is not None:
         values = values.masked_fill(~both, 0.0)
-    return Losses(negatives.index_add(0, row, values), there)
+    return _Split(_without(call, indptr, indices), True, values, row)
 
 
 # Softmax, by the kind of target

@@ -27,7 +27,7 @@ from sparc_kernels.functional._candidates import (
 )
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable
 from sparc_kernels.functional._everyone import Everyone, everyone_of, exclusion_facts, scope_of_everyone
-from sparc_kernels.functional._objectives import Call, Losses, Targets, sigmoid_losses, softmax_losses
+from sparc_kernels.functional._objectives import Call, Losses, Targets, sigmoid_losses, sigmoid_total, softmax_losses
 from sparc_kernels.ops.contrastive.reference import contrastive_reference, sigmoid_reference
 
 DIRECTIONS = ("both", "image_to_text", "text_to_image")
@@ -203,7 +203,15 @@ def sigmoid_loss(
     everyone = None if ranks is None else everyone_of("text_embeds", texts, facts, ranks)
     scope, paired = _scope(images, texts, exclude, targets, None, everyone)
     call = Call(images, texts, scale, scope, backend, everyone=everyone, paired_ids=paired)
-    return _reduced([sigmoid_losses(call, bias, targets)], weights, reduction, ranks)
+    if reduction == "none":
+        return _reduced([sigmoid_losses(call, bias, targets)], weights, reduction, ranks)
+    if ranks is None:
+        return sigmoid_total(call, bias, targets, weights, reduction == "mean")
+    total = sigmoid_total(call, bias, targets, weights, mean=False)[None]
+    there = None if scope.row_ids is None else scope.row_ids != -1
+    count = images.shape[0] if there is None else there.sum()
+    counts = torch.zeros_like(total).detach() + (count if reduction == "mean" else 0)  # a sum is divided by 1
+    return global_ratios(total, counts, ranks)[0]
 
 
 # Checks

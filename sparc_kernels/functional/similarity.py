@@ -35,6 +35,7 @@ from sparc_kernels.ops.contrastive.autograd import (
     PairedCosinesFunction,
     SimilarityLogsumexpFunction,
     SimilaritySoftplusFunction,
+    SimilaritySoftplusTotalFunction,
 )
 from sparc_kernels.ops.contrastive.reference import (
     paired_cosines_reference,
@@ -266,6 +267,30 @@ def streamed_softplus(
         ids_exclude, keep, backend,
     )[0]  # fmt: skip
     return row_sum
+
+
+def streamed_softplus_total(
+    rows: Tensor,
+    cols: Tensor,
+    numbers: tuple[Tensor, Tensor],
+    row_weights: Tensor,
+    scope: Scope,
+    ids_exclude: bool,
+    backend: str,
+) -> Tensor:
+    """[]: the sum of ``row_weights`` times :func:`streamed_softplus` at ``numbers``, scale and bias.
+
+    What weighs the gradient is known before the sweep, so that one of 3 products gives the value and all gradients.
+    """
+    if backend == "eager":
+        return (row_weights * streamed_softplus(rows, cols, *numbers, scope, ids_exclude, backend)).sum()
+    traced = torch.compiler.is_exporting() or not torch.is_grad_enabled()
+    keep = [not traced and x.requires_grad for x in (rows, cols, *numbers)]
+    total: Tensor = apply(
+        SimilaritySoftplusTotalFunction, "similarity_softplus_total_forward", rows, cols, *numbers, row_weights,
+        *scope[:6], scope.guide_threshold, ids_exclude, *keep, backend,
+    )[0]  # fmt: skip
+    return total
 
 
 def paired_cosines(rows: Tensor, cols: Tensor, *, backend: str = "auto") -> Tensor:

@@ -64,7 +64,7 @@ def _define_triton(qualified_name: str, each: Pass, module: str) -> None:
 def _complete(op: Op, backend: str) -> None:
     """Fake tensors, derivatives, flop counts and vmap for the two defined passes of a backend."""
     forward, backward = (_qualified(f"{op.name}_{each}", backend) for each in ("forward", "backward"))
-    torch.library.register_autograd(forward, op.derivative, setup_context=_op_context(backend))
+    torch.library.register_autograd(forward, op.derivative, setup_context=_op_context(backend, op.kept))
     # A second derivative may not pass for a zero.
     torch.library.register_autograd(backward, lambda ctx, *grads: _refuse(backward))
     for qualified_name, each in ((forward, op.forward), (backward, op.backward)):
@@ -117,28 +117,27 @@ def call_forward(name: str, *inputs: Any) -> Any:
     return kernel(name, backend)(*op_inputs, float32_precision())
 
 
-def function_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """``setup_context`` of the Functions, whose last input is the backend."""
+def function_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], kept: int = 1) -> None:
+    """``setup_context`` of the Functions, whose last input is the backend; ``kept`` as in :class:`Op`."""
     *op_inputs, backend = inputs
-    _keep(ctx, op_inputs, output, backend, float32_precision())
+    _keep(ctx, op_inputs, output[1 : 1 + kept], backend, float32_precision())
 
 
-def _op_context(backend: str) -> Callable[..., None]:
+def _op_context(backend: str, kept: int) -> Callable[..., None]:
     """``setup_context`` of a forward op itself, whose last input is ``float32_precision``."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *op_inputs, precision = inputs
-        _keep(ctx, op_inputs, output, backend, precision)
+        _keep(ctx, op_inputs, output[1 : 1 + kept], backend, precision)
 
     return setup_context
 
 
-def _keep(ctx: Any, op_inputs: list[Any], output: tuple[Tensor, ...], backend: str, precision: str) -> None:
-    """Tensors among the inputs, its flags, and the statistics, the second result of every forward pass."""
-    stats = output[1]
+def _keep(ctx: Any, op_inputs: list[Any], kept: tuple[Tensor, ...], backend: str, precision: str) -> None:
+    """Tensors among the inputs, its flags, and the results that are ``kept``, which have no gradient."""
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(stats)
-    tensors = [x for x in (*op_inputs, stats) if x is None or isinstance(x, Tensor)]
+    ctx.mark_non_differentiable(*kept)
+    tensors = [x for x in (*op_inputs, *kept) if x is None or isinstance(x, Tensor)]
     # Autograd refuses to save tensors made under torch.inference_mode, since it cannot watch them for changes. They
     # have no gradient and no history, so holding them makes no cycle.
     tracing = torch.compiler.is_compiling()
@@ -149,7 +148,7 @@ def _keep(ctx: Any, op_inputs: list[Any], output: tuple[Tensor, ...], backend: s
 
 
 def kept_tensors(ctx: Any) -> list[Any]:
-    """The forward op's tensor arguments, and its statistics."""
+    """The forward op's tensor arguments, and those of its results that are kept."""
     return [x if held is None else held for x, held in zip(ctx.saved_tensors, ctx.inference_tensors)]
 
 

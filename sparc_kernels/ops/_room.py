@@ -36,7 +36,8 @@ class Pass:
 
     The second result of a forward pass are its statistics, which have no gradient; its last argument is ``str
     float32_precision``. A backward pass takes ``grad_<result>`` for results of the forward pass, arguments and results
-    of the forward pass under their own names, ``bool need_<...>``, and ``str float32_precision``.
+    of the forward pass under their own names, ``bool need_<...>`` where it can leave something out, and ``str
+    float32_precision``.
     """
 
     schema: str
@@ -60,6 +61,9 @@ class Op:
     backward: Pass
     derivative: Callable[..., tuple[Tensor | None, ...]]
     """``backward`` of the op's ``torch.autograd.Function``."""
+    kept: int = 1
+    """How many results of the forward pass, from the second on, have no gradient and are kept for the backward pass:
+    the statistics, and what else it can use."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,6 @@ def backward_arguments(op: Op, forward: dict[str, Any], results: Sequence[Tensor
             known[argument.name] = None if unwanted else torch.rand_like(result)
     needs = [argument.name for argument in arguments if argument.name.startswith("need_")]
     for needed in product((True, False), repeat=len(needs)):
-        if any(needed):
+        if any(needed) or not needs:
             chosen = known | dict(zip(needs, needed))
             yield {argument.name: chosen[argument.name] for argument in arguments}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from torch.autograd import Function
 
 from sparc_kernels.ops._registration import (
+    apply,
     asked_for,
     call_backward,
     call_forward,
@@ -15,6 +17,7 @@ from sparc_kernels.ops._registration import (
     kept_tensors,
     kernel,
 )
+from sparc_kernels.ops.contrastive.schema import SOFTPLUS_TOTAL_KEPT
 
 
 def _contiguous(grad: Tensor | None) -> Tensor | None:
@@ -54,6 +57,37 @@ def softplus_derivative(ctx: Any, grad_row_sum: Tensor | None, grad_stats: None)
         ctx.float32_precision,
     )
     return asked_for(ctx, found)
+
+
+def softplus_total_derivative(ctx: Any, grad_total: Tensor | None, *of_kept: None) -> tuple[Tensor | None, ...]:
+    """As :func:`logsumexp_derivative`: what the forward pass kept, times a number; computed now where it kept less."""
+    needed = ctx.needs_input_grad
+    if grad_total is None:
+        return (None,) * len(needed)
+    tensors = kept_tensors(ctx)
+    rows, cols, scale, bias, row_weights, *scope = tensors[:-SOFTPLUS_TOTAL_KEPT]
+    stats, *kept = tensors[-SOFTPLUS_TOTAL_KEPT:]
+    inputs = (rows, cols, scale, bias, *scope)
+    ids_exclude, *was_kept = ctx.flags
+    if all(there or not need for there, need in zip(was_kept, needed)):
+        backward = kernel("similarity_softplus_total_backward", ctx.backend)
+        found = call_backward(backward, grad_total, rows, *kept, ctx.float32_precision)
+    else:
+        found = call_backward(
+            kernel("similarity_softplus_backward", ctx.backend),
+            grad_total * row_weights,
+            *inputs,
+            stats,
+            ids_exclude,
+            False,
+            *needed[:4],
+            ctx.float32_precision,
+        )
+    if not needed[4]:
+        return asked_for(ctx, found)
+    forward = "similarity_softplus_forward"
+    row_sum, _ = apply(SimilaritySoftplusFunction, forward, *inputs, ids_exclude, False, ctx.backend)
+    return asked_for(ctx, (*found, grad_total * row_sum))
 
 
 def paired_cosines_derivative(ctx: Any, grad_cosines: Tensor | None, grad_stats: None) -> tuple[Tensor | None, ...]:
@@ -110,6 +144,28 @@ class SimilaritySoftplusFunction(Function):
 
     setup_context = staticmethod(function_context)
     backward = staticmethod(softplus_derivative)
+
+
+class SimilaritySoftplusTotalFunction(Function):
+    """The weighted sum of the row sums of :class:`SimilaritySoftplusFunction`, with its gradients from the same sweep.
+
+    ``apply(rows, cols, scale, bias, row_weights, row_ids, col_ids, excluded_indptr, excluded_indices, guide_rows,
+    guide_cols, guide_threshold, ids_exclude, keep_rows, keep_cols, keep_scale, keep_bias, backend)``; otherwise as
+    :class:`SimilarityLogsumexpFunction`. What is to be kept is a hint: the gradient of an input that was left out is
+    computed in the backward pass, which then takes the similarities once more, and so is that of ``row_weights``.
+
+    Returns ``(total, stats, kept_rows, kept_cols, kept_scale, kept_bias)``. Gradients flow to rows, cols, scale, bias
+    and row_weights.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return call_forward("similarity_softplus_total_forward", *inputs)
+
+    setup_context = staticmethod(partial(function_context, kept=SOFTPLUS_TOTAL_KEPT))
+    backward = staticmethod(softplus_total_derivative)
 
 
 class PairedCosinesFunction(Function):

@@ -20,7 +20,7 @@ class TileConfig:
     block_m: int
     block_n: int
     block_d: int
-    parts: int = 4  # of a tile's columns, one after the other: 1, 2 or 4
+    parts: int = 4  # of a tile's columns, one after the other: 1, 2, 4 or 8
     num_warps: int = 8
     num_stages: int = 3
     most_tiles: int = 32
@@ -72,11 +72,12 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> TileConfig:
+def choose(itemsize: int, capability: int, demanding: bool, guided: bool, softplus: bool = False) -> TileConfig:
     """Tiles for elements of ``itemsize`` bytes on a device of ``capability`` (ten times major plus minor).
 
     ``demanding``: a backward pass, or ids that name targets: more is held beside the similarities. ``guided``: so are a
-    guide's similarities.
+    guide's similarities. ``softplus``: the gradient of softplus sums, which needs fewer numbers per column than that of
+    softmaxes.
     """
     if itemsize == 4:
         # Operands take twice the room, and tf32x3 holds both their halves.
@@ -88,6 +89,8 @@ def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> Til
     # wgmma and tcgen05 read operands from shared memory: 64 channels are 128 bytes, the widest swizzle.
     if guided:
         return TileConfig(128, 64, 64, parts=2)
+    if softplus and capability < 100:
+        return TileConfig(256, 128, 64, parts=8)  # 40 bytes a thread spilled for ids, 344 in 4 parts
     if demanding or capability >= 100:
         return TileConfig(128, 128, 64)  # [256, 128] spills: 416 bytes a thread in the backward, 312 on sm_100
     # The L2 cache feeds a tile [256, 128] with 85 flop a byte, [128, 128] with 64. Rows are the long side: a thread

@@ -1,4 +1,4 @@
-"""What everybody who goes through all ops knows of these three."""
+"""What everybody who goes through all ops knows of these four."""
 
 from typing import Any
 
@@ -31,6 +31,7 @@ def _batch(device: torch.device, dtype: torch.dtype, batch: int = 5, channels: i
         "col_scale": number(2.0),
         "scale": number(3.0),
         "bias": number(-1.0),
+        "row_weights": (torch.arange(batch, dtype=torch.float64) / batch).to(device, accumulation_dtype(dtype)),
         "row_ids": ids.to(device),
         "col_ids": ids.to(device),
         "excluded_indptr": indptr.to(device),
@@ -92,6 +93,25 @@ ROOM = Room(
                 "softplus_backward",
             ),
             derivative=autograd.softplus_derivative,
+        ),
+        Op(
+            "similarity_softplus_total",
+            forward=Pass(
+                schema.SOFTPLUS_TOTAL_FORWARD,
+                schema.fake_softplus_total_forward,
+                schema.softplus_total_forward_flops,
+                ((None,) * 18, (None,) * 6),
+                "softplus_total_forward",
+            ),
+            backward=Pass(
+                schema.SOFTPLUS_TOTAL_BACKWARD,
+                schema.fake_softplus_total_backward,
+                schema.softplus_total_backward_flops,
+                ((None,) * 7, (None,) * 4),
+                "softplus_total_backward",
+            ),
+            derivative=autograd.softplus_total_derivative,
+            kept=schema.SOFTPLUS_TOTAL_KEPT,
         ),
         Op(
             "paired_cosines",

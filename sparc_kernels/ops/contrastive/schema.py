@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import accumulation_dtype
@@ -35,6 +36,16 @@ SOFTPLUS_BACKWARD = (
     "bool need_rows, bool need_cols, bool need_scale, bool need_bias, str float32_precision) "
     "-> (Tensor grad_rows, Tensor grad_cols, Tensor grad_scale, Tensor grad_bias)"
 )
+SOFTPLUS_TOTAL_FORWARD = (
+    f"(Tensor rows, Tensor cols, Tensor scale, Tensor bias, Tensor row_weights, {_EXCLUDED}, {_GUIDE}, "
+    "Tensor? guide_threshold, bool ids_exclude, bool keep_rows, bool keep_cols, bool keep_scale, bool keep_bias, "
+    "str float32_precision) -> (Tensor total, Tensor stats, Tensor kept_rows, Tensor kept_cols, Tensor kept_scale, "
+    "Tensor kept_bias)"
+)
+SOFTPLUS_TOTAL_BACKWARD = (
+    "(Tensor grad_total, Tensor rows, Tensor kept_rows, Tensor kept_cols, Tensor kept_scale, Tensor kept_bias, "
+    "str float32_precision) -> (Tensor grad_rows, Tensor grad_cols, Tensor grad_scale, Tensor grad_bias)"
+)
 PAIRED_FORWARD = "(Tensor rows, Tensor cols, str float32_precision) -> (Tensor cosines, Tensor stats)"
 PAIRED_BACKWARD = (
     "(Tensor grad_cosines, Tensor rows, Tensor cols, Tensor stats, bool need_rows, bool need_cols, "
@@ -42,6 +53,7 @@ PAIRED_BACKWARD = (
 )
 
 STATS = ("inverse_norm", "lse", "guide_inverse_norm", "guide_lse")  # of a row, and of a column
+SOFTPLUS_TOTAL_KEPT = 5  # results without gradient: the statistics, and four gradients for an upstream of 1
 PAIRED_STATS = ("row_inverse_norm", "col_inverse_norm", "cosine")  # of a pair
 
 
@@ -122,6 +134,38 @@ def fake_softplus_backward(*args: object) -> tuple[Tensor, ...]:
     return _fake_grads(args[1:5], args[-5:-1])  # type: ignore[arg-type]
 
 
+def kept_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the gradients of embeddings that a forward pass keeps: float16 has no room for them, whose weights may be
+    1 / batch and whose upstream, a loss scale, comes later."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def fake_softplus_total_forward(
+    rows: Tensor, cols: Tensor, scale: Tensor, bias: Tensor, row_weights: Tensor, *rest: object
+) -> tuple[Tensor, ...]:
+    """Shapes and dtypes of ``similarity_softplus_total_forward``."""
+    kept = (
+        x.new_empty(x.shape if keep else (0,), dtype=kept_dtype(x.dtype))
+        for x, keep in zip((rows, cols, scale, bias), rest[-5:-1], strict=True)
+    )
+    total = rows.new_empty((), dtype=accumulation_dtype(rows.dtype))
+    return total, _fake_stats(rows, cols, False), *kept
+
+
+def fake_softplus_total_backward(
+    grad_total: Tensor,
+    rows: Tensor,
+    kept_rows: Tensor,
+    kept_cols: Tensor,
+    kept_scale: Tensor,
+    kept_bias: Tensor,
+    float32_precision: str,
+) -> tuple[Tensor, ...]:
+    """Shapes and dtypes of ``similarity_softplus_total_backward``."""
+    embeds = (kept.new_empty(kept.shape, dtype=rows.dtype) for kept in (kept_rows, kept_cols))
+    return *embeds, torch.empty_like(kept_scale), torch.empty_like(kept_bias)
+
+
 def fake_paired_forward(rows: Tensor, cols: Tensor, float32_precision: str) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of ``paired_cosines_forward``."""
     m, dtype = rows.shape[0], accumulation_dtype(rows.dtype)
@@ -169,6 +213,16 @@ def logsumexp_backward_flops(*args: object) -> int:
 def softplus_backward_flops(*args: object) -> int:
     """As :func:`logsumexp_backward_flops`."""
     return _backward_flops(args[1:], args[-5:-1], args[-6])
+
+
+def softplus_total_forward_flops(*args: object) -> int:
+    """The similarities, the guide's; G Y and G^T X where they are wanted."""
+    return _backward_flops((*args[:4], *args[5:]), args[-5:-1], None)
+
+
+def softplus_total_backward_flops(*args: object) -> int:
+    """No products."""
+    return 0
 
 
 def paired_forward_flops(rows: Tensor, cols: Tensor, float32_precision: str) -> int:

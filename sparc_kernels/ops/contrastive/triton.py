@@ -7,19 +7,23 @@ and launches and run nothing: compile-time tests use them on meta tensors. Nothi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, run_all
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, run_all, strides
 from sparc_kernels.ops.contrastive.config import TileConfig
 from sparc_kernels.ops.contrastive.schema import (
     fake_logsumexp_backward,
     fake_logsumexp_forward,
     fake_softplus_backward,
     fake_softplus_forward,
+    fake_softplus_total_backward,
+    fake_softplus_total_forward,
 )
 from sparc_kernels.ops.contrastive.triton_logsumexp import FIELDS, logsumexp_kernel, logsumexp_merge_kernel
 from sparc_kernels.ops.contrastive.triton_logsumexp_grad import logsumexp_gradient_kernel
@@ -34,10 +38,11 @@ from sparc_kernels.ops.contrastive.triton_plans import (
     Gradients,
     Problem,
     Side,
+    along_rows,
     merge_sums,
     total,
 )
-from sparc_kernels.ops.contrastive.triton_rows import power_kernel, top_scale_kernel
+from sparc_kernels.ops.contrastive.triton_rows import power_kernel, scaled_rows_kernel, top_scale_kernel
 from sparc_kernels.ops.contrastive.triton_softplus import softplus_kernel
 
 __all__ = [
@@ -53,6 +58,10 @@ __all__ = [
     "softplus_backward_plan",
     "softplus_forward",
     "softplus_forward_plan",
+    "softplus_total_backward",
+    "softplus_total_backward_plan",
+    "softplus_total_forward",
+    "softplus_total_forward_plan",
 ]
 
 Steps = list[Step]
@@ -164,7 +173,7 @@ def softplus_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple
     stats[: stats.shape[0] - (m * n if keep else 0)].zero_()  # vectors that no kernel writes
     tiles = problem.config.supertile(m, n, 1)
     partials = problem.new(problem.groups(tiles)[1], m)
-    known = {"p_scale": scale, "p_bias": bias, "p_row_partials": partials, "stride_g": 0}
+    known = {"p_scale": scale, "p_bias": bias, "p_row_partials": partials, "stride_g": 0, "ONE_SWEEP": False}
     known |= dict.fromkeys(("p_grad_row_sum", "p_power", "p_gradient"))
     steps: Steps = [*problem.norms(), problem.sweep(softplus_kernel, tiles, known), merge_sums(partials, row_sum)]
     return (row_sum, stats), steps
@@ -173,36 +182,85 @@ def softplus_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple
 def softplus_backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:
     """The gradients of ``softplus_backward``, not yet computed, and the steps that compute them."""
     grad_row_sum, rows, cols, scale, bias, *scope = args[:12]
-    stats, ids_exclude, keep, need_rows, need_cols, need_scale, need_bias, precision = args[12:]
+    stats, ids_exclude, keep, *needs, precision = args[12:]
     results = fake_softplus_backward(*args)
     problem = Problem.of_arguments((rows, cols, *scope), stats, (ids_exclude, keep), precision, True, config)
-    m, n = problem.shape
-    if 0 in (m, n):
+    if 0 in problem.shape:
         return _zeros(results), []
-    power = problem.new(2) if rows.dtype == torch.float16 else None
-    out = Gradients(results[0] if need_rows else None, results[1] if need_cols else None, power)
+    return results, _softplus_gradients(problem, (scale, bias, grad_row_sum), results, needs, None)
+
+
+def softplus_total_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:
+    """The results of ``softplus_total_forward``, not yet computed, and the steps that compute them."""
+    rows, cols, scale, bias, row_weights, *scope = args[:12]
+    ids_exclude, *keeps, precision = args[12:]
+    results = fake_softplus_total_forward(*args)
+    found, stats, *kept = results
+    row_weights = row_weights.contiguous()
+    if not any(keeps):
+        arguments = (rows, cols, scale, bias, *scope, ids_exclude, False, precision)
+        (row_sum, stats), forward = softplus_forward_plan(*arguments, config=config)
+        return (found, stats, *kept), [*forward, total(row_sum, found, row_weights)]
+    problem = Problem.of_arguments((rows, cols, *scope), stats, (ids_exclude, False), precision, True, config)
+    stats.zero_()  # vectors that no kernel writes
+    steps: Steps = [*problem.norms()]
+    if 0 in problem.shape:
+        _zeros((found, *kept))
+        return results, steps
+    row_sum = problem.new(rows.shape[0])
+    steps += _softplus_gradients(problem, (scale, bias, row_weights), tuple(kept), keeps, row_sum)
+    return results, [*steps, total(row_sum, found, row_weights)]
+
+
+def softplus_total_backward_plan(*args: Any) -> tuple[tuple[Tensor, ...], Steps]:
+    """The gradients of ``softplus_total_backward``, not yet computed, and the steps that compute them."""
+    grad_total, kept = args[0], args[2:6]
+    results = fake_softplus_total_backward(*args)
+    steps: Steps = []
+    for values, scaled in zip(kept, results, strict=True):
+        if values.numel():
+            values = values if values.dim() == 2 else values.view(1, 1)
+            known = {"p_rows": values, "p_factor": grad_total, "p_scaled": scaled}
+            steps.append(along_rows(scaled_rows_kernel, values, known | strides(values, "stride_n", "stride_d")))
+    return results, steps
+
+
+def _softplus_gradients(
+    problem: Problem,
+    numbers: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, ...],
+    needs: Sequence[bool],
+    row_sum: Tensor | None,
+) -> Steps:
+    """Gradients of rows, cols, scale and bias; ``numbers`` are scale, bias and what each row's sum is multiplied with.
+    ``row_sum`` [M]: to be computed in the same sweep."""
+    scale, bias, upstream = numbers
+    problem = replace(problem, softplus=True)
+    m, n = problem.shape
+    power = problem.new(2) if problem.row.embeds.dtype == torch.float16 else None
+    out = Gradients(results[0] if needs[0] else None, results[1] if needs[1] else None, power)
     tiles = problem.config.supertile(problem.chunk(out.wanted), n, 1)
-    sums = problem.new(2, m) if need_scale or need_bias else None
+    fields = 3 if row_sum is not None else 2 if any(needs[2:]) else 0
+    sums: list[Tensor] = [problem.new(m) for _ in range(min(fields, 2))]
+    sums += [] if row_sum is None else [row_sum]
     groups_n = problem.groups(tiles)[1]
-    space = problem.new(2 * groups_n, problem.chunk(out.wanted)) if sums is not None else None
+    space = problem.new(fields * groups_n, problem.chunk(out.wanted)) if sums else None
 
     def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
-        partials = None if space is None else _of_chunk(space, part).view(2, groups_n, part.stop - part.start)
-        known = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": grad_row_sum[part], "p_power": power}
-        known |= _of_gradient(gradient) | {"p_row_partials": partials}
+        partials = None if space is None else _of_chunk(space, part).view(fields, groups_n, part.stop - part.start)
+        known = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": upstream[part], "p_power": power}
+        known |= _of_gradient(gradient) | {"p_row_partials": partials, "ONE_SWEEP": row_sum is not None}
         steps: Steps = [chunk.sweep(softplus_kernel, tiles, known)]
-        if partials is not None and sums is not None:
-            steps += [merge_sums(partials[i], sums[i, part]) for i in range(2)]
+        if partials is not None:
+            steps += [merge_sums(some, whole[part]) for some, whole in zip(partials, sums, strict=True)]
         return steps
 
     steps: Steps = []
     if power is not None:
-        known = _scales(scale, scale) | dict.fromkeys(_GRADS) | {"p_grad_row_lse": grad_row_sum}
+        known = _scales(scale, scale) | dict.fromkeys(_GRADS) | {"p_grad_row_lse": upstream}
         steps.append(_power(problem, known, power))
     steps += out.steps(problem, sweep)
-    if sums is not None:
-        steps += [total(sums[i], results[2 + i]) for i, need in enumerate((need_scale, need_bias)) if need]
-    return results, steps
+    return steps + [total(sums[i], results[2 + i]) for i, need in enumerate(needs[2:]) if need]
 
 
 _GRADS = tuple(f"p_grad_{side}_{name}" for side in ("row", "col") for name in ("lse", "target", "soft"))
@@ -312,3 +370,13 @@ def softplus_forward(*args: Any, config: TileConfig | None = None) -> tuple[Tens
 def softplus_backward(*args: Any, config: TileConfig | None = None) -> tuple[Tensor, ...]:
     """Gradients of rows, cols, scale and bias; [0] for one that is not needed."""
     return _run(softplus_backward_plan(*args, config=config), args[1])
+
+
+def softplus_total_forward(*args: Any, config: TileConfig | None = None) -> tuple[Tensor, ...]:
+    """total [], stats, and the gradients that are to be kept; [0] for one that is not."""
+    return _run(softplus_total_forward_plan(*args, config=config), args[0])
+
+
+def softplus_total_backward(*args: Any) -> tuple[Tensor, ...]:
+    """Gradients of rows, cols, scale and bias; [0] for one that was not kept."""
+    return _run(softplus_total_backward_plan(*args), args[1])

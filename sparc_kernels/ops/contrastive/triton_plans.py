@@ -65,6 +65,7 @@ class Problem:
     float32_precision: str
     backward: bool
     given: TileConfig | None = None  # instead of the chosen tiles
+    softplus: bool = False  # backward: of softplus sums
 
     @classmethod
     def of_arguments(
@@ -105,7 +106,8 @@ class Problem:
         """Tiles."""
         rows = self.row.embeds
         demanding = self.backward or (self.row.ids is not None and not self.ids_exclude)
-        chosen = self.given or choose(rows.element_size(), capability(rows), demanding, self.row.guide is not None)
+        guided = self.row.guide is not None
+        chosen = self.given or choose(rows.element_size(), capability(rows), demanding, guided, self.softplus)
         return chosen.cut(*self.shape, rows.shape[1])
 
     def of(self, part: slice) -> Problem:
@@ -204,9 +206,10 @@ def merge_sums(partials: Tensor, sums: Tensor) -> Launch:
     return Launch.of(merge_sums_kernel, cdiv(n, 256), known, {}, 4, 2)
 
 
-def total(vector: Tensor, number: Tensor) -> Launch:
-    """number [] = the sum of a vector, in a fixed order."""
-    known = {"p_vector": vector, "p_total": number, "N": vector.shape[0], "BLOCK": VECTOR_BLOCK}
+def total(vector: Tensor, number: Tensor, weights: Tensor | None = None) -> Launch:
+    """number [] = the (weighted) sum of a vector, in a fixed order."""
+    known: dict[str, Any] = {"p_vector": vector, "p_weights": weights, "p_total": number}
+    known |= {"N": vector.shape[0], "BLOCK": VECTOR_BLOCK}
     return Launch.of(total_kernel, 1, known, {}, 4, 2)
 
 

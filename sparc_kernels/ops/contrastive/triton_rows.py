@@ -62,6 +62,27 @@ def grad_rows_kernel(
         store_tile(p_grad, (b_w - b_x * b_factor[:, None]) * unit, o, o_d, m, D, D, UPCAST)
 
 
+@triton.jit(do_not_specialize=["N"])
+def scaled_rows_kernel(
+    p_rows,  # [N, D]
+    p_factor,  # []
+    p_scaled,  # [N, D], contiguous
+    stride_n, stride_d,
+    N,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Rows times a number, multiplied in float32."""
+    o = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    factor = tl.load(p_factor)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_x = load_tile(p_rows, o, o_d, o < N, D, stride_n, stride_d, UPCAST).to(tl.float32)
+        store_tile(p_scaled, b_x * factor, o, o_d, o < N, D, D, UPCAST)
+
+
 @triton.jit(do_not_specialize=["N", "GROUPS"])
 def merge_sums_kernel(
     p_partials,  # [GROUPS, N]
@@ -81,6 +102,7 @@ def merge_sums_kernel(
 @triton.jit(do_not_specialize=["N"])
 def total_kernel(
     p_vector,  # [N]
+    p_weights,  # [N] or None: all 1
     p_total,  # []
     N,
     BLOCK: tl.constexpr,
@@ -88,7 +110,10 @@ def total_kernel(
     b_sum = tl.zeros([BLOCK], tl.float32)
     start = 0
     while start < N:
-        b_sum += load_vector(p_vector, start + tl.arange(0, BLOCK), N)
+        b_value = load_vector(p_vector, start + tl.arange(0, BLOCK), N)
+        if p_weights is not None:
+            b_value *= load_vector(p_weights, start + tl.arange(0, BLOCK), N)
+        b_sum += b_value
         start += BLOCK
     tl.store(p_total, tl.sum(b_sum, axis=0))
 

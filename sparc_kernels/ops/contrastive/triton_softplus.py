@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Kernels of ``similarity_softplus``: sums over the columns of a run, and the matrix operand G of both gradients."""
+"""Kernels of ``similarity_softplus`` and its total: sums over the columns of a run, and the matrix operand G of both
+gradients, in a pass each or in one."""
 
 import triton
 import triton.language as tl
@@ -25,8 +26,8 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
 )
 
 RAGGED = ["M", "N", "N_PAIRS", "GROUPS_N"]
-# Sums over a run of columns: Z c and Z, for the gradients of scale and bias.
-SCALE, BIAS = tl.constexpr(0), tl.constexpr(1)
+# Sums over a run of columns: Z c and Z, for the gradients of scale and bias; and softplus beside them.
+SCALE, BIAS, VALUE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
@@ -47,15 +48,21 @@ def log1p(b_u):
 
 
 @triton.jit
-def softplus(b_z):
-    """log(1 + e^z); 0 at -inf."""
-    return tl.maximum(b_z, 0.0) + log1p(tl.exp2(-tl.abs(b_z) * LOG2E))
+def exp_of_size(b_z):
+    """e^-|z|, which a softplus and its derivative share; 0 at -inf."""
+    return tl.exp2(-tl.abs(b_z) * LOG2E)
 
 
 @triton.jit
-def sigmoid(b_z):
-    """1 / (1 + e^-z); 0 at -inf."""
-    return 1.0 / (1.0 + tl.exp2(-b_z * LOG2E))
+def softplus(b_z, b_u):
+    """log(1 + e^z), where u = e^-|z|; 0 at -inf."""
+    return tl.maximum(b_z, 0.0) + log1p(b_u)
+
+
+@triton.jit
+def sigmoid(b_z, b_u):
+    """1 / (1 + e^-z), where u = e^-|z|; 0 at -inf."""
+    return tl.where(b_z < 0.0, b_u, 1.0) / (1.0 + b_u)
 
 
 @triton.jit(do_not_specialize=RAGGED)
@@ -79,13 +86,14 @@ def softplus_kernel(
     p_grad_row_sum,  # [M]; None in the forward pass
     p_power,  # [2] or None: the power of two in front of G
     p_gradient,  # G [M, N], stride_g from row to row, or None
-    p_row_partials,  # forward [GROUPS_N, M]; backward [2, GROUPS_N, M] or None
+    p_row_partials,  # forward [GROUPS_N, M]; backward [2, GROUPS_N, M] or None; both in one sweep [3, GROUPS_N, M]
     stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_g,
     M, N, N_PAIRS, GROUPS_N,
     D: tl.constexpr,
     K: tl.constexpr,
     THRESHOLDS: tl.constexpr,
     IDS_EXCLUDE: tl.constexpr,
+    ONE_SWEEP: tl.constexpr,  # a backward pass that also sums softplus
     TILES_M: tl.constexpr,
     TILES_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -109,6 +117,7 @@ def softplus_kernel(
         o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
         row_range = range_of_ids(p_row_ids, o_m, M)
         b_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
+        b_values = tl.zeros([BLOCK_M], tl.float32)
         if p_indptr is not None:
             o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
         for tile_n in range(TILES_N):
@@ -144,10 +153,13 @@ def softplus_kernel(
                     m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N) & (b_c > -float("inf"))
                     b_sign = tl.where(m_same, -1.0, 1.0)
                 b_z = b_sign * (scale * b_c + bias)
+                b_u = exp_of_size(b_z)
                 if not BACKWARD:
-                    b_sum += tl.sum(softplus(b_z), axis=1)
+                    b_sum += tl.sum(softplus(b_z, b_u), axis=1)
                 else:
-                    b_z = load_vector(p_grad_row_sum, o_m, M)[:, None] * b_sign * sigmoid(b_z)  # Z
+                    if ONE_SWEEP:
+                        b_values += tl.sum(softplus(b_z, b_u), axis=1)
+                    b_z = load_vector(p_grad_row_sum, o_m, M)[:, None] * b_sign * sigmoid(b_z, b_u)  # Z
                     if p_row_partials is not None:
                         b_sum += tl.sum(b_z * in_range(b_c), axis=1)
                         b_other_sum += tl.sum(b_z, axis=1)
@@ -158,3 +170,5 @@ def softplus_kernel(
             store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, SCALE)
             if BACKWARD:
                 store_partial(p_row_partials, b_other_sum, o_m, M, group_n, GROUPS_N, BIAS)
+            if ONE_SWEEP:
+                store_partial(p_row_partials, b_values, o_m, M, group_n, GROUPS_N, VALUE)

@@ -149,10 +149,18 @@ class Inputs:
         )  # fmt: skip
         return {"row_sum": found}
 
+    @property
+    def row_weights(self) -> Tensor:
+        """[M], of the total."""
+        return self.upstream[1][: self.case.M].abs() / max(self.case.M, 1)
+
+    def softplus_total_reference(self, compute_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        return {"total": (self.row_weights * self.softplus_reference(compute_dtype)["row_sum"]).sum()}
+
     def gradients(self, outputs: dict[str, Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of sum(upstream * output) over the outputs, a row with nothing left not among them."""
         total = sum(
-            (torch.where(x.isfinite(), x, 0.0) * (up if up.shape == x.shape else up[: x.shape[0]])).sum()
+            (torch.where(x.isfinite(), x, 0.0) * (up[: x.shape[0]] if x.dim() else up[0])).sum()
             for x, up in zip(outputs.values(), self.upstream, strict=False)
         )
         assert isinstance(total, Tensor)

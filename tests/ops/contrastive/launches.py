@@ -79,6 +79,13 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
         _, found[f"softplus_{name}_backward"] = triton.softplus_backward_plan(
             row_sum, *arguments, stats, ids_exclude, False, True, True, True, True, precision
         )
+        arguments = (*arguments[:4], meta(m), *arguments[4:])
+        (_, _, *kept), found[f"softplus_total_{name}_forward"] = triton.softplus_total_forward_plan(
+            *arguments, ids_exclude, True, True, True, True, precision
+        )
+        _, found[f"softplus_total_{name}_backward"] = triton.softplus_total_backward_plan(
+            meta(), embeds[0], *kept, precision
+        )
 
     def paired() -> None:
         arguments = (embeds[0], meta(m, d, dtype=dtype))

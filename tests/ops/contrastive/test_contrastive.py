@@ -83,6 +83,8 @@ CASES: dict[str, dict[str, Any]] = {
     "labels, queues": {"targets": LABELS, **QUEUES},
     "pairs": {"targets": csr(UNEVEN, B)},
     "pairs, none": {"targets": csr(UNEVEN, B), "reduction": "none", "weights": WEIGHTS},
+    "pairs, weights": {"targets": csr(UNEVEN, B), "weights": WEIGHTS},
+    "pairs, weights, sum": {"targets": csr(UNEVEN, B), "weights": WEIGHTS, "reduction": "sum"},
     "no pairs": {"targets": csr({}, B)},
     "all pairs": {"targets": csr({i: range(B) for i in range(B)}, B)},
     "pairs, rectangular": {"texts": WIDE, "targets": csr({0: [0, 9], 1: [3], 5: [4, 6, 8]}, B)},

@@ -12,7 +12,7 @@ from sparc_kernels import _native
 from sparc_kernels.functional.similarity import similarity_logsumexp, similarity_softplus
 from tests.conftest import DTYPES
 from tests.ops.contrastive.cases import CASES, LARGE, Case, make
-from tests.ops.contrastive.test_similarity import check, logsumexp, softplus
+from tests.ops.contrastive.test_similarity import OPS, check, logsumexp, softplus, softplus_total
 
 needs_cpu_half = pytest.mark.skipif(_native.cpu_reason() is not None, reason=str(_native.cpu_reason()))
 
@@ -33,18 +33,18 @@ TILES = (
 )
 
 
-@pytest.mark.parametrize("op", ["logsumexp", "softplus"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", FOR_EVERY_SET)
 def test_every_instruction_set(name: str, op: str, capability: str) -> None:
     case = BY_NAME[name]
-    if op == "softplus" and case.soft:
+    if op != "logsumexp" and case.soft:
         pytest.skip("of the other op")
     for dtype in DTYPES["cpu"]:
         check(case, "cpu", dtype, False, op)
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("op", ["logsumexp", "softplus"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("case", TILES, ids=str)
 def test_sizes_around_the_tiles(case: Case, op: str, keep: bool, capability: str) -> None:
     for dtype in (torch.float32, torch.bfloat16) if case.M < 1000 else (torch.float64,):
@@ -53,7 +53,7 @@ def test_sizes_around_the_tiles(case: Case, op: str, keep: bool, capability: str
 
 @needs_cpu_half
 @pytest.mark.parametrize("dtype", DTYPES["cpu"])
-@pytest.mark.parametrize("op", ["logsumexp", "softplus"])
+@pytest.mark.parametrize("op", OPS)
 def test_bits_do_not_depend_on_threads_or_chunks(op: str, dtype: torch.dtype) -> None:
     """Many threads make larger chunks of G: 400 rows of 20,000 columns are one chunk or two."""
     x = make(Case("chunks", M=400, N=20_000, D=8, cosine=0.5, per_item=True)).to(dtype)
@@ -66,8 +66,11 @@ def test_bits_do_not_depend_on_threads_or_chunks(op: str, dtype: torch.dtype) ->
             found = [y for y in statistics[:2] if y is not None]
         else:
             leaves = x.softplus_leaves()
-            found = [similarity_softplus(x.rows, x.cols, scale=x.scale, bias=x.bias)]
-        total = sum((y * up[: y.shape[0]]).sum() for y, up in zip(found, upstream, strict=False))
+            row_sum = similarity_softplus(x.rows, x.cols, scale=x.scale, bias=x.bias)
+            found = [row_sum] if op == "softplus" else [softplus_total(x, "cpu")["total"]]
+        total = sum(
+            (y * (up[: y.shape[0]] if y.dim() else up[0])).sum() for y, up in zip(found, upstream, strict=False)
+        )
         assert isinstance(total, Tensor)
         return [*found, *torch.autograd.grad(total, list(leaves.values()))]
 

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._registration import apply
-from sparc_kernels.ops.contrastive.autograd import SimilarityLogsumexpFunction, SimilaritySoftplusFunction
+from sparc_kernels.ops.contrastive.autograd import (
+    SimilarityLogsumexpFunction,
+    SimilaritySoftplusFunction,
+    SimilaritySoftplusTotalFunction,
+)
 from sparc_kernels.ops.contrastive.room import ROOM
 from tests import tolerance
 from tests.conftest import DTYPES, device_of, dtypes_of
@@ -43,16 +47,32 @@ def softplus(x: Inputs, backend: str, keep: bool = False) -> dict[str, Tensor]:
     return {"row_sum": row_sum}
 
 
+def softplus_total(x: Inputs, backend: str, again: bool = False) -> dict[str, Tensor]:
+    """``again``: the forward pass keeps no gradient, so that the backward pass computes them."""
+    if backend == "eager":
+        return x.softplus_total_reference()
+    scope = [value for name, value in x.scope.items() if name != "guide_scale"]
+    total, *_ = apply(
+        SimilaritySoftplusTotalFunction, "similarity_softplus_total_forward", *x.softplus_leaves().values(),
+        x.row_weights, *scope, x.case.ids_exclude, *4 * (not again,), backend,
+    )  # fmt: skip
+    return {"total": total}
+
+
+OPS = {"logsumexp": logsumexp, "softplus": softplus, "softplus_total": softplus_total}
+
+
 def check(case: Case, backend: str, dtype: torch.dtype, keep: bool, op: str) -> None:
     if case.zeros and dtype == torch.float16:
         pytest.skip("the gradient of a zero vector, 1e12 times others, is beyond float16")
-    run = {"logsumexp": logsumexp, "softplus": softplus}[op]
+    run = OPS[op]
 
     def leaves(x: Inputs) -> dict[str, Tensor]:
         return x.logsumexp_leaves() if op == "logsumexp" else x.softplus_leaves()
 
     def reference(x: Inputs, **options: Any) -> dict[str, Tensor]:
-        return x.logsumexp_reference(**options) if op == "logsumexp" else x.softplus_reference(**options)
+        found: dict[str, Tensor] = getattr(x, f"{op}_reference")(**options)
+        return found
 
     made = make(case)
     exact, plain, x = made.to(torch.float64), made.to(dtype), made.to(dtype, device_of(backend))
@@ -87,31 +107,32 @@ def _parameters(cases: tuple[Case, ...], all_dtypes: bool) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("op", ["logsumexp", "softplus"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("case, backend, dtype", [*_parameters(CASES, True), *_parameters(LARGE, False)])
 def test_against_truth(case: Case, backend: str, dtype: torch.dtype, op: str) -> None:
-    if op == "softplus" and (case.soft or case.direction != (True, True)):
+    if op != "logsumexp" and (case.soft or case.direction != (True, True)):
         pytest.skip("of the other op")
     check(case, backend, dtype, False, op)
 
 
-@pytest.mark.parametrize("op", ["logsumexp", "softplus"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     "case, backend, dtype",
     # the interpreter is slow: Triton's kernels in one dtype
     [p for p in _parameters(CASES, True) if p.values[1] == "cpu" or p.values[1:] == ("triton", torch.float32)],
 )
 def test_kept_similarities_change_nothing(case: Case, backend: str, dtype: torch.dtype, op: str) -> None:
-    if op == "softplus" and (case.soft or case.direction != (True, True)):
+    """Nor does it change a total's gradients that nothing was kept for them."""
+    if op != "logsumexp" and (case.soft or case.direction != (True, True)):
         pytest.skip("of the other op")
     check(case, backend, dtype, True, op)
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("op", ["logsumexp", "softplus"])
+@pytest.mark.parametrize("op", OPS)
 def test_same_bits_every_time(backend: str, op: str) -> None:
     """Whatever the number of threads."""
-    run = {"logsumexp": logsumexp, "softplus": softplus}[op]
+    run = OPS[op]
     seen: list[list[Tensor]] = []
     for threads in (1, 2, 3):
         before = torch.get_num_threads()

@@ -16,7 +16,7 @@ from sparc_kernels.ops.contrastive import triton, triton_plans
 from sparc_kernels.ops.contrastive.config import TileConfig
 from tests.conftest import device_of
 from tests.ops.contrastive.cases import Case, Inputs, make
-from tests.ops.contrastive.test_similarity import check, logsumexp
+from tests.ops.contrastive.test_similarity import OPS, check, logsumexp
 
 # A program has two by two tiles, and G comes 64 rows at a time in float32.
 SMALL = TileConfig(32, 32, 16, parts=2, most_tiles=2, most_programs=0, workspace_bytes=64 * 4 * 80)
@@ -58,7 +58,12 @@ def test_small_tiles_are_small() -> None:
     "case, op, keep",
     [
         *(pytest.param(case, "logsumexp", False, id=f"{case}-logsumexp") for case in CASES),
-        *(pytest.param(case, "softplus", False, id=f"{case}-softplus") for case in CASES if case.name in OF_SOFTPLUS),
+        *(
+            pytest.param(case, op, False, id=f"{case}-{op}")
+            for op in ("softplus", "softplus_total")
+            for case in CASES
+            if case.name in OF_SOFTPLUS
+        ),
         *(pytest.param(CASES[0], op, True, id=f"kept-{op}") for op in ("logsumexp", "softplus")),
     ],
 )
@@ -70,6 +75,7 @@ def test_between_tiles(case: Case, op: str, keep: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_between_tiles(dtype: torch.dtype) -> None:
     check(CASES[1], "triton", dtype, False, "logsumexp")
+    check(CASES[0], "triton", dtype, False, "softplus_total")
 
 
 def backward_arguments(x: Inputs, stats: Tensor, upstream: list[Tensor]) -> tuple[Any, ...]:
@@ -117,14 +123,18 @@ def test_a_broken_pattern_touches_nothing() -> None:
 
 
 @pytest.mark.gpu
-def test_capture_in_a_graph() -> None:
+@pytest.mark.parametrize("op", OPS)
+def test_capture_in_a_graph(op: str) -> None:
     """Nothing is read back from the device, so both passes can be captured, and replayed on other numbers."""
     x = make(Case("graph", M=300, N=400, D=64)).to(torch.bfloat16, "cuda")
     other = make(Case("other-graph", M=300, N=400, D=64)).to(torch.bfloat16, "cuda")
 
+    def leaves(of: Inputs) -> dict[str, Tensor]:
+        return of.logsumexp_leaves() if op == "logsumexp" else of.softplus_leaves()
+
     def run(of: Inputs) -> list[Tensor]:
-        found = logsumexp(of, "triton")
-        return [*found.values(), *of.gradients(found, of.logsumexp_leaves()).values()]
+        found = OPS[op](of, "triton")
+        return [*found.values(), *of.gradients(found, leaves(of)).values()]
 
     expected = run(other)
     side = torch.cuda.Stream()
@@ -135,7 +145,7 @@ def test_capture_in_a_graph() -> None:
     with torch.cuda.graph(graph):
         captured = run(x)
     with torch.no_grad():
-        for leaf, source in zip(x.logsumexp_leaves().values(), other.logsumexp_leaves().values()):
+        for leaf, source in zip(leaves(x).values(), leaves(other).values()):
             leaf.copy_(source)
         for upstream, source in zip(x.upstream, other.upstream):
             upstream.copy_(source)
