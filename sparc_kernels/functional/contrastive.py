@@ -160,7 +160,8 @@ def sigmoid_loss(
 ) -> Tensor:
     """The sigmoid loss: every pair of the batch a binary classification.
 
-    Equation 1 of Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023).
+    Equation 1 of Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023). Mean and sum compute the gradients
+    that are wanted along with the value and keep them for the backward pass; for a value alone use ``torch.no_grad()``.
 
     Args:
         image_embeds: [M, D] image embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
