@@ -29,7 +29,6 @@ from sparc_kernels.ops._triton.tiles import (
     rows_product,
     share_of_mean,
     split_dot,
-    split_dot_right,
     store_mean,
     store_tile,
 )
@@ -69,10 +68,16 @@ def pair_heights(
 @triton.jit
 def pair_logits(b_u, b_height, b_range, b_min, SHRINK: tl.constexpr, PRECISION: tl.constexpr):
     """Z [L, L] = U S^T from U and H [P, L]; S = m + (M - m) H, and H, which is at most 1, comes in two halves."""
-    b_z = tl.zeros([b_u.shape[1], b_u.shape[1]], tl.float32)
-    b_z = split_dot_right(tl.trans(b_u), b_height, b_z, PRECISION)
+    b_z = tl.zeros([b_u.shape[1], b_u.shape[1]], tl.float32)  # Z^T
+    b_half = b_height.to(b_u.dtype)
+    b_low = (b_height - b_half.to(tl.float32)).to(b_u.dtype)
+    # a loop, not two lines: the compiler leaves a transposed left operand in shared memory, where wgmma can read it,
+    # only if it comes from a load or is carried by a loop
+    for _ in range(1 if b_u.dtype == tl.float32 else 2):
+        b_z = tl.dot(tl.trans(b_half), b_u, b_z, input_precision=PRECISION)
+        b_half = b_low
     b_sum = tl.sum(b_u.to(tl.float32), axis=0)
-    return (b_z * b_range[None, :] + b_sum[:, None] * b_min[None, :]) * SHRINK
+    return tl.trans(b_z * b_range[:, None] + b_min[:, None] * b_sum[None, :]) * SHRINK
 
 
 @triton.jit(do_not_specialize=RAGGED)
