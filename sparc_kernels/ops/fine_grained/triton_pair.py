@@ -66,18 +66,17 @@ def pair_heights(
 
 
 @triton.jit
-def pair_logits(b_u, b_height, b_range, b_min, SHRINK: tl.constexpr, PRECISION: tl.constexpr):
-    """Z [L, L] = U S^T from U and H [P, L]; S = m + (M - m) H, and H, which is at most 1, comes in two halves."""
-    b_z = tl.zeros([b_u.shape[1], b_u.shape[1]], tl.float32)  # Z^T
+def pair_logits(b_height, b_u, PRECISION: tl.constexpr):
+    """[L, L] from H [L, P] and U^T [P, L]; H, which is at most 1, in two halves where U has half precision."""
+    b_z = tl.zeros([b_height.shape[0], b_u.shape[1]], tl.float32)
     b_half = b_height.to(b_u.dtype)
     b_low = (b_height - b_half.to(tl.float32)).to(b_u.dtype)
-    # a loop, not two lines: the compiler leaves a transposed left operand in shared memory, where wgmma can read it,
-    # only if it comes from a load or is carried by a loop
+    # a loop, not two lines: the compiler leaves a left operand in shared memory, where wgmma can read it, only if it
+    # comes from a load or is carried by a loop
     for _ in range(1 if b_u.dtype == tl.float32 else 2):
-        b_z = tl.dot(tl.trans(b_half), b_u, b_z, input_precision=PRECISION)
+        b_z = tl.dot(b_half, b_u, b_z, input_precision=PRECISION)
         b_half = b_low
-    b_sum = tl.sum(b_u.to(tl.float32), axis=0)
-    return tl.trans(b_z * b_range[:, None] + b_min[:, None] * b_sum[None, :]) * SHRINK
+    return b_z
 
 
 @triton.jit(do_not_specialize=RAGGED)
@@ -118,19 +117,24 @@ def pair_forward_kernel(
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
 
-    b_height, b_range, b_min, b_max = pair_heights(
-        p_v, p_t, o_p, o_l, m_p, m_l, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
-    )
-    b_u = sparse_weights(b_height, b_range, sigma, 0)
-    b_u = b_u.to(tl.float32 if UPCAST else p_patches.dtype.element_ty)  # U^T [BLOCK_P, BLOCK_L]
-    b_z = pair_logits(b_u, b_height, b_range, b_min, SHRINK, PRECISION)
+    b_s = rows_product(
+        p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
+    )  # [BLOCK_L, BLOCK_P]
+    b_min, b_max = row_extrema(b_s, m_p)
+    b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
+    store_stat(p_stats, b_min, o_b, o_l, m_l, stride_stat, L, ROW_MIN)
+    store_stat(p_stats, b_max, o_b, o_l, m_l, stride_stat, L, ROW_MAX)
+    b_u = sparse_weights(b_height, b_range, sigma)
+    b_u = b_u.to(tl.float32 if UPCAST else p_patches.dtype.element_ty)  # [BLOCK_L, BLOCK_P]
+    b_z = pair_logits(b_height, tl.trans(b_u), PRECISION)  # Z^T but for the factors of its rows
+    b_z = (b_z * b_range[:, None] + b_min[:, None] * tl.sum(b_u.to(tl.float32), axis=1)[None, :]) * SHRINK
 
     b_group_squares = tl.zeros([BLOCK_D, BLOCK_L], tl.float32)
     b_token_squares = tl.zeros([BLOCK_L, BLOCK_D], tl.float32)
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
         b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
-        b_c = tl.dot(tl.trans(b_v), b_u, input_precision=PRECISION) * SHRINK  # C'^T [BLOCK_D, BLOCK_L]
+        b_c = tl.dot(tl.trans(b_v), tl.trans(b_u), input_precision=PRECISION) * SHRINK  # C'^T [BLOCK_D, BLOCK_L]
         b_group_squares += b_c * b_c
         b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)  # [BLOCK_L, BLOCK_D]
         b_token_squares += b_t.to(tl.float32) * b_t.to(tl.float32)
@@ -145,23 +149,21 @@ def pair_forward_kernel(
     b_token_norm = tl.maximum(tl.sqrt(b_square), MIN_NORM)
     b_r, _ = clamped_inverse_norm(b_group_norm)
     b_q, _ = clamped_inverse_norm(b_token_norm)
-    b_cosine = b_z * (b_r[:, None] * b_q[None, :])
+    b_cosine = b_z * (b_q[:, None] * b_r[None, :])  # of token j, along axis 0, with group l, along axis 1
     b_y = tl.load(p_scale) * b_cosine
     m_y = m_l[:, None] & m_l[None, :]
-    b_row = masked_logsumexp(b_y, m_y, 1)
-    b_column = masked_logsumexp(b_y, m_y, 0)
+    b_row = masked_logsumexp(b_y, m_y, 0)
+    b_column = masked_logsumexp(b_y, m_y, 1)
     m_diagonal = o_l[:, None] == o_l[None, :]
-    b_target = tl.sum(tl.where(m_diagonal, b_y, 0.0), axis=1)
-    b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + poison
-    b_along_row = tl.sum(tl.where(m_y, tl.exp(b_y - b_row[:, None]) * b_cosine, 0.0), axis=1)
-    b_along_column = tl.sum(tl.where(m_y, tl.exp(b_y - b_column[None, :]) * b_cosine, 0.0), axis=0)
     b_target = tl.sum(tl.where(m_diagonal, b_cosine, 0.0), axis=1)
+    b_along_row = tl.sum(tl.where(m_y, tl.exp(b_y - b_row[None, :]) * b_cosine, 0.0), axis=0)
+    b_along_column = tl.sum(tl.where(m_y, tl.exp(b_y - b_column[:, None]) * b_cosine, 0.0), axis=1)
     b_by_scale = 0.5 * (b_along_row - b_target) + 0.5 * (b_along_column - b_target)
     b_by_scale = tl.where(n_tokens > 1, b_by_scale, 0.0) + poison
+    b_target = tl.load(p_scale) * b_target
+    b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + poison
 
     tl.store(p_loss + (o_b * L + o_l), tl.where(m_l, b_loss, 0.0), mask=o_l < L)
-    store_stat(p_stats, b_min, o_b, o_l, m_l, stride_stat, L, ROW_MIN)
-    store_stat(p_stats, b_max, o_b, o_l, m_l, stride_stat, L, ROW_MAX)
     store_stat(p_stats, b_group_norm, o_b, o_l, m_l, stride_stat, L, GROUP_NORM)
     store_stat(p_stats, b_token_norm, o_b, o_l, m_l, stride_stat, L, TOKEN_NORM)
     store_stat(p_stats, b_row, o_b, o_l, m_l, stride_stat, L, ROW_LSE)
@@ -220,7 +222,9 @@ def pair_backward_kernel(
         p_v, p_t, o_p, o_l, m_p, m_l, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
     )
     b_u = sparse_weights(b_height, b_range, sigma, 0).to(OPERAND)  # U^T [BLOCK_P, BLOCK_L]
-    b_z = pair_logits(b_u, b_height, b_range, b_min, SHRINK, PRECISION)
+    b_z = pair_logits(tl.trans(b_height), b_u, PRECISION)  # Z^T but for the factors of its rows
+    b_z = b_z * b_range[:, None] + b_min[:, None] * tl.sum(b_u.to(tl.float32), axis=0)[None, :]
+    b_z = tl.trans(b_z) * SHRINK
 
     b_w = tl.load(p_grad_loss + o_b * stride_gb + o_l.to(tl.int64) * stride_gl, mask=m_l, other=0.0)
     b_group_norm = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, GROUP_NORM, 1.0)
