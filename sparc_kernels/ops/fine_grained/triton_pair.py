@@ -16,6 +16,7 @@ from sparc_kernels.ops._alignment.min_max import (
     grad_similarities,
     min_max_heights,
     row_extrema,
+    row_range,
     sparse_weights,
     threshold_of,
 )
@@ -56,13 +57,13 @@ def pair_heights(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """H [P, L] of one pair, from S^T = V T^T, with minimum, maximum and range [L] of the rows of S."""
+    """H [P, L] of one pair, from S^T = V T^T, with the range and minimum [L] of the rows of S."""
     b_s = rows_product(
         p_v, p_t, o_p, o_l, m_p, m_l, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
     )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p, 0)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p, 0)
-    return b_height, b_range, b_min, b_max
+    return b_height, b_range, b_min
 
 
 @triton.jit
@@ -218,7 +219,7 @@ def pair_backward_kernel(
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
 
-    b_height, b_range, b_min, _ = pair_heights(
+    b_height, b_range, b_min = pair_heights(
         p_v, p_t, o_p, o_l, m_p, m_l, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
     )
     b_u = sparse_weights(b_height, b_range, sigma, 0).to(OPERAND)  # U^T [BLOCK_P, BLOCK_L]
@@ -250,6 +251,9 @@ def pair_backward_kernel(
         b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
         b_c = tl.dot(tl.trans(b_v), b_u, input_precision=PRECISION) * SHRINK  # C'^T [BLOCK_D, BLOCK_L]
         b_du = tl.dot(b_v, b_c.to(OPERAND), b_du, input_precision=PRECISION)
+    b_min = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, ROW_MIN, 0.0)  # loaded: no registers in the loop above
+    b_max = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, ROW_MAX, 0.0)
+    b_range = row_range(b_min, b_max)
     b_s = b_min[None, :] + b_range[None, :] * b_height
     reach = largest_magnitude(b_s) if IS_HALF else 1.0  # S may leave the range of float16
     b_du = split_dot(b_s * (1.0 / reach), tl.trans(b_a), b_du * (-b_alpha * (1.0 / reach))[None, :], PRECISION) * reach
@@ -278,5 +282,6 @@ def pair_backward_kernel(
             if p_grad_mean_patches is not None:
                 b_gv = tl.where(n_tokens > 0, b_gv, 0.0)
                 b_gv += share_of_mean(p_grad_mean_patches + o_b * D, n_patches, o_d, D)
-            b_gv = tl.where(m_p[:, None], b_gv, 0.0)
+            if p_patch_mask is not None:
+                b_gv = tl.where(m_p[:, None], b_gv, 0.0)
             store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)
