@@ -16,7 +16,6 @@ from sparc_kernels.ops._alignment.min_max import (
     grad_similarities,
     min_max_heights,
     row_extrema,
-    row_range,
     sparse_weights,
     threshold_of,
 )
@@ -29,7 +28,7 @@ from sparc_kernels.ops._triton.tiles import (
     masked_logsumexp,
     rows_product,
     share_of_mean,
-    split_dot,
+    split_dot_right,
     store_mean,
     store_tile,
 )
@@ -47,23 +46,6 @@ from sparc_kernels.ops.fine_grained.triton_logits import (
 
 # Batches differ in their longest caption: no reason to compile again while the tiles stay the same.
 RAGGED = ["L", "P", "stride_lb", "stride_pb", "stride_gb", "stride_stat"]
-
-
-@triton.jit
-def pair_heights(
-    p_v, p_t, o_p, o_l, m_p, m_l, stride_vp, stride_vd, stride_tl, stride_td,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """H [P, L] of one pair, from S^T = V T^T, with the range and minimum [L] of the rows of S."""
-    b_s = rows_product(
-        p_v, p_t, o_p, o_l, m_p, m_l, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
-    )  # fmt: skip
-    b_min, b_max = row_extrema(b_s, m_p, 0)
-    b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p, 0)
-    return b_height, b_range, b_min
 
 
 @triton.jit
@@ -219,13 +201,15 @@ def pair_backward_kernel(
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
 
-    b_height, b_range, b_min = pair_heights(
-        p_v, p_t, o_p, o_l, m_p, m_l, stride_vp, stride_vd, stride_tl, stride_td, D, BLOCK_D, PRECISION, UPCAST
-    )
-    b_u = sparse_weights(b_height, b_range, sigma, 0).to(OPERAND)  # U^T [BLOCK_P, BLOCK_L]
-    b_z = pair_logits(tl.trans(b_height), b_u, PRECISION)  # Z^T but for the factors of its rows
-    b_z = b_z * b_range[:, None] + b_min[:, None] * tl.sum(b_u.to(tl.float32), axis=0)[None, :]
-    b_z = tl.trans(b_z) * SHRINK
+    b_s = rows_product(
+        p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
+    )  # [BLOCK_L, BLOCK_P]
+    b_min, b_max = row_extrema(b_s, m_p)
+    b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
+    b_u = sparse_weights(b_height, b_range, sigma).to(OPERAND)  # [BLOCK_L, BLOCK_P]
+    b_z = pair_logits(b_height, tl.trans(b_u), PRECISION)  # Z^T but for the factors of its rows
+    b_z = (b_z * b_range[:, None] + b_min[:, None] * tl.sum(b_u.to(tl.float32), axis=1)[None, :]) * SHRINK
+    b_z = tl.trans(b_z)
 
     b_w = tl.load(p_grad_loss + o_b * stride_gb + o_l.to(tl.int64) * stride_gl, mask=m_l, other=0.0)
     b_group_norm = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, GROUP_NORM, 1.0)
@@ -245,22 +229,27 @@ def pair_backward_kernel(
     b_alpha = b_alpha * tl.sum(b_a.to(tl.float32) * b_z, axis=1)
     b_beta = b_beta * tl.sum(b_a.to(tl.float32) * b_z, axis=0)
 
-    b_du = tl.zeros([BLOCK_P, BLOCK_L], tl.float32)  # V C'^T
+    b_du = tl.zeros([BLOCK_L, BLOCK_P], tl.float32)  # C' V^T
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
         b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
-        b_c = tl.dot(tl.trans(b_v), b_u, input_precision=PRECISION) * SHRINK  # C'^T [BLOCK_D, BLOCK_L]
-        b_du = tl.dot(b_v, b_c.to(OPERAND), b_du, input_precision=PRECISION)
-    b_min = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, ROW_MIN, 0.0)  # loaded: no registers in the loop above
-    b_max = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, ROW_MAX, 0.0)
-    b_range = row_range(b_min, b_max)
-    b_s = b_min[None, :] + b_range[None, :] * b_height
+        b_c = tl.dot(tl.trans(b_v), tl.trans(b_u), input_precision=PRECISION) * SHRINK  # C'^T [BLOCK_D, BLOCK_L]
+        b_du = tl.dot(tl.trans(b_c.to(OPERAND)), tl.trans(b_v), b_du, input_precision=PRECISION)
+    b_s = b_min[:, None] + b_range[:, None] * b_height
     reach = largest_magnitude(b_s) if IS_HALF else 1.0  # S may leave the range of float16
-    b_du = split_dot(b_s * (1.0 / reach), tl.trans(b_a), b_du * (-b_alpha * (1.0 / reach))[None, :], PRECISION) * reach
-    b_ds = grad_similarities(b_du, b_height, b_range, sigma, 0)
+    b_s = b_s * (1.0 / reach)
+    b_half = b_s.to(OPERAND)
+    b_low = (b_s - b_half.to(tl.float32)).to(OPERAND)
+    b_du = b_du * (-b_alpha * (1.0 / reach))[:, None]
+    for _ in range(1 if UPCAST or OPERAND == tl.float32 else 2):
+        b_du = tl.dot(b_a, b_half, b_du, input_precision=PRECISION)
+        b_half = b_low
+    b_du = b_du * reach
+    b_ds = grad_similarities(b_du, b_height, b_range, sigma)
 
     # X^T [BLOCK_P, BLOCK_L], X = dZ^T U + dS: both dV and dT take it
-    b_x = tl.dot(b_u, b_a, b_ds, input_precision=PRECISION).to(OPERAND)
+    b_ut = tl.trans(b_u)
+    b_x = tl.dot(b_ut, b_a, tl.trans(b_ds), input_precision=PRECISION).to(OPERAND)
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
         b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
@@ -274,10 +263,10 @@ def pair_backward_kernel(
             b_gt = tl.where(m_l[:, None], b_gt, 0.0)
             store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
         if p_grad_patches is not None:
-            b_c = tl.dot(tl.trans(b_v), b_u, input_precision=PRECISION)  # C'^T [BLOCK_D, BLOCK_L]
+            b_c = tl.dot(tl.trans(b_v), b_ut, input_precision=PRECISION)  # C'^T [BLOCK_D, BLOCK_L]
             b_c = (b_c * (-b_alpha * SHRINK)[None, :]).to(OPERAND)
             b_gv = tl.dot(b_x, b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
-            b_gv = tl.dot(b_u, tl.trans(b_c), b_gv, input_precision=PRECISION)
+            b_gv = tl.dot(b_ut, tl.trans(b_c), b_gv, input_precision=PRECISION)
             b_gv = b_gv * (SHRINK * amax)
             if p_grad_mean_patches is not None:
                 b_gv = tl.where(n_tokens > 0, b_gv, 0.0)
