@@ -43,6 +43,7 @@ def races(ttgir: str) -> list[str]:
             continue
         match = _RESULT.match(line)
         name = match.group(1) if match else ""
+        buffer.pop(name, None)  # a region may give a name again that another had
         if "ttg.local_alloc :" in line:
             shape = re.search(r"memdesc<([\dx]+)x[a-z]", line)
             assert shape, line
@@ -52,7 +53,7 @@ def races(ttgir: str) -> list[str]:
             if view.group(1) in buffer:
                 buffer[name] = buffer[view.group(1)]
         elif "ttg.async_copy_global_to_local" in line:
-            (into,) = {buffer[x] for x in _OPERAND.findall(line.split(" = ")[1]) if x in buffer}
+            into = buffer[_OPERAND.findall(line.split(" = ")[1])[1]]  # behind the pointers
             copied[into] = copied.get(into, 0) + 1
             for loop in open_loops[-1:]:
                 loop.events.append(("copy", (into,), 0))
