@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.pipeline_races import races
+
 # kB of shared memory that one block may take, by compute capability (CUDA C++ Programming Guide)
 SHARED_MEMORY_KB = {80: 163, 90: 227, 100: 227, 120: 99}
 MATRIX_INSTRUCTION = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
@@ -125,6 +127,7 @@ def compile_launch(launch: Any, capability: int) -> dict[str, Any]:
         "matrix": sorted(set(MATRIX_INSTRUCTION.findall(kernel.asm["ptx"]))),
         "agrees": agrees(launch, capability),
         "has_products": "tt.dot" in kernel.asm["ttir"],
+        "races": races(kernel.asm["ttgir"]),
         **resources(kernel.asm["cubin"]),
     }
 

@@ -46,6 +46,7 @@ def check(kernels: list[dict[str, Any]], capability: int, *, half: bool = True, 
         assert kernel["shared_kb"] <= SHARED_MEMORY_KB[capability], f"{where}: {kernel['shared_kb']} kB"
         if kernel["has_products"] and matrix_unit:
             assert kernel["matrix"], f"{where}: no matrix instruction"
+        assert not kernel["races"], f"{where}: copies overwrite what a product may be reading: {kernel['races']}"
         # some words given up for the next step of occupancy (80, 96, 128 registers) are no want of registers
         rounding = 16 if not half and kernel["registers"] <= 128 else 0
         if not triton.__version__.startswith(TUNED_WITH):
@@ -73,3 +74,14 @@ def test_float32(capability: int, precision: str) -> None:
     check(
         compiled(capability, "float32", "paper", precision), capability, half=False, matrix_unit=precision != "highest"
     )
+
+
+@pytest.mark.skipif(not triton.__version__.startswith(TUNED_WITH), reason="of one release of Triton's pipeliner")
+@pytest.mark.parametrize(("squares", "stages"), [(True, 2), (True, 3), (False, 2), (False, 3)])
+def test_races_are_seen(squares: bool, stages: int) -> None:
+    """A tile that a product and a register sum share has one slot too few; without the sum it has enough."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.racing_kernel", str(int(squares)), str(stages)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert bool(json.loads(result.stdout)) == squares

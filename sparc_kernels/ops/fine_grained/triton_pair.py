@@ -14,7 +14,6 @@ import triton.language as tl
 
 from sparc_kernels.ops._alignment.min_max import (
     grad_similarities,
-    group_chunk,
     min_max_heights,
     row_extrema,
     sparse_weights,
@@ -27,8 +26,8 @@ from sparc_kernels.ops._triton.tiles import (
     load_mask,
     load_tile,
     masked_logsumexp,
+    rows_product,
     share_of_mean,
-    split_dot,
     split_dot_right,
     store_mean,
     store_tile,
@@ -50,27 +49,17 @@ RAGGED = ["L", "P", "stride_lb", "stride_pb", "stride_gb", "stride_stat"]
 
 
 @triton.jit
-def pair_similarities(
-    p_v, p_t, p_mean_v, p_mean_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """S = T V^T [L, P] and |t|^2 [L] of one pair; on the way the means [D] of its valid patches and tokens."""
-    b_s = tl.zeros([o_l.shape[0], o_p.shape[0]], tl.float32)
-    b_square = tl.zeros([o_l.shape[0]], tl.float32)
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)  # [L, BLOCK_D]
-        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [P, BLOCK_D]
-        b_s = tl.dot(b_t, tl.trans(b_v), b_s, input_precision=PRECISION)
-        b_square += tl.sum(b_t.to(tl.float32) * b_t.to(tl.float32), axis=1)
-        if p_mean_v is not None:
-            store_mean(p_mean_v, b_v, tl.sum(m_p.to(tl.int32), axis=0), o_d, D, UPCAST)
-        if p_mean_t is not None:
-            store_mean(p_mean_t, b_t, tl.sum(m_l.to(tl.int32), axis=0), o_d, D, UPCAST)
-    return b_s, b_square
+def pair_logits(b_height, b_u, PRECISION: tl.constexpr):
+    """[L, L] from H [L, P] and U^T [P, L]; H, which is at most 1, in two halves where U has half precision."""
+    b_z = tl.zeros([b_height.shape[0], b_u.shape[1]], tl.float32)
+    b_half = b_height.to(b_u.dtype)
+    b_low = (b_height - b_half.to(tl.float32)).to(b_u.dtype)
+    # a loop, not two lines: the compiler leaves a left operand in shared memory, where wgmma can read it, only if it
+    # comes from a load or is carried by a loop
+    for _ in range(1 if b_u.dtype == tl.float32 else 2):
+        b_z = tl.dot(b_half, b_u, b_z, input_precision=PRECISION)
+        b_half = b_low
+    return b_z
 
 
 @triton.jit(do_not_specialize=RAGGED)
@@ -106,56 +95,58 @@ def pair_forward_kernel(
     m_p = load_mask(
         p_patch_mask, o_b, o_p, P if p_mean_patches is not None else tl.minimum(n_tokens, 1) * P, stride_pb, stride_pp
     )
-    sigma, poison = threshold_of(p_threshold, tl.sum(m_p.to(tl.int32), axis=0))
+    n_patches = tl.sum(m_p.to(tl.int32), axis=0)
+    sigma, poison = threshold_of(p_threshold, n_patches)
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
-    p_mean_v = None
-    p_mean_t = None
-    if p_mean_patches is not None:
-        p_mean_v = p_mean_patches + o_b * D
-    if p_mean_tokens is not None:
-        p_mean_t = p_mean_tokens + o_b * D
 
-    b_s, b_square = pair_similarities(
-        p_v, p_t, p_mean_v, p_mean_t, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
-        D, BLOCK_D, PRECISION, UPCAST
-    )  # fmt: skip
+    b_s = rows_product(
+        p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
+    )  # [BLOCK_L, BLOCK_P]
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
+    store_stat(p_stats, b_min, o_b, o_l, m_l, stride_stat, L, ROW_MIN)
+    store_stat(p_stats, b_max, o_b, o_l, m_l, stride_stat, L, ROW_MAX)
     b_u = sparse_weights(b_height, b_range, sigma)
     b_u = b_u.to(tl.float32 if UPCAST else p_patches.dtype.element_ty)  # [BLOCK_L, BLOCK_P]
-    b_z = tl.zeros([BLOCK_L, BLOCK_L], tl.float32)
+    b_z = pair_logits(b_height, tl.trans(b_u), PRECISION)  # Z^T but for the factors of its rows
+    b_z = (b_z * b_range[:, None] + b_min[:, None] * tl.sum(b_u.to(tl.float32), axis=1)[None, :]) * SHRINK
 
-    b_group_square = tl.zeros([BLOCK_L], tl.float32)  # |C'|^2
+    b_group_squares = tl.zeros([BLOCK_D, BLOCK_L], tl.float32)
+    b_token_squares = tl.zeros([BLOCK_L, BLOCK_D], tl.float32)
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
         b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
-        b_c = group_chunk(b_u, b_v, SHRINK, PRECISION)  # C' [BLOCK_L, BLOCK_D]
-        b_group_square += tl.sum(b_c * b_c, axis=1)
-        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
-        b_z = split_dot(b_c, tl.trans(b_t), b_z, PRECISION)
+        b_c = tl.dot(tl.trans(b_v), tl.trans(b_u), input_precision=PRECISION) * SHRINK  # C'^T [BLOCK_D, BLOCK_L]
+        b_group_squares += b_c * b_c
+        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)  # [BLOCK_L, BLOCK_D]
+        b_token_squares += b_t.to(tl.float32) * b_t.to(tl.float32)
+        if p_mean_patches is not None:
+            store_mean(p_mean_patches + o_b * D, b_v, n_patches, o_d, D, UPCAST)
+        if p_mean_tokens is not None:
+            store_mean(p_mean_tokens + o_b * D, b_t, n_tokens, o_d, D, UPCAST)
 
+    b_group_square = tl.sum(b_group_squares, axis=0)
+    b_square = tl.sum(b_token_squares, axis=1)
     b_group_norm = tl.maximum(tl.sqrt(b_group_square), MIN_NORM)
     b_token_norm = tl.maximum(tl.sqrt(b_square), MIN_NORM)
     b_r, _ = clamped_inverse_norm(b_group_norm)
     b_q, _ = clamped_inverse_norm(b_token_norm)
-    b_cosine = b_z * (b_r[:, None] * b_q[None, :])
+    b_cosine = b_z * (b_q[:, None] * b_r[None, :])  # of token j, along axis 0, with group l, along axis 1
     b_y = tl.load(p_scale) * b_cosine
     m_y = m_l[:, None] & m_l[None, :]
-    b_row = masked_logsumexp(b_y, m_y, 1)
-    b_column = masked_logsumexp(b_y, m_y, 0)
+    b_row = masked_logsumexp(b_y, m_y, 0)
+    b_column = masked_logsumexp(b_y, m_y, 1)
     m_diagonal = o_l[:, None] == o_l[None, :]
-    b_target = tl.sum(tl.where(m_diagonal, b_y, 0.0), axis=1)
-    b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + poison
-    b_along_row = tl.sum(tl.where(m_y, tl.exp(b_y - b_row[:, None]) * b_cosine, 0.0), axis=1)
-    b_along_column = tl.sum(tl.where(m_y, tl.exp(b_y - b_column[None, :]) * b_cosine, 0.0), axis=0)
     b_target = tl.sum(tl.where(m_diagonal, b_cosine, 0.0), axis=1)
+    b_along_row = tl.sum(tl.where(m_y, tl.exp(b_y - b_row[None, :]) * b_cosine, 0.0), axis=0)
+    b_along_column = tl.sum(tl.where(m_y, tl.exp(b_y - b_column[:, None]) * b_cosine, 0.0), axis=1)
     b_by_scale = 0.5 * (b_along_row - b_target) + 0.5 * (b_along_column - b_target)
     b_by_scale = tl.where(n_tokens > 1, b_by_scale, 0.0) + poison
+    b_target = tl.load(p_scale) * b_target
+    b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + poison
 
     tl.store(p_loss + (o_b * L + o_l), tl.where(m_l, b_loss, 0.0), mask=o_l < L)
-    store_stat(p_stats, b_min, o_b, o_l, m_l, stride_stat, L, ROW_MIN)
-    store_stat(p_stats, b_max, o_b, o_l, m_l, stride_stat, L, ROW_MAX)
     store_stat(p_stats, b_group_norm, o_b, o_l, m_l, stride_stat, L, GROUP_NORM)
     store_stat(p_stats, b_token_norm, o_b, o_l, m_l, stride_stat, L, TOKEN_NORM)
     store_stat(p_stats, b_row, o_b, o_l, m_l, stride_stat, L, ROW_LSE)
@@ -210,23 +201,15 @@ def pair_backward_kernel(
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
 
-    b_s, _ = pair_similarities(
-        p_v, p_t, None, None, o_l, o_p, m_l, m_p, stride_vp, stride_vd, stride_tl, stride_td,
-        D, BLOCK_D, PRECISION, UPCAST
-    )  # fmt: skip
+    b_s = rows_product(
+        p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
+    )  # [BLOCK_L, BLOCK_P]
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
     b_u = sparse_weights(b_height, b_range, sigma).to(OPERAND)  # [BLOCK_L, BLOCK_P]
-
-    b_z = tl.zeros([BLOCK_L, BLOCK_L], tl.float32)  # Z = C' T^T
-    b_du = tl.zeros([BLOCK_L, BLOCK_P], tl.float32)  # C' V^T
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
-        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)  # [BLOCK_L, BLOCK_D]
-        b_c = group_chunk(b_u, b_v, SHRINK, PRECISION)  # C' [BLOCK_L, BLOCK_D]
-        b_z = split_dot(b_c, tl.trans(b_t), b_z, PRECISION)
-        b_du = tl.dot(b_c.to(OPERAND), tl.trans(b_v), b_du, input_precision=PRECISION)
+    b_z = pair_logits(b_height, tl.trans(b_u), PRECISION)  # Z^T but for the factors of its rows
+    b_z = (b_z * b_range[:, None] + b_min[:, None] * tl.sum(b_u.to(tl.float32), axis=1)[None, :]) * SHRINK
+    b_z = tl.trans(b_z)
 
     b_w = tl.load(p_grad_loss + o_b * stride_gb + o_l.to(tl.int64) * stride_gl, mask=m_l, other=0.0)
     b_group_norm = load_stat(p_stats, o_b, o_l, m_l, stride_stat, L, GROUP_NORM, 1.0)
@@ -245,35 +228,49 @@ def pair_backward_kernel(
     # from the rounded dZ: what the products below leave along C' and t, these take away
     b_alpha = b_alpha * tl.sum(b_a.to(tl.float32) * b_z, axis=1)
     b_beta = b_beta * tl.sum(b_a.to(tl.float32) * b_z, axis=0)
+
+    b_du = tl.zeros([BLOCK_L, BLOCK_P], tl.float32)  # C' V^T
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
+        b_c = tl.dot(tl.trans(b_v), tl.trans(b_u), input_precision=PRECISION) * SHRINK  # C'^T [BLOCK_D, BLOCK_L]
+        b_du = tl.dot(tl.trans(b_c.to(OPERAND)), tl.trans(b_v), b_du, input_precision=PRECISION)
     b_s = b_min[:, None] + b_range[:, None] * b_height
     reach = largest_magnitude(b_s) if IS_HALF else 1.0  # S may leave the range of float16
-    b_du = split_dot_right(b_a, b_s * (1.0 / reach), b_du * (-b_alpha * (1.0 / reach))[:, None], PRECISION) * reach
+    b_s = b_s * (1.0 / reach)
+    b_half = b_s.to(OPERAND)
+    b_low = (b_s - b_half.to(tl.float32)).to(OPERAND)
+    b_du = b_du * (-b_alpha * (1.0 / reach))[:, None]
+    for _ in range(1 if UPCAST or OPERAND == tl.float32 else 2):
+        b_du = tl.dot(b_a, b_half, b_du, input_precision=PRECISION)
+        b_half = b_low
+    b_du = b_du * reach
     b_ds = grad_similarities(b_du, b_height, b_range, sigma)
 
-    # X [BLOCK_L, BLOCK_P] = dZ^T U + dS: both dV and dT take it
-    b_x = tl.dot(tl.trans(b_a), b_u, b_ds, input_precision=PRECISION).to(OPERAND)
-    if p_grad_tokens is not None:
-        for o_chunk in range(0, D, BLOCK_D):
-            o_d = o_chunk + tl.arange(0, BLOCK_D)
-            b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
-            b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
-            b_gt = tl.dot(b_x, b_v, input_precision=PRECISION) * SHRINK - b_beta[:, None] * b_t.to(tl.float32)
-            b_gt = b_gt * (b_restore * amax)[:, None] + poison  # [BLOCK_L, BLOCK_D]
+    # X^T [BLOCK_P, BLOCK_L], X = dZ^T U + dS: both dV and dT take it
+    b_ut = tl.trans(b_u)
+    b_x = tl.dot(b_ut, b_a, tl.trans(b_ds), input_precision=PRECISION).to(OPERAND)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
+        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
+        if p_grad_tokens is not None:
+            b_gt = tl.trans(tl.dot(tl.trans(b_v), b_x, input_precision=PRECISION))  # [BLOCK_L, BLOCK_D]
+            b_gt = b_gt * SHRINK - b_beta[:, None] * b_t.to(tl.float32)
+            b_gt = b_gt * (b_restore * amax)[:, None] + poison
             if p_grad_mean_tokens is not None:
                 b_gt += share_of_mean(p_grad_mean_tokens + o_b * D, n_tokens, o_d, D)
             b_gt = tl.where(m_l[:, None], b_gt, 0.0)
             store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
-    if p_grad_patches is not None:
-        for o_chunk in range(0, D, BLOCK_D):
-            o_d = o_chunk + tl.arange(0, BLOCK_D)
-            b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
-            b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
-            b_c = group_chunk(b_u, b_v, SHRINK, PRECISION) * -b_alpha[:, None]
-            b_gv = tl.dot(tl.trans(b_x), b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
-            b_gv = tl.dot(tl.trans(b_u), b_c.to(OPERAND), b_gv, input_precision=PRECISION)
+        if p_grad_patches is not None:
+            b_c = tl.dot(tl.trans(b_v), b_ut, input_precision=PRECISION)  # C'^T [BLOCK_D, BLOCK_L]
+            b_c = (b_c * (-b_alpha * SHRINK)[None, :]).to(OPERAND)
+            b_gv = tl.dot(b_x, b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
+            b_gv = tl.dot(b_ut, tl.trans(b_c), b_gv, input_precision=PRECISION)
             b_gv = b_gv * (SHRINK * amax)
             if p_grad_mean_patches is not None:
                 b_gv = tl.where(n_tokens > 0, b_gv, 0.0)
                 b_gv += share_of_mean(p_grad_mean_patches + o_b * D, n_patches, o_d, D)
-            b_gv = tl.where(m_p[:, None], b_gv, 0.0)
+            if p_patch_mask is not None:
+                b_gv = tl.where(m_p[:, None], b_gv, 0.0)
             store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)
