@@ -141,9 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not ranks.joined:
             raise
-        if lost(error):
-            why = str(error).splitlines()[0]
-            return _end(ranks, f"another process is gone; --resume continues from the last checkpoint ({why})", 1)
+        if why := lost(error):
+            return _end(ranks, f"another process is gone ({why}); --resume continues from the last checkpoint", 1)
         _end(ranks, f"{type(error).__name__}: {error}", 1)
         raise
 

@@ -6,10 +6,11 @@ Without torchrun a run is one process, and every question below is answered with
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 
 Value = TypeVar("Value")
 FAILURE = "failure"
-PATIENCE = timedelta(seconds=1)  # that the other processes leave the first one to say what all of them have met
+PATIENCE = 1.0  # seconds that the other processes leave the first one to say what all of them have met
 LOST = ("gloo", "NCCL", "Connection")  # words of the errors that collectives raise where a peer is gone
 
 
@@ -95,7 +96,7 @@ class Ranks:
         if not self.joined:
             return module
         if not self.sharded:
-            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+            return nn.parallel.DistributedDataParallel(module)
         from torch.distributed.fsdp import fully_shard
 
         mesh = dist.init_device_mesh(device.type, (self.size,))
@@ -118,11 +119,9 @@ class Ranks:
         if self.store is None:
             return words
         try:
-            if not self.first:
-                self.store.wait([FAILURE], PATIENCE)
-        except RuntimeError:
-            pass  # nobody else has failed
-        try:
+            until = time.monotonic() + PATIENCE
+            while not self.first and not self.store.check([FAILURE]) and time.monotonic() < until:
+                time.sleep(PATIENCE / 20)
             entry = self.store.compare_set(FAILURE, "", f"{self.rank}\n{words}").decode()
         except RuntimeError:  # the store lay in a process that is gone
             return f"{self}: {words}"
@@ -135,9 +134,14 @@ class Ranks:
 ALONE = Ranks()
 
 
-def lost(error: Exception) -> bool:
-    """Whether an error of a collective says that another process is gone (gloo and NCCL have no class for it)."""
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
+def lost(error: Exception) -> str | None:
+    """What an error of a collective says about another process that is gone; None for all other errors.
+
+    Neither gloo nor NCCL has a class for it.
+    """
+    if not isinstance(error, RuntimeError) or not any(word in str(error) for word in LOST):
+        return None
+    return re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
 
 
 def unsynced(module: nn.Module) -> AbstractContextManager[object]:

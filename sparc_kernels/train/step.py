@@ -56,7 +56,7 @@ class TowersAndLoss(nn.Module):
             with self.autocast():  # the towers alone: the loss takes what they give, outside
                 features = Features(*self.model(*batch))
         if embed:
-            return (*features, *(parameter.view_as(parameter) for parameter in self.loss.parameters()))
+            return (*features, *(parameter.clone() for parameter in self.loss.parameters()))
         result: Result = self.loss(*features, batch.mask)
         return result
 
