@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from sparc_kernels.train.cli import main
-from sparc_kernels.train.ranks import launched
+from sparc_kernels.train.processes import launched
 
 if not launched():
     sys.exit(main())

@@ -25,7 +25,7 @@ from sparc_kernels.train.data import Data, load_data
 from sparc_kernels.train.evaluate import evaluate
 from sparc_kernels.train.figures import draw_alignment, draw_curves
 from sparc_kernels.train.lock import locked
-from sparc_kernels.train.ranks import ALONE, Ranks, joined, lost
+from sparc_kernels.train.processes import ALONE, Processes, joined, lost
 from sparc_kernels.train.record import LOG
 from sparc_kernels.train.report import table
 from sparc_kernels.train.signals import noted_signals
@@ -124,26 +124,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # any name of a file can be printed
-    ranks = ALONE
+    processes = ALONE
     try:
-        with joined(options.pop("fsdp", False)) as ranks:
-            return run(options, ranks)
+        with joined(options.pop("fsdp", False)) as processes:
+            return run(options, processes)
     except (ValueError, TypeError, NotImplementedError, FloatingPointError) as error:
-        return _end(ranks, str(error), 2)
+        return _end(processes, str(error), 2)
     except checkpoint.WriteError as error:
         whole = Path(error.filename).with_name(checkpoint.CHECKPOINT).exists()
         then = "; the last checkpoint is intact, --resume continues from it" if whole else ""
-        return _end(ranks, f"{error.filename!r} could not be written: {error.strerror}{then}", 1)
+        return _end(processes, f"{error.filename!r} could not be written: {error.strerror}{then}", 1)
     except KeyboardInterrupt:
-        if ranks.first:
+        if processes.first:
             print("\nstopped; --resume continues from the last checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
-        if not ranks.joined:
+        if not processes.joined:
             raise
         if why := lost(error):
-            return _end(ranks, f"another process is gone ({why}); --resume continues from the last checkpoint", 1)
-        _end(ranks, f"{type(error).__name__}: {error}", 1)
+            return _end(processes, f"another process is gone ({why}); --resume continues from the last checkpoint", 1)
+        _end(processes, f"{type(error).__name__}: {error}", 1)
         raise
 
 
@@ -153,14 +153,14 @@ def _parsed(arguments: Sequence[str] | None) -> dict[str, Any]:
         return vars(build_parser().parse_args(arguments))
 
 
-def _end(ranks: Ranks, words: str, status: int) -> int:
+def _end(processes: Processes, words: str, status: int) -> int:
     """Say what ended the run, if nobody else does."""
-    if said := ranks.told(words):
+    if said := processes.told(words):
         print(f"error: {said}", file=sys.stderr)
     return status
 
 
-def run(options: dict[str, Any], ranks: Ranks) -> int:
+def run(options: dict[str, Any], processes: Processes) -> int:
     """What the options ask for; of several processes, the first one reads, locks and writes the folder."""
     switches = ("demo", "compare", "overwrite", "quiet")
     demo, compare, overwrite, quiet = (options.pop(name, False) for name in switches)
@@ -170,46 +170,46 @@ def run(options: dict[str, Any], ranks: Ranks) -> int:
     if resumed is not None:
         if demo or overwrite or options.get("out", resumed) != resumed:
             raise ValueError("--resume continues one folder: leave out --demo, --overwrite and --out")
-        config, compare = ranks.from_first(lambda: _read_config(Path(resumed), options))
+        config, compare = processes.from_first(lambda: _read_config(Path(resumed), options))
     else:
         config = _configure((DEMO if demo else {}) | options)
         compare = compare or demo
-    config.check_share(ranks.size)
+    config.check_share(processes.size)
     if compare and "loss" in options:
         raise ValueError("--compare and --demo train clip and sparc: leave out --loss")
     out = Path(config.out)
-    if not ranks.first:
-        return _train(config, compare, resumed is not None, demo, True, ranks)
+    if not processes.first:
+        return _train(config, compare, resumed is not None, demo, True, processes)
     parts = [out / loss for loss in LOSSES if (out / loss).is_dir() or (compare and loss in COMPARED)]
     with locked([out, *parts]):
         if resumed is None:
             _claim(out, overwrite or (demo and "out" not in options))
-        return _train(config, compare, resumed is not None, demo, quiet, ranks)
+        return _train(config, compare, resumed is not None, demo, quiet, processes)
 
 
-def _train(config: TrainConfig, compare: bool, resume: bool, demo: bool, quiet: bool, ranks: Ranks) -> int:
+def _train(config: TrainConfig, compare: bool, resume: bool, demo: bool, quiet: bool, processes: Processes) -> int:
     """Every run that was asked for, and what follows them; the exit status."""
-    device, threads = pick_device(config.device, ranks), torch.get_num_threads()
-    data = load_data(config, print if ranks.first else _nothing, progress=not quiet, keep_list=ranks.first)
+    device, threads = pick_device(config.device, processes), torch.get_num_threads()
+    data = load_data(config, print if processes.first else _nothing, progress=not quiet, keep_list=processes.first)
     out = Path(config.out)
-    if compare and ranks.first:
+    if compare and processes.first:
         _write_json(out / "config.json", config.to_dict() | {"compare": True})
     trainers = []
     for loss in COMPARED if compare else (config.loss,):
         part = replace(config, loss=loss, out=str(out / loss)) if compare else config
         standing = Path(part.out) / checkpoint.CHECKPOINT
-        again = ranks.from_first(lambda path=standing: resume and (not compare or path.exists()))  # type: ignore[misc]
-        trainers.append(Trainer(part, data, again, not quiet, ranks))
+        again = processes.from_first(lambda path=standing: resume and (not compare or path.exists()))  # type: ignore[misc]
+        trainers.append(Trainer(part, data, again, not quiet, processes))
         with noted_signals() as signals:
             stopped = trainers[-1].fit(signals)
         if stopped:
             name, where = signal.Signals(stopped).name, f"step {trainers[-1].step} of {part.steps}"
-            if ranks.first:
+            if processes.first:
                 print(f"{name}: saved after {where}; --resume {shlex.quote(str(out))} continues", file=sys.stderr)
             return 128 + stopped
         trainers[-1].put_together()
-    ranks.part()
-    if ranks.first:
+    processes.part()
+    if processes.first:
         _conclude(trainers, data, out)
         if demo:
             torch.set_num_threads(threads)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparc_kernels.functional import SparcLossOutput
-from sparc_kernels.train.ranks import unsynced
+from sparc_kernels.train.processes import unsynced
 
 Result = Tensor | SparcLossOutput
 

@@ -1,7 +1,7 @@
 """The training loop from top to bottom: set up or resume; forward, backward, step, log, checkpoint, again.
 
 The data are beside it in ``data``, the towers in ``model``, forward and backward in ``step``, how a file is written
-whole in ``checkpoint``, and what several processes do together in ``ranks``.
+whole in ``checkpoint``, and what several of them do together in ``processes``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sparc_kernels.train import checkpoint
 from sparc_kernels.train.config import TrainConfig, differences
 from sparc_kernels.train.data import Data, batches
 from sparc_kernels.train.model import DualEncoder, GlobalLoss, build_loss, whole
-from sparc_kernels.train.ranks import ALONE, Ranks
+from sparc_kernels.train.processes import ALONE, Processes
 from sparc_kernels.train.record import COLUMNS, Record
 from sparc_kernels.train.step import Batch, TowersAndLoss, backward
 from sparc_kernels.train.tokenizer import CaptionTokenizer
@@ -44,27 +44,27 @@ def lr_factor(step: int, config: TrainConfig) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
     """The device called ``name``; of several processes on a machine each takes a GPU of its own."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if not ranks.joined:
+    if not processes.joined:
         return torch.device("cuda", torch.cuda.current_device())
-    if ranks.local >= torch.cuda.device_count():
+    if processes.local >= torch.cuda.device_count():
         raise ValueError(
             f"--nproc-per-node must be at most the number of CUDA devices, {torch.cuda.device_count()}, got a process "
-            f"number {ranks.local} on this machine: start fewer, or give --device cpu"
+            f"number {processes.local} on this machine: start fewer, or give --device cpu"
         )
-    return torch.device("cuda", ranks.local)
+    return torch.device("cuda", processes.local)
 
 
-def set_up(config: TrainConfig, ranks: Ranks) -> torch.device:
+def set_up(config: TrainConfig, processes: Processes) -> torch.device:
     """Seeds, threads and deterministic algorithms; gives the device."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = pick_device(config.device, ranks)
+    device = pick_device(config.device, processes)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -83,23 +83,23 @@ def seed_all(seed: int) -> None:
 class Trainer:
     """One run in the folder ``config.out``: set up here (``resume``: at its last checkpoint), trained by ``fit``.
 
-    Of several ``ranks`` each makes one, with the same arguments; they train together, and the first one writes.
+    Of several ``processes`` each makes one, with the same arguments; they train together, and the first one writes.
     """
 
     def __init__(
-        self, config: TrainConfig, data: Data, resume: bool = False, progress: bool = True, ranks: Ranks = ALONE
+        self, config: TrainConfig, data: Data, resume: bool = False, progress: bool = True, processes: Processes = ALONE
     ) -> None:
-        self.config, self.data, self.progress, self.ranks = config, data, progress, ranks
+        self.config, self.data, self.progress, self.processes = config, data, progress, processes
         self.run = Path(config.out)
-        config.check_share(ranks.size)
-        self.device = set_up(config, ranks)
+        config.check_share(processes.size)
+        self.device = set_up(config, processes)
         self.step, self.seconds, self.resumed = 0, 0.0, resume
         saved = checkpoint.load(self.run) if resume else None
 
         # The tokenizer: learned from the captions, or the run's own.
         if saved is None:
             sizes = config.model.vocab_size, config.model.max_tokens
-            self.tokenizer = CaptionTokenizer.train(data.train_captions, *sizes)
+            text = processes.from_first(lambda: CaptionTokenizer.train(data.train_captions, *sizes).to_json())
         else:
             if changed := differences(TrainConfig.from_dict(saved["config"]), config):
                 raise ValueError(f"cannot resume {str(self.run)!r} with another configuration: {'; '.join(changed)}")
@@ -107,21 +107,21 @@ class Trainer:
                 raise ValueError(f"cannot resume {str(self.run)!r}: the data in {config.data!r} have changed")
             if saved["data_position"] != saved["step"] * config.batch_size:
                 raise ValueError(f"checkpoint of {str(self.run)!r}: step and data position contradict each other")
-            self.tokenizer = CaptionTokenizer.from_json(saved["tokenizer"], config.model.max_tokens)
+            text = saved["tokenizer"]
             self.step, self.seconds = saved["step"], saved["seconds"]
-        ranks.check_same(f"the data in {config.data!r}", data.fingerprint)
-        ranks.check_same("the tokenizer", self.tokenizer.to_json())
-        ranks.check_same(f"the step of the checkpoint in {str(self.run)!r}", self.step)
+        self.tokenizer = CaptionTokenizer.from_json(text, config.model.max_tokens)
+        processes.check_same(f"the data in {config.data!r}", data.fingerprint)
+        processes.check_same(f"the step of the checkpoint in {str(self.run)!r}", self.step)
 
         # Towers and loss, the same in all processes before FSDP2 leaves each a piece of them.
         self.model = DualEncoder(config.model, self.tokenizer.vocab_size).to(self.device)
-        self.loss: SparcLoss | GlobalLoss = build_loss(config, "world" if ranks.joined else None).to(self.device)
+        self.loss: SparcLoss | GlobalLoss = build_loss(config, "world" if processes.joined else None).to(self.device)
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.loss.load_state_dict({name: x.reshape(1) for name, x in saved["loss"].items()})  # once they were []
         layers = [module for module in self.model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
         self.towers_and_loss = TowersAndLoss(self.model, self.loss, self.autocast)
-        self.wrapped = ranks.wrapped(self.towers_and_loss, self.device, layers)
+        self.wrapped = processes.wrapped(self.towers_and_loss, self.device, layers)
 
         # Optimizer, schedule, and all else that the next step depends on, as it was.
         self.optimizer = make_optimizer([self.model, self.loss], config)
@@ -131,10 +131,10 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint.optimizer_state(saved["optimizer"], self.parameters))
             self.schedule.load_state_dict(saved["schedule"])
         states = [] if saved is None else [saved["rng"], *saved.get("rng_of_others", [])]
-        if ranks.rank < len(states):
-            checkpoint.set_rng_state(states[ranks.rank], self.device)
-        elif not ranks.first:  # random numbers of its own
-            seed_all(int(np.random.SeedSequence((config.seed, ranks.rank, self.step)).generate_state(1)[0]))
+        if processes.rank < len(states):
+            checkpoint.set_rng_state(states[processes.rank], self.device)
+        elif not processes.first:  # random numbers of its own
+            seed_all(int(np.random.SeedSequence((config.seed, processes.rank, self.step)).generate_state(1)[0]))
 
     def fit(self, stop: Sequence[int] = ()) -> int:
         """Train to the last step; checkpoints stand before the first, at every interval and at the end.
@@ -143,13 +143,13 @@ class Trainer:
         the step they are in, with a checkpoint. Returns what was held, or 0.
         """
         config = self.config
-        record = self._record() if self.ranks.first else None
+        record = self._record() if self.processes.first else None
         if self.step == 0:
             self.save()
         self.model.train()
         stopping = 0
         with closing(record) if record else nullcontext():
-            for pixels, captions in batches(self.data, config, self.step, self.ranks.share(config.batch_size)):
+            for pixels, captions in batches(self.data, config, self.step, self.processes.share(config.batch_size)):
                 started = time.perf_counter()
                 row = self._train(pixels, captions)
                 self.step += 1
@@ -201,8 +201,8 @@ class Trainer:
         checkpoint.write_atomic(self.run / "config.json", json.dumps(config.to_dict(), indent=2))
         size = sum(parameter.numel() for parameter in self.model.parameters())
         start = f"resumed after step {self.step} of" if self.resumed else "for"
-        kind = "FSDP2" if self.ranks.sharded else "DDP"
-        processes = f" in {self.ranks.size} processes ({kind})" if self.ranks.joined else ""
+        kind = "FSDP2" if self.processes.sharded else "DDP"
+        processes = f" in {self.processes.size} processes ({kind})" if self.processes.joined else ""
         tqdm.write(
             f"{config.loss}: preset {config.preset}, {size / 1e6:.2f} M parameters, vocabulary "
             f"{self.tokenizer.vocab_size}, {start} {config.steps} steps of {config.batch_size} pairs on "
@@ -211,17 +211,17 @@ class Trainer:
         return Record(self.run, self.step, config.steps, config.loss, self.progress)
 
     def _asked_to(self, stop: Sequence[int]) -> int:
-        return self.ranks.largest(stop[0] if stop else 0)
+        return self.processes.largest(stop[0] if stop else 0)
 
     def save(self) -> None:
         """A checkpoint from which the next step is the one that would have followed, in any number of processes."""
-        generators = self.ranks.gathered(checkpoint.rng_state(self.device))
+        generators = self.processes.gathered(checkpoint.rng_state(self.device))
         stateful = {}
-        if self.ranks.first or self.ranks.sharded:
+        if self.processes.first or self.processes.sharded:
             stateful = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        if self.ranks.sharded:
+        if self.processes.sharded:
             stateful = checkpoint.whole_state(stateful)
-        if not self.ranks.first:
+        if not self.processes.first:
             return
         state = {
             **stateful,
@@ -238,9 +238,9 @@ class Trainer:
 
     def put_together(self) -> None:
         """After training: ``model`` whole in the first process, where FSDP2 has left it in pieces. All call it."""
-        if self.ranks.sharded:
+        if self.processes.sharded:
             state = checkpoint.whole_state(self.model.state_dict())
-            if self.ranks.first:
+            if self.processes.first:
                 self.model = DualEncoder(self.config.model, self.tokenizer.vocab_size).to(self.device)
                 self.model.load_state_dict(state)
 

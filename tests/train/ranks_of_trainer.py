@@ -1,4 +1,4 @@
-"""What each process of ``torchrun`` checks of the trainer; test_ranks.py runs it.
+"""What each process of ``torchrun`` checks of the trainer; test_processes.py runs it.
 
 torchrun --nproc-per-node 2 -m tests.train.ranks_of_trainer FOLDER
 """
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from sparc_kernels.train.cli import run
 from sparc_kernels.train.config import LOSSES, TrainConfig
 from sparc_kernels.train.data import load_data
-from sparc_kernels.train.ranks import ALONE, Ranks, joined
+from sparc_kernels.train.processes import ALONE, Processes, joined
 from sparc_kernels.train.trainer import Trainer
 from tests.train.conftest import float64
 from tests.train.test_trainer import curve
@@ -41,20 +41,22 @@ def same(found: Curve, expected: Curve) -> None:
 class Runs:
     """Runs of one loss: alone in the first process, or together."""
 
-    def __init__(self, folder: Path, loss: str, ranks: Ranks) -> None:
-        self.folder, self.ranks = folder, ranks
+    def __init__(self, folder: Path, loss: str, processes: Processes) -> None:
+        self.folder, self.processes = folder, processes
         self.config = TrainConfig(
             loss=loss, steps=STEPS, batch_size=PAIRS, warmup_steps=2, eval_pairs=4, checkpoint_every=4, device="cpu"
         )
 
-    def train(self, name: str, ranks: Ranks, chunks: int = 1, stop_after: int = 0, resume: bool = False) -> None:
+    def train(
+        self, name: str, processes: Processes, chunks: int = 1, stop_after: int = 0, resume: bool = False
+    ) -> None:
         """``stop_after``: in that step the last process, and no other, gets a signal."""
         config = replace(self.config, out=str(self.folder / name), accumulate=chunks)
-        trainer = Trainer(config, load_data(config, lambda line: None), resume, progress=False, ranks=ranks)
+        trainer = Trainer(config, load_data(config, lambda line: None), resume, progress=False, processes=processes)
         noted: list[int] = []
 
         def strike(*_: object) -> None:
-            if trainer.step == stop_after - 1 and ranks.rank == ranks.size - 1:
+            if trainer.step == stop_after - 1 and processes.rank == processes.size - 1:
                 noted.append(signal.SIGTERM)
 
         trainer.model.register_forward_pre_hook(strike)
@@ -63,7 +65,7 @@ class Runs:
         assert trainer.step == (stop_after or STEPS)
 
     def alone(self, name: str, stop_after: int = 0, resume: bool = False) -> Curve:
-        if self.ranks.first:
+        if self.processes.first:
             self.train(name, ALONE, stop_after=stop_after, resume=resume)
         dist.barrier()
         return curve(self.folder / name)
@@ -71,14 +73,14 @@ class Runs:
     def together(
         self, name: str, sharded: bool = False, chunks: int = 1, stop_after: int = 0, resume: bool = False
     ) -> Curve:
-        self.train(name, replace(self.ranks, sharded=sharded), chunks, stop_after, resume)
+        self.train(name, replace(self.processes, sharded=sharded), chunks, stop_after, resume)
         dist.barrier()
         return curve(self.folder / name)
 
 
-def check(folder: Path, loss: str, ranks: Ranks) -> None:
+def check(folder: Path, loss: str, processes: Processes) -> None:
     """One curve, however many processes, in either wrapper, in chunks or not."""
-    runs = Runs(folder, loss, ranks)
+    runs = Runs(folder, loss, processes)
     expected = runs.alone("alone")
     ddp = runs.together("ddp")
     same(ddp, expected)
@@ -87,7 +89,7 @@ def check(folder: Path, loss: str, ranks: Ranks) -> None:
         same(runs.together("ddp-chunks", chunks=2), expected)
         same(runs.together("fsdp", sharded=True), expected)
         check_resumed(runs, expected, ddp)
-    print(f"rank {ranks.rank}: {loss} follows one curve", flush=True)
+    print(f"rank {processes.rank}: {loss} follows one curve", flush=True)
 
 
 def check_resumed(runs: Runs, expected: Curve, ddp: Curve) -> None:
@@ -101,12 +103,12 @@ def check_resumed(runs: Runs, expected: Curve, ddp: Curve) -> None:
     same(runs.alone("fewer", resume=True), expected)
 
 
-def check_end(folder: Path, ranks: Ranks) -> None:
+def check_end(folder: Path, processes: Processes) -> None:
     """What the command line does, up to the results of parameters that lie in pieces."""
     options = {"steps": 2, "batch_size": PAIRS, "eval_pairs": 4, "quiet": True, "out": str(folder), "device": "cpu"}
-    assert run(options, replace(ranks, sharded=True)) == 0
+    assert run(options, replace(processes, sharded=True)) == 0
     assert not dist.is_initialized(), "the first process evaluates without keeping the others"
-    if ranks.first:
+    if processes.first:
         assert 0 <= json.loads((folder / "results.json").read_text())["pointing"] <= 1
         print("results written", flush=True)
 

@@ -16,7 +16,7 @@ from sparc_kernels.train import checkpoint
 from sparc_kernels.train.cli import main
 from sparc_kernels.train.config import LOSSES, TrainConfig
 from sparc_kernels.train.data import batches, load_data
-from sparc_kernels.train.ranks import ALONE, FAILURE, Ranks, joined, lost
+from sparc_kernels.train.processes import ALONE, FAILURE, Processes, joined, lost
 from tests.train.test_cli import FAST
 from tests.train.test_trainer import curve
 
@@ -57,7 +57,7 @@ def broken(fault: str, folder: Path) -> tuple[Path, subprocess.CompletedProcess[
 
 @pytest.mark.parametrize("count, size", [(8, 1), (8, 3), (3, 3), (7, 4)])
 def test_shares_in_order_are_the_batch(count: int, size: int) -> None:
-    shares = [Ranks(rank, size).share(count) for rank in range(size)]
+    shares = [Processes(rank, size).share(count) for rank in range(size)]
     assert [slot for share in shares for slot in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     TrainConfig(batch_size=count, accumulate=min(map(len, shares))).check_share(size)
@@ -70,15 +70,15 @@ def test_processes_draw_the_pairs_of_one(small: TrainConfig, pictures: Path, dat
     drawn = load_data(small, lambda line: None)
     whole = list(batches(drawn, small, 0, range(4)))
     for start in (0, 5):
-        shares = [list(batches(drawn, small, start, Ranks(rank, 3).share(4))) for rank in range(3)]
+        shares = [list(batches(drawn, small, start, Processes(rank, 3).share(4))) for rank in range(3)]
         for (pixels, texts), *parts in zip(whole[start:], *shares):
             assert torch.equal(torch.cat([part for part, _ in parts]), pixels)
             assert [text for _, some in parts for text in some] == texts
 
 
 def test_one_process_asks_nobody() -> None:
-    with joined() as ranks:
-        assert ranks is ALONE
+    with joined() as processes:
+        assert processes is ALONE
     assert (ALONE.from_first(lambda: 3), ALONE.largest(4), ALONE.gathered(5), ALONE.told("x")) == (3, 4, [5], "x")
     ALONE.check_same("anything", object())
     ALONE.part()
@@ -91,7 +91,7 @@ def test_sharding_needs_processes(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_an_error_of_all_is_said_once() -> None:
     store = dist.HashStore()
-    first, second, third = (Ranks(rank, 3, rank, store) for rank in range(3))
+    first, second, third = (Processes(rank, 3, rank, store) for rank in range(3))
     assert first.told("no such folder") == "no such folder"
     assert second.told("no such folder") is None
     assert third.told("no such folder") is None
@@ -99,9 +99,9 @@ def test_an_error_of_all_is_said_once() -> None:
 
 def test_the_first_process_names_the_failure_that_others_follow() -> None:
     store = dist.HashStore()
-    first, second, third = (Ranks(rank, 3, rank, store) for rank in range(3))
-    assert second.told("a broken disk") == "process 1 of 3: a broken disk"
-    assert first.told("connection lost") == "process 1 of 3 failed: a broken disk"
+    first, second, third = (Processes(rank, 3, rank, store) for rank in range(3))
+    assert second.told("a broken disk") == "rank 1: a broken disk"
+    assert first.told("connection lost") == "rank 1 failed: a broken disk"
     assert third.told("connection lost") is None
     assert store.get(FAILURE) == b"1\na broken disk"
 
@@ -113,6 +113,8 @@ def test_errors_of_lost_processes() -> None:
         "This is typically caused by a remote worker crashing.\nmore"
     )
     assert lost(RuntimeError(closed)) == "Connection closed by peer [127.0.0.1]:11663"
+    loss = f"contrastive_loss: rank 0 of 2 lost the others while it gathered ({closed})"
+    assert lost(RuntimeError(loss)) == "contrastive_loss: rank 0 of 2 lost the others while it gathered"
     assert lost(RuntimeError("shapes do not match")) is None
     assert lost(KeyError("gloo")) is None
 
@@ -130,7 +132,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
 def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
     run, done, said = broken('raise ValueError("the picture is gone")', tmp_path)
     assert done.returncode == 1
-    assert said == ["error: process 1 of 2 failed: the picture is gone", "error: process 1 of 2: the picture is gone"]
+    assert said == ["error: rank 1 failed: the picture is gone", "error: rank 1: the picture is gone"]
     assert checkpoint.load(run)["step"] == 2
 
 

@@ -24,7 +24,7 @@ LOST = ("gloo", "NCCL", "Connection")  # words of the errors that collectives ra
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """This process among those of its run.
 
     - ``local``: its number on its machine, which is that of its GPU.
@@ -47,9 +47,6 @@ class Ranks:
     def joined(self) -> bool:
         return self.store is not None
 
-    def __str__(self) -> str:
-        return f"process {self.rank} of {self.size}"
-
     def share(self, count: int) -> range:
         """The slots of a batch of ``count`` that are this process's: the shares in order are the batch."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
@@ -63,7 +60,7 @@ class Ranks:
         return found
 
     def check_same(self, what: str, value: object) -> None:
-        """``ValueError`` in all processes alike where they differ in ``value``."""
+        """``ValueError``, in all processes alike, where they differ in ``value``."""
         if not self.joined:
             return
         values: list[Any] = [None] * self.size
@@ -71,8 +68,7 @@ class Ranks:
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise ValueError(
-                    f"{what} must be the same in all processes, got {values[0]!r} in process 0 and {other!r} in "
-                    f"process {rank}"
+                    f"{what} must be the same on all ranks, got {other!r} on rank {rank}, not {values[0]!r}"
                 )
 
     def gathered(self, value: Value) -> list[Value]:
@@ -124,14 +120,14 @@ class Ranks:
                 time.sleep(PATIENCE / 20)
             entry = self.store.compare_set(FAILURE, "", f"{self.rank}\n{words}").decode()
         except RuntimeError:  # the store lay in a process that is gone
-            return f"{self}: {words}"
+            return f"rank {self.rank}: {words}"
         rank, first = entry.split("\n", 1)
         if int(rank) == self.rank:
-            return words if self.first else f"{self}: {words}"
-        return f"process {rank} of {self.size} failed: {first}" if self.first and first != words else None
+            return words if self.first else f"rank {self.rank}: {words}"
+        return f"rank {rank} failed: {first}" if self.first and first != words else None
 
 
-ALONE = Ranks()
+ALONE = Processes()
 
 
 def lost(error: Exception) -> str | None:
@@ -141,7 +137,7 @@ def lost(error: Exception) -> str | None:
     """
     if not isinstance(error, RuntimeError) or not any(word in str(error) for word in LOST):
         return None
-    return re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
+    return re.sub(r"^\[\S*\] | \(\[.*", "", str(error).splitlines()[0]).split(". ")[0]
 
 
 def unsynced(module: nn.Module) -> AbstractContextManager[object]:
@@ -158,7 +154,7 @@ def launched() -> bool:
 
 
 @contextmanager
-def joined(sharded: bool = False) -> Iterator[Ranks]:
+def joined(sharded: bool = False) -> Iterator[Processes]:
     """The process group of a process that torchrun started, with gloo for the CPU's tensors and NCCL for the GPU's."""
     if not launched():
         if sharded:
@@ -176,4 +172,4 @@ def joined(sharded: bool = False) -> Iterator[Ranks]:
         "cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size
     )
     local = int(os.environ.get("LOCAL_RANK", rank))
-    yield Ranks(rank, size, local, dist.PrefixStore("run", store), sharded)
+    yield Processes(rank, size, local, dist.PrefixStore("run", store), sharded)
