@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 -m tests.train.ranks_of_trainer FOLDER
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from sparc_kernels.train.cli import run
 from sparc_kernels.train.config import LOSSES, TrainConfig
-from sparc_kernels.train.data import load_data
+from sparc_kernels.train.data import Data, load_data
 from sparc_kernels.train.processes import ALONE, Processes, joined
 from sparc_kernels.train.trainer import Trainer
 from tests.train.conftest import float64
@@ -38,6 +39,11 @@ def same(found: Curve, expected: Curve) -> None:
             assert close, f"step {row['step']}: {name} is {row[name]}, of one process {value}"
 
 
+@functools.cache
+def drawn() -> Data:
+    return load_data(TrainConfig(eval_pairs=4))
+
+
 class Runs:
     """Runs of one loss: alone in the first process, or together."""
 
@@ -52,7 +58,7 @@ class Runs:
     ) -> None:
         """``stop_after``: in that step the last process, and no other, gets a signal."""
         config = replace(self.config, out=str(self.folder / name), accumulate=chunks)
-        trainer = Trainer(config, load_data(config, lambda line: None), resume, progress=False, processes=processes)
+        trainer = Trainer(config, drawn(), resume, progress=False, processes=processes)
         noted: list[int] = []
 
         def strike(*_: object) -> None:

@@ -35,6 +35,7 @@ class Broken(data.SceneStream):
         return super().__getitem__(position)
 
 data.SceneStream = Broken
+data.TOKENIZER_CAPTIONS = 100
 runpy.run_module("sparc_kernels.train", run_name="__main__", alter_sys=True)
 """
 
