@@ -70,6 +70,22 @@ def backward(wrapped: nn.Module, batch: Batch, chunks: int) -> tuple[Tensor, ...
     return losses
 
 
+def settle(wrapped: nn.Module, image_size: int, device: torch.device) -> None:
+    """One backward pass of nothing, after which DDP has the order in which it sums gradients for good.
+
+    It takes the order of its first backward pass from the second on. A resumed run, whose first pass is any step, would
+    sum in another order than the run before, which shows in the last bit with more than two processes.
+    """
+    if not isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        return
+    pixels = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        outputs = wrapped(Batch(pixels, ids, torch.ones_like(ids, dtype=torch.bool)), embed=True)
+        torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
+    wrapped.zero_grad(set_to_none=True)
+
+
 def _in_chunks(wrapped: nn.Module, batch: Batch, chunks: int) -> tuple[Tensor, ...]:
     parts = [Batch(*part) for part in zip(*(x.tensor_split(chunks) for x in batch))]
     device = batch.pixels.device

@@ -29,7 +29,7 @@ from sparc_kernels.train.data import Data, batches
 from sparc_kernels.train.model import DualEncoder, GlobalLoss, build_loss, whole
 from sparc_kernels.train.processes import ALONE, Processes
 from sparc_kernels.train.record import COLUMNS, Record
-from sparc_kernels.train.step import Batch, TowersAndLoss, backward
+from sparc_kernels.train.step import Batch, TowersAndLoss, backward, settle
 from sparc_kernels.train.tokenizer import CaptionTokenizer
 
 STATEFUL = ("model", "loss", "optimizer", "schedule")
@@ -122,6 +122,7 @@ class Trainer:
         layers = [module for module in self.model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
         self.towers_and_loss = TowersAndLoss(self.model, self.loss, self.autocast)
         self.wrapped = processes.wrapped(self.towers_and_loss, self.device, layers)
+        settle(self.wrapped, config.model.image_size, self.device)
 
         # Optimizer, schedule, and all else that the next step depends on, as it was.
         self.optimizer = make_optimizer([self.model, self.loss], config)

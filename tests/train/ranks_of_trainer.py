@@ -1,6 +1,6 @@
 """What each process of ``torchrun`` checks of the trainer; test_processes.py runs it.
 
-torchrun --nproc-per-node 2 -m tests.train.ranks_of_trainer FOLDER
+torchrun --nproc-per-node 3 -m tests.train.ranks_of_trainer FOLDER
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sparc_kernels.train.trainer import Trainer
 from tests.train.conftest import float64
 from tests.train.test_trainer import curve
 
-STEPS, PAIRS = 6, 5  # two processes share them unevenly
+STEPS, PAIRS = 6, 7  # three processes share them unevenly
 CLOSE = 1e-11
 Curve = list[dict[str, str]]
 
