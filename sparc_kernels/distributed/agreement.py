@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparc_kernels._compile import constant_when_compiled
 from sparc_kernels.distributed.collectives import gather, gathered
-from sparc_kernels.distributed.ranks import Ranks
+from sparc_kernels.distributed.ranks import GRADIENTS, Ranks
 from sparc_kernels.distributed.spread import Spread
 
 # What all ranks have to share: an integer, or one of some words.
@@ -41,9 +41,10 @@ class Facts(NamedTuple):
     values: tuple[int, ...]
 
     @classmethod
-    def of(cls, facts: Mapping[str, Fact]) -> Facts:
+    def of(cls, facts: Mapping[str, Fact], ranks: Ranks) -> Facts:
+        """Those of a call, and what happens to its gradients."""
         names, values = [], []
-        for name, fact in facts.items():
+        for name, fact in {**facts, "gradients": (GRADIENTS[not ranks.averaged], GRADIENTS)}.items():
             if isinstance(fact, tuple):
                 names.append(f"{name}={'/'.join(fact[1])}")
                 values.append(list(fact[1]).index(fact[0]))
@@ -135,22 +136,26 @@ def _capacity(call: _Call, table: list[list[int]], argument: str) -> int:
 
 def _announced(own: Tensor, call: _Call, granted: int) -> tuple[Tensor, int]:
     """Counts [W] on the device, and the positions per rank."""
-    reads = own.device.type == "cpu" or granted == 0
-    argument = call.facts.names.partition(" ")[0]
+    reads = not _waits_for(own) or granted == 0 or call.key not in _agreed
+    if reads and own.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"{call.call} must be called once, with batches of this size, before it is captured")
     table = gathered(call.told(granted, own.device), Ranks(*call[:4], True), "opened the call")
-    if not reads and own.is_cuda and not torch.cuda.is_current_stream_capturing() and call.key not in _agreed:
-        reads = True
     if reads:
         rows = table.tolist()
         _check(call, rows)
-        granted = _capacity(call, rows, argument)
+        granted = _capacity(call, rows, call.facts.names.partition(" ")[0])
         _agreed[call.key] = _last[call.key[:2]] = granted
     return table[:, _COUNT].contiguous(), granted
 
 
+def _waits_for(own: Tensor) -> bool:
+    """Whether the host has to wait for the device before it can read what was exchanged."""
+    return own.device.type != "cpu"
+
+
 def _open_or_granted(own: Tensor, call: _Call) -> int:
     """Positions that this rank takes for granted in an eager call; 0: the ranks find them together."""
-    if own.device.type == "cpu":
+    if not _waits_for(own):
         return 0
     known = _agreed.get(call.key, 0)
     # Smaller batches fit; one of another kind, such as an evaluation's, asks again rather than travel as padding.
@@ -204,7 +209,7 @@ def spread_over(own: Tensor, facts: Mapping[str, Fact], ranks: Ranks) -> tuple[T
         ValueError: a rank came with another call, or another fact, than the rest: which, and which argument. On all
             ranks alike (on a GPU: in the first call with these facts).
     """
-    encoded, count = Facts.of(facts), own.shape[0]
+    encoded, count = Facts.of(facts, ranks), own.shape[0]
     if torch.compiler.is_compiling():
         known = _last_capacity(ranks.group, ranks.call)
         capacity = known if known >= count else count
