@@ -83,24 +83,60 @@ def load(run: Path) -> dict[str, Any]:
     return state
 
 
-def rng_state() -> dict[str, Any]:
-    """The state of every generator that a step might draw from."""
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The state of every generator that a step on ``device`` might draw from."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
     }
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0], device)  # older checkpoints hold all devices; theirs was the first
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+def whole_state(state: Any) -> Any:
+    """A state of a module or optimizer with the tensors that lie in pieces in all processes (FSDP2) put together.
+
+    All processes have to call it together. What is put together is on the CPU, and one tensor at a time elsewhere.
+    """
+    if isinstance(state, dict):
+        return {name: whole_state(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(whole_state(value) for value in state)
+    return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state
+
+
+def optimizer_state(state: dict[str, Any], parameters: list[torch.nn.Parameter]) -> dict[str, Any]:
+    """A whole state of an optimizer as its ``parameters`` lie here: of sharded ones each process takes its piece.
+
+    In checkpoints from before the logit scales had a dimension, theirs are given it.
+    """
+    moments = {
+        number: {
+            name: value if name == "step" else _laid_out(value, parameters[number]) for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def _laid_out(value: torch.Tensor, parameter: Any) -> torch.Tensor:
+    value = value.reshape(parameter.shape)
+    if not hasattr(parameter, "device_mesh"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 class CsvLog:

@@ -6,11 +6,13 @@ import argparse
 import io
 import json
 import logging
+import os
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ from sparc_kernels.train.data import Data, load_data
 from sparc_kernels.train.evaluate import evaluate
 from sparc_kernels.train.figures import draw_alignment, draw_curves
 from sparc_kernels.train.lock import locked
+from sparc_kernels.train.processes import ALONE, Processes, joined, lost
+from sparc_kernels.train.record import LOG
 from sparc_kernels.train.report import table
 from sparc_kernels.train.signals import noted_signals
 from sparc_kernels.train.speed import PAPER_SHAPE, compare_speed, fused_backend
-from sparc_kernels.train.trainer import LOG, Trainer, pick_device
+from sparc_kernels.train.trainer import Trainer, pick_device
 
 COMPARED = ("clip", "sparc")
 # So small a model gains nothing from a second thread; the second core draws the scenes.
@@ -42,6 +46,7 @@ examples:
   python -m sparc_kernels.train --compare --steps 2000 --out runs/scenes
   python -m sparc_kernels.train --data pictures/ --steps 1500 --out runs/pictures
   python -m sparc_kernels.train --resume runs/pictures
+  torchrun --nproc-per-node 8 -m sparc_kernels.train --data pictures/ --batch-size 4096 --accumulate 4
 """
 
 
@@ -90,7 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     optimisation = parser.add_argument_group("optimisation (AdamW, linear warm-up, cosine)")
     option(optimisation, "steps", "steps of training")
-    option(optimisation, "batch_size", "pairs per step")
+    option(optimisation, "batch_size", "pairs per step, of all processes together; each is compared with all of them")
+    option(
+        optimisation, "accumulate", "chunks of a process's batch that pass the towers one by one; the loss compares all"
+    )
     option(optimisation, "lr", "peak learning rate; 0 takes the preset's", metavar="X")
     option(optimisation, "min_lr", "rate at the end of the cosine", metavar="X")
     option(optimisation, "warmup_steps", "steps of linear warm-up")
@@ -102,33 +110,58 @@ def build_parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group("machine")
     option(machine, "device", "where to train", choices=DEVICES)
     option(machine, "threads", "threads of torch on the CPU; as torch chooses unless given", int)
-    option(machine, "workers", "processes that prepare batches; 0 = none beside the trainer")
+    option(machine, "workers", "processes that prepare batches, for each that trains; 0 = none")
+    machine.add_argument(
+        "--fsdp", action="store_true", help="under torchrun: spread the parameters over the processes (FSDP2), not DDP"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or with a message on standard error: 2 where the input is at fault, 1 where a file could not be
-    written, 128 and its number after a signal."""
-    options = vars(build_parser().parse_args(arguments))
+    written or another process of the run is gone, 128 and its number after a signal."""
+    options = _parsed(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # any name of a file can be printed
+    processes = ALONE
     try:
-        return run(options)
+        with joined(options.pop("fsdp", False)) as processes:
+            return run(options, processes)
     except (ValueError, TypeError, NotImplementedError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _end(processes, str(error), 2)
     except checkpoint.WriteError as error:
         whole = Path(error.filename).with_name(checkpoint.CHECKPOINT).exists()
         then = "; the last checkpoint is intact, --resume continues from it" if whole else ""
-        print(f"error: {error.filename!r} could not be written: {error.strerror}{then}", file=sys.stderr)
-        return 1
+        return _end(processes, f"{error.filename!r} could not be written: {error.strerror}{then}", 1)
     except KeyboardInterrupt:
-        print("\nstopped; --resume continues from the last checkpoint", file=sys.stderr)
+        if processes.first:
+            print("\nstopped; --resume continues from the last checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Exception as error:
+        if not processes.joined:
+            raise
+        if why := lost(error):
+            return _end(processes, f"another process is gone ({why}); --resume continues from the last checkpoint", 1)
+        _end(processes, f"{type(error).__name__}: {error}", 1)
+        raise
 
 
-def run(options: dict[str, Any]) -> int:
+def _parsed(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """The options given. Of several processes, one says what is wrong with them."""
+    with redirect_stderr(io.StringIO()) if int(os.environ.get("RANK", 0)) else nullcontext():
+        return vars(build_parser().parse_args(arguments))
+
+
+def _end(processes: Processes, words: str, status: int) -> int:
+    """Say what ended the run, if nobody else does."""
+    if said := processes.told(words):
+        print(f"error: {said}", file=sys.stderr)
+    return status
+
+
+def run(options: dict[str, Any], processes: Processes) -> int:
+    """What the options ask for; of several processes, the first one reads, locks and writes the folder."""
     switches = ("demo", "compare", "overwrite", "quiet")
     demo, compare, overwrite, quiet = (options.pop(name, False) for name in switches)
     resumed: str | None = options.pop("resume", None)
@@ -137,43 +170,55 @@ def run(options: dict[str, Any]) -> int:
     if resumed is not None:
         if demo or overwrite or options.get("out", resumed) != resumed:
             raise ValueError("--resume continues one folder: leave out --demo, --overwrite and --out")
-        config, compare = _read_config(Path(resumed), options)
+        config, compare = processes.from_first(lambda: _read_config(Path(resumed), options))
     else:
         config = _configure((DEMO if demo else {}) | options)
         compare = compare or demo
+    config.check_share(processes.size)
     if compare and "loss" in options:
         raise ValueError("--compare and --demo train clip and sparc: leave out --loss")
     out = Path(config.out)
+    if not processes.first:
+        return _train(config, compare, resumed is not None, demo, True, processes)
     parts = [out / loss for loss in LOSSES if (out / loss).is_dir() or (compare and loss in COMPARED)]
     with locked([out, *parts]):
         if resumed is None:
             _claim(out, overwrite or (demo and "out" not in options))
-        return _train(config, compare, resumed is not None, demo, quiet)
+        return _train(config, compare, resumed is not None, demo, quiet, processes)
 
 
-def _train(config: TrainConfig, compare: bool, resume: bool, demo: bool, quiet: bool) -> int:
+def _train(config: TrainConfig, compare: bool, resume: bool, demo: bool, quiet: bool, processes: Processes) -> int:
     """Every run that was asked for, and what follows them; the exit status."""
-    device, threads = pick_device(config.device), torch.get_num_threads()
-    data = load_data(config, print, progress=not quiet)
+    device, threads = pick_device(config.device, processes), torch.get_num_threads()
+    data = load_data(config, print if processes.first else _nothing, progress=not quiet, keep_list=processes.first)
     out = Path(config.out)
-    if compare:
+    if compare and processes.first:
         _write_json(out / "config.json", config.to_dict() | {"compare": True})
     trainers = []
     for loss in COMPARED if compare else (config.loss,):
         part = replace(config, loss=loss, out=str(out / loss)) if compare else config
-        again = resume and (not compare or (Path(part.out) / checkpoint.CHECKPOINT).exists())
-        trainers.append(Trainer(part, data, again, progress=not quiet))
+        standing = Path(part.out) / checkpoint.CHECKPOINT
+        again = processes.from_first(lambda path=standing: resume and (not compare or path.exists()))  # type: ignore[misc]
+        trainers.append(Trainer(part, data, again, not quiet, processes))
         with noted_signals() as signals:
-            trainers[-1].fit(signals)
-        if signals:
-            name, where = signal.Signals(signals[0]).name, f"step {trainers[-1].step} of {part.steps}"
-            print(f"{name}: saved after {where}; --resume {shlex.quote(str(out))} continues", file=sys.stderr)
-            return 128 + signals[0]
-    _conclude(trainers, data, out)
-    if demo:
-        torch.set_num_threads(threads)
-        _report_speed(trainers[-1], data, device)
+            stopped = trainers[-1].fit(signals)
+        if stopped:
+            name, where = signal.Signals(stopped).name, f"step {trainers[-1].step} of {part.steps}"
+            if processes.first:
+                print(f"{name}: saved after {where}; --resume {shlex.quote(str(out))} continues", file=sys.stderr)
+            return 128 + stopped
+        trainers[-1].put_together()
+    processes.part()
+    if processes.first:
+        _conclude(trainers, data, out)
+        if demo:
+            torch.set_num_threads(threads)
+            _report_speed(trainers[-1], data, device)
     return 0
+
+
+def _nothing(line: str) -> None:
+    """What the other processes print."""
 
 
 def _configure(options: dict[str, Any]) -> TrainConfig:

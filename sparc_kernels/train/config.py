@@ -58,7 +58,8 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Two runs with equal configurations (``PLACE`` aside) follow the same loss curve."""
+    """One training run. Two runs with equal configurations (``PLACE`` aside) follow the same loss curve, bit for bit
+    where these and the number of processes are equal too, else up to rounding."""
 
     out: str = "runs/train"
     preset: str = "tiny"
@@ -66,7 +67,8 @@ class TrainConfig:
     data: str = "scenes"  # or a folder of images with captions
     seed: int = 0
     steps: int = 1000
-    batch_size: int = 64
+    batch_size: int = 64  # of all processes together
+    accumulate: int = 1
     lr: float = 0.0  # 0 = the preset's
     min_lr: float = 0.0
     warmup_steps: int = 100
@@ -89,7 +91,7 @@ class TrainConfig:
         _one_of("loss", self.loss, LOSSES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("device", self.device, DEVICES)
-        for name in ("steps", "batch_size", "eval_pairs", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulate", "eval_pairs", "checkpoint_every"):
             _at_least(name, getattr(self, name), 1)
         for name in ("seed", "warmup_steps", "workers"):
             _at_least(name, getattr(self, name), 0)
@@ -106,6 +108,14 @@ class TrainConfig:
             raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must not exceed steps ({self.steps})")
+
+    def check_share(self, processes: int) -> None:
+        """Whether each of so many processes gets a pair for each of its chunks."""
+        least = self.batch_size // processes
+        if least < 1:
+            raise ValueError(f"batch_size must be at least the number of processes, {processes}, got {self.batch_size}")
+        if self.accumulate > least:
+            raise ValueError(f"accumulate must be at most the {least} pairs of a process, got {self.accumulate}")
 
     @property
     def model(self) -> Preset:
@@ -124,7 +134,7 @@ class TrainConfig:
 
 
 # Fields that say where and how often, not what is computed: a run may be resumed with other values of these.
-PLACE = frozenset({"out", "checkpoint_every", "workers", "device", "threads"})
+PLACE = frozenset({"out", "accumulate", "checkpoint_every", "workers", "device", "threads"})
 
 
 def differences(saved: TrainConfig, asked: TrainConfig) -> list[str]:

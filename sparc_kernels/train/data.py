@@ -1,7 +1,7 @@
 """Training pairs addressed by their position in the run, and the held-out pairs.
 
 Position ``step * batch_size + slot`` decides the pair and its crop, so a run resumes from its step number
-alone.
+alone, on any number of processes, each of which takes some of the slots.
 """
 
 from __future__ import annotations
@@ -91,8 +91,11 @@ class Data:
     scenes: list[Scene] = field(default_factory=list)
 
 
-def load_data(config: TrainConfig, write: Callable[[str], object] = print, progress: bool = False) -> Data:
-    """The data that ``config.data`` names; ``write`` receives the report on a folder."""
+def load_data(
+    config: TrainConfig, write: Callable[[str], object] = print, progress: bool = False, keep_list: bool = True
+) -> Data:
+    """The data that ``config.data`` names; ``write`` receives the report on a folder, and a file in ``config.out``
+    the list of what was skipped (``keep_list``)."""
     size = config.model.image_size
     if config.data == "scenes":
         scenes = [scene(config.seed, "heldout", index, size) for index in range(config.eval_pairs)]
@@ -101,7 +104,8 @@ def load_data(config: TrainConfig, write: Callable[[str], object] = print, progr
         return Data(SceneStream(config), texts, pixels, [drawn.caption for drawn in scenes], "scenes", scenes)
     folder = scan(config.data, size, progress)
     folder.report(write)
-    _list_skipped(folder, Path(config.out))
+    if keep_list:
+        _list_skipped(folder, Path(config.out))
     training, heldout = split(folder, config)
     write(f"  {len(training)} pairs to train on, {len(heldout)} held out")
     return Data(
@@ -139,10 +143,10 @@ def split(folder: Folder, config: TrainConfig) -> tuple[list[int], list[int]]:
     return [number for number in range(len(folder)) if number not in away], sorted(heldout)
 
 
-def batches(data: Data, config: TrainConfig, start: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """Batches from step ``start`` to the last: ``pixels`` [B, 3, S, S] uint8 and captions."""
+def batches(data: Data, config: TrainConfig, start: int, slots: range) -> Iterator[tuple[Tensor, list[str]]]:
+    """``slots`` of the batches from step ``start`` to the last: ``pixels`` [B, 3, S, S] uint8 and captions."""
     size = config.batch_size
-    positions = [list(range(step * size, (step + 1) * size)) for step in range(start, config.steps)]
+    positions = [[step * size + slot for slot in slots] for step in range(start, config.steps)]
     loader = DataLoader(
         data.train,
         batch_sampler=positions,

@@ -18,7 +18,8 @@ from sparc_kernels.functional import alignment_weights
 from sparc_kernels.train.checkpoint import read_log
 from sparc_kernels.train.data import Data, to_tensor
 from sparc_kernels.train.data_scenes import Scene
-from sparc_kernels.train.trainer import LOG, Trainer
+from sparc_kernels.train.record import LOG
+from sparc_kernels.train.trainer import Trainer
 
 matplotlib.use("Agg")
 from matplotlib import font_manager

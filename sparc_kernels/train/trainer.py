@@ -1,6 +1,7 @@
 """The training loop from top to bottom: set up or resume; forward, backward, step, log, checkpoint, again.
 
-The data are beside it in ``data``, the towers in ``model``, how a file is written whole in ``checkpoint``.
+The data are beside it in ``data``, the towers in ``model``, forward and backward in ``step``, how a file is written
+whole in ``checkpoint``, and what several of them do together in ``processes``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +24,15 @@ from tqdm import tqdm
 
 from sparc_kernels.modules import SparcLoss
 from sparc_kernels.train import checkpoint
-from sparc_kernels.train.board import Board
 from sparc_kernels.train.config import TrainConfig, differences
 from sparc_kernels.train.data import Data, batches
-from sparc_kernels.train.model import DualEncoder, GlobalLoss, build_loss
+from sparc_kernels.train.model import DualEncoder, GlobalLoss, build_loss, whole
+from sparc_kernels.train.processes import ALONE, Processes
+from sparc_kernels.train.record import COLUMNS, Record
+from sparc_kernels.train.step import Batch, TowersAndLoss, backward, settle
 from sparc_kernels.train.tokenizer import CaptionTokenizer
 
-LOG = "log.csv"
 STATEFUL = ("model", "loss", "optimizer", "schedule")
-COLUMNS = ("step", "loss", "global_loss", "local_loss", "logit_scale", "logit_bias", "lr", "grad_norm", "seconds")
 
 
 def lr_factor(step: int, config: TrainConfig) -> float:
@@ -42,147 +44,206 @@ def lr_factor(step: int, config: TrainConfig) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """The device called ``name``; of several processes on a machine each takes a GPU of its own."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not processes.joined:
+        return torch.device("cuda", torch.cuda.current_device())
+    if processes.local >= torch.cuda.device_count():
+        raise ValueError(
+            f"--nproc-per-node must be at most the number of CUDA devices, {torch.cuda.device_count()}, got a process "
+            f"number {processes.local} on this machine: start fewer, or give --device cpu"
+        )
+    return torch.device("cuda", processes.local)
 
 
-def set_up(config: TrainConfig) -> torch.device:
+def set_up(config: TrainConfig, processes: Processes) -> torch.device:
     """Seeds, threads and deterministic algorithms; gives the device."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = pick_device(config.device)
+    device = pick_device(config.device, processes)
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     return device
 
 
-class Trainer:
-    """One run in the folder ``config.out``: set up here (``resume``: at its last checkpoint), trained by ``fit``."""
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
 
-    def __init__(self, config: TrainConfig, data: Data, resume: bool = False, progress: bool = True) -> None:
-        self.config, self.data, self.progress = config, data, progress
+
+class Trainer:
+    """One run in the folder ``config.out``: set up here (``resume``: at its last checkpoint), trained by ``fit``.
+
+    Of several ``processes`` each makes one, with the same arguments; they train together, and the first one writes.
+    """
+
+    def __init__(
+        self, config: TrainConfig, data: Data, resume: bool = False, progress: bool = True, processes: Processes = ALONE
+    ) -> None:
+        self.config, self.data, self.progress, self.processes = config, data, progress, processes
         self.run = Path(config.out)
-        self.device = set_up(config)
+        config.check_share(processes.size)
+        self.device = set_up(config, processes)
         self.step, self.seconds, self.resumed = 0, 0.0, resume
         saved = checkpoint.load(self.run) if resume else None
 
         # The tokenizer: learned from the captions, or the run's own.
         if saved is None:
             sizes = config.model.vocab_size, config.model.max_tokens
-            self.tokenizer = CaptionTokenizer.train(data.train_captions, *sizes)
+            text = processes.from_first(lambda: CaptionTokenizer.train(data.train_captions, *sizes).to_json())
         else:
             if changed := differences(TrainConfig.from_dict(saved["config"]), config):
                 raise ValueError(f"cannot resume {str(self.run)!r} with another configuration: {'; '.join(changed)}")
             if saved["data"] != data.fingerprint:
                 raise ValueError(f"cannot resume {str(self.run)!r}: the data in {config.data!r} have changed")
-            self.tokenizer = CaptionTokenizer.from_json(saved["tokenizer"], config.model.max_tokens)
-
-        # Towers, loss, optimizer, schedule.
-        self.model = DualEncoder(config.model, self.tokenizer.vocab_size).to(self.device)
-        self.loss: SparcLoss | GlobalLoss = build_loss(config).to(self.device)
-        self.optimizer = make_optimizer([self.model, self.loss], config)
-        self.schedule = LambdaLR(self.optimizer, lambda step: lr_factor(step, config))
-
-        # All that the next step depends on, as it was.
-        if saved is not None:
-            for name in STATEFUL:
-                getattr(self, name).load_state_dict(saved[name])
-            self.step, self.seconds = saved["step"], saved["seconds"]
-            if saved["data_position"] != self.step * config.batch_size:
+            if saved["data_position"] != saved["step"] * config.batch_size:
                 raise ValueError(f"checkpoint of {str(self.run)!r}: step and data position contradict each other")
-            checkpoint.set_rng_state(saved["rng"])
+            text = saved["tokenizer"]
+            self.step, self.seconds = saved["step"], saved["seconds"]
+        self.tokenizer = CaptionTokenizer.from_json(text, config.model.max_tokens)
+        processes.check_same(f"the data in {config.data!r}", data.fingerprint)
+        processes.check_same(f"the step of the checkpoint in {str(self.run)!r}", self.step)
 
-    def fit(self, stop: Sequence[int] = ()) -> None:
+        # Towers and loss, the same in all processes before FSDP2 leaves each a piece of them.
+        self.model = DualEncoder(config.model, self.tokenizer.vocab_size).to(self.device)
+        self.loss: SparcLoss | GlobalLoss = build_loss(config, "world" if processes.joined else None).to(self.device)
+        if saved is not None:
+            self.model.load_state_dict(saved["model"])
+            self.loss.load_state_dict({name: x.reshape(1) for name, x in saved["loss"].items()})  # once they were []
+        layers = [module for module in self.model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+        self.towers_and_loss = TowersAndLoss(self.model, self.loss, self.autocast)
+        self.wrapped = processes.wrapped(self.towers_and_loss, self.device, layers)
+        settle(self.wrapped, config.model.image_size, self.device)
+
+        # Optimizer, schedule, and all else that the next step depends on, as it was.
+        self.optimizer = make_optimizer([self.model, self.loss], config)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.schedule = LambdaLR(self.optimizer, lambda step: lr_factor(step, config))
+        if saved is not None:
+            self.optimizer.load_state_dict(checkpoint.optimizer_state(saved["optimizer"], self.parameters))
+            self.schedule.load_state_dict(saved["schedule"])
+        states = [] if saved is None else [saved["rng"], *saved.get("rng_of_others", [])]
+        if processes.rank < len(states):
+            checkpoint.set_rng_state(states[processes.rank], self.device)
+        elif not processes.first:  # random numbers of its own
+            seed_all(int(np.random.SeedSequence((config.seed, processes.rank, self.step)).generate_state(1)[0]))
+
+    def fit(self, stop: Sequence[int] = ()) -> int:
         """Train to the last step; checkpoints stand before the first, at every interval and at the end.
 
-        Once ``stop`` holds something (``noted_signals``), training ends after the step, with a checkpoint.
+        Once ``stop`` holds something in any of the processes (``noted_signals``), training ends in all of them after
+        the step they are in, with a checkpoint. Returns what was held, or 0.
         """
         config = self.config
-        self.run.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomic(self.run / "config.json", json.dumps(config.to_dict(), indent=2))
-        log = checkpoint.CsvLog(self.run / LOG, COLUMNS, self.step)
-        board = Board(self.run / "tensorboard", self.step + 1)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        record = self._record() if self.processes.first else None
         if self.step == 0:
             self.save()
-        size = sum(parameter.numel() for parameter in self.model.parameters())
-        start = f"resumed after step {self.step} of" if self.resumed else "for"
-        tqdm.write(
-            f"{config.loss}: preset {config.preset}, {size / 1e6:.2f} M parameters, vocabulary "
-            f"{self.tokenizer.vocab_size}, {start} {config.steps} steps of {config.batch_size} pairs on {self.device}"
-        )
-        bar = tqdm(total=config.steps, initial=self.step, desc=config.loss, unit="step", disable=not self.progress)
         self.model.train()
-        with ExitStack() as stack:  # each is closed, whichever of them fails
-            for each in (log, board, bar):
-                stack.callback(each.close)
-            for pixels, captions in batches(self.data, config, self.step):
+        stopping = 0
+        with closing(record) if record else nullcontext():
+            for pixels, captions in batches(self.data, config, self.step, self.processes.share(config.batch_size)):
                 started = time.perf_counter()
-
-                # Forward: the towers perhaps in bfloat16, the loss after them.
-                tokens = self.tokenizer(captions)
-                pixels, mask = pixels.to(self.device, non_blocking=True), tokens.mask.to(self.device)
-                with self.autocast():
-                    patch_embeds, token_embeds = self.model(pixels, tokens.ids.to(self.device), mask)
-                result = self.loss(patch_embeds, token_embeds, mask)
-                loss, *parts = [result] if isinstance(result, Tensor) else result
-
-                # Backward.
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
-                value = loss.item()
-                if not (math.isfinite(value) and math.isfinite(norm)):
-                    raise FloatingPointError(
-                        f"step {self.step + 1}: loss {value}, gradient norm {norm}; a lower --lr may help. "
-                        f"The last checkpoint stands in {str(self.run)!r}"
-                    )
-
-                # Step.
-                scale, rate = self.loss.logit_scale.item(), self.schedule.get_last_lr()[0]
-                learned = getattr(self.loss, "logit_bias", None)
-                bias = "" if learned is None else learned.item()
-                self.optimizer.step()
-                self.schedule.step()
+                row = self._train(pixels, captions)
                 self.step += 1
                 self.seconds += time.perf_counter() - started
 
                 # Log, and at times a checkpoint that counts on the rows so far.
-                shares = [part.item() for part in parts] or [value, ""]
-                row = dict(zip(COLUMNS, (self.step, value, *shares, scale, bias, rate, norm, round(self.seconds, 3))))
-                log.write(row)
-                board.write({name: row[name] for name in COLUMNS[1:-1] if row[name] != ""}, self.step)
-                bar.update()
-                bar.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.1e}", refresh=False)
-                stopping = bool(stop)  # asked once: what comes later stops the next step
+                if record:
+                    record.write({"step": self.step, **row, "seconds": round(self.seconds, 3)})
+                stopping = self._asked_to(stop)  # once: what comes later stops the next step
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps or stopping:
-                    log.sync()
+                    if record:
+                        record.sync()
                     self.save()
                 if stopping:
                     break
+        return stopping or self._asked_to(stop)
+
+    def _train(self, pixels: Tensor, captions: list[str]) -> dict[str, Any]:
+        """One step on the pairs of this process; the row of the log."""
+        config = self.config
+        tokens = self.tokenizer(captions)
+        batch = Batch(*(x.to(self.device, non_blocking=True) for x in (pixels, tokens.ids, tokens.mask)))
+
+        # Forward and backward: the towers perhaps in bfloat16, the loss after them.
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, *parts = backward(self.wrapped, batch, config.accumulate)
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)))
+        value = loss.item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {self.step + 1}: loss {value}, gradient norm {norm}; a lower --lr may help. "
+                f"The last checkpoint stands in {str(self.run)!r}"
+            )
+
+        # Step.
+        scale, rate = self.loss.logit_scale.item(), self.schedule.get_last_lr()[0]
+        learned = getattr(self.loss, "logit_bias", None)
+        bias = "" if learned is None else whole(learned).item()
+        self.optimizer.step()
+        self.schedule.step()
+        self.loss.clamp_logit_scale()  # under FSDP2 the forward pass clamps a copy
+        shares: list[Any] = [part.item() for part in parts] or [value, ""]
+        return dict(zip(COLUMNS[1:-1], (value, *shares, scale, bias, rate, norm)))
+
+    def _record(self) -> Record:
+        """The files of the run, begun or continued; and a line that says so."""
+        config = self.config
+        self.run.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomic(self.run / "config.json", json.dumps(config.to_dict(), indent=2))
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        start = f"resumed after step {self.step} of" if self.resumed else "for"
+        kind = "FSDP2" if self.processes.sharded else "DDP"
+        processes = f" in {self.processes.size} processes ({kind})" if self.processes.joined else ""
+        tqdm.write(
+            f"{config.loss}: preset {config.preset}, {size / 1e6:.2f} M parameters, vocabulary "
+            f"{self.tokenizer.vocab_size}, {start} {config.steps} steps of {config.batch_size} pairs on "
+            f"{self.device}{processes}"
+        )
+        return Record(self.run, self.step, config.steps, config.loss, self.progress)
+
+    def _asked_to(self, stop: Sequence[int]) -> int:
+        return self.processes.largest(stop[0] if stop else 0)
 
     def save(self) -> None:
-        """A checkpoint from which the next step is the one that would have followed."""
+        """A checkpoint from which the next step is the one that would have followed, in any number of processes."""
+        generators = self.processes.gathered(checkpoint.rng_state(self.device))
+        stateful = {}
+        if self.processes.first or self.processes.sharded:
+            stateful = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        if self.processes.sharded:
+            stateful = checkpoint.whole_state(stateful)
+        if not self.processes.first:
+            return
         state = {
-            **{name: getattr(self, name).state_dict() for name in STATEFUL},
+            **stateful,
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer.to_json(),
             "data": self.data.fingerprint,
             "step": self.step,
             "data_position": self.step * self.config.batch_size,
             "seconds": self.seconds,
-            "rng": checkpoint.rng_state(),
+            "rng": generators[0],
+            "rng_of_others": generators[1:],
         }
         checkpoint.save(self.run, state)
+
+    def put_together(self) -> None:
+        """After training: ``model`` whole in the first process, where FSDP2 has left it in pieces. All call it."""
+        if self.processes.sharded:
+            state = checkpoint.whole_state(self.model.state_dict())
+            if self.processes.first:
+                self.model = DualEncoder(self.config.model, self.tokenizer.vocab_size).to(self.device)
+                self.model.load_state_dict(state)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 for module in ("PIL", "tokenizers", "tqdm", "tensorboard", "matplotlib", "filelock"):
     pytest.importorskip(module, reason="the trainer's tests need the extra 'train'")
@@ -31,6 +34,17 @@ def small(tmp_path: Path) -> TrainConfig:
         device="cpu",
         threads=1,
     )
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Trainers made in the block have weights, and so losses, in float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.fixture

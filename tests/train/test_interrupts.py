@@ -24,8 +24,9 @@ from sparc_kernels.train.cli import main
 from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data import load_data
 from sparc_kernels.train.lock import HOLDER, locked
+from sparc_kernels.train.record import LOG
 from sparc_kernels.train.signals import STOPPING
-from sparc_kernels.train.trainer import LOG, Trainer
+from sparc_kernels.train.trainer import Trainer
 from tests.train.conftest import CLI
 from tests.train.test_cli import FAST
 from tests.train.test_trainer import Killed, curve, stop_after, train
@@ -225,7 +226,7 @@ def test_workers_that_an_error_left_do_not_hold_up_the_exit(tmp_path: Path) -> N
         "from sparc_kernels.train.config import TrainConfig\n"
         "from sparc_kernels.train.data import batches, load_data\n"
         "config = TrainConfig(batch_size=2, steps=100, warmup_steps=0, eval_pairs=2, workers=2)\n"
-        "kept = batches(load_data(config), config, 0)\n"
+        "kept = batches(load_data(config), config, 0, range(2))\n"
         "next(kept)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -96,4 +96,4 @@ def test_the_sigmoid_loss_is_that_of_pooled_embeddings_and_learns_a_bias() -> No
 @pytest.mark.parametrize("asked, given", [("auto", "auto"), ("eager", "eager"), ("cpu", "cpu"), ("cuda", "auto")])
 def test_backend_of_a_global_loss(asked: str, given: str) -> None:
     for loss in ("clip", "siglip"):
-        assert build_loss(TrainConfig(loss=loss, backend=asked)).of_pairs.backend == given
+        assert build_loss(TrainConfig(loss=loss, backend=asked)).backend == given

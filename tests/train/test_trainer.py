@@ -17,7 +17,8 @@ from sparc_kernels.train import checkpoint
 from sparc_kernels.train.config import LOSSES, PRESETS, TrainConfig
 from sparc_kernels.train.data import load_data
 from sparc_kernels.train.model import DualEncoder, GlobalLoss
-from sparc_kernels.train.trainer import COLUMNS, LOG, Trainer, lr_factor, make_optimizer
+from sparc_kernels.train.record import COLUMNS, LOG
+from sparc_kernels.train.trainer import Trainer, lr_factor, make_optimizer
 from tests.train.conftest import CLI
 
 
@@ -146,6 +147,29 @@ def test_bfloat16_trains(small: TrainConfig) -> None:
     wide = [float(row["loss"]) for row in curve(train(replace(small, out=small.out + "-wide")).run)]
     assert losses != wide
     assert losses[0] == pytest.approx(wide[0], rel=0.05)
+
+
+@pytest.mark.parametrize("loss", ["sparc", "siglip"])
+def test_a_checkpoint_from_before_scales_had_a_dimension(small: TrainConfig, loss: str) -> None:
+    """Nor had a run chunks or several processes, and the generators of all devices were kept."""
+    small = replace(small, loss=loss)
+    whole = train(replace(small, out=small.out + "-whole"))
+    broken = Trainer(small, load_data(small), progress=False)
+    stop_after(broken, 5)
+    with pytest.raises(Killed):
+        broken.fit()
+    state = checkpoint.load(broken.run)
+    scales = {id(parameter) for parameter in broken.loss.parameters()}
+    state["loss"] = {name: value.reshape(()) for name, value in state["loss"].items()}
+    for number, parameter in enumerate(broken.parameters):
+        if id(parameter) in scales:
+            moments = state["optimizer"]["state"][number]
+            moments |= {name: value.reshape(()) for name, value in moments.items()}
+    del state["rng_of_others"], state["config"]["accumulate"]
+    state["rng"]["cuda"] = [torch.zeros(16, dtype=torch.uint8)] * 2
+    checkpoint.save(broken.run, state)
+    train(small, resume=True)
+    assert curve(small.out) == curve(whole.run)
 
 
 def test_resume_refuses_another_configuration(small: TrainConfig) -> None:
