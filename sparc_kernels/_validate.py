@@ -121,6 +121,5 @@ def backend(value: object) -> None:
 def group(value: object) -> None:
     if value is not None:
         raise NotImplementedError(
-            "group must be None: the losses are not distributed yet (each process computes the loss of its own batch), "
-            f"got {type(value).__name__}"
+            f"group must be None: only this process's items are searched, got {type(value).__name__}"
         )

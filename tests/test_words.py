@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 # and documents may name ops; so may what looks at the whole library from outside, as a user does.
 SHARED = (
     "sparc_kernels/_*.py",
+    "sparc_kernels/distributed/*.py",
     "sparc_kernels/functional/_common.py",
     "sparc_kernels/ops/_*.py",
     "sparc_kernels/ops/_triton/*.py",

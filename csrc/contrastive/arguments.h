@@ -107,7 +107,7 @@ struct CheckedCall : SimilarityCall {
     set_guide(in, m, n);
     targets = in.row_ids && !ids_exclude;
     kernel = pick_kernel<SimilarityKernel>(dtype);
-    parts = parts_of(m, kTileRows);
+    parts = std::max<int64_t>(parts_of(m, kTileRows), 1);  // one of no rows gives columns their empty sums
     parts = parts_of(parts, std::max<int64_t>(parts_of(parts, kMaxRowParts), 1));
   }
 

@@ -154,11 +154,11 @@ def _integers(name: str, value: object, size: int | None, owner: Tensor) -> Tens
     return value.to(torch.int64).contiguous()
 
 
-def check_pairs(name: str, pairs: Pairs, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+def check_pairs(name: str, pairs: Pairs, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """``indptr`` and ``indices`` as int64.
 
     Raises:
-        TypeError, ValueError: they are no CSR pattern of [M, N] (values are looked at on the CPU alone).
+        TypeError, ValueError: they are no CSR pattern of [M, columns] (values are looked at on the CPU alone).
     """
     indptr = _integers(f"{name}.indptr", pairs.indptr, rows.shape[0] + 1, rows)
     indices = _integers(f"{name}.indices", pairs.indices, None, rows)
@@ -170,10 +170,8 @@ def check_pairs(name: str, pairs: Pairs, rows: Tensor, cols: Tensor) -> tuple[Te
             f"{name}.indptr must rise from 0 to {nnz}, the number of pairs, got {int(indptr[0])} to {int(indptr[-1])}"
             + (", falling in between" if bool((indptr.diff() < 0).any()) else "")
         )
-    if nnz and (int(indices.min()) < 0 or int(indices.max()) >= cols.shape[0]):
-        raise ValueError(
-            f"{name}.indices must lie in [0, {cols.shape[0]}), got {int(indices.min())} to {int(indices.max())}"
-        )
+    if nnz and (int(indices.min()) < 0 or int(indices.max()) >= columns):
+        raise ValueError(f"{name}.indices must lie in [0, {columns}), got {int(indices.min())} to {int(indices.max())}")
     first = torch.zeros(nnz + 1, dtype=torch.bool).index_fill_(0, indptr, True)[:nnz]
     if nnz and bool(((indices.diff() <= 0) & ~first[1:]).any()):
         raise ValueError(f"{name}.indices must ascend within each row, without repetition")
@@ -220,8 +218,12 @@ def checked_scope(
     exclude: Exclusion | Sequence[Exclusion] | None,
     targets: Labels | None,
     teacher: Teacher | None,
+    columns: int | None = None,
 ) -> Scope:
     """
+    Args:
+        columns: how many the indices of pairs count, where it is not those of ``cols``.
+
     Raises:
         TypeError, ValueError: the argument, what came, what was expected.
     """
@@ -242,7 +244,9 @@ def checked_scope(
     if pairs is not None:
         if pairs.weights is not None:
             raise ValueError("exclude pairs.weights must be None: a pair takes part or does not, got weights")
-        known["excluded_indptr"], known["excluded_indices"] = check_pairs("exclude pairs", pairs, rows, cols)
+        known["excluded_indptr"], known["excluded_indices"] = check_pairs(
+            "exclude pairs", pairs, rows, cols.shape[0] if columns is None else columns
+        )
     if above is not None and teacher is not None and (above.rows is not teacher.rows or above.cols is not teacher.cols):
         raise ValueError("Above and teacher must name the same tensors where both are given, got different ones")
     for name, guide in (("exclude above", above), ("teacher", teacher)):

@@ -9,17 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparc_kernels.functional._candidates import Labels, Pairs, Scope, check_pairs, checked_weights
+from sparc_kernels.functional._everyone import Everyone
 from sparc_kernels.functional._positives import (
     cosines_of_pairs,
     counts,
     label_counts,
     log_add,
+    over_ranks,
     rows_of,
     segment_cross_entropies,
     softplus,
     union,
 )
-from sparc_kernels.functional.similarity import cosines_of_rows, streamed_logsumexp, streamed_softplus
+from sparc_kernels.functional.similarity import (
+    cosines_of_rows,
+    logsumexp_of_everyone,
+    streamed_logsumexp,
+    streamed_softplus,
+)
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
 Targets: TypeAlias = Labels | Pairs
@@ -39,15 +46,26 @@ class Call(NamedTuple):
     """A checked call of a loss."""
 
     images: Tensor  # [M, D]
-    texts: Tensor  # [N, D]
+    texts: Tensor  # [N, D], of this rank
     scale: Tensor  # []
-    scope: Scope  # what ``exclude``, labels and the teacher say
+    scope: Scope  # what ``exclude``, labels and the teacher say; columns are those of all ranks
     backend: str
     wanted: tuple[bool, bool] = (True, True)  # losses of the images, of the texts
     extra_texts: Tensor | None = None  # [Q, D]
     extra_images: Tensor | None = None
     smoothing: float = 0.0
     alpha: float = 0.0
+    everyone: Everyone | None = None  # texts of all ranks, where there are several
+    paired_ids: bool = False  # text i has the id of image i
+
+    @property
+    def columns(self) -> Tensor:
+        """[positions, D] texts of all ranks."""
+        return self.texts if self.everyone is None else self.everyone.cols
+
+    def own(self, of_columns: Tensor) -> Tensor:
+        """[N]: of the texts of this rank."""
+        return of_columns if self.everyone is None else self.everyone.spread.own(of_columns)
 
 
 def softmax_losses(call: Call, targets: Targets | None) -> list[Losses]:
@@ -73,19 +91,21 @@ def sigmoid_losses(call: Call, bias: Tensor, targets: Targets | None) -> Losses:
     images, texts, scale, scope = call[:4]
     there = None if scope.row_ids is None else scope.row_ids != -1
     if isinstance(targets, Labels):
-        return Losses(streamed_softplus(images, texts, scale, bias, scope, False, call.backend), there)
+        return Losses(streamed_softplus(images, call.columns, scale, bias, scope, False, call.backend), there)
     if targets is None:
-        negatives = streamed_softplus(images, texts, scale, bias, _without_diagonal(call), True, call.backend)
+        negatives = streamed_softplus(images, call.columns, scale, bias, _without_diagonal(call), True, call.backend)
         values = softplus(-(scale * cosines_of_rows(images, texts, call.backend) + bias))
-        both = _both_there(scope)
+        both = _both_there(scope.row_ids, _own_col_ids(call))
         return Losses(negatives + (values if both is None else values.masked_fill(~both, 0.0)), there)
     indptr, indices, weights = _checked(call, targets)
     row = rows_of(indptr, indices)
-    negatives = streamed_softplus(images, texts, scale, bias, _without(call, indptr, indices), True, call.backend)
-    values = softplus(-(scale * cosines_of_pairs(images, texts, row, indices) + bias))
+    negatives = streamed_softplus(
+        images, call.columns, scale, bias, _without(call, indptr, indices), True, call.backend
+    )
+    values = softplus(-(scale * cosines_of_pairs(images, call.columns, row, indices) + bias))
     if weights is not None:
         values = weights * values
-    both = _both_there(scope, row, indices)
+    both = _both_there(scope.row_ids, scope.col_ids, row, indices)
     if both is not None:
         values = values.masked_fill(~both, 0.0)
     return Losses(negatives.index_add(0, row, values), there)
@@ -102,33 +122,38 @@ def _of_diagonal(call: Call) -> list[Losses]:
         call.texts if n == count else call.texts[:count],
         call.backend,
     )
-    both = _both_there(call.scope, slice(count), slice(count))
+    both = _both_there(call.scope.row_ids, _own_col_ids(call), slice(count), slice(count))
     found = []
     for side, lse, *_ in _statistics(call._replace(scope=_without_diagonal(call))):
         values = softplus(lse - logits)
         if call.smoothing:
             values = values + call.smoothing * (logits - _mean_logits(call, side))
         values = values if both is None else values.masked_fill(~both, 0.0)
-        found.append(Losses(values, _there(call.scope, side)))
+        found.append(Losses(values, _there(call, side)))
     return found
 
 
 def _of_pairs(call: Call, targets: Pairs) -> list[Losses]:
     indptr, indices, weights = _checked(call, targets)
     pairs = (rows_of(indptr, indices), indices)
-    both = _both_there(call.scope, *pairs)
-    logits = call.scale * cosines_of_pairs(call.images, call.texts, *pairs)
+    both = _both_there(call.scope.row_ids, call.scope.col_ids, *pairs)
+    logits = call.scale * cosines_of_pairs(call.images, call.columns, *pairs)
     found = []
     for side, lse, *_ in _statistics(call._replace(scope=_without(call, indptr, indices))):
+        # A text has positives on all ranks, an image on its own.
+        spread = call.everyone.spread if call.everyone is not None and side == 1 else None
+        lse = lse if spread is None else spread.everyone(lse, -torch.inf)
         segment, items = pairs[side], lse.shape[0]
         if both is not None:  # positives of padding go to an item more
             segment, lse = torch.where(both, segment, items), F.pad(lse, (0, 1), value=-torch.inf)
-        values = segment_cross_entropies(logits, segment, lse)
+        values = segment_cross_entropies(logits, segment, lse, spread)
         if call.smoothing:
-            values = values + call.smoothing * (logits - _mean_logits(call, side)[segment])
-        share = 1 / counts(segment, lse)[segment] if weights is None else weights
+            means = _mean_logits(call, side)
+            means = means if spread is None else spread.everyone(means)
+            values = values + call.smoothing * (logits - (means if both is None else F.pad(means, (0, 1)))[segment])
+        share = 1 / over_ranks(counts(segment, lse), spread)[segment] if weights is None else weights
         sums = torch.zeros_like(lse).index_add(0, segment, share * values)[:items]
-        found.append(Losses(sums, _there(call.scope, side)))
+        found.append(Losses(sums if spread is None else spread.parts(sums).sum(0), _there(call, side)))
     return found
 
 
@@ -138,13 +163,15 @@ def _of_labels(call: Call) -> list[Losses]:
     for side, lse, target, soft in _statistics(call, ids_exclude=False):
         assert target is not None
         number = label_counts(call.scope, by_rows=side == 0)
+        if call.everyone is not None and side == 1:
+            number = call.everyone.spread.parts(number).sum(0)
         target = target / number.clamp(min=1)
         if call.smoothing:
             target = (1 - call.smoothing) * target + call.smoothing * _mean_logits(call, side)
         values = torch.where(number > 0, lse - target, 0.0)
         if soft is not None:
             values = (1 - call.alpha) * values + call.alpha * _finite(lse - soft)
-        found.append(Losses(values, _there(call.scope, side)))
+        found.append(Losses(values, _there(call, side)))
     return found
 
 
@@ -168,9 +195,11 @@ class _Side(NamedTuple):
 
 def _statistics(call: Call, ids_exclude: bool = True) -> list[_Side]:
     """Of the sides that are wanted."""
-    stats = streamed_logsumexp(
-        call.images, call.texts, call.scale, call.scale, call.scope, call.wanted, ids_exclude, call.backend
-    )
+    options = (call.scale, call.scale, call.scope, call.wanted, ids_exclude, call.backend)
+    if call.everyone is None:
+        stats = streamed_logsumexp(call.images, call.texts, *options)
+    else:
+        stats = logsumexp_of_everyone(call.images, call.everyone, *options)
     found = []
     for side, (items, extra) in enumerate(((call.images, call.extra_texts), (call.texts, call.extra_images))):
         lse, target, soft = stats[side::2]
@@ -191,13 +220,15 @@ def _mean_logits(call: Call, side: int) -> Tensor:
     dtype = accumulation_dtype(call.images.dtype)
     items, others = (call.images, call.texts) if side == 0 else (call.texts, call.images)
     extra = call.extra_texts if side == 0 else call.extra_images
-    there = _there(call.scope, 1 - side)
+    there = _there(call, 1 - side)
     with without_autocast(items.device.type):
         directions = F.normalize(others.to(dtype), dim=-1)
         if there is None:
             total, number = directions.sum(0), directions.new_full((), directions.shape[0])
         else:
-            total, number = directions.masked_fill(~there[:, None], 0.0).sum(0), there.sum()
+            total, number = directions.masked_fill(~there[:, None], 0.0).sum(0), there.sum().to(dtype)
+        if call.everyone is not None:
+            total, number = call.everyone.spread.total(total), call.everyone.spread.total(number)
         if extra is not None:
             total, number = total + F.normalize(extra.to(dtype), dim=-1).sum(0), number + extra.shape[0]
         return call.scale * (F.normalize(items.to(dtype), dim=-1) @ (total / number.clamp(min=1)))
@@ -212,6 +243,8 @@ def _arange(size: int, like: Tensor) -> Tensor:
 
 def _with_diagonal_labels(call: Call) -> Call:
     """Pair (i, i) by labels of its own."""
+    if call.everyone is not None:  # they name positions already
+        return call
     m, n = call.images.shape[0], call.texts.shape[0]
     rows = _arange(m, call.images)
     cols = rows if m == n else _arange(n, call.images)
@@ -220,39 +253,49 @@ def _with_diagonal_labels(call: Call) -> Call:
 
 def _without_diagonal(call: Call) -> Scope:
     """The positives (i, i) are not among the candidates."""
-    scope = call.scope
-    if scope.row_ids is None:
+    if call.scope.row_ids is None:
         return _with_diagonal_labels(call).scope
-    if scope.row_ids is scope.col_ids:  # text i has the id of image i: it is left out already
-        return scope
+    if call.paired_ids:  # it is left out already
+        return call.scope
     m, n = call.images.shape[0], call.texts.shape[0]
-    return _without(call, _arange(m + 1, call.images).clamp(max=n), _arange(min(m, n), call.images))
+    texts = _arange(n, call.images) if call.everyone is None else call.everyone.spread.own_positions()
+    return _without(call, _arange(m + 1, call.images).clamp(max=n), texts[: min(m, n)])
 
 
 def _without(call: Call, indptr: Tensor, indices: Tensor) -> Scope:
     """These pairs are not among the candidates either."""
     scope, pairs = call.scope, (indptr, indices)
     if scope.excluded_indptr is not None and scope.excluded_indices is not None:
-        pairs = union((scope.excluded_indptr, scope.excluded_indices), pairs, call.texts.shape[0])
+        pairs = union((scope.excluded_indptr, scope.excluded_indices), pairs, call.columns.shape[0])
     return scope._replace(excluded_indptr=pairs[0], excluded_indices=pairs[1])
 
 
-def _there(scope: Scope, side: int) -> Tensor | None:
+def _own_col_ids(call: Call) -> Tensor | None:
+    """[N] of this rank's texts."""
+    return None if call.scope.col_ids is None else call.own(call.scope.col_ids)
+
+
+def _there(call: Call, side: int) -> Tensor | None:
     """[items] bool: the item is no padding; None = all."""
-    ids = scope.row_ids if side == 0 else scope.col_ids
+    ids = call.scope.row_ids if side == 0 else _own_col_ids(call)
     return None if ids is None else ids != -1
 
 
-def _both_there(scope: Scope, row: Tensor | slice = _ALL, col: Tensor | slice = _ALL) -> Tensor | None:
+def _both_there(
+    row_ids: Tensor | None, col_ids: Tensor | None, row: Tensor | slice = _ALL, col: Tensor | slice = _ALL
+) -> Tensor | None:
     """[pairs] bool: neither the image nor the text is padding; None = all."""
-    if scope.row_ids is None or scope.col_ids is None:
+    if row_ids is None or col_ids is None:
         return None
-    return (scope.row_ids[row] != -1) & (scope.col_ids[col] != -1)
+    return (row_ids[row] != -1) & (col_ids[col] != -1)
 
 
 def _checked(call: Call, targets: Pairs) -> tuple[Tensor, Tensor, Tensor | None]:
     """``targets`` as int64, and weights in the accumulation dtype."""
-    indptr, indices = check_pairs("targets", targets, call.images, call.texts)
+    columns = call.texts.shape[0] if call.everyone is None else call.everyone.spread.items()
+    indptr, indices = check_pairs("targets", targets, call.images, columns)
+    if call.everyone is not None:
+        indices = call.everyone.spread.positions_of(indices)
     if targets.weights is None:
         return indptr, indices, None
     size = indices.shape[0]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from sparc_kernels.distributed import Spread
 from sparc_kernels.functional._candidates import Scope
 from sparc_kernels.functional._common import recordable
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
@@ -144,27 +145,40 @@ def log_add(a: Tensor, b: Tensor) -> Tensor:
     return torch.logaddexp(a.masked_fill(nothing, 0.0), b.masked_fill(nothing, 0.0)).masked_fill(nothing, -torch.inf)
 
 
-def segment_cross_entropies(positives: Tensor, segment: Tensor, negatives: Tensor) -> Tensor:
+def over_ranks(of_items: Tensor, spread: Spread | None, largest: bool = False) -> Tensor:
+    """Sums (or maxima) over ranks, of items at the positions of ``spread``; what lies behind them is this rank's."""
+    if spread is None:
+        return of_items
+    parts = spread.parts(of_items[: spread.size])
+    merged = spread.everyone(parts.amax(0) if largest else parts.sum(0))
+    return torch.cat([merged, of_items[spread.size :]])
+
+
+def segment_cross_entropies(
+    positives: Tensor, segment: Tensor, negatives: Tensor, spread: Spread | None = None
+) -> Tensor:
     """-log softmax of each positive's logit [K] among its item's candidates: all positives of item ``segment`` [K] and
     the negatives, of log-sum-exp ``negatives`` [items].
 
     Where one positive stands above the others of its item, theirs and the negatives' sum is set against it
     by softplus: exact where its probability is 1 but for a rounding, as with one positive alone.
+
+    With ``spread`` the items are positions, and positives of an item are on all ranks.
     """
     items = negatives.shape[0]
     zero = negatives.detach().new_zeros(items)
     logits = positives.detach()
-    top = (zero - torch.inf).scatter_reduce(0, segment, logits, "amax")
+    top = over_ranks((zero - torch.inf).scatter_reduce(0, segment, logits, "amax"), spread, largest=True)
     is_top = logits == top[segment]
-    lone = is_top & (zero.index_add(0, segment, is_top.to(zero.dtype))[segment] == 1)
+    lone = is_top & (over_ranks(zero.index_add(0, segment, is_top.to(zero.dtype)), spread)[segment] == 1)
     level = torch.maximum(top, negatives.detach())
     level = level.masked_fill(level == -torch.inf, 0.0)
     terms = (positives - level[segment]).exp().masked_fill(lone, 0.0)
-    total = (negatives - level).exp().index_add(0, segment, terms)
+    total = (negatives - level).exp() + over_ranks(zero.index_add(0, segment, terms), spread)
     none = total == 0
     rest = (level + total.masked_fill(none, 1.0).log()).masked_fill(none, -torch.inf)
-    alone = zero.index_add(0, segment, positives.masked_fill(~lone, 0.0))
-    has_lone = zero.index_add(0, segment, lone.to(zero.dtype)) > 0
+    alone = over_ranks(zero.index_add(0, segment, positives.masked_fill(~lone, 0.0)), spread)
+    has_lone = over_ranks(zero.index_add(0, segment, lone.to(zero.dtype)), spread) > 0
     whole = log_add(rest, alone.masked_fill(~has_lone, -torch.inf))
     return torch.where(lone, softplus(rest[segment] - positives), whole[segment] - positives)
 

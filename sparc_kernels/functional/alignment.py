@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sparc_kernels import _arrays, _validate
 from sparc_kernels._arrays import ArrayT, DLPackArray
 from sparc_kernels._dispatch import resolve
+from sparc_kernels.distributed import Fact, Group, Ranks, global_ratios, ranks_of, replicated
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable, scalar
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._registration import apply
@@ -77,10 +79,12 @@ def checked_pairs(
     return Pairs(patch_embeds, token_embeds, token_mask, patch_mask, threshold)
 
 
-def reduced(token_loss: Tensor, token_mask: Tensor | None, reduction: str) -> Tensor:
+def reduced(token_loss: Tensor, token_mask: Tensor | None, reduction: str, ranks: Ranks | None = None) -> Tensor:
     """[B, L] to a scalar; empty captions, and a batch of nothing else, count 0 in loss and denominators."""
     if reduction == "none":
         return token_loss
+    if ranks is not None:
+        return _reduced_over_ranks(token_loss, token_mask, reduction, ranks)
     batch, length = token_loss.shape
     if token_mask is None:
         return token_loss.sum() / max(batch * length, 1)
@@ -89,6 +93,23 @@ def reduced(token_loss: Tensor, token_mask: Tensor | None, reduction: str) -> Te
     tokens = token_mask.sum(1)  # [B]
     per_caption = token_loss.sum(1) / tokens.clamp(min=1)
     return per_caption.sum() / (tokens > 0).sum().clamp(min=1)
+
+
+def _reduced_over_ranks(token_loss: Tensor, token_mask: Tensor | None, reduction: str, ranks: Ranks) -> Tensor:
+    batch, length = token_loss.shape
+    if token_mask is None:
+        tokens = torch.full((batch,), length, device=token_loss.device)
+    else:
+        tokens = token_mask.sum(1)  # [B]
+    if reduction == "token":
+        total, count = token_loss.sum(), tokens.sum()
+    else:
+        total, count = (token_loss.sum(1) / tokens.clamp(min=1)).sum(), (tokens > 0).sum()
+    facts: dict[str, Fact] = {
+        "reduction": (reduction, REDUCTIONS),
+        "token_embeds requires_grad": token_loss.requires_grad,
+    }
+    return global_ratios(total[None], count[None], ranks, facts)[0]
 
 
 def fine_grained_loss(
@@ -100,7 +121,8 @@ def fine_grained_loss(
     patch_mask: Tensor | None = None,
     similarity_threshold: float | None = None,
     reduction: str = "token",
-    group: object = None,
+    group: Group = None,
+    gradients: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
     """Sequence-wise fine-grained loss of SPARC: each token against its own language-grouped vision embedding.
@@ -117,10 +139,11 @@ def fine_grained_loss(
             groups.
         similarity_threshold: sigma of eq 3, in [0, 1]; None = 1 / (number of valid patches of the image).
         reduction: ``"token"``: mean over the valid tokens of the batch; ``"caption"``: mean over captions of each
-            caption's mean (captions without a valid token do not count); ``"none"``: [B, L], 0 at padding. Averaged
-            over processes, ``"token"`` is the mean over all tokens only where each has as many: else multiply the
-            loss by ``world_size * tokens_here / tokens`` (docs/design.md, distribution).
-        group: a process group; only None for now.
+            caption's mean (captions without a valid token do not count); ``"none"``: [B, L], 0 at padding.
+        group: ``"world"`` or a process group: tokens and captions are counted over all its ranks, and each rank returns
+            the mean over all of them (docs/distributed.md); ``"none"`` exchanges nothing. None: this process alone.
+        gradients: what happens to the gradients of the ranks afterwards: ``"mean"`` (DDP, FSDP2) or ``"sum"``. With
+            ``"mean"`` the gradient of ``logit_scale`` is that of the loss on every rank.
         backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"eager"``; an explicit one never falls back.
 
     Returns:
@@ -131,13 +154,13 @@ def fine_grained_loss(
         TypeError: an argument of a wrong type or dtype.
         ValueError: shapes, devices, reduction, threshold or backend that do not fit; an image whose every patch is
             masked (looked at on the CPU only; on a GPU the loss is NaN, since looking would make the host wait).
-        NotImplementedError: ``group`` given, or a backend that cannot serve this dtype, device or machine.
+        NotImplementedError: a backend that cannot serve this dtype, device or machine.
     """
     pairs = checked_pairs(patch_embeds, token_embeds, token_mask, patch_mask, similarity_threshold)
     check_reduction(reduction)
-    _validate.group(group)
-    token_loss, _, _ = token_losses(pairs, logit_scale, "logit_scale", backend)
-    return reduced(token_loss, token_mask, reduction)
+    ranks = ranks_of(group, gradients, "fine_grained_loss")
+    token_loss, _, _ = token_losses(pairs, logit_scale, "logit_scale", backend, ranks=ranks)
+    return reduced(token_loss, token_mask, reduction, ranks)
 
 
 def token_losses(
@@ -147,12 +170,14 @@ def token_losses(
     backend: str,
     pool_patches: bool = False,
     pool_tokens: bool = False,
+    ranks: Ranks | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses [B, L], and the means [B, D] of the valid patches and tokens where asked for (else unspecified)."""
     patch_embeds, token_embeds, token_mask, patch_mask, threshold = pairs
     _validate.scalar(scale_name, logit_scale, "patch_embeds", patch_embeds)
     backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype)
-    inputs = (patch_embeds, token_embeds, token_mask, patch_mask, scalar(logit_scale, patch_embeds), threshold)
+    scale = replicated(scalar(logit_scale, patch_embeds), ranks)
+    inputs = (patch_embeds, token_embeds, token_mask, patch_mask, scale, threshold)
     if backend == "eager":
         patch_embeds, token_embeds = recordable(patch_embeds), recordable(token_embeds)
         return (

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels._dispatch import resolve
+from sparc_kernels.distributed import Fact, Group, Ranks, global_ratios, ranks_of, replicated
 from sparc_kernels.functional._candidates import (
     Above,
     Exclusion,
@@ -25,6 +26,7 @@ from sparc_kernels.functional._candidates import (
     exclusions,
 )
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable
+from sparc_kernels.functional._everyone import Everyone, everyone_of, exclusion_facts, scope_of_everyone
 from sparc_kernels.functional._objectives import Call, Losses, Targets, sigmoid_losses, softmax_losses
 from sparc_kernels.ops.contrastive.reference import contrastive_reference, sigmoid_reference
 
@@ -48,7 +50,8 @@ def contrastive_loss(
     extra_texts: Tensor | None = None,
     extra_images: Tensor | None = None,
     reduction: str = "mean",
-    group: object = None,
+    group: Group = None,
+    gradients: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
     """Contrastive loss: cross-entropy of the softmax over the cosines between images and texts, which are never stored.
@@ -79,7 +82,14 @@ def contrastive_loss(
         extra_images: [Q, D] further candidates of the texts.
         reduction: ``"mean"`` over the items that are no padding, ``"sum"`` over all, ``"none"``: one per item. With
             both directions, half of the images' and half of the texts'.
-        group: a process group; only None for now.
+        group: ``"world"`` or a process group: the loss is that of the batches of all its ranks, one after the other,
+            and each rank returns it (docs/distributed.md). Each comes with its own images and texts, of any number,
+            with ids, labels, weights, teacher and thresholds of these, and with the rows of ``indptr`` of its own
+            images; ``indices`` of :class:`Pairs` count the texts of all ranks. Scales, and extra items, are the same
+            on all ranks. ``"none"``: the items of this rank, whose gradients have no factor. None: this process alone.
+            Not served: a teacher with extra items.
+        gradients: what happens to the gradients of the ranks afterwards: ``"mean"`` (DDP, FSDP2) or ``"sum"``. With
+            ``"mean"`` the gradient of ``logit_scale`` is that of the loss on every rank.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -89,10 +99,10 @@ def contrastive_loss(
     Raises:
         TypeError: an argument of another type or dtype than it has to be.
         ValueError: shapes, devices, ids, pairs, weights, scales that do not fit, or arguments that do not go together.
-        NotImplementedError: the backend cannot serve the call, or ``group`` is given.
+        NotImplementedError: the backend cannot serve the call, or ``group`` cannot.
     """
     images, texts = _embeddings(image_embeds, text_embeds)
-    _validate.group(group)
+    ranks = ranks_of(group, gradients, "contrastive_loss")
     wanted = _wanted(direction)
     _check_targets(images, texts, targets, wanted)
     _check_reduction(reduction, images, texts, wanted)
@@ -101,14 +111,16 @@ def contrastive_loss(
     _check_together(targets, exclude, label_smoothing, teacher, alpha)
     extras = _extras(images, texts, extra_texts, extra_images, wanted)
     weights = _weights(weights, images, texts, wanted)
-    scale = checked_scale("logit_scale", logit_scale, "image_embeds", images)
+    scale = replicated(checked_scale("logit_scale", logit_scale, "image_embeds", images), ranks)
     backend = resolve("contrastive", backend, images.device, images.dtype)
     optional = (targets, exclude, weights, teacher, *extras)
     plain = all(x is None for x in optional) and all(wanted) and reduction == "mean" and not label_smoothing
-    if plain and backend == "eager":
+    if plain and backend == "eager" and ranks is None:
         return contrastive_reference(recordable(images), recordable(texts), scale)
     labels = targets if isinstance(targets, Labels) else None
     if teacher is not None and any(x is not None for x in extras):
+        if ranks is not None:
+            raise NotImplementedError("group must be None where a teacher is given with extra_texts or extra_images")
         if exclude is not None or isinstance(targets, Pairs):
             raise ValueError(
                 "a teacher with extra_texts or extra_images goes with neither exclude nor Pairs as targets"
@@ -116,10 +128,20 @@ def contrastive_loss(
         call = Call(images, texts, scale, Scope(), backend, wanted, *extras, label_smoothing, alpha)
         losses = [x for each in _joined(call, labels, teacher) for x in softmax_losses(each, labels)]
     else:
-        scope = checked_scope(images, texts, exclude, labels, teacher)
-        call = Call(images, texts, scale, scope, backend, wanted, *extras, label_smoothing, alpha)
+        facts = _facts(images, scale, targets, exclude, teacher) | {
+            "direction": (direction, DIRECTIONS),
+            "reduction": (reduction, REDUCTIONS),
+            "weights given": weights is not None,
+            "label_smoothing given": label_smoothing != 0,
+            "alpha given": alpha != 0,
+            "extra_texts": 0 if extras[0] is None else extras[0].shape[0],
+            "extra_images": 0 if extras[1] is None else extras[1].shape[0],
+        }
+        everyone = None if ranks is None else everyone_of("text_embeds", texts, facts, ranks)
+        scope, paired = _scope(images, texts, exclude, targets, teacher, everyone)
+        call = Call(images, texts, scale, scope, backend, wanted, *extras, label_smoothing, alpha, everyone, paired)
         losses = softmax_losses(call, targets)
-    return _reduced(losses, weights, reduction)
+    return _reduced(losses, weights, reduction, ranks)
 
 
 def sigmoid_loss(
@@ -132,7 +154,8 @@ def sigmoid_loss(
     exclude: Exclusion | Sequence[Exclusion] | None = None,
     weights: Tensor | None = None,
     reduction: str = "mean",
-    group: object = None,
+    group: Group = None,
+    gradients: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
     """The sigmoid loss: every pair of the batch a binary classification.
@@ -150,7 +173,8 @@ def sigmoid_loss(
         weights: a factor per image, for all its pairs; not negative.
         reduction: ``"mean"``: the sum over all pairs divided by the number of images that are no padding;
             ``"sum"`` over all pairs; ``"none"``: the sums of the images.
-        group: a process group; only None for now.
+        group: as in :func:`contrastive_loss`.
+        gradients: as in :func:`contrastive_loss`.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -160,20 +184,26 @@ def sigmoid_loss(
         TypeError, ValueError, NotImplementedError: as :func:`contrastive_loss`.
     """
     images, texts = _embeddings(image_embeds, text_embeds)
-    _validate.group(group)
+    ranks = ranks_of(group, gradients, "sigmoid_loss")
     wanted = (True, False)
     _check_targets(images, texts, targets, (True, True))
     _check_reduction(reduction, images, texts, wanted)
     _check_together(targets, exclude, 0.0, None, 0.0)
     weights = _weights(weights, images, texts, wanted)
-    scale = checked_scale("logit_scale", logit_scale, "image_embeds", images)
-    bias = checked_single("logit_bias", logit_bias, "image_embeds", images)
+    scale = replicated(checked_scale("logit_scale", logit_scale, "image_embeds", images), ranks)
+    bias = replicated(checked_single("logit_bias", logit_bias, "image_embeds", images), ranks)
     backend = resolve("contrastive", backend, images.device, images.dtype)
-    if backend == "eager" and reduction == "mean" and all(x is None for x in (targets, exclude, weights)):
+    if backend == "eager" and reduction == "mean" and all(x is None for x in (targets, exclude, weights, ranks)):
         return sigmoid_reference(recordable(images), recordable(texts), scale, bias)
-    labels = targets if isinstance(targets, Labels) else None
-    call = Call(images, texts, scale, checked_scope(images, texts, exclude, labels, None), backend)
-    return _reduced([sigmoid_losses(call, bias, targets)], weights, reduction)
+    facts = _facts(images, scale, targets, exclude, None) | {
+        "logit_bias requires_grad": bias.requires_grad,
+        "reduction": (reduction, REDUCTIONS),
+        "weights given": weights is not None,
+    }
+    everyone = None if ranks is None else everyone_of("text_embeds", texts, facts, ranks)
+    scope, paired = _scope(images, texts, exclude, targets, None, everyone)
+    call = Call(images, texts, scale, scope, backend, everyone=everyone, paired_ids=paired)
+    return _reduced([sigmoid_losses(call, bias, targets)], weights, reduction, ranks)
 
 
 # Checks
@@ -335,8 +365,50 @@ def _named(labels: Tensor | None, items: Tensor) -> Tensor | None:
     return torch.cat([labels, labels.new_full((items.shape[0] - labels.shape[0],), _NOBODY)])
 
 
-def _reduced(losses: list[Losses], weights: Tensor | None, reduction: str) -> Tensor:
+# What ranks agree on, and who takes part
+
+
+def _facts(
+    images: Tensor,
+    scale: Tensor,
+    targets: Targets | None,
+    exclude: Exclusion | Sequence[Exclusion] | None,
+    teacher: Teacher | None,
+) -> dict[str, Fact]:
+    """What all ranks have to come with alike, beside the texts."""
+    weighted = isinstance(targets, Pairs) and targets.weights is not None
+    return exclusion_facts(exclude) | {
+        "image_embeds requires_grad": images.requires_grad,
+        "logit_scale requires_grad": scale.requires_grad,
+        "targets": ("None" if targets is None else type(targets).__name__, ("None", "Labels", "Pairs")),
+        "targets.weights given": weighted,
+        "teacher width": 0 if teacher is None else teacher.cols.shape[1],
+    }
+
+
+def _scope(
+    images: Tensor,
+    texts: Tensor,
+    exclude: Exclusion | Sequence[Exclusion] | None,
+    targets: Targets | None,
+    teacher: Teacher | None,
+    everyone: Everyone | None,
+) -> tuple[Scope, bool]:
+    """Who takes part, and whether ids say that text i belongs to image i."""
+    labels = targets if isinstance(targets, Labels) else None
+    columns = None if everyone is None else everyone.spread.items()
+    scope = checked_scope(images, texts, exclude, labels, teacher, columns)
+    paired = scope.row_ids is not None and scope.row_ids is scope.col_ids
+    if everyone is None:
+        return scope, paired
+    by_position = targets is None and scope.row_ids is None
+    return scope_of_everyone(scope, everyone.spread, images, by_position), paired or by_position
+
+
+def _reduced(losses: list[Losses], weights: Tensor | None, reduction: str, ranks: Ranks | None) -> Tensor:
     """The mean over the directions of each one's mean, sum or items."""
+    if ranks is not None and reduction != "none":
+        return _reduced_over_ranks(losses, weights, reduction, ranks)
     found = []
     for values, there in losses:
         if weights is not None:
@@ -348,3 +420,13 @@ def _reduced(losses: list[Losses], weights: Tensor | None, reduction: str) -> Te
             values = values.sum()
         found.append(values)
     return found[0] if len(found) == 1 else (found[0] + found[1]) / 2
+
+
+def _reduced_over_ranks(losses: list[Losses], weights: Tensor | None, reduction: str, ranks: Ranks) -> Tensor:
+    sums = torch.stack([(values if weights is None else weights * values).sum() for values, _ in losses])
+    counts = torch.zeros_like(sums).detach()  # a sum is divided by 1
+    if reduction == "mean":
+        counts = torch.stack(
+            [sums.new_full((), values.shape[0]) if there is None else there.sum() for values, there in losses]
+        )
+    return global_ratios(sums, counts, ranks).mean()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels._dispatch import resolve
+from sparc_kernels.distributed import Group, ranks_of
 from sparc_kernels.functional._candidates import (
     Exclusion,
     Labels,
@@ -21,6 +22,13 @@ from sparc_kernels.functional._candidates import (
     checked_single,
 )
 from sparc_kernels.functional._common import autocast, recordable
+from sparc_kernels.functional._everyone import (
+    Everyone,
+    everyone_of,
+    exclusion_facts,
+    merged_logsumexp,
+    scope_of_everyone,
+)
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.contrastive.autograd import (
@@ -69,7 +77,7 @@ def similarity_logsumexp(
     targets: Labels | None = None,
     teacher: Teacher | None = None,
     direction: str = "both",
-    group: object = None,
+    group: Group = None,
     backend: str = "auto",
 ) -> SimilarityLogsumexp:
     """Log-sum-exp of each row and each column of the matrix of scaled cosines, which is never stored.
@@ -87,7 +95,12 @@ def similarity_logsumexp(
         targets: :class:`Labels`, for ``row_target`` and ``col_target``; not together with :class:`Ids`.
         teacher: for ``row_soft`` and ``col_soft``; together with :class:`Above` it has to name the same tensors.
         direction: ``"both"``, ``"rows"`` (results of the rows alone) or ``"cols"``.
-        group: a process group; only None for now.
+        group: ``"world"`` or a process group: the matrix is that of the rows and columns of all its ranks, one after
+            the other, and each rank gets the results of its own. It comes with its own rows and columns, of any number,
+            with ids, labels, guides, thresholds and scales per item of these, and with the rows of ``indptr`` of its
+            own rows; ``indices`` of :class:`Pairs` count the columns of all ranks. A single scale is the same on all.
+            Gradients are those of the sum, over ranks, of what each rank makes of its results: without the factor that
+            an average over ranks needs (docs/distributed.md). None: this process alone.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -96,10 +109,10 @@ def similarity_logsumexp(
     Raises:
         TypeError: an argument is no tensor, or of another dtype than it has to be.
         ValueError: shapes, devices, ids, pairs, scales or thresholds that do not fit, with the argument's name.
-        NotImplementedError: the backend cannot serve the call, or ``group`` is given.
+        NotImplementedError: the backend cannot serve the call.
     """
     rows, cols = _embeddings(rows, cols)
-    _validate.group(group)
+    ranks = ranks_of(group, "mean", "similarity_logsumexp")
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
     if col_scale is None and direction != "rows":
@@ -108,11 +121,27 @@ def similarity_logsumexp(
         col_scale = row_scale
     row = checked_scales("row_scale", row_scale, "rows", rows)
     col = row.detach().new_ones(()) if col_scale is None else checked_scales("col_scale", col_scale, "cols", cols)
-    scope = checked_scope(rows, cols, exclude, targets, teacher)
     wanted = (direction != "cols", direction != "rows")
-    return streamed_logsumexp(
-        rows, cols, row, col, scope, wanted, targets is None, resolve("contrastive", backend, rows.device, rows.dtype)
-    )
+    backend = resolve("contrastive", backend, rows.device, rows.dtype)
+    if ranks is None:
+        scope = checked_scope(rows, cols, exclude, targets, teacher)
+        return streamed_logsumexp(rows, cols, row, col, scope, wanted, targets is None, backend)
+    facts = exclusion_facts(exclude) | {
+        "rows requires_grad": rows.requires_grad,
+        "row_scale requires_grad": row.requires_grad,
+        "col_scale requires_grad": col.requires_grad,
+        "row_scale dimensions": row.dim(),
+        "col_scale dimensions": col.dim(),
+        "targets": ("None" if targets is None else "Labels", ("None", "Labels")),
+        "teacher width": 0 if teacher is None else teacher.cols.shape[1],
+        "direction": (direction, DIRECTIONS),
+    }
+    everyone = everyone_of("cols", cols, facts, ranks)
+    spread = everyone.spread
+    scope = scope_of_everyone(checked_scope(rows, cols, exclude, targets, teacher, spread.items()), spread, rows)
+    if col.dim():
+        col = spread.everyone(col, 1)
+    return logsumexp_of_everyone(rows, everyone, row, col, scope, wanted, targets is None, backend)
 
 
 def streamed_logsumexp(
@@ -139,6 +168,42 @@ def streamed_logsumexp(
     return SimilarityLogsumexp(*(x if want else None for x, want in zip((row_lse, col_lse, *others), asked)))
 
 
+def logsumexp_of_everyone(
+    rows: Tensor,
+    everyone: Everyone,
+    row_scale: Tensor,
+    col_scale: Tensor,
+    scope: Scope,
+    wanted: tuple[bool, bool],
+    ids_exclude: bool,
+    backend: str,
+) -> SimilarityLogsumexp:
+    """As :func:`streamed_logsumexp`, of this rank's rows and columns; ``scope`` and scales per column are of all ranks.
+
+    A rank's block of the matrix serves both directions: what it finds of a column goes to the rank that has the column.
+    """
+    found = streamed_logsumexp(rows, everyone.cols, row_scale, col_scale, scope, wanted, ids_exclude, backend)
+    if found.col_lse is None:
+        return found
+    parts = everyone.spread.parts
+    soft = found.col_soft
+    if soft is not None:
+        # A mean by the softmax over a rank's rows, weighed by its share of the softmax over all rows.
+        guide: list[Any] = [scope.guide_rows, scope.guide_cols, scope.guide_scale, scope.guide_scale]
+        with torch.no_grad():
+            guide += [scope._replace(guide_scale=None), (False, True), ids_exclude, backend]
+            lse = streamed_logsumexp(*guide).col_lse
+            assert lse is not None
+            level = merged_logsumexp(parts(lse))
+            share = (parts(lse) - level.masked_fill(level == -torch.inf, 0.0)).exp()
+        soft = (share * parts(soft)).sum(0)
+    return found._replace(
+        col_lse=merged_logsumexp(parts(found.col_lse)),
+        col_target=None if found.col_target is None else parts(found.col_target).sum(0),
+        col_soft=soft,
+    )
+
+
 def similarity_softplus(
     rows: Tensor,
     cols: Tensor,
@@ -147,7 +212,7 @@ def similarity_softplus(
     bias: float | Tensor = 0.0,
     exclude: Exclusion | Sequence[Exclusion] | None = None,
     targets: Labels | None = None,
-    group: object = None,
+    group: Group = None,
     backend: str = "auto",
 ) -> Tensor:
     """Sum over columns of softplus(scale * cosine + bias), for each row; the matrix is never stored.
@@ -161,7 +226,7 @@ def similarity_softplus(
         bias: added to every logit, a number or a one-element tensor.
         exclude: who does not take part, as in :func:`similarity_logsumexp`.
         targets: :class:`Labels`: pairs of equal label count as softplus(-logit); not together with :class:`Ids`.
-        group: a process group; only None for now.
+        group: as in :func:`similarity_logsumexp`.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -171,11 +236,20 @@ def similarity_softplus(
         TypeError, ValueError, NotImplementedError: as :func:`similarity_logsumexp`.
     """
     rows, cols = _embeddings(rows, cols)
-    _validate.group(group)
+    ranks = ranks_of(group, "mean", "similarity_softplus")
     numbers = (checked_scale("scale", scale, "rows", rows), checked_single("bias", bias, "rows", rows))
-    scope = checked_scope(rows, cols, exclude, targets, None)
     backend = resolve("contrastive", backend, rows.device, rows.dtype)
-    return streamed_softplus(rows, cols, *numbers, scope, targets is None, backend)
+    if ranks is None:
+        scope = checked_scope(rows, cols, exclude, targets, None)
+        return streamed_softplus(rows, cols, *numbers, scope, targets is None, backend)
+    facts = exclusion_facts(exclude) | {
+        "rows requires_grad": rows.requires_grad,
+        "targets": ("None" if targets is None else "Labels", ("None", "Labels")),
+    }
+    everyone = everyone_of("cols", cols, facts, ranks)
+    scope = checked_scope(rows, cols, exclude, targets, None, everyone.spread.items())
+    scope = scope_of_everyone(scope, everyone.spread, rows)
+    return streamed_softplus(rows, everyone.cols, *numbers, scope, targets is None, backend)
 
 
 def streamed_softplus(

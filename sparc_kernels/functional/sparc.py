@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels._dispatch import has_kernels
+from sparc_kernels.distributed import Group, ranks_of
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE
 from sparc_kernels.functional.alignment import check_reduction, checked_pairs, reduced, token_losses
 from sparc_kernels.functional.contrastive import contrastive_loss
@@ -29,8 +30,7 @@ def _check_batch(name: str, value: Tensor, other_name: str, other: Tensor) -> No
     if value.shape[0] != other.shape[0]:
         raise ValueError(
             f"{name} and {other_name} must have the same B, got B={value.shape[0]} in {list(value.shape)} and "
-            f"{other.shape[0]} in {list(other.shape)}; embeddings gathered from other processes belong into "
-            "contrastive_loss, beside fine_grained_loss of this process's pairs"
+            f"{other.shape[0]} in {list(other.shape)}; those of other processes take part by group='world'"
         )
     _validate.same_device(name, value, other_name, other)
 
@@ -50,7 +50,8 @@ def sparc_loss(
     local_weight: float = 1.0,
     reduction: str = "token",
     return_components: bool = False,
-    group: object = None,
+    group: Group = None,
+    gradients: str = "mean",
     backend: str = "auto",
 ) -> Tensor | SparcLossOutput:
     """The SPARC loss: ``global_weight * contrastive_loss + local_weight * fine_grained_loss``.
@@ -73,7 +74,10 @@ def sparc_loss(
         reduction: of the fine-grained loss, as in :func:`fine_grained_loss`. ``"none"`` needs ``return_components``:
             the [B, L] losses are then in ``local_loss``, while ``loss`` takes their mean over valid tokens.
         return_components: return a :class:`SparcLossOutput` (loss, global_loss, local_loss).
-        group: a process group; only None for now.
+        group: ``"world"`` or a process group: the losses are those of the batches of all its ranks, as in
+            :func:`contrastive_loss` and :func:`fine_grained_loss`, and every rank returns them. None: this process
+            alone.
+        gradients: what happens to the gradients of the ranks afterwards: ``"mean"`` (DDP, FSDP2) or ``"sum"``.
         backend: of both losses, as in :func:`fine_grained_loss`. Where the global loss has no kernels of the kind asked
             for (there are none in CUDA C++), it takes what ``"auto"`` gives it; where it has, it never falls back.
 
@@ -87,7 +91,7 @@ def sparc_loss(
     _validate.weight("global_weight", global_weight)
     _validate.weight("local_weight", local_weight)
     check_reduction(reduction)
-    _validate.group(group)
+    ranks = ranks_of(group, gradients, "sparc_loss")
     if reduction == "none" and not return_components:
         raise ValueError("reduction='none' gives no scalar loss: pass return_components=True, got False")
     for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
@@ -103,14 +107,17 @@ def sparc_loss(
         backend,
         pool_patches=image_embeds is None,
         pool_tokens=text_embeds is None,
+        ranks=ranks,
     )
-    local_loss = reduced(token_loss, token_mask, reduction)
+    local_loss = reduced(token_loss, token_mask, reduction, ranks)
     global_loss = contrastive_loss(
         pooled_patches if image_embeds is None else image_embeds,
         pooled_tokens if text_embeds is None else text_embeds,
         logit_scale=logit_scale,
+        group=group,
+        gradients=gradients,
         backend=backend if has_kernels("contrastive", backend) else "auto",
     )
-    local_mean = reduced(local_loss, token_mask, "token") if reduction == "none" else local_loss
+    local_mean = reduced(local_loss, token_mask, "token", ranks) if reduction == "none" else local_loss
     loss = global_weight * global_loss + local_weight * local_mean
     return SparcLossOutput(loss, global_loss, local_loss) if return_components else loss

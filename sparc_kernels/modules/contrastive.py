@@ -10,9 +10,10 @@ Signatures are those of open_clip 3.3 (``open_clip/loss.py``); ``backend`` is ou
   same. The gradient of the features themselves lacks the part along the features, which that normalisation discards
   anyway. Features that are not normalised, whose length scales open_clip's logits, give the loss of their directions.
 - Losses are float32 for half-precision features (float64 for float64), where open_clip's are in the features' dtype.
-- One process: ``world_size > 1`` raises NotImplementedError. Arguments that only say how to distribute
-  (``local_loss``, ``gather_with_grad``, ``rank``, ``use_horovod``, ``dist_impl``) or how to keep labels
-  (``cache_labels``; there are none) are kept as attributes and have no effect.
+- With ``world_size > 1`` the loss is the global one, and every rank returns it, whatever ``local_loss`` and
+  ``dist_impl`` say: they are ways to compute it. ``gather_with_grad=False`` is refused, since its gradients are not
+  those of the loss (docs/distributed.md); so is ``use_horovod``. ``group`` and ``gradients`` are ours, by keyword only:
+  ``world_size > 1`` is ``group="world"``. ``cache_labels`` is without effect, for there are no labels.
 """
 
 from __future__ import annotations
@@ -21,41 +22,62 @@ import torch
 from torch import Tensor, nn
 
 from sparc_kernels import _validate
+from sparc_kernels.distributed import Group, check_gradients, check_group, global_ratios, ranks_of, replicated
 from sparc_kernels.functional.contrastive import contrastive_loss, sigmoid_loss
 from sparc_kernels.functional.similarity import Labels, Teacher, similarity_logsumexp
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
 
-class _OneProcess(nn.Module):
-    def __init__(self, cache_labels: bool, rank: int, world_size: int, backend: str) -> None:
+class _GlobalLoss(nn.Module):
+    def __init__(
+        self, cache_labels: bool, rank: int, world_size: int, group: Group, gradients: str, backend: str
+    ) -> None:
         super().__init__()
-        if world_size != 1:
-            raise NotImplementedError(
-                "world_size must be 1: the losses are not distributed yet (each process computes the loss of its own "
-                f"batch), got {world_size}"
-            )
+        for name, value, least in (("rank", rank, 0), ("world_size", world_size, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        check_group(group)
+        check_gradients(gradients)
         _validate.backend(backend)
         self.cache_labels = cache_labels
         self.rank = rank
         self.world_size = world_size
+        self.group = "world" if group is None and world_size > 1 else group
+        self.gradients = gradients
         self.backend = backend
 
+    def _checked_group(self) -> Group:
+        """
+        Raises:
+            ValueError: ``world_size`` or ``rank`` is not what the process group says.
+        """
+        if self.world_size > 1:
+            ranks = ranks_of(self.group, self.gradients, type(self).__name__)
+            found = (1, 0) if ranks is None else (ranks.size, ranks.rank)
+            for name, given, actual in zip(("world_size", "rank"), (self.world_size, self.rank), found):
+                if given != actual:
+                    raise ValueError(f"{name} must be that of the process group, {actual}, got {given}")
+        return self.group
+
     def extra_repr(self) -> str:
-        return f"backend={self.backend!r}"
+        spread = "" if self.group is None else f"group={self.group!r}, gradients={self.gradients!r}, "
+        return f"{spread}backend={self.backend!r}"
 
 
-class ClipLoss(_OneProcess):
+class ClipLoss(_GlobalLoss):
     """open_clip's ``ClipLoss``: cross-entropy of both directions against the diagonal (Radford et al., 2021).
 
     Args:
-        local_loss, gather_with_grad, cache_labels, rank, use_horovod: without effect, as said above.
-        world_size: 1.
-        backend: as in :func:`sparc_kernels.contrastive_loss`.
+        local_loss, cache_labels: without effect, as said above.
+        gather_with_grad: has to be True where ``world_size`` is more than 1.
+        rank, world_size: of this process; more than one is ``group="world"``.
+        use_horovod: False.
+        group, gradients, backend: as in :func:`sparc_kernels.contrastive_loss`.
 
     Raises:
-        NotImplementedError: ``world_size`` is not 1.
-        ValueError: no such backend.
+        NotImplementedError: ``use_horovod`` with several processes.
+        ValueError: no such backend; several processes without ``gather_with_grad``.
     """
 
     def __init__(
@@ -67,9 +89,19 @@ class ClipLoss(_OneProcess):
         world_size: int = 1,
         use_horovod: bool = False,
         *,
+        group: Group = None,
+        gradients: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__(cache_labels, rank, world_size, backend)
+        super().__init__(cache_labels, rank, world_size, group, gradients, backend)
+        if world_size > 1 and not gather_with_grad:
+            gone = "point elsewhere" if local_loss else f"are {1 / world_size:.3g} of the loss's"
+            raise ValueError(
+                f"gather_with_grad must be True where world_size is {world_size}, got False: what ranks give each "
+                f"other's embeddings would be lost, and the towers' gradients {gone}"
+            )
+        if world_size > 1 and use_horovod:
+            raise NotImplementedError("use_horovod must be False: the exchange is torch.distributed's, got True")
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.use_horovod = use_horovod
@@ -90,7 +122,14 @@ class ClipLoss(_OneProcess):
         Raises:
             TypeError, ValueError, NotImplementedError: as :func:`sparc_kernels.contrastive_loss`.
         """
-        loss = contrastive_loss(image_features, text_features, logit_scale=logit_scale, backend=self.backend)
+        loss = contrastive_loss(
+            image_features,
+            text_features,
+            logit_scale=logit_scale,
+            group=self._checked_group(),
+            gradients=self.gradients,
+            backend=self.backend,
+        )
         if logit_bias is not None:
             _validate.scalar("logit_bias", logit_bias, "image_features", image_features)
         if isinstance(logit_bias, Tensor):
@@ -98,16 +137,15 @@ class ClipLoss(_OneProcess):
         return {"contrastive_loss": loss} if output_dict else loss
 
 
-class SigLipLoss(_OneProcess):
+class SigLipLoss(_GlobalLoss):
     """open_clip's ``SigLipLoss``: each pair a binary classification (Zhai et al., 2023, equation 1).
 
     Args:
-        cache_labels, rank, dist_impl: without effect, as said above.
-        world_size: 1.
-        backend: as in :func:`sparc_kernels.sigmoid_loss`.
+        cache_labels, dist_impl: without effect, as said above.
+        rank, world_size: of this process; more than one is ``group="world"``.
+        group, gradients, backend: as in :func:`sparc_kernels.sigmoid_loss`.
 
     Raises:
-        NotImplementedError: ``world_size`` is not 1.
         ValueError: no such backend or ``dist_impl``.
     """
 
@@ -118,9 +156,11 @@ class SigLipLoss(_OneProcess):
         world_size: int = 1,
         dist_impl: str | None = None,
         *,
+        group: Group = None,
+        gradients: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__(cache_labels, rank, world_size, backend)
+        super().__init__(cache_labels, rank, world_size, group, gradients, backend)
         if dist_impl not in (None, *DIST_IMPLS):
             raise ValueError(f"dist_impl must be None or one of {', '.join(map(repr, DIST_IMPLS))}, got {dist_impl!r}")
         self.dist_impl = dist_impl or "bidir"
@@ -144,6 +184,8 @@ class SigLipLoss(_OneProcess):
             text_features,
             logit_scale=logit_scale,
             logit_bias=0.0 if logit_bias is None else logit_bias,
+            group=self._checked_group(),
+            gradients=self.gradients,
             backend=self.backend,
         )
         return {"contrastive_loss": loss} if output_dict else loss
@@ -179,7 +221,14 @@ class DistillClipLoss(ClipLoss):
         _validate.embeddings("text_features", text_features, "[B, D]")
         _validate.same("text_features", text_features, "image_features", image_features, {"B": 0, "D": 1})
         batch = image_features.shape[0]
+        group = self._checked_group()
+        ranks = ranks_of(group, self.gradients, type(self).__name__)
+        _validate.scalar("logit_scale", logit_scale, "image_features", image_features)
+        if ranks is not None and isinstance(logit_scale, Tensor):
+            logit_scale = replicated(logit_scale, ranks)
         ids = torch.arange(batch, device=image_features.device)
+        if ranks is not None:
+            ids = ids * ranks.size + ranks.rank  # no other rank's
         # The diagonal is named as a target, not excluded: the distillation needs its probability, and what is
         # subtracted within the sweep is subtracted before anything is rounded.
         found = similarity_logsumexp(
@@ -188,12 +237,17 @@ class DistillClipLoss(ClipLoss):
             row_scale=logit_scale,
             targets=Labels(ids, ids),
             teacher=Teacher(dist_image_features, dist_text_features, dist_logit_scale),
+            group=group,
             backend=self.backend,
         )
         row_lse, col_lse, row_target, col_target, row_soft, col_soft = (x for x in found if x is not None)
         lse, count = row_lse + col_lse, 2 * max(batch, 1)
-        contrastive = (lse - row_target - col_target).sum() / count
-        distill = (lse - row_soft - col_soft).sum() / count
+        contrastive, distill = (lse - row_target - col_target).sum(), (lse - row_soft - col_soft).sum()
+        if ranks is None:
+            contrastive, distill = contrastive / count, distill / count
+        else:
+            sums = torch.stack([contrastive, distill]) / 2
+            contrastive, distill = global_ratios(sums, torch.full_like(sums, batch).detach(), ranks)
         if output_dict:
             return {"contrastive_loss": contrastive, "distill_loss": distill}
         return contrastive, distill

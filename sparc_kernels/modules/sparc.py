@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparc_kernels import _validate
+from sparc_kernels.distributed import Group, check_gradients, check_group
 from sparc_kernels.functional import DEFAULT_LOGIT_SCALE, SparcLossOutput, sparc_loss
 from sparc_kernels.functional.alignment import check_reduction, check_similarity_threshold
 
@@ -39,7 +40,8 @@ class SparcLoss(nn.Module):
         local_weight: lambda_f of eq 7.
         reduction: ``"token"``, ``"caption"`` or ``"none"``, as in :func:`sparc_kernels.fine_grained_loss`.
         return_components: return a :class:`sparc_kernels.SparcLossOutput` instead of the loss alone.
-        group: a process group; only None for now.
+        group: ``"world"`` or a process group, as in :func:`sparc_kernels.sparc_loss`.
+        gradients: ``"mean"`` or ``"sum"``, what happens to the gradients of the ranks afterwards.
         backend: of both losses, as in :func:`sparc_kernels.sparc_loss`.
         learn_scale: False keeps the scales fixed (buffers instead of parameters).
         max_logit_scale: upper bound of the scales.
@@ -61,7 +63,8 @@ class SparcLoss(nn.Module):
         local_weight: float = 1.0,
         reduction: str = "token",
         return_components: bool = False,
-        group: object = None,
+        group: Group = None,
+        gradients: str = "mean",
         backend: str = "auto",
         learn_scale: bool = True,
         max_logit_scale: float = 100.0,
@@ -71,12 +74,15 @@ class SparcLoss(nn.Module):
         _validate.weight("global_weight", global_weight)
         _validate.weight("local_weight", local_weight)
         check_reduction(reduction)
-        _validate.group(group)
+        check_group(group)
+        check_gradients(gradients)
         _validate.backend(backend)
         self.similarity_threshold = similarity_threshold
         self.global_weight = global_weight
         self.local_weight = local_weight
         self.reduction = reduction
+        self.group = group
+        self.gradients = gradients
         self.return_components = return_components
         self.backend = backend
         self.max_logit_scale = _positive("max_logit_scale", max_logit_scale)
@@ -154,6 +160,8 @@ class SparcLoss(nn.Module):
             local_weight=self.local_weight,
             reduction=self.reduction,
             return_components=self.return_components,
+            group=self.group,
+            gradients=self.gradients,
             backend=self.backend,
         )
 

@@ -48,14 +48,14 @@ LOSS_CASES: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("scale infinite", ValueError, r"logit_scale must be finite, got inf", {"logit_scale": float("inf")}),
     ("scale device", ValueError, r"logit_scale must be on the device of patch_embeds", {"logit_scale": torch.tensor(1.0, device=META)}),
     ("reduction", ValueError, r"reduction must be one of 'token', 'caption', 'none', got 'mean'", {"reduction": "mean"}),
-    ("group", NotImplementedError, r"group must be None: the losses are not distributed yet .* got object", {"group": object()}),
+    ("group", TypeError, r"group must be 'world', a ProcessGroup or None, got object", {"group": object()}),
 ]  # fmt: skip
 SPARC_CASES: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("global weight", TypeError, r"global_weight must be a number, got str", {"global_weight": "0.5"}),
     ("local weight", ValueError, r"local_weight must be finite, got inf", {"local_weight": float("inf")}),
     ("none without components", ValueError, r"pass return_components=True", {"reduction": "none"}),
     ("image rank", ValueError, r"image_embeds must have shape \[B, G\]", {"image_embeds": V}),
-    ("image batch", ValueError, r"image_embeds and patch_embeds must have the same B, got B=3 .*gathered from other processes belong into contrastive_loss", {"image_embeds": torch.randn(3, 8)}),
+    ("image batch", ValueError, r"image_embeds and patch_embeds must have the same B, got B=3 .*those of other processes take part by group='world'", {"image_embeds": torch.randn(3, 8)}),
     ("text width", ValueError, r"text_embeds and image_embeds must have the same D", {"image_embeds": torch.randn(2, 8), "text_embeds": torch.randn(2, 4)}),
 ]  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_sparc_loss(_: str, error: type[Exception], message: str, change: dict[s
         (ValueError, r"image_embeds must have shape \[B, D\], got 3", {"image_embeds": V}),
         (TypeError, r"text_embeds must be a floating tensor", {"text_embeds": torch.ones(4, 8).int()}),
         (ValueError, r"text_embeds and image_embeds must have the same B", {"text_embeds": torch.ones(3, 8)}),
-        (NotImplementedError, r"group must be None", {"group": object()}),
+        (TypeError, r"group must be 'world', a ProcessGroup or None, got object", {"group": object()}),
         (ValueError, r"backend must be one of", {"backend": "fast"}),
     ],
 )
@@ -127,7 +127,7 @@ def test_explicit_backend_never_falls_back(backend: str, dtype: torch.dtype, mes
         (TypeError, "local_logit_scale must be a number, got str", {"local_logit_scale": "1"}),
         (ValueError, r"similarity_threshold must lie in \[0, 1\], got 2", {"similarity_threshold": 2}),
         (ValueError, "reduction must be one of", {"reduction": "sum"}),
-        (NotImplementedError, "group must be None", {"group": object()}),
+        (TypeError, r"group must be 'world', a ProcessGroup or None, got object", {"group": object()}),
         (ValueError, "max_logit_scale must be positive", {"max_logit_scale": -1}),
         (ValueError, "backend must be one of", {"backend": "gpu"}),
     ],

@@ -81,6 +81,7 @@ CASES = (
     Case("uneven", M=131, N=77, D=72, guide=9, soft=True, pairs=2),
     Case("uneven-labels", M=67, N=150, D=33, ids=5, ids_exclude=False, padded=3),
     Case("no-rows", M=0, N=4),
+    Case("no-rows-of-many", M=0, N=600, D=8, ids_exclude=False, guide=5, soft=True),
     Case("no-cols", M=4, N=0),
 )
 LARGE = (

@@ -87,7 +87,7 @@ LOSSES: Cases = [
     ("width", ValueError, r"text_embeds and image_embeds must have the same D, got D=7", {"text_embeds": Y[:, :7]}),
     ("dtype", TypeError, r"text_embeds and image_embeds must have the same dtype", {"text_embeds": Y.double()}),
     ("rank", ValueError, r"image_embeds must have shape \[B, D\], got 3 dimensions", {"image_embeds": X[None]}),
-    ("group", NotImplementedError, r"group must be None", {"group": object()}),
+    ("group", TypeError, r"group must be 'world', a ProcessGroup or None, got object", {"group": object()}),
     ("backend", ValueError, r"backend must be one of .* got 'fast'", {"backend": "fast"}),
     ("cuda", NotImplementedError, r"backend='cuda' cannot serve contrastive .*no CUDA kernel", {"backend": "cuda"}),
     *WEIGHTED, *EXCLUSIONS,
@@ -121,7 +121,7 @@ STATISTICS: Cases = [
     ("rank", ValueError, r"rows must have shape \[M, D\]", {"rows": X[0]}),
     ("targets", TypeError, r"targets must be Labels or None, got Pairs", {"targets": Pairs(N, I)}),
     ("ids and labels", ValueError, r"exclude may not hold Ids where targets are Labels", {"targets": Labels(I, I), "exclude": [Ids(I, I)]}),
-    ("group", NotImplementedError, r"group must be None", {"group": object()}),
+    ("group", TypeError, r"group must be 'world', a ProcessGroup or None, got object", {"group": object()}),
     *EXCLUSIONS,
 ]  # fmt: skip
 MINING: Cases = [

@@ -150,7 +150,7 @@ def test_signatures_are_open_clips(name: str) -> None:
             for library in (sk, THEIRS)
         )
         extra = ours[len(theirs) :]
-        assert [p.name for p in extra] == (["backend"] if method == "__init__" else [])
+        assert [p.name for p in extra] == (["group", "gradients", "backend"] if method == "__init__" else [])
         assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in extra)
         for our, their in zip(ours, theirs):
             assert (our.name, our.kind, our.default) == (their.name, their.kind, their.default) or (
@@ -262,8 +262,10 @@ def test_autocast(name: str) -> None:
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"world_size": 2}, NotImplementedError, "world_size must be 1: the losses are not distributed yet .*, got 2"),
-        ({"world_size": 0}, NotImplementedError, "got 0"),
+        ({"world_size": 0}, ValueError, "world_size must be an integer of at least 1, got 0"),
+        ({"rank": -1}, ValueError, "rank must be an integer of at least 0, got -1"),
+        ({"group": 3}, TypeError, "group must be 'world', a ProcessGroup or None, got int"),
+        ({"gradients": "max"}, ValueError, "gradients must be 'mean' or 'sum', got 'max'"),
         ({"backend": "abacus"}, ValueError, "backend must be one of"),
     ],
 )
