@@ -6,7 +6,7 @@ Measured: one H200 (sm_90, Triton 3.6, torch 2.11), 2026-11-26, at commit ca26e6
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.scale_model.problem import BACKWARD, FORWARD, SIGMOID, SOFTMAX
 
@@ -133,6 +133,8 @@ class Network:
     nics: int
     """Of a node."""
     nic: float
+    logarithmic: bool = False
+    """Collectives take a number of steps between nodes that grows with their logarithm, not with the ranks."""
 
 
 # 450 GB/s is NVLink 4's line rate; NCCL gets about 370 of it outside of all-reduce (NVIDIA's maintainer in
@@ -140,6 +142,10 @@ class Network:
 NVLINK4 = 350.0
 # A 400 Gb/s NIC gives 46 to 48 GB/s (NVIDIA's maintainer in nccl-tests issue 290).
 NIC400 = 47.0
-RAILS = Network("8 x 400 Gb/s", "a node of 8 on NVLink 4, one 400 Gb/s link for each GPU", 8, NVLINK4, 8, NIC400)
-ONE_LINK = Network("1 x 400 Gb/s", "the same node with one 400 Gb/s link", 8, NVLINK4, 1, NIC400)
-NETWORKS = {"rails": RAILS, "one-link": ONE_LINK}
+RAILS = Network("8 x 400 Gb/s", "nodes of 8 GPUs on NVLink 4, a 400 Gb/s link for each GPU", 8, NVLINK4, 8, NIC400)
+ONE_LINK = replace(RAILS, name="1 x 400 Gb/s", described="the same nodes with one 400 Gb/s link each", nics=1)
+# PAT (arXiv 2506.20252) has such steps. That it serves 8 GPUs of a node at the bandwidth of rings is an assumption.
+LOGARITHMIC = replace(
+    RAILS, name="8 x 400 Gb/s, logarithmic", described="the first, if latency grew with the logarithm", logarithmic=True
+)
+NETWORKS = {"rails": RAILS, "one-link": ONE_LINK, "logarithmic": LOGARITHMIC}

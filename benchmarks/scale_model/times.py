@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from benchmarks.scale_model.modes import Mode
 from benchmarks.scale_model.problem import PHASES, Problem
 from benchmarks.scale_model.rates import LL, POST, PROTOCOLS, SIMPLE, Chip, Network, Protocol
 from benchmarks.scale_model.traffic import ALL_TO_ALL, SEND, Exchange
-from benchmarks.scale_model.work import Work
+from benchmarks.scale_model.work import LEAST_ROWS, Work
 
 
 class Step(NamedTuple):
@@ -47,7 +48,8 @@ def _computing(work: Work, problem: Problem, chip: Chip) -> float:
         phase = PHASES[work.gradients]
         return work.flop / (1e12 * rates.matrix) + work.pairs * rates.pairs[phase]
     rate = (rates.gradients if work.gradients else rates.sweep)[problem.loss]
-    return max(work.flop / (1e12 * rate), work.memory_bytes / (1e9 * chip.copy))
+    padded = max(problem.local, LEAST_ROWS) / problem.local
+    return max(padded * work.flop / (1e12 * rate), work.memory_bytes / (1e9 * chip.copy))
 
 
 def _fastest(protocols: Iterable[Protocol], seconds: Callable[[Protocol], float]) -> float:
@@ -55,9 +57,9 @@ def _fastest(protocols: Iterable[Protocol], seconds: Callable[[Protocol], float]
 
 
 def _collective(exchange: Exchange, ranks: int, network: Network) -> float:
-    """As a ring, the only way in which NCCL gathers and scatters over several GPUs of several nodes.
+    """As NCCL predicts its rings; over a network with logarithmic latency, with as many steps between nodes.
 
-    NVLink SHARP and in-network reductions are left out.
+    Reductions in switches (SHARP) are left out.
     """
     if ranks == 1:
         return 0.0
@@ -75,7 +77,10 @@ def _collective(exchange: Exchange, ranks: int, network: Network) -> float:
         most = protocol.most_inside if nodes == 1 else protocol.most_between
         bus = network.nvlink if nodes == 1 else min(network.nvlink, network.nics * network.nic)
         near = protocol.nvlink if nodes == 1 else max(protocol.nvlink, protocol.posted)
-        latency = protocol.base + (ranks - nodes) * near + (nodes - 1) * protocol.net
+        if network.logarithmic:
+            latency = protocol.base + (inside - 1) * near + math.ceil(math.log2(nodes)) * protocol.net
+        else:
+            latency = protocol.base + (ranks - nodes) * near + (nodes - 1) * protocol.net
         return 1e-6 * latency + sent / (1e9 * min(most, bus * protocol.share))
 
     return _fastest(PROTOCOLS, seconds)

@@ -15,8 +15,9 @@ LEAST_ROWS = 16
 # Of sparc_kernels/ops/contrastive/config.py: the gradient operand G is made in chunks of rows, partial results of the
 # forward pass, both within a budget.
 WORKSPACE, PARTIALS = 256 * 2**20, 64 * 2**20
-# Numbers kept per row and per column between forward and backward, and two ids (MATH.md of the room).
-KEPT, IDS = 8, 8
+# Numbers kept per row and per column between forward and backward, bytes of an id, and numbers kept per pair of the
+# rank by the composition (tests/benchmarks/test_scale_model.py counts what is kept).
+KEPT, ID, OF_PAIRS = 4, 8, 10
 
 # Products of each pass: similarities; similarities again and two for the gradients.
 TWO_SWEEPS = {FORWARD: 1, BACKWARD: 3}
@@ -32,6 +33,7 @@ class Work:
 
     flop: float
     memory_bytes: float
+    """Read and written."""
     gradients: bool = False
     """Two of three products make gradients; else the similarities alone."""
     pairs: float = 0.0
@@ -41,7 +43,6 @@ class Work:
 def fused(problem: Problem, products: dict[str, int], blocks: int) -> dict[str, Work]:
     """The streamed kernels on a rank's share of the matrix, cut into ``blocks`` blocks of columns."""
     b, cols, d, i = problem.local, problem.batch, problem.width, problem.itemsize
-    rows = max(b, LEAST_ROWS)
     similarities = (blocks * b + cols) * d * i
     g = b * cols * i
     chunks = -(-g // blocks // WORKSPACE)
@@ -51,7 +52,7 @@ def fused(problem: Problem, products: dict[str, int], blocks: int) -> dict[str, 
     for phase in PHASES:
         count = products[phase]
         swept = similarities * (count > 0) + gradients * (count > 1)
-        found[phase] = Work(2.0 * count * rows * cols * d, swept, count > 1)
+        found[phase] = Work(2.0 * count * b * cols * d, swept, count > 1)
     return found
 
 
@@ -63,20 +64,28 @@ def ring(problem: Problem) -> dict[str, Work]:
     return fused(problem, RING_PRODUCTS[problem.loss], problem.ranks)
 
 
+def gather_kept(problem: Problem) -> int:
+    """Between forward and backward, beyond the rank's embeddings."""
+    b, cols, w = problem.local, problem.batch, problem.wide
+    return cols * problem.width * problem.itemsize + _vectors(b, cols, w)
+
+
 def gather_memory(problem: Problem) -> int:
-    """Beyond the embeddings of the rank and their gradients: all texts, their gradients, a chunk of G."""
-    b, cols, d, i = problem.local, problem.batch, problem.width, problem.itemsize
-    texts = cols * d * (i + i + problem.wide)  # kept; their gradients as the op rounds them, and as they travel
-    vectors = (b + cols) * (KEPT * problem.wide + IDS)
-    return texts + b * d * problem.wide + vectors + min(WORKSPACE, b * cols * i) + PARTIALS
+    """What is kept, the gradients of all texts as the op rounds them and as they travel, dX in float32, a chunk of G."""
+    b, cols, d, w = problem.local, problem.batch, problem.width, problem.wide
+    gradients = cols * d * (problem.itemsize + w) + b * d * w
+    return gather_kept(problem) + gradients + min(WORKSPACE, b * cols * problem.itemsize) + PARTIALS
 
 
 def ring_memory(problem: Problem) -> int:
     """A block of texts in use and one on its way, their gradients likewise, dX in float32, a chunk of G."""
     b, d, i = problem.local, problem.width, problem.itemsize
     blocks = 2 * b * d * i + 3 * b * d * problem.wide
-    vectors = 4 * b * (KEPT * problem.wide + IDS)
-    return blocks + vectors + min(WORKSPACE, b * b * i) + PARTIALS
+    return blocks + _vectors(b, 2 * b, problem.wide) + min(WORKSPACE, b * b * i) + PARTIALS
+
+
+def _vectors(rows: int, cols: int, wide: int) -> int:
+    return (rows + cols) * (KEPT * wide + ID) + rows * OF_PAIRS * wide
 
 
 def local_loss(problem: Problem, with_gradient: bool) -> dict[str, Work]:
@@ -95,12 +104,14 @@ def global_loss(problem: Problem) -> dict[str, Work]:
     return {FORWARD: Work(product, 0, False, pairs), BACKWARD: Work(2 * product, 0, True, pairs)}
 
 
+# Under autocast, so that cross-entropies are of float32: logits, a copy in float32, two log-softmaxes.
+
+
 def local_memory(problem: Problem) -> int:
-    """Both sides of all ranks; of each block logits and their log-softmax, of one the gradient in both dtypes."""
     b, cols, d, i, w = problem.local, problem.batch, problem.width, problem.itemsize, problem.wide
-    return 2 * cols * d * i + b * cols * (2 * (i + w) + w + i)
+    return 2 * (cols + b) * d * i + b * cols * (2 * i + 3 * w)
 
 
 def global_memory(problem: Problem) -> int:
     cols, d, i, w = problem.batch, problem.width, problem.itemsize, problem.wide
-    return 2 * cols * d * i + cols * cols * (i + 2 * w + w + i)
+    return 3 * cols * d * i + cols * cols * (i + 3 * w)
