@@ -39,11 +39,12 @@ def _changed(options: argparse.Namespace) -> tuple[Chip, Network]:
         NETWORKS[options.network], **{name: given[name] for name in ("node", "nvlink", "nics", "nic") if name in given}
     )
     rates = H200.rates[options.dtype]
-    for name in ("sweep", "gradients"):
-        if name in given:
-            rates = replace(rates, **{name: {options.loss: given[name]}})
-    if "matrix" in given:
-        rates = replace(rates, matrix=options.matrix)
+    rates = replace(
+        rates,
+        sweep={options.loss: given.get("sweep", rates.sweep[options.loss])},
+        gradients={options.loss: given.get("gradients", rates.gradients[options.loss])},
+        matrix=given.get("matrix", rates.matrix),
+    )
     chip = replace(H200, **{name: given[name] for name in ("copy", "memory") if name in given})
     return replace(chip, rates={options.dtype: rates}), network
 

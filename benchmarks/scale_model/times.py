@@ -35,7 +35,7 @@ def step(mode: Mode, problem: Problem, chip: Chip, network: Network) -> Step:
         exchanges = [each for each in mode.exchanges(problem) if each.phase == phase]
         seconds = _computing(work, problem, chip)
         sends = [each for each in exchanges if each.collective == SEND]
-        exchanged = sum(_collective(each, problem.ranks, network) for each in exchanges if each.collective != SEND)
+        exchanged = sum(collective(each, problem.ranks, network) for each in exchanges if each.collective != SEND)
         along = _along_ring(sends, problem.ranks, seconds, network) if sends else (0.0, 0.0)
         computing, waiting, hidden = computing + seconds, waiting + exchanged + along[0], hidden + along[1]
     return Step(computing, waiting, hidden)
@@ -56,7 +56,7 @@ def _fastest(protocols: Iterable[Protocol], seconds: Callable[[Protocol], float]
     return min(map(seconds, protocols))
 
 
-def _collective(exchange: Exchange, ranks: int, network: Network) -> float:
+def collective(exchange: Exchange, ranks: int, network: Network) -> float:
     """As NCCL predicts its rings; over a network with logarithmic latency, with as many steps between nodes.
 
     Reductions in switches (SHARP) are left out.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.scale_model.problem import BACKWARD, FORWARD, SOFTMAX, Problem
 
 ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, SEND = "all-gather", "reduce-scatter", "all-to-all", "send"
-PRODUCTS = "the products of the block before"
+PRODUCTS = "products of another block"
 
 # What ranks tell each other before a call: 31 integers (sparc_kernels/distributed/agreement.py).
 AGREEMENT = 8 * 31
@@ -69,13 +69,13 @@ def ring(problem: Problem) -> list[Exchange]:
         """``home``: once more, to the rank that it began with."""
         return Exchange(what, phase, SEND, each, formula, ranks - 1 + home, under)
 
-    texts = send("texts and ids", FORWARD, b * (d * i + 8), "b*(D*i+8)")
+    texts = send("texts and ids", FORWARD, b * (d * i + 8), "b*(D*i + 8)")
     if problem.loss != SOFTMAX:
         return [texts, send("gradients of texts", FORWARD, b * d * w, "b*D*w", home=True)]
     return [
         texts,
         send("column statistics", FORWARD, 2 * b * w, "2*b*w", home=True),
-        send("texts and ids", BACKWARD, b * (d * i + 8), "b*(D*i+8)"),
+        send("texts and ids", BACKWARD, b * (d * i + 8), "b*(D*i + 8)"),
         send("column statistics", BACKWARD, 2 * b * w, "2*b*w"),
         send("gradients of texts", BACKWARD, b * d * w, "b*D*w", home=True),
     ]

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ def run(folder: Path, ranks: int) -> list[Counts]:
 
 
 @pytest.fixture(scope="module", params=(2, 4), ids="{}-ranks".format)
-def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Counts]]:
-    yield run(tmp_path_factory.mktemp("ranks"), request.param)
+def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Counts]:
+    return run(tmp_path_factory.mktemp("ranks"), request.param)
 
 
 def problem_of(found: list[Counts], loss: str = SOFTMAX, dtype: str = "float32", local: int = SIZE) -> Problem:
@@ -127,7 +127,13 @@ def _own_part_too(problem: Problem) -> list[traffic.Exchange]:
 
 @pytest.mark.parametrize(
     "fault",
-    [_more_words, _rounded_gradients, _own_part_too, lambda p: traffic.gather(p)[1:], lambda p: traffic.gather(p)[::-1]],
+    [
+        _more_words,
+        _rounded_gradients,
+        _own_part_too,
+        lambda p: traffic.gather(p)[1:],
+        lambda p: traffic.gather(p)[::-1],
+    ],
     ids=["a factor of two", "gradients rounded", "W for W - 1", "one is missing", "another order"],
 )
 def test_a_wrong_count_is_seen(counted: list[Counts], fault: Callable[[Problem], list[traffic.Exchange]]) -> None:
@@ -214,6 +220,22 @@ def test_the_design_s_example() -> None:
 def test_the_page_says_what_the_model_gives() -> None:
     text = page.DOCUMENT.read_text()
     assert text == page.with_section(text, page.section()), COMMAND
+
+
+def test_what_the_page_advises_holds() -> None:
+    """What its paragraph says without a figure."""
+
+    def ratio(mode: Mode, problem: Problem) -> float:
+        return step(mode, problem, H200, RAILS).total / step(GATHER, problem, H200, RAILS).total
+
+    clip = Problem(32768, 768, 8)
+    inside, rings = (step(mode, clip, H200, RAILS) for mode in (GATHER, RING))
+    assert rings.waiting < 0.2 * inside.waiting
+    thin = Problem(32768, 768, 512)
+    assert ratio(OPEN_CLIP_BOTH, thin) < 1 < ratio(OPEN_CLIP_BOTH, Problem(32768, 768, 64))
+    free = dataclasses.replace(RAILS, nvlink=1e9, nic=1e9)  # nothing but latency
+    assert step(GATHER, thin, H200, free).waiting > 0.75 * step(GATHER, thin, H200, RAILS).waiting
+    assert step(GATHER, thin, H200, LOGARITHMIC).waiting < 0.5 * step(GATHER, thin, H200, RAILS).waiting
 
 
 def test_the_command_takes_another_problem(capsys: pytest.CaptureFixture[str]) -> None:
