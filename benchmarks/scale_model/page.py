@@ -39,9 +39,9 @@ runs of the code with 2 and 4 processes (`tests/benchmarks/test_scale_model.py`)
 - Chip: the rates at which one {chip} ran the losses (similarities alone, and similarities with both gradients:
   {softmax}; {sigmoid}) and eager PyTorch (for what open_clip does
   beside its products), 2026-11-26, commit ca26e6b.
-- Links, each way: {nvlink:.0f} GB/s on NVLink 4 in a node of 8 (measured on H100: NVIDIA/nccl issue 1281), {nic:.0f} GB/s
-  on a 400 Gb/s link (NVIDIA/nccl-tests issue 290). A collective uses all links of a node, an all-to-all one per GPU
-  (nccl-tests issue 267); of the ring's hops, one crosses each pair of nodes, on one link.
+- Links, each way: {nvlink:.0f} GB/s on NVLink 4 in a node of 8 (measured on H100: NVIDIA/nccl issue 1281), {nic:.0f}
+  GB/s on a 400 Gb/s link (NVIDIA/nccl-tests issue 290). A collective uses all links of a node, an all-to-all one per
+  GPU (nccl-tests issue 267); of the ring's hops, one crosses each pair of nodes, on one link.
 - Latency: NCCL's own prediction for its rings (`src/graph/tuning.cc` at b6475625), linear in the ranks. *Logarithmic*:
   as if steps between nodes grew with their logarithm (PAT, arXiv 2506.20252). The model may flatter large groups: it
   gives {reported:.0f} GB/s for an all-gather of 2 GB on 256 GPUs that reached about 200 (nccl issue 1218).
@@ -61,14 +61,15 @@ CHOICE = """\
   hops waits for one link where a collective has all; with one link per node from {one_link:,}. At 1,048,576 x 768 on 64
   ranks it would save {saved:.0f} % of the step with one link per node, {saved_rails:.0f} % with a link per GPU.
 - Memory: `gather` holds all texts and their gradients, {kilobytes:.1f} kB per pair of the *global* batch at D = 768,
-  however many ranks there are: {million:.1f} GB at a million pairs. Where that does not fit, only a ring would do, which
-  holds a few blocks of the *local* batch.
+  however many ranks there are: {million:.1f} GB at a million pairs. Where that does not fit, only a ring would do,
+  which holds a few blocks of the *local* batch.
 - From some hundred ranks on the mode matters less than the latency: at 32,768 x 768 on 512 ranks products are
-  {products:.1f} % of a step, and most of the rest is the latency of NCCL's rings. `gather` makes {calls} collective calls
-  in a step, open_clip {others}: there `gather` is the slower one. What helps is a larger batch per rank, or collectives
-  of logarithmic latency.
-- Of open_clip's flags set both. It then takes {least_ratio:.1f} to {most_ratio:.1f} times as long as `gather` on up to 64
-  ranks, where it fits at all. Without `local_loss` every rank makes the whole matrix, {matrix:.0f} GB at 32,768 pairs."""
+  {products:.1f} % of a step, and most of the rest is the latency of NCCL's rings. `gather` makes {calls} collective
+  calls in a step, open_clip {others}: there `gather` is the slower one. What helps is a larger batch per rank, or
+  collectives of logarithmic latency.
+- Of open_clip's flags set both. It then takes {least_ratio:.1f} to {most_ratio:.1f} times as long as `gather` on up
+  to 64 ranks, where it fits at all. Without `local_loss` every rank makes the whole matrix: {matrix:.0f} GB at 32,768
+  pairs."""
 
 
 def section() -> str:
