@@ -11,6 +11,17 @@ from benchmarks.scale_model.problem import SIGMOID, SOFTMAX, Problem
 from benchmarks.scale_model.rates import H200, NETWORKS, Chip, Network
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive and finite, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    return int(_positive(str(int(text))))
+
+
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m benchmarks.scale_model", description=__doc__.splitlines()[0])
     found.add_argument("--write", action="store_true", help="write the tables into docs/distributed.md")
@@ -20,15 +31,15 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--loss", choices=(SOFTMAX, SIGMOID), default=SOFTMAX)
     found.add_argument("--dtype", choices=sorted(H200.rates), default="bfloat16")
     found.add_argument("--network", choices=sorted(NETWORKS), default="rails", help="others by the options below")
-    found.add_argument("--node", type=int, help="ranks that NVLink joins")
-    found.add_argument("--nvlink", type=float, help="GB/s of a collective within a node, in one direction")
-    found.add_argument("--nics", type=int, help="links of a node to other nodes")
-    found.add_argument("--nic", type=float, help="GB/s of one of them")
-    found.add_argument("--sweep", type=float, help="Tflop/s of the kernel that makes the similarities")
-    found.add_argument("--gradients", type=float, help="Tflop/s of similarities with both gradients")
-    found.add_argument("--matrix", type=float, help="Tflop/s of bare products (open_clip's)")
-    found.add_argument("--copy", type=float, help="GB/s of the chip's memory, read and written")
-    found.add_argument("--memory", type=float, help="GB that the loss may take")
+    found.add_argument("--node", type=_count, help="ranks that NVLink joins")
+    found.add_argument("--nvlink", type=_positive, help="GB/s of a collective within a node, in one direction")
+    found.add_argument("--nics", type=_count, help="links of a node to other nodes")
+    found.add_argument("--nic", type=_positive, help="GB/s of one of them")
+    found.add_argument("--sweep", type=_positive, help="Tflop/s of the kernel that makes the similarities")
+    found.add_argument("--gradients", type=_positive, help="Tflop/s of similarities with both gradients")
+    found.add_argument("--matrix", type=_positive, help="Tflop/s of bare products (open_clip's)")
+    found.add_argument("--copy", type=_positive, help="GB/s of the chip's memory, read and written")
+    found.add_argument("--memory", type=_positive, help="GB that the loss may take")
     return found
 
 

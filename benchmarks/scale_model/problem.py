@@ -21,6 +21,9 @@ class Problem:
     loss: str = SOFTMAX
 
     def __post_init__(self) -> None:
+        for name in ("batch", "width", "ranks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch % self.ranks:
             raise ValueError(f"batch must be a multiple of the {self.ranks} ranks, got {self.batch}")
         if self.dtype not in ITEMSIZE:

@@ -255,6 +255,10 @@ def test_the_command_takes_another_problem(capsys: pytest.CaptureFixture[str]) -
     "arguments, words",
     [
         (["--batch", "100", "--ranks", "8"], "batch must be a multiple of the 8 ranks, got 100"),
+        (["--batch", "0", "--ranks", "8"], "batch must be at least 1, got 0"),
+        (["--batch", "64", "--ranks", "0"], "ranks must be at least 1, got 0"),
+        (["--batch", "64", "--nic", "0"], "argument --nic: must be positive and finite, got 0"),
+        (["--batch", "64", "--node", "0"], "argument --node: must be positive and finite, got 0"),
         (["--batch", "64", "--dtype", "int8"], "invalid choice: 'int8'"),
     ],
 )
