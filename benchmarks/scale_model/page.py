@@ -155,8 +155,8 @@ def _exchanges() -> str:
             table(["mode", "pass", "exchange", "collective", "hides under", "bytes", "MB"], rows, 6),
             f"open_clip's four modes (`local_loss` or global, `gather_with_grad` or without): {others}.",
             f"The sigmoid loss has no column statistics: gather {megabytes(GATHER.sent(sigmoid))} MB, ring "
-            f"{megabytes(RING.sent(sigmoid))} MB. The ring's gradients go home within one sweep of three products; `gather` makes the similarities "
-            "twice, four products.",
+            f"{megabytes(RING.sent(sigmoid))} MB. Its gradients go home within one sweep of three products; `gather` "
+            "makes the similarities twice, four products.",
         ]
     )
 
@@ -232,8 +232,8 @@ def _plan() -> str:
     return "\n\n".join(
         [
             f"**A step of the loss**, forward and backward, bfloat16, per rank. {described}. open_clip: local, with "
-            "gradient. Memory: beyond the rank's embeddings and their gradients; bold: `gather` is the slower one, or more "
-            "memory than the chip has.",
+            "gradient. Memory: beyond the rank's embeddings and their gradients; bold: `gather` is the slower one, or "
+            "more memory than the chip has.",
             table(titles, rows, 2),
         ]
     )
