@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparc_kernels._compile import constant_when_compiled
 from sparc_kernels.distributed.collectives import gather, gathered
-from sparc_kernels.distributed.ranks import Ranks
+from sparc_kernels.distributed.ranks import GRADIENTS, Ranks
 from sparc_kernels.distributed.spread import Spread
 
 # What all ranks have to share: an integer, or one of some words.
@@ -41,9 +41,10 @@ class Facts(NamedTuple):
     values: tuple[int, ...]
 
     @classmethod
-    def of(cls, facts: Mapping[str, Fact]) -> Facts:
+    def of(cls, facts: Mapping[str, Fact], ranks: Ranks) -> Facts:
+        """Those of a call, and what happens to its gradients."""
         names, values = [], []
-        for name, fact in facts.items():
+        for name, fact in {**facts, "gradients": (GRADIENTS[not ranks.averaged], GRADIENTS)}.items():
             if isinstance(fact, tuple):
                 names.append(f"{name}={'/'.join(fact[1])}")
                 values.append(list(fact[1]).index(fact[0]))
@@ -204,7 +205,7 @@ def spread_over(own: Tensor, facts: Mapping[str, Fact], ranks: Ranks) -> tuple[T
         ValueError: a rank came with another call, or another fact, than the rest: which, and which argument. On all
             ranks alike (on a GPU: in the first call with these facts).
     """
-    encoded, count = Facts.of(facts), own.shape[0]
+    encoded, count = Facts.of(facts, ranks), own.shape[0]
     if torch.compiler.is_compiling():
         known = _last_capacity(ranks.group, ranks.call)
         capacity = known if known >= count else count

@@ -48,7 +48,7 @@ def global_ratios(sums: Tensor, counts: Tensor, ranks: Ranks, facts: Mapping[str
     is averaged (or summed) over ranks afterwards is the gradient of the ratio. Where the call exchanges nothing else,
     the ranks agree on ``facts`` here.
     """
-    encoded = None if facts is None else Facts.of(facts)
+    encoded = None if facts is None else Facts.of(facts, ranks)
     found: Tensor = RatioFunction.apply(sums, counts, ranks, encoded)[0]
     return found
 

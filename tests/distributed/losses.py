@@ -1,0 +1,108 @@
+"""Cases of four ranks: the losses, for each kind of argument."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sparc_kernels.functional import contrastive_loss, sigmoid_loss
+from tests.distributed.problems import CLOSE, UNEVEN, Problem, compare
+from tests.distributed.world import Cases, Here
+
+CASES = Cases()
+SOFTMAX = (
+    "",
+    "direction=image_to_text",
+    "direction=text_to_image",
+    "reduction=sum",
+    "weights",
+    "label_smoothing=0.1",
+    "labels",
+    "padded-labels",
+    "labels label_smoothing=0.2",
+    "pairs",
+    "weighted-pairs",
+    "pairs label_smoothing=0.1",
+    "pairs direction=text_to_image",
+    "ids",
+    "own-ids",
+    "own-ids pairs",
+    "without-pairs",
+    "above",
+    "ids without-pairs above",
+    "without-pairs labels",
+    "without-pairs pairs",
+    "teacher alpha=0.4",
+    "teacher labels alpha=0.4 direction=text_to_image",
+    "teacher pairs alpha=0.4",
+    "extra_texts extra_images",
+    "extra_texts direction=image_to_text labels",
+)
+SIGMOID = (
+    "",
+    "reduction=sum",
+    "weights",
+    "labels",
+    "padded-labels",
+    "pairs",
+    "weighted-pairs",
+    "ids",
+    "own-ids",
+    "above",
+)
+TEXTS = {(5, 9, 3, 7): (10, 2, 0, 11), (6, 0, 1, 17): (3, 4, 1, 9)}  # of each rank, where pairs name the targets
+
+
+def _problem(kinds: str, sizes: tuple[int, ...]) -> Problem:
+    uneven = any(kind in kinds.split() for kind in ("pairs", "weighted-pairs", "labels"))
+    return Problem.of(
+        sizes, TEXTS[sizes] if uneven and "own-ids" not in kinds and "weights" not in kinds.split() else None
+    )
+
+
+def _softmax(kinds: str, here: Here) -> None:
+    for sizes in UNEVEN:
+        for backend in ("cpu", "eager"):
+            problem = _problem(kinds, sizes)
+            error = compare(contrastive_loss, problem, kinds, here, backend)
+            assert error < CLOSE, f"{sizes} {backend}: {error:.3g}"
+
+
+def _biased(bias: Tensor, **options: object) -> Tensor:
+    return sigmoid_loss(logit_bias=bias, **options)
+
+
+def _sigmoid(kinds: str, here: Here) -> None:
+    for sizes in UNEVEN:
+        for backend in ("cpu", "eager"):
+            problem = _problem(kinds, sizes)
+            loss = partial(_biased, torch.tensor(-3.0, dtype=torch.float64))
+            error = compare(loss, problem, kinds, here, backend)
+            assert error < CLOSE, f"{sizes} {backend}: {error:.3g}"
+
+
+for _kinds in SOFTMAX:
+    CASES.add(f"softmax {_kinds}".strip())(partial(_softmax, _kinds))
+for _kinds in SIGMOID:
+    CASES.add(f"sigmoid {_kinds}".strip())(partial(_sigmoid, _kinds))
+
+
+@CASES.add("frozen sides")
+def frozen_sides(here: Here) -> None:
+    """Nothing is computed for them, and nothing waits for them."""
+    problem = Problem.of(UNEVEN[0])
+    for frozen in (("image_embeds",), ("text_embeds",), ("logit_scale",), ("image_embeds", "text_embeds")):
+        for loss in (contrastive_loss, partial(_biased, torch.tensor(-3.0, dtype=torch.float64))):
+            for backend in ("cpu", "eager"):
+                error = compare(loss, problem, "", here, backend, frozen)
+                assert error < CLOSE, f"{frozen} {backend}: {error:.3g}"
+
+
+@CASES.add("gradients that are summed")
+def summed(here: Here) -> None:
+    problem = Problem.of(UNEVEN[1])
+    for loss in (contrastive_loss, partial(_biased, torch.tensor(-3.0, dtype=torch.float64))):
+        error = compare(loss, problem, "", here, "cpu", gradients="sum")
+        assert error < CLOSE, f"{error:.3g}"
