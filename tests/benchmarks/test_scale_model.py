@@ -3,147 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.measure.machine import CHECKOUT
-from benchmarks.measure.peers import part_of
-from benchmarks.scale_model import page, traffic, work
+from benchmarks.scale_model import page
 from benchmarks.scale_model.command import main
-from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP, OPEN_CLIP_BOTH, RING, Mode
-from benchmarks.scale_model.problem import FORWARD, PHASES, SIGMOID, SOFTMAX, Problem
+from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP_BOTH, RING, Mode
+from benchmarks.scale_model.problem import FORWARD, SIGMOID, SOFTMAX, Problem
 from benchmarks.scale_model.rates import H200, HELD, LOGARITHMIC, ONE_LINK, RAILS
 from benchmarks.scale_model.times import step
-from tests.benchmarks.ranks_of_scale_model import LOSSES, SIZE, UNEVEN, WIDTH
+from tests.distributed import world
 
-LIMIT = 120  # seconds that the processes may take
+CASES_OF_RANKS = "tests.benchmarks.exchanges"
 COMMAND = "python -m benchmarks.scale_model --write"
-Counts = dict[str, Any]
-
-
-def run(folder: Path, ranks: int) -> list[Counts]:
-    """What each of ``ranks`` processes has counted."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.ranks_of_scale_model", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(ranks)],
-            cwd=CHECKOUT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        errors = [process.communicate(timeout=LIMIT)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(process.returncode for process in processes), "\n".join(errors)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
 @pytest.fixture(scope="module", params=(2, 4), ids="{}-ranks".format)
-def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Counts]:
-    return run(tmp_path_factory.mktemp("ranks"), request.param)
+def found(request: pytest.FixtureRequest) -> dict[str, str]:
+    return world.run(request.param, CASES_OF_RANKS)
 
 
-def problem_of(found: list[Counts], loss: str = SOFTMAX, dtype: str = "float32", local: int = SIZE) -> Problem:
-    return Problem(local * len(found), WIDTH, len(found), dtype, loss)
-
-
-def differences(mode: Mode, problem: Problem, counts: Counts) -> list[str]:
-    """Where the model says another thing than was counted; the order of exchanges is that of the calls."""
-    expected = [[each.phase, each.collective, each.sent(problem.ranks)] for each in mode.exchanges(problem)]
-    wrong = [] if expected == counts["exchanges"] else [f"exchanges: {expected}, counted {counts['exchanges']}"]
-    products = mode.work(problem)
-    for place, phase in enumerate(PHASES):
-        flop = products[phase].flop
-        if mode is GATHER:  # the cosines of the positives, row by row, and their two gradients
-            flop += (2, 4)[place] * problem.local * problem.width
-        if flop != counts["flop"][phase]:
-            wrong.append(f"{phase}: {flop} flop, counted {counts['flop'][phase]}")
-    return wrong
-
-
-@pytest.mark.parametrize("loss, dtype", LOSSES)
-def test_bytes_and_products_are_those_of_real_runs(counted: list[Counts], loss: str, dtype: str) -> None:
-    """If ``group=`` exchanges or multiplies something else now: benchmarks/scale_model/traffic.py and work.py."""
-    problem = problem_of(counted, loss, dtype)
-    for counts in counted:
-        assert not differences(GATHER, problem, counts[f"{loss} {dtype}"])
-
-
-@pytest.mark.parametrize("loss, dtype", LOSSES)
-def test_memory_kept_for_the_backward_pass(counted: list[Counts], loss: str, dtype: str) -> None:
-    problem = problem_of(counted, loss, dtype)
-    own = 2 * problem.local * problem.width * problem.itemsize
-    for counts in counted:
-        assert counts[f"{loss} {dtype}"]["kept"] - own == pytest.approx(work.gather_kept(problem), rel=0.02)
-
-
-def test_uneven_batches_travel_as_the_largest(counted: list[Counts]) -> None:
-    if "uneven" not in counted[0]:
-        pytest.skip("of the larger group")
-    problem = problem_of(counted, local=max(UNEVEN))
-    for counts in counted:
-        expected = [[each.phase, each.collective, each.sent(problem.ranks)] for each in GATHER.exchanges(problem)]
-        assert counts["uneven"]["exchanges"] == expected
-
-
-@pytest.mark.skipif(part_of("open_clip", "loss") is None, reason="open_clip is not installed")
-@pytest.mark.parametrize("mode", OPEN_CLIP, ids=lambda mode: mode.name)
-def test_open_clip_is_modelled_as_it_is(counted: list[Counts], mode: Mode) -> None:
-    flags = f"open_clip {'local' in mode.name} {'with gradient' in mode.name}"
-    for counts in counted:
-        assert not differences(mode, problem_of(counted), counts[flags])
-
-
-def _more_words(problem: Problem) -> list[traffic.Exchange]:
-    return [dataclasses.replace(each, each=each.each * 2) for each in traffic.gather(problem)]
-
-
-def _rounded_gradients(problem: Problem) -> list[traffic.Exchange]:
-    narrow = problem.local * problem.width * 2
-    return [
-        dataclasses.replace(each, each=narrow) if each.collective == traffic.REDUCE_SCATTER else each
-        for each in traffic.gather(problem)
-    ]
-
-
-def _own_part_too(problem: Problem) -> list[traffic.Exchange]:
-    ranks = problem.ranks
-    return [dataclasses.replace(each, each=each.each * ranks // (ranks - 1)) for each in traffic.gather(problem)]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        _more_words,
-        _rounded_gradients,
-        _own_part_too,
-        lambda p: traffic.gather(p)[1:],
-        lambda p: traffic.gather(p)[::-1],
-    ],
-    ids=["a factor of two", "gradients rounded", "W for W - 1", "one is missing", "another order"],
+@pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo"
 )
-def test_a_wrong_count_is_seen(counted: list[Counts], fault: Callable[[Problem], list[traffic.Exchange]]) -> None:
-    wrong = dataclasses.replace(GATHER, exchanges=fault)
-    assert any("exchanges" in each for each in differences(wrong, problem_of(counted), counted[0]["softmax float32"]))
-
-
-def test_a_wrong_product_is_seen(counted: list[Counts], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(work.GATHER_PRODUCTS, SOFTMAX, work.ONE_SWEEP)
-    assert differences(GATHER, problem_of(counted), counted[0]["softmax float32"])
+@pytest.mark.parametrize("name", world.cases_of(CASES_OF_RANKS))
+def test_real_runs_exchange_and_multiply_what_the_model_says(name: str, found: dict[str, str]) -> None:
+    assert not found[name], found[name]
 
 
 @pytest.mark.parametrize("loss", (SOFTMAX, SIGMOID))
