@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 examples/train_fsdp2.py
 
-FSDP2 averages gradients over processes. With ``reduction="caption"`` and as many non-empty captions on each of them,
-that is the mean over all captions; for ``"token"``, and for negatives from other processes, see train_ddp.py.
+FSDP2 averages gradients over processes; with ``group="world"`` that average is the gradient of the loss of the whole
+batch, ragged captions and negatives of other processes included (docs/distributed.md).
 """
 
 import torch
@@ -19,11 +19,11 @@ class TowersAndLoss(nn.Module):
         super().__init__()
         self.image_tower = nn.Conv2d(3, dim, 8, 8)  # stand-ins
         self.text_tower = nn.Embedding(100, dim)
-        self.criterion = SparcLoss(reduction="caption")
+        self.criterion = SparcLoss(reduction="caption", group="world")
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         patches = self.image_tower(images).flatten(2).transpose(1, 2)
-        return self.criterion(patches, self.text_tower(ids), mask)  # the global loss sees the pairs of its own rank
+        return self.criterion(patches, self.text_tower(ids), mask)
 
 
 def main(steps: int = 5) -> nn.Module:

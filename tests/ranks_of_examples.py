@@ -46,14 +46,14 @@ def mean_of_ranks(x: Tensor) -> Tensor:
 
 
 def check_ddp() -> None:
-    """Gradients and mean loss of two ranks with ragged captions are the single process's; a plain mean is far off."""
+    """Gradients and loss of two ranks with ragged captions are the single process's; a plain mean is far off."""
     torch.manual_seed(0)
     model, data = train_ddp.TowersAndLoss().double(), batch(empty=True)
     reference, plain, ddp = copy.deepcopy(model), copy.deepcopy(model), DistributedDataParallel(model)
     expected = single_process(reference, *data)
     loss = ddp(*own(data))
     loss.backward()
-    torch.testing.assert_close(mean_of_ranks(loss), expected, **CLOSE)
+    torch.testing.assert_close(loss.detach(), expected, **CLOSE)
     for (name, p), q in zip(model.named_parameters(), reference.parameters()):
         torch.testing.assert_close(p.grad, q.grad, **CLOSE, msg=(name + ": {}").format)
     single_process(plain, *own(data))
@@ -65,16 +65,15 @@ def check_ddp() -> None:
 
 
 def check_fsdp2() -> None:
-    """``reduction="caption"``: gradients are the single process's. Trained, all ranks hold one scale in its bound."""
+    """Loss and gradients are the single process's. Trained, all ranks hold one scale in its bound."""
     torch.manual_seed(0)
-    model, data = train_fsdp2.TowersAndLoss().double(), batch(empty=False)
-    model.criterion.global_weight = 0.0  # which each rank takes over its own pairs
+    model, data = train_fsdp2.TowersAndLoss().double(), batch(empty=True)
     reference = copy.deepcopy(model)
-    expected = single_process(reference, *data, global_weight=0.0, reduction="caption")
+    expected = single_process(reference, *data, reduction="caption")
     fully_shard(model)
     loss = model(*own(data))
     loss.backward()
-    torch.testing.assert_close(mean_of_ranks(loss), expected, **CLOSE)
+    torch.testing.assert_close(loss.detach(), expected, **CLOSE)
     for p, q in zip(model.parameters(), reference.parameters()):
         torch.testing.assert_close(p.grad.full_tensor(), q.grad, **CLOSE)
 

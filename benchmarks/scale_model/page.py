@@ -56,7 +56,7 @@ dtype (4; float64: 8). Bytes are those that leave a rank (as many arrive); MB ar
 CHOICE = """\
 **When to choose which**
 
-- `gather` is what there is, and the default. Within a node of 8 it waits for {small:.0f} % of a step at
+- `gather` is what `group=` does. Within a node of 8 it waits for {small:.0f} % of a step at
   32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring would hide nearly all of that.
 - Across nodes with a link per GPU a ring pays from {rails:,} pairs per rank on (softmax, 64 ranks), because each of its
   hops waits for one link where a collective has all; with one link per node from {one_link:,}. At 1,048,576 x 768 on 64

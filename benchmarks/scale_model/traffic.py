@@ -15,7 +15,7 @@ ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, SEND = "all-gather", "reduce-scatter", "
 PRODUCTS = "products of another block"
 
 # What ranks tell each other before a call: 31 integers (sparc_kernels/distributed/agreement.py).
-AGREEMENT = 8 * 31
+HEADER = 8 * 31
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def gather(problem: Problem) -> list[Exchange]:
     softmax = problem.loss == SOFTMAX
     directions = 2 if softmax else 1
     found = [
-        Exchange("agreement", FORWARD, ALL_GATHER, AGREEMENT, str(AGREEMENT)),
+        Exchange("header", FORWARD, ALL_GATHER, HEADER, str(HEADER)),
         Exchange("texts", FORWARD, ALL_GATHER, b * d * i, "b*D*i"),
         Exchange("column statistics", FORWARD, ALL_TO_ALL, b * w, "b*w"),
         Exchange("sums and counts", FORWARD, ALL_GATHER, 16 * directions, str(16 * directions)),

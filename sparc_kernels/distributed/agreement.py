@@ -136,22 +136,26 @@ def _capacity(call: _Call, table: list[list[int]], argument: str) -> int:
 
 def _announced(own: Tensor, call: _Call, granted: int) -> tuple[Tensor, int]:
     """Counts [W] on the device, and the positions per rank."""
-    reads = own.device.type == "cpu" or granted == 0
-    argument = call.facts.names.partition(" ")[0]
+    reads = not _waits_for(own) or granted == 0 or call.key not in _agreed
+    if reads and own.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"{call.call} must be called once, with batches of this size, before it is captured")
     table = gathered(call.told(granted, own.device), Ranks(*call[:4], True), "opened the call")
-    if not reads and own.is_cuda and not torch.cuda.is_current_stream_capturing() and call.key not in _agreed:
-        reads = True
     if reads:
         rows = table.tolist()
         _check(call, rows)
-        granted = _capacity(call, rows, argument)
+        granted = _capacity(call, rows, call.facts.names.partition(" ")[0])
         _agreed[call.key] = _last[call.key[:2]] = granted
     return table[:, _COUNT].contiguous(), granted
 
 
+def _waits_for(own: Tensor) -> bool:
+    """Whether the host has to wait for the device before it can read what was exchanged."""
+    return own.device.type != "cpu"
+
+
 def _open_or_granted(own: Tensor, call: _Call) -> int:
     """Positions that this rank takes for granted in an eager call; 0: the ranks find them together."""
-    if own.device.type == "cpu":
+    if not _waits_for(own):
         return 0
     known = _agreed.get(call.key, 0)
     # Smaller batches fit; one of another kind, such as an evaluation's, asks again rather than travel as padding.

@@ -41,13 +41,15 @@ class RatioFunction(Function):
         return grad * (ctx.factor / count), None, None, None
 
 
-def global_ratios(sums: Tensor, counts: Tensor, ranks: Ranks, facts: Mapping[str, Fact] | None = None) -> Tensor:
+def global_ratios(sums: Tensor, counts: Tensor, ranks: Ranks | None, facts: Mapping[str, Fact] | None = None) -> Tensor:
     """[K]: sums [K] over all ranks, divided by counts [K] over all ranks (by 1 where nothing is counted).
 
     The value is the same on every rank. The gradient is that of this rank's share, times the factor of the ranks: what
     is averaged (or summed) over ranks afterwards is the gradient of the ratio. Where the call exchanges nothing else,
-    the ranks agree on ``facts`` here.
+    the ranks agree on ``facts`` here. With ``ranks`` None: of this process alone.
     """
+    if ranks is None:
+        return sums / counts.clamp(min=1)
     encoded = None if facts is None else Facts.of(facts, ranks)
     found: Tensor = RatioFunction.apply(sums, counts, ranks, encoded)[0]
     return found

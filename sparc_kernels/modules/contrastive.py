@@ -241,13 +241,9 @@ class DistillClipLoss(ClipLoss):
             backend=self.backend,
         )
         row_lse, col_lse, row_target, col_target, row_soft, col_soft = (x for x in found if x is not None)
-        lse, count = row_lse + col_lse, 2 * max(batch, 1)
-        contrastive, distill = (lse - row_target - col_target).sum(), (lse - row_soft - col_soft).sum()
-        if ranks is None:
-            contrastive, distill = contrastive / count, distill / count
-        else:
-            sums = torch.stack([contrastive, distill]) / 2
-            contrastive, distill = global_ratios(sums, torch.full_like(sums, batch).detach(), ranks)
+        lse = row_lse + col_lse
+        sums = torch.stack([(lse - row_target - col_target).sum(), (lse - row_soft - col_soft).sum()]) / 2
+        contrastive, distill = global_ratios(sums, torch.full_like(sums, batch).detach(), ranks).unbind()
         if output_dict:
             return {"contrastive_loss": contrastive, "distill_loss": distill}
         return contrastive, distill

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.measure.peers import part_of
 from sparc_kernels.functional import contrastive_loss, sigmoid_loss
-from tests.distributed.problems import CLOSE, UNEVEN, Problem, compare
+from tests.distributed.problems import CLOSE, LEAVES, UNEVEN, Problem, compare, leaves, mean_of_ranks, of_rank, off
 from tests.distributed.world import Cases, Here
+
+THEIRS: Any = part_of("open_clip", "loss")
 
 CASES = Cases()
 SOFTMAX = (
@@ -106,3 +111,31 @@ def summed(here: Here) -> None:
     for loss in (contrastive_loss, partial(_biased, torch.tensor(-3.0, dtype=torch.float64))):
         error = compare(loss, problem, "", here, "cpu", gradients="sum")
         assert error < CLOSE, f"{error:.3g}"
+
+
+@CASES.add("open_clip's modes")
+def modes_of_open_clip(here: Here) -> None:
+    """What docs/distributed.md says of the gradients that DDP makes of open_clip's own loss, relative to the true."""
+    if THEIRS is None:
+        return
+    for (local, with_grad), (of_towers, straight) in {
+        (True, True): (1.0, True),
+        (False, True): (1.0, True),
+        (False, False): (1 / here.size, True),
+        (True, False): (0.5, False),
+    }.items():
+        problem = Problem.of((8,) * here.size)
+        whole, own = leaves(problem, None), leaves(problem, here.rank)
+        contrastive_loss(**whole, backend="eager").backward()
+        loss = THEIRS.ClipLoss(local_loss=local, gather_with_grad=with_grad, rank=here.rank, world_size=here.size)
+        loss(*(F.normalize(own[name], dim=-1) for name in LEAVES[:2]), own["logit_scale"]).backward()
+        grads = {name: (own[name].grad, whole[name].grad) for name in LEAVES}
+        assert off(mean_of_ranks(grads["logit_scale"][0], here), grads["logit_scale"][1]) < CLOSE
+        for name in LEAVES[:2]:
+            made, true = grads[name][0] / here.size, of_rank(grads[name][1], problem.images, here.rank)
+            factor = float((made * true).sum() / true.square().sum())
+            turned = float((made - factor * true).norm() / (factor * true.norm()))
+            assert abs(factor - of_towers) < (1e-9 if straight else 0.2), f"{local} {with_grad}: {factor:.3g}"
+            assert (turned < 1e-9) == straight, f"{local} {with_grad}: {turned:.3g}"
+            if here.rank == 0:
+                print(f"local_loss={local} gather_with_grad={with_grad} {name}: {factor:.3f}, {turned:.1%} elsewhere")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -16,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import sparc_kernels as sk
-from sparc_kernels.distributed import collectives, ranks, spread, totals
+from sparc_kernels.distributed import agreement, collectives, ranks, spread, totals
 from sparc_kernels.functional import (
     Above,
     Ids,
@@ -33,7 +35,7 @@ from sparc_kernels.functional import (
 from sparc_kernels.modules import ClipLoss, DistillClipLoss, SigLipLoss
 from tests import tolerance
 from tests.distributed.problems import CLOSE, Problem, compare, mean_of_ranks, of_rank, off
-from tests.distributed.world import Cases, Here
+from tests.distributed.world import CHECKOUT, Cases, Here
 
 CASES = Cases()
 SIZES = (9, 4)
@@ -296,6 +298,24 @@ def counted(here: Here) -> None:
     assert off(components.local_loss, of_rank(parts.local_loss, SIZES, here.rank)) < CLOSE
 
 
+@CASES.add("a loss of your own")
+def own_loss(here: Here) -> None:
+    """The recipe of docs/distributed.md."""
+    text = (CHECKOUT / "docs" / "distributed.md").read_text()
+    (block,) = (part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def decoupled" in part)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    problem = Problem.of(SIZES)
+
+    def loss(group: Any = None, backend: str = "", gradients: str = "", **given: Tensor) -> Tensor:
+        images, texts, scale = given.values()
+        found: Tensor = names["decoupled"](images, texts, scale, group)
+        return found
+
+    error = compare(loss, problem, "", here, "cpu")
+    assert error < CLOSE, f"{error:.3g}"
+
+
 # Compilers
 
 
@@ -411,6 +431,47 @@ def disagreement(here: Here) -> None:
     for sizes in ((4, 4), (4, 9), (2, 9), (12, 1)):
         own = torch.randn(sizes[here.rank], 8, dtype=F64)
         assert bool(contrastive_loss(own, own, group=group).isfinite())
+
+
+@CASES.add("a host that does not wait")
+def without_waiting(here: Here) -> None:
+    """On a GPU the header is read where a rank does not know yet what the ranks agreed on; simulated on the CPU."""
+    reads: list[int] = []
+    real = agreement._check
+
+    def counted_check(*args: Any) -> None:
+        reads.append(1)
+        real(*args)
+
+    with (
+        mock.patch.object(agreement, "_waits_for", return_value=True),
+        mock.patch.object(agreement, "_check", counted_check),
+    ):
+        for sizes, expected in (
+            ((6, 8), (1, 1)),  # the first call
+            ((6, 8), (0, 0)),
+            ((8, 5), (0, 0)),  # both fit
+            ((2, 8), (1, 0)),  # much smaller on one rank, which learns that the other has agreed
+            ((0, 7), (1, 0)),
+            ((20, 16), (1, 1)),  # both outgrow it
+            ((20, 11), (0, 0)),
+            ((3, 4), (1, 1)),  # an evaluation
+            ((3, 4), (0, 0)),
+        ):
+            reads.clear()
+            problem = Problem.of(sizes)
+            error = compare(contrastive_loss, problem, "", here, "cpu")
+            assert error < CLOSE, f"{sizes}: {error:.3g}"
+            assert len(reads) == expected[here.rank], f"{sizes}: read {len(reads)} times"
+        # outgrown on one rank alone: it says so; nothing behind the header here, for the other would wait
+        with mock.patch.object(agreement, "gather", lambda own, padded, of: padded):
+            of = ranks.ranks_of(here.group, "mean", "some_call")
+            assert of is not None
+            agreement.spread_over(torch.randn((3, 4)[here.rank], 8), {"rows width": 8}, of)
+            larger = torch.randn((3, 9)[here.rank], 8)
+            message = "rows must be at most 4, which the ranks agreed on, got 9 on rank 1"
+            with pytest.raises(ValueError, match=message) if here.rank == 1 else contextlib.nullcontext():
+                agreement.spread_over(larger, {"rows width": 8}, of)
 
 
 @CASES.add("open_clip's arguments")
