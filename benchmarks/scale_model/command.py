@@ -70,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(page.section())
         return
     chip, network = _changed(options)
-    print(f"{chip.name}, {network.name}: {network.described}")
+    print(
+        f"{chip.name}, {options.dtype}, {options.loss}; nodes of {network.node}, {network.nvlink:g} GB/s within, "
+        f"{network.nics} x {network.nic:g} GB/s between them; latency "
+        f"{'logarithmic' if network.logarithmic else 'linear'} in the ranks"
+    )
     for ranks in options.ranks:
         try:
             problem = Problem(options.batch, options.width, ranks, options.dtype, options.loss)

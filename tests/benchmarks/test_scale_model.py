@@ -130,6 +130,7 @@ def test_the_command_takes_another_problem(capsys: pytest.CaptureFixture[str]) -
     main([*arguments, "--node", "4", "--nics", "2", "--nic", "12.5", "--nvlink", "100", "--memory", "0.001"])
     slow = capsys.readouterr().out
     assert "W = 16, b = 256" in slow
+    assert "nodes of 4, 100 GB/s within, 2 x 12.5 GB/s between them" in slow
     assert "does not fit" in slow
     assert "open_clip" not in slow
     main([*arguments, "--sweep", "100", "--gradients", "100", "--matrix", "100", "--copy", "1000"])
