@@ -28,7 +28,7 @@ class Exchange:
     each: int
     """Bytes that each other rank gets of this one; of a send: that its neighbour gets in one hop."""
     formula: str
-    """``each`` in B, b, D, W, i (bytes of a number), w (of one of the accumulation dtype)."""
+    """``each`` in b (pairs of a rank), D, i (bytes of a number), w (of one of the accumulation dtype)."""
     hops: int = 0
     """Of a send."""
     under: str = ""
@@ -65,9 +65,9 @@ def ring(problem: Problem) -> list[Exchange]:
     """Texts travel from neighbour to neighbour, each block multiplied while the next one is on its way."""
     b, d, i, w, ranks = problem.local, problem.width, problem.itemsize, problem.wide, problem.ranks
 
-    def send(what: str, phase: str, each: int, formula: str, home: bool = False, under: str = PRODUCTS) -> Exchange:
+    def send(what: str, phase: str, each: int, formula: str, home: bool = False) -> Exchange:
         """``home``: once more, to the rank that it began with."""
-        return Exchange(what, phase, SEND, each, formula, ranks - 1 + home, under)
+        return Exchange(what, phase, SEND, each, formula, ranks - 1 + home, PRODUCTS)
 
     texts = send("texts and ids", FORWARD, b * (d * i + 8), "b*(D*i + 8)")
     if problem.loss != SOFTMAX:

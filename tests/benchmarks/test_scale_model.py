@@ -38,7 +38,7 @@ def test_real_runs_exchange_and_multiply_what_the_model_says(name: str, found: d
 @pytest.mark.parametrize("dtype", ("bfloat16", "float32", "float64"))
 def test_formulas_say_what_is_counted(mode: Mode, loss: str, dtype: str) -> None:
     p = Problem(96, 40, 4, dtype, loss)
-    letters = {"B": p.batch, "b": p.local, "D": p.width, "i": p.itemsize, "w": p.wide}
+    letters = {"b": p.local, "D": p.width, "i": p.itemsize, "w": p.wide}
     for each in mode.exchanges(p):
         assert eval(each.formula, {}, letters) == each.each, each.what
 
