@@ -49,7 +49,7 @@ def _swapped(x: Tensor, ranks: Ranks) -> Tensor:
 
 class GatherFunction(Function):
     """``apply(own, padded, ranks)``: [W * n, ...] of every rank's ``padded`` [n, ...], which begins with ``own``. The
-    gradients of all ranks are summed in the accumulation dtype before they are rounded."""
+    gradients of all ranks are summed in the accumulation dtype."""
 
     @staticmethod
     def forward(own: Tensor, padded: Tensor, ranks: Ranks) -> Tensor:
@@ -61,7 +61,11 @@ class GatherFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        total = SumPartsFunction.apply(grad.to(accumulation_dtype(grad.dtype)), ctx.ranks)
+        accumulation = accumulation_dtype(grad.dtype)
+        if grad.dtype == accumulation:
+            total = SumPartsFunction.apply(grad, ctx.ranks)
+        else:  # travels as it is, and is added up here: half the bytes, and no sum of half precision
+            total = swap(grad, ctx.ranks).unflatten(0, (ctx.ranks.size, -1)).sum(0, dtype=accumulation)
         return total[: ctx.count].to(ctx.dtype), None, None
 
 
