@@ -31,6 +31,14 @@ class Mode:
 
 
 GATHER = Mode("gather", (SOFTMAX, SIGMOID), traffic.gather, work.gather, work.gather_memory, "what `group=` does")
+SCATTERED = Mode(
+    "gather, scattered",
+    GATHER.losses,
+    partial(traffic.gather, scattered=True),
+    work.gather,
+    work.gather_memory,
+    "not built: half-precision gradients reduce-scattered in float32",
+)
 RING = Mode("ring", (SOFTMAX, SIGMOID), traffic.ring, work.ring, work.ring_memory, "a design, not built")
 
 
@@ -54,4 +62,4 @@ OPEN_CLIP = (
     _open_clip(False, False, "towers 1 / W of the gradient, the scale all of it"),
     _open_clip(True, False, "wrong gradients"),
 )
-MODES = (GATHER, RING, *OPEN_CLIP)
+MODES = (GATHER, SCATTERED, RING, *OPEN_CLIP)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.measure.machine import CHECKOUT
 from benchmarks.report.tables import megabytes, milliseconds, table
-from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP, OPEN_CLIP_BOTH, RING, Mode
+from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP, OPEN_CLIP_BOTH, RING, SCATTERED, Mode
 from benchmarks.scale_model.problem import FORWARD, SIGMOID, SOFTMAX, Problem
 from benchmarks.scale_model.rates import H200, LOGARITHMIC, NETWORKS, NIC400, NVLINK4, ONE_LINK, RAILS, Chip, Network
 from benchmarks.scale_model.times import collective, step
@@ -59,8 +59,12 @@ CHOICE = """\
 - `gather` is what `group=` does. Within a node of 8 it waits for {small:.0f} % of a step at
   32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring would hide nearly all of that.
 - Across nodes with a link per GPU a ring pays from {rails:,} pairs per rank on (softmax, 64 ranks), because each of its
-  hops waits for one link where a collective has all; with one link per node from {one_link:,}. At 1,048,576 x 768 on 64
+  hops waits for one link where an all-gather has all; with one link per node from {one_link:,}. At 1,048,576 x 768 on 64
   ranks it would save {saved:.0f} % of the step with one link per node, {saved_rails:.0f} % with a link per GPU.
+- Half-precision gradients travel as they are, in an all-to-all. That is half the bytes of a float32 reduce-scatter, but
+  each GPU has one link for it and nothing is added up on the way: within a node of 8 `gather` then waits
+  {swap_inside:.1f} times as long as with the reduce-scatter, on 64 ranks {swap:.1f} times with a link per GPU and
+  {swap_one:.1f} times with one per node (163,840 x 1280).
 - Memory: `gather` holds all texts and their gradients, {kilobytes:.1f} kB per pair of the *global* batch at D = 768,
   however many ranks there are: {million:.1f} GB at a million pairs. Where that does not fit, only a ring would do,
   which holds a few blocks of the *local* batch.
@@ -108,6 +112,9 @@ def _choice() -> str:
         one_link=crossing(SOFTMAX, 64, ONE_LINK),
         saved=100 * (1 - _ratio(RING, GATHER, spread, ONE_LINK)),
         saved_rails=100 * (1 - _ratio(RING, GATHER, spread, RAILS)),
+        swap_inside=_swap(large, RAILS),
+        swap=_swap(replace(large, ranks=64), RAILS),
+        swap_one=_swap(replace(large, ranks=64), ONE_LINK),
         kilobytes=(GATHER.memory(replace(million, ranks=4096)) - WORKSPACE - PARTIALS) / million.batch / 1e3,
         million=GATHER.memory(replace(million, ranks=4096)) / 1e9,
         products=100 * thin.computing / thin.total,
@@ -117,6 +124,12 @@ def _choice() -> str:
         most_ratio=max(ratios),
         matrix=OPEN_CLIP[1].memory(clip) / 1e9,
     )
+
+
+def _swap(problem: Problem, network: Network) -> float:
+    """What ``gather`` waits for, over what it would with the reduce-scatter."""
+    found, other = (step(mode, problem, H200, network).waiting for mode in (GATHER, SCATTERED))
+    return found / other
 
 
 def _share_waiting(problem: Problem) -> float:

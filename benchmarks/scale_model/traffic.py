@@ -39,18 +39,25 @@ class Exchange:
         return self.each * (self.hops if self.collective == SEND else ranks - 1)
 
 
-def gather(problem: Problem) -> list[Exchange]:
-    """One-sided: texts travel, a rank's block [b, B] serves both directions."""
+def gather(problem: Problem, scattered: bool = False) -> list[Exchange]:
+    """One-sided: texts travel, a rank's block [b, B] serves both directions.
+
+    Gradients of half precision travel as they are, and each rank adds up its own; ``scattered``: in float32, added up
+    on the way, as wider ones are.
+    """
     b, d, i, w = problem.local, problem.width, problem.itemsize, problem.wide
     softmax = problem.loss == SOFTMAX
     directions = 2 if softmax else 1
+    gradients = Exchange("gradients of texts", BACKWARD, ALL_TO_ALL, b * d * i, "b*D*i")
+    if scattered or i == w:
+        gradients = Exchange("gradients of texts", BACKWARD, REDUCE_SCATTER, b * d * w, "b*D*w")
     found = [
         Exchange("header", FORWARD, ALL_GATHER, HEADER, str(HEADER)),
         Exchange("texts", FORWARD, ALL_GATHER, b * d * i, "b*D*i"),
         Exchange("column statistics", FORWARD, ALL_TO_ALL, b * w, "b*w"),
         Exchange("sums and counts", FORWARD, ALL_GATHER, 16 * directions, str(16 * directions)),
         Exchange("gradients of column statistics", BACKWARD, ALL_TO_ALL, b * w, "b*w"),
-        Exchange("gradients of texts", BACKWARD, REDUCE_SCATTER, b * d * w, "b*D*w"),
+        gradients,
         Exchange("gradient of the scale", BACKWARD, ALL_GATHER, w, "w"),
     ]
     if softmax:

@@ -71,7 +71,7 @@ def gather_kept(problem: Problem) -> int:
 
 
 def gather_memory(problem: Problem) -> int:
-    """What is kept, gradients of all texts as the op rounds them and as they travel, dX in float32, a chunk of G."""
+    """What is kept, gradients of all texts as the op adds them up and rounded, dX in float32, a chunk of G."""
     b, cols, d, w = problem.local, problem.batch, problem.width, problem.wide
     gradients = cols * d * (problem.itemsize + w) + b * d * w
     return gather_kept(problem) + gradients + min(WORKSPACE, b * cols * problem.itemsize) + PARTIALS

@@ -191,7 +191,7 @@ def _wrong_models(problem: Problem) -> Iterator[list[traffic.Exchange]]:
     right, ranks = traffic.gather(problem), problem.ranks
     yield [dataclasses.replace(each, each=2 * each.each) for each in right]
     yield [dataclasses.replace(each, each=each.each * ranks // (ranks - 1)) for each in right]  # W for W - 1
-    narrow = {REDUCE_SCATTER: 2}  # gradients that travel rounded
+    narrow = {REDUCE_SCATTER: 2}  # float32 gradients that travel rounded
     yield [dataclasses.replace(each, each=each.each // narrow.get(each.collective, 1)) for each in right]
     yield right[1:]
     yield right[::-1]

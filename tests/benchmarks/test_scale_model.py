@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.scale_model import page
 from benchmarks.scale_model.command import main
-from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP_BOTH, RING, Mode
+from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP_BOTH, RING, SCATTERED, Mode
 from benchmarks.scale_model.problem import FORWARD, SIGMOID, SOFTMAX, Problem
 from benchmarks.scale_model.rates import H200, HELD, LOGARITHMIC, ONE_LINK, RAILS
 from benchmarks.scale_model.times import step
@@ -95,7 +95,8 @@ def test_the_design_s_example() -> None:
     p = Problem(65536, 768, 8)
     by_what = {(each.what, each.phase): each.sent(8) / 1e6 for each in GATHER.exchanges(p)}
     assert by_what["texts", FORWARD] == pytest.approx(88, abs=0.5)
-    assert sum(mb for (what, _), mb in by_what.items() if what == "gradients of texts") == pytest.approx(176, abs=0.5)
+    assert sum(mb for (what, _), mb in by_what.items() if what == "gradients of texts") == pytest.approx(88, abs=0.5)
+    assert SCATTERED.sent(p) - GATHER.sent(p) == pytest.approx(88e6, abs=5e5)
     assert OPEN_CLIP_BOTH.sent(p) / 1e6 == pytest.approx(352, abs=1)
     assert RING.sent(p) / 1e6 == pytest.approx(88 + 88 + 201, rel=0.01)
     assert GATHER.flop(p) / 1e12 == pytest.approx(3.3, abs=0.01)
@@ -122,7 +123,7 @@ def test_what_the_page_advises_holds() -> None:
     assert ratio(OPEN_CLIP_BOTH, thin) < 1 < ratio(OPEN_CLIP_BOTH, Problem(32768, 768, 64))
     free = dataclasses.replace(RAILS, nvlink=1e9, nic=1e9)  # nothing but latency
     assert step(GATHER, thin, H200, free).waiting > 0.75 * step(GATHER, thin, H200, RAILS).waiting
-    assert step(GATHER, thin, H200, LOGARITHMIC).waiting < 0.5 * step(GATHER, thin, H200, RAILS).waiting
+    assert step(GATHER, thin, H200, LOGARITHMIC).waiting < 0.6 * step(GATHER, thin, H200, RAILS).waiting
 
 
 def test_the_command_takes_another_problem(capsys: pytest.CaptureFixture[str]) -> None:
