@@ -58,8 +58,8 @@ CHOICE = """\
 
 - `gather` is what `group=` does. Within a node of 8 it waits for {small:.0f} % of a step at
   32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring would hide nearly all of that.
-- Across nodes with a link per GPU a ring pays from {rails:,} pairs per rank on (softmax, 64 ranks), because each of its
-  hops waits for one link where an all-gather has all; with one link per node from {one_link:,}. At 1,048,576 x 768 on 64
+- Across nodes with a link per GPU a ring pays from {rails:,} pairs per rank on (softmax, 64 ranks), because each of
+  its hops waits for one link where an all-gather has all; with one link per node from {one_link:,}. At 1,048,576 x 768 on 64
   ranks it would save {saved:.0f} % of the step with one link per node, {saved_rails:.0f} % with a link per GPU.
 - Half-precision gradients travel as they are, in an all-to-all. That is half the bytes of a float32 reduce-scatter, but
   each GPU has one link for it and nothing is added up on the way: within a node of 8 `gather` then waits
@@ -253,12 +253,13 @@ def _plan() -> str:
 
 
 def crossing(loss: str, ranks: int, network: Network, width: int = 768) -> int | None:
-    """The least pairs per rank, a power of two up to 2^20, from which the ring takes less time than the gather."""
-    for power in range(21):
-        problem = Problem(2**power * ranks, width, ranks, loss=loss)
-        if step(RING, problem, H200, network).total < step(GATHER, problem, H200, network).total:
-            return 2**power
-    return None
+    """The least pairs per rank, a power of two, from which up to 2^20 the ring takes less time than the gather."""
+    least = None
+    for power in reversed(range(21)):
+        if _ratio(RING, GATHER, Problem(2**power * ranks, width, ranks, loss=loss), network) >= 1:
+            break
+        least = 2**power
+    return least
 
 
 def _crossings() -> str:
