@@ -59,8 +59,8 @@ CHOICE = """\
 - `gather` is what `group=` does. Within a node of 8 it waits for {small:.0f} % of a step at
   32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring would hide nearly all of that.
 - Across nodes with a link per GPU a ring pays from {rails:,} pairs per rank on (softmax, 64 ranks), because each of
-  its hops waits for one link where an all-gather has all; with one link per node from {one_link:,}. At 1,048,576 x 768 on 64
-  ranks it would save {saved:.0f} % of the step with one link per node, {saved_rails:.0f} % with a link per GPU.
+  its hops waits for one link where an all-gather has all; with one link per node from {one_link:,}. At 1,048,576 x 768
+  on 64 ranks it would save {saved:.0f} % of the step with one link per node, {saved_rails:.0f} % with a link per GPU.
 - Half-precision gradients travel as they are, in an all-to-all. That is half the bytes of a float32 reduce-scatter, but
   each GPU has one link for it and nothing is added up on the way: within a node of 8 `gather` then waits
   {swap_inside:.1f} times as long as with the reduce-scatter, on 64 ranks {swap:.1f} times with a link per GPU and
