@@ -63,8 +63,9 @@ benchmark: install ## time the kernels against eager, torch.compile and bare mat
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 .PHONY: benchmark-report
-benchmark-report: install ## write docs/benchmarks.md, its plots and the README's figures from benchmarks/results/
+benchmark-report: install ## write docs/benchmarks.md, its plots, the README's figures and the tables of docs/distributed.md
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.scale_model --write
 
 # Needs no virtual environment, no network: where there is none it takes $(PYTHON) as it is.
 .PHONY: gpu-check
