@@ -28,7 +28,6 @@ from sparc_kernels.ops._triton.tiles import (
     masked_logsumexp,
     rows_product,
     share_of_mean,
-    split_dot_right,
     store_mean,
     store_tile,
 )
@@ -241,7 +240,7 @@ def pair_backward_kernel(
     b_half = b_s.to(OPERAND)
     b_low = (b_s - b_half.to(tl.float32)).to(OPERAND)
     b_du = b_du * (-b_alpha * (1.0 / reach))[:, None]
-    for _ in range(1 if UPCAST or OPERAND == tl.float32 else 2):
+    for _ in range(1 if UPCAST or tl.float32 == OPERAND else 2):
         b_du = tl.dot(b_a, b_half, b_du, input_precision=PRECISION)
         b_half = b_low
     b_du = b_du * reach
