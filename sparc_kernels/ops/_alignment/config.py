@@ -73,8 +73,8 @@ def choose_pair(n_tokens: int, n_patches: int, n_channels: int, itemsize: int, c
     # mma.sync (8.x, 12.x) takes operands through registers: 32 channels at a time leave the loss's forward [64, 256]
     # without a spill, and its backward 92 kB of shared memory, which every chip has. wgmma and tcgen05 read theirs from
     # shared memory: 64 channels are 128 bytes, the widest swizzle. On an H200 the fine-grained loss in bfloat16 takes
-    # 1.5 times as long (backward: 1.4) with 32 channels, 1.2 (1.8) with 16 warps and 1.1 (1.15) with two stages; with two
-    # stages 4 warps for 8 take 1.3 (2.1) times as long.
+    # 1.5 times as long (backward: 1.4) with 32 channels, 1.2 (1.8) with 16 warps and 1.1 (1.15) with two stages; with
+    # two stages 4 warps for 8 take 1.3 (2.1) times as long.
     from_registers = capability < 90 or capability >= 120
     block_d = 32 if itemsize == 4 or from_registers else 64
     num_stages = 3 if capability == 90 and itemsize == 2 else 2

@@ -1,12 +1,17 @@
 # mypy: disable-error-code="no-untyped-def"
 """The pair path: one program computes the fine-grained loss, or its gradients, of one image-text pair.
 
-S [L, P] stays in registers; V and T are streamed in chunks of channels, once from DRAM and then from L2. Products of
-size L x P x D: forward 2 (S, C'), backward 7 (S, C' twice, C' V^T, U^T C', X^T T, X V with X = dZ^T U + dS).
+S [L, P], as heights H, stays in registers; V and T are streamed in chunks of channels, once from DRAM and then from L2.
+Products of size L x P x D: forward 2 (S, C'), backward 7 (S, C' twice, C' V^T, V^T X, X^T T, U^T C' with
+X = dZ^T U + dS). Beside them two or four of size L x L x P.
 
-Z is C' T^T with C' in two halves, not U S^T: it then carries the rounding of U alone, as C' does. At scale 100 in
-bfloat16 the logits are off by at most 0.03 so, 0.04 with U S^T, 0.31 with C' rounded once where one channel is large,
-and 0.16 to 0.40 in plain PyTorch. And S need not live as an operand: the forward has no spill.
+Z is U S^T with S = m + (M - m) H, H in two halves of the operands' dtype: it then carries the rounding of U alone, as
+C' does, and once for all channels. At scale 100 in bfloat16 the logits are off by at most 0.037 so, as with C' T^T and
+C' in two halves (emulated), and by 0.10 to 0.37 in plain bfloat16.
+
+C' is made transposed, [D, L] = V^T U^T, because its operands can then stay in shared memory where wgmma reads them. The
+loop of S sums nothing beside its product: Triton 3.6 then has copies overwrite tiles under a wgmma in flight
+(``tests/pipeline_races.py``). |t|^2 is summed in the second loop, whose product is waited for.
 """
 
 import triton
@@ -28,7 +33,6 @@ from sparc_kernels.ops._triton.tiles import (
     masked_logsumexp,
     rows_product,
     share_of_mean,
-    split_dot_right,
     store_mean,
     store_tile,
 )
@@ -241,7 +245,7 @@ def pair_backward_kernel(
     b_half = b_s.to(OPERAND)
     b_low = (b_s - b_half.to(tl.float32)).to(OPERAND)
     b_du = b_du * (-b_alpha * (1.0 / reach))[:, None]
-    for _ in range(1 if UPCAST or OPERAND == tl.float32 else 2):
+    for _ in range(1 if b_a.dtype == tl.float32 else 2):
         b_du = tl.dot(b_a, b_half, b_du, input_precision=PRECISION)
         b_half = b_low
     b_du = b_du * reach
