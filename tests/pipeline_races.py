@@ -3,7 +3,8 @@
 Triton's pipeliner gives a tile in shared memory as many slots as its copies run ahead of its use, one more where a
 product reads it while the loop goes on. Triton 3.6 forgets the one more where the same tile is read into registers too,
 and where a product is split in two: the copy then goes into the slot of the wgmma that is still in flight. Which bits
-come out depends on timing. Nothing in Triton reports it, so this reads the compiled kernel (TTGIR of sm_90).
+come out depends on timing. Nothing in Triton reports it, so this reads the compiled kernel (TTGIR). It knows wgmma
+(sm_90) alone: mma.sync returns when it is done, and what tcgen05's barriers (sm_100) order is not looked at.
 """
 
 from __future__ import annotations

@@ -1,12 +1,17 @@
 # mypy: disable-error-code="no-untyped-def"
 """The pair path: one program computes the fine-grained loss, or its gradients, of one image-text pair.
 
-S [L, P] stays in registers; V and T are streamed in chunks of channels, once from DRAM and then from L2. Products of
-size L x P x D: forward 2 (S, C'), backward 7 (S, C' twice, C' V^T, U^T C', X^T T, X V with X = dZ^T U + dS).
+S [L, P], as heights H, stays in registers; V and T are streamed in chunks of channels, once from DRAM and then from L2.
+Products of size L x P x D: forward 2 (S, C'), backward 7 (S, C' twice, C' V^T, V^T X, X^T T, U^T C' with
+X = dZ^T U + dS). Beside them two or four of size L x L x P.
 
-Z is C' T^T with C' in two halves, not U S^T: it then carries the rounding of U alone, as C' does. At scale 100 in
-bfloat16 the logits are off by at most 0.03 so, 0.04 with U S^T, 0.31 with C' rounded once where one channel is large,
-and 0.16 to 0.40 in plain PyTorch. And S need not live as an operand: the forward has no spill.
+Z is U S^T with S = m + (M - m) H, H in two halves of the operands' dtype: it then carries the rounding of U alone, as
+C' does, and once for all channels. At scale 100 in bfloat16 the logits are off by at most 0.037 so, as with C' T^T and
+C' in two halves (emulated), and by 0.10 to 0.37 in plain bfloat16.
+
+C' is made transposed, [D, L] = V^T U^T, because its operands can then stay in shared memory where wgmma reads them. The
+loop of S sums nothing beside its product: Triton 3.6 then has copies overwrite tiles under a wgmma in flight
+(``tests/pipeline_races.py``). |t|^2 is summed in the second loop, whose product is waited for.
 """
 
 import triton
@@ -137,13 +142,15 @@ def pair_forward_kernel(
     b_row = masked_logsumexp(b_y, m_y, 0)
     b_column = masked_logsumexp(b_y, m_y, 1)
     m_diagonal = o_l[:, None] == o_l[None, :]
+    # the diagonal of Y itself: scale times the cosine's would be contracted with what follows, and leave its rounding in
+    # losses that are 0
+    b_target = tl.sum(tl.where(m_diagonal, b_y, 0.0), axis=1)
+    b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + poison
     b_target = tl.sum(tl.where(m_diagonal, b_cosine, 0.0), axis=1)
     b_along_row = tl.sum(tl.where(m_y, tl.exp(b_y - b_row[None, :]) * b_cosine, 0.0), axis=0)
     b_along_column = tl.sum(tl.where(m_y, tl.exp(b_y - b_column[:, None]) * b_cosine, 0.0), axis=1)
     b_by_scale = 0.5 * (b_along_row - b_target) + 0.5 * (b_along_column - b_target)
     b_by_scale = tl.where(n_tokens > 1, b_by_scale, 0.0) + poison
-    b_target = tl.load(p_scale) * b_target
-    b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + poison
 
     tl.store(p_loss + (o_b * L + o_l), tl.where(m_l, b_loss, 0.0), mask=o_l < L)
     store_stat(p_stats, b_group_norm, o_b, o_l, m_l, stride_stat, L, GROUP_NORM)
@@ -240,7 +247,7 @@ def pair_backward_kernel(
     b_half = b_s.to(OPERAND)
     b_low = (b_s - b_half.to(tl.float32)).to(OPERAND)
     b_du = b_du * (-b_alpha * (1.0 / reach))[:, None]
-    for _ in range(1 if UPCAST or tl.float32 == OPERAND else 2):
+    for _ in range(1 if b_a.dtype == tl.float32 else 2):
         b_du = tl.dot(b_a, b_half, b_du, input_precision=PRECISION)
         b_half = b_low
     b_du = b_du * reach
@@ -249,27 +256,30 @@ def pair_backward_kernel(
     # X^T [BLOCK_P, BLOCK_L], X = dZ^T U + dS: both dV and dT take it
     b_ut = tl.trans(b_u)
     b_x = tl.dot(b_ut, b_a, tl.trans(b_ds), input_precision=PRECISION).to(OPERAND)
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
-        b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
-        if p_grad_tokens is not None:
-            b_gt = tl.trans(tl.dot(tl.trans(b_v), b_x, input_precision=PRECISION))  # [BLOCK_L, BLOCK_D]
-            b_gt = b_gt * SHRINK - b_beta[:, None] * b_t.to(tl.float32)
-            b_gt = b_gt * (b_restore * amax)[:, None] + poison
-            if p_grad_mean_tokens is not None:
-                b_gt += share_of_mean(p_grad_mean_tokens + o_b * D, n_tokens, o_d, D)
-            b_gt = tl.where(m_l[:, None], b_gt, 0.0)
-            store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
-        if p_grad_patches is not None:
-            b_c = tl.dot(tl.trans(b_v), b_ut, input_precision=PRECISION)  # C'^T [BLOCK_D, BLOCK_L]
-            b_c = (b_c * (-b_alpha * SHRINK)[None, :]).to(OPERAND)
-            b_gv = tl.dot(b_x, b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
-            b_gv = tl.dot(b_ut, tl.trans(b_c), b_gv, input_precision=PRECISION)
-            b_gv = b_gv * (SHRINK * amax)
-            if p_grad_mean_patches is not None:
-                b_gv = tl.where(n_tokens > 0, b_gv, 0.0)
-                b_gv += share_of_mean(p_grad_mean_patches + o_b * D, n_patches, o_d, D)
-            if p_patch_mask is not None:
-                b_gv = tl.where(m_p[:, None], b_gv, 0.0)
-            store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)
+    # Float32 in two passes: a gradient then has the same bits whether or not the other one is wanted.
+    PASSES: tl.constexpr = 2 if b_x.dtype == tl.float32 else 1
+    for turn in tl.static_range(PASSES):
+        for o_chunk in range(0, D, BLOCK_D):
+            o_d = o_chunk + tl.arange(0, BLOCK_D)
+            b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
+            b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
+            if p_grad_tokens is not None and (PASSES == 1 or turn == 0):
+                b_gt = tl.trans(tl.dot(tl.trans(b_v), b_x, input_precision=PRECISION))  # [BLOCK_L, BLOCK_D]
+                b_gt = b_gt * SHRINK - b_beta[:, None] * b_t.to(tl.float32)
+                b_gt = b_gt * (b_restore * amax)[:, None] + poison
+                if p_grad_mean_tokens is not None:
+                    b_gt += share_of_mean(p_grad_mean_tokens + o_b * D, n_tokens, o_d, D)
+                b_gt = tl.where(m_l[:, None], b_gt, 0.0)
+                store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
+            if p_grad_patches is not None and turn == PASSES - 1:
+                b_c = tl.dot(tl.trans(b_v), b_ut, input_precision=PRECISION)  # C'^T [BLOCK_D, BLOCK_L]
+                b_c = (b_c * (-b_alpha * SHRINK)[None, :]).to(OPERAND)
+                b_gv = tl.dot(b_x, b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
+                b_gv = tl.dot(b_ut, tl.trans(b_c), b_gv, input_precision=PRECISION)
+                b_gv = b_gv * (SHRINK * amax)
+                if p_grad_mean_patches is not None:
+                    b_gv = tl.where(n_tokens > 0, b_gv, 0.0)
+                    b_gv += share_of_mean(p_grad_mean_patches + o_b * D, n_patches, o_d, D)
+                if p_patch_mask is not None:
+                    b_gv = tl.where(m_p[:, None], b_gv, 0.0)
+                store_tile(p_grad_patches + o_b * P * D, b_gv, o_p, o_d, o_p < P, D, D, UPCAST)
