@@ -1,6 +1,6 @@
 """Tile sizes of the Triton kernels and the rules that choose them.
 
-Those of sm_90 in bfloat16, and the library's products for float32, are the fastest of some fifty that an H200 ran
+Those of sm_90 in bfloat16, and the library's products for float32, are the fastest of some forty that an H200 ran
 (docs/performance_log.md). All others are from the compiler (registers, spills, shared memory:
 ``tests/test_triton_compile.py`` looks at them) and from counting.
 """
