@@ -1,7 +1,8 @@
 """Tile sizes of the Triton kernels and the rules that choose them.
 
-The figures are from the compiler (registers, spills, shared memory: ``tests/test_triton_compile.py`` looks at them)
-and from counting, not from timings.
+Those of sm_90 in bfloat16, and the library's products for float32, are the fastest of some forty that an H200 ran
+(docs/performance_log.md). All others are from the compiler (registers, spills, shared memory:
+``tests/test_triton_compile.py`` looks at them) and from counting.
 """
 
 from __future__ import annotations
@@ -31,9 +32,6 @@ class TileConfig:
     # Supertiles grow until there are no more programs: 24 for each of 132 multiprocessors, whose last round then costs
     # 4 % at most.
     most_programs: int = 24 * 132
-    # Whether a program's tiles lie side by side as long as partial results fit. Triton then makes one loop of tiles and
-    # channels, and the next tile's operands are on their way while the sums of the last one are taken.
-    side_by_side: bool = False
     # Whether the products of rows and columns are a library's, float32 and so many bytes at a time, and the kernels
     # read them instead of computing their own.
     library: bool = False
@@ -63,11 +61,7 @@ class TileConfig:
             size = 4 * numbers * (groups_m * n_cols + groups_n * n_rows)
             if size <= self.partial_bytes and groups_m * groups_n <= self.most_programs:
                 break
-            if self.side_by_side:
-                higher = 4 * numbers * groups_m * n_cols > self.partial_bytes // 2
-            else:
-                higher = along_m * self.block_m <= along_n * self.block_n
-            if higher:
+            if along_m * self.block_m <= along_n * self.block_n:
                 along_m *= 2
             else:
                 along_n *= 2
@@ -92,12 +86,11 @@ def _power_of_two(n: int) -> int:
 READING = TileConfig(64, 128, 64, parts=2, library=True, most_programs=2**20)
 
 
-def choose(itemsize: int, capability: int, demanding: bool, guided: bool, softplus: bool = False) -> TileConfig:
+def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> TileConfig:
     """Tiles for elements of ``itemsize`` bytes on a device of ``capability`` (ten times major plus minor).
 
     ``demanding``: a backward pass, or ids that name targets: more is held beside the similarities. ``guided``: so are a
-    guide's similarities. ``softplus``: the gradient of softplus sums, which needs fewer numbers per column than that of
-    softmaxes.
+    guide's similarities.
     """
     if itemsize == 4:
         if guided:
@@ -111,10 +104,9 @@ def choose(itemsize: int, capability: int, demanding: bool, guided: bool, softpl
     # wgmma and tcgen05 read operands from shared memory: 64 channels are 128 bytes, the widest swizzle.
     if guided:
         return TileConfig(128, 64, 64, parts=2)
-    if softplus and capability < 100:
-        return TileConfig(256, 128, 64, parts=8)  # 40 bytes a thread spilled for ids, 344 in 4 parts
-    if demanding or capability >= 100:
-        return TileConfig(128, 128, 64)  # [256, 128] spills: 416 bytes a thread in the backward, 312 on sm_100
-    # The L2 cache feeds a tile [256, 128] with 85 flop a byte, [128, 128] with 64. Rows are the long side: a thread
-    # then has 32 columns and 4 rows, and sums over columns take half the shuffles of [128, 256].
-    return TileConfig(256, 128, 64)
+    if capability < 100:
+        # Two programs of 4 warps to a multiprocessor: one has products to add while the other takes exponentials. Of 8
+        # warps there is one, and nothing runs beside its exponentials: the fastest of them was 17 % slower forward and
+        # 12 % backward on an H200 (bfloat16, 16384 items, 768 channels). float16 and softplus sums: not measured.
+        return TileConfig(128, 128, 64, parts=4 if demanding else 2, num_warps=4)
+    return TileConfig(128, 128, 64)  # [256, 128] spills: 312 bytes a thread on sm_100

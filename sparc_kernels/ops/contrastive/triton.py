@@ -8,7 +8,6 @@ and launches and run nothing: compile-time tests use them on meta tensors. Nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -238,7 +237,6 @@ def _softplus_gradients(
     """Gradients of rows, cols, scale and bias; ``numbers`` are scale, bias and what each row's sum is multiplied with.
     ``row_sum`` [M]: to be computed in the same sweep."""
     scale, bias, upstream = numbers
-    problem = replace(problem, softplus=True)
     m, n = problem.shape
     power = problem.new(2) if problem.row.embeds.dtype == torch.float16 else None
     out = Gradients(results[0] if needs[0] else None, results[1] if needs[1] else None, power)

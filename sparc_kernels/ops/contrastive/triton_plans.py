@@ -65,7 +65,6 @@ class Problem:
     float32_precision: str
     backward: bool
     given: TileConfig | None = None  # instead of the chosen tiles
-    softplus: bool = False  # backward: of softplus sums
 
     @classmethod
     def of_arguments(
@@ -107,7 +106,7 @@ class Problem:
         rows = self.row.embeds
         demanding = self.backward or (self.row.ids is not None and not self.ids_exclude)
         guided = self.row.guide is not None
-        chosen = self.given or choose(rows.element_size(), capability(rows), demanding, guided, self.softplus)
+        chosen = self.given or choose(rows.element_size(), capability(rows), demanding, guided)
         return chosen.cut(*self.shape, rows.shape[1])
 
     def of(self, part: slice) -> Problem:

@@ -23,8 +23,6 @@ from tests.ops.contrastive.test_similarity import OPS, check, logsumexp
 SMALL = TileConfig(32, 32, 16, parts=2, most_tiles=2, most_programs=0, workspace_bytes=64 * 4 * 80)
 # The same with a library's products, 32 rows at a time.
 LIBRARY = replace(SMALL, library=True, library_bytes=32 * 4 * 80, most_tiles=1)
-# One row of tiles to a program.
-SIDE_BY_SIDE = replace(SMALL, side_by_side=True, most_tiles=2, most_programs=3)
 CASES = (
     Case("ids", M=70, N=80, D=24),
     Case("sharp", M=40, N=80, D=24, scale=100.0, cosine=0.9, ids=0),  # running maxima
@@ -45,7 +43,7 @@ CASES = (
 OF_SOFTPLUS = ("ids", "labels", "dense-pairs", "far-below")
 
 
-@pytest.fixture(params=[SMALL, LIBRARY, SIDE_BY_SIDE], ids=["fused", "library", "side-by-side"])
+@pytest.fixture(params=[SMALL, LIBRARY], ids=["fused", "library"])
 def small_tiles(request: pytest.FixtureRequest) -> Iterator[None]:
     with mock.patch.object(triton_plans, "choose", return_value=request.param):
         yield
@@ -56,7 +54,6 @@ def test_small_tiles_are_small() -> None:
     assert SMALL.supertile(70, 80, 2) == (2, 2)
     assert SMALL.chunk(70, 4 * 80) == 64
     assert SMALL.cut(70, 80, 24) == SMALL
-    assert SIDE_BY_SIDE.supertile(70, 80, 2) == (1, 4)
     assert LIBRARY.library_chunk(64, 4 * 80, 32) == 32
 
 
