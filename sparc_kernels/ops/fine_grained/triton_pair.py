@@ -142,8 +142,8 @@ def pair_forward_kernel(
     b_row = masked_logsumexp(b_y, m_y, 0)
     b_column = masked_logsumexp(b_y, m_y, 1)
     m_diagonal = o_l[:, None] == o_l[None, :]
-    # the diagonal of Y itself: scale times the cosine's would be contracted with what follows, and its rounding stand in
-    # losses that are 0
+    # the diagonal of Y itself: a product of scale and cosine would be contracted with what follows, and its rounding
+    # stand in losses that are 0
     b_target = tl.sum(tl.where(m_diagonal, b_y, 0.0), axis=1)
     b_loss = 0.5 * (b_row - b_target) + 0.5 * (b_column - b_target) + poison
     b_target = tl.sum(tl.where(m_diagonal, b_cosine, 0.0), axis=1)
