@@ -18,7 +18,8 @@ from sparc_kernels.ops._triton.products import ProductTiles
 class PairConfig:
     """A program holds the similarities [block_l, block_p] of tokens of one pair with all its patches.
 
-    Channels come in chunks of block_d.
+    Channels come in chunks of block_d. ``grads_together``: one launch makes the loss's gradients of patches
+    and of tokens, which share their operands; otherwise each has one of its own.
     """
 
     block_l: int
@@ -26,6 +27,7 @@ class PairConfig:
     block_d: int
     num_warps: int = 8
     num_stages: int = 2
+    grads_together: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,17 @@ def choose_pair(n_tokens: int, n_patches: int, n_channels: int, itemsize: int, c
     largest = 64 * 256 if itemsize == 2 else 32 * 64
     if block_l > 64 or block_l * block_p > largest:
         return None
-    # mma.sync (8.x, 12.x) takes operands through registers: 32 channels at a time leave the loss's forward [64, 256]
-    # without a spill, and its backward 92 kB of shared memory, which every chip has. wgmma and tcgen05 read theirs from
-    # shared memory: 64 channels are 128 bytes, the widest swizzle. On an H200 the fine-grained loss in bfloat16 takes
-    # 1.5 times as long (backward: 1.4) with 32 channels, 1.2 (1.8) with 16 warps and 1.1 (1.15) with two stages; with
-    # two stages 4 warps for 8 take 1.3 (2.1) times as long.
+    # mma.sync (8.x, 12.x) takes operands through registers: 32 channels at a time. The loss's backward [64, 256] then
+    # takes 116 kB of shared memory, or 84 with a launch for each gradient; 8.6, 8.9 and 12.x have 99. wgmma and tcgen05
+    # read theirs from shared memory: 64 channels are 128 bytes, the widest swizzle. On an H200 the fine-grained loss in
+    # bfloat16 takes 1.5 times as long (backward: 1.4) with 32 channels, 1.2 (1.8) with 16 warps and 1.1 (1.15) with two
+    # stages; with two stages 4 warps for 8 take 1.3 (2.1) times as long.
     from_registers = capability < 90 or capability >= 120
     block_d = 32 if itemsize == 4 or from_registers else 64
     num_stages = 3 if capability == 90 and itemsize == 2 else 2
     block_d = min(block_d, max(16, triton.next_power_of_2(n_channels)))
-    return PairConfig(block_l, block_p, block_d, num_stages=num_stages)
+    together = not (from_registers and capability not in (80, 87) and block_l * block_p > 64 * 128)
+    return PairConfig(block_l, block_p, block_d, num_stages=num_stages, grads_together=together)
 
 
 def choose_tiled(itemsize: int) -> TiledConfig:

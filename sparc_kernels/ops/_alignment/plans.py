@@ -115,6 +115,11 @@ class Gradients:
         """Those of some pairs."""
         return Gradients(*(x if x is None else x[pairs] for x in vars(self).values()))
 
+    def apart(self) -> list[Gradients]:
+        """Those of patches and those of tokens, as far as they are wanted."""
+        parts = (replace(self, tokens=None), replace(self, patches=None))
+        return [part for part in parts if part.patches is not None or part.tokens is not None]
+
     def arguments(self) -> dict[str, Tensor | None]:
         """Kernel arguments."""
         return {

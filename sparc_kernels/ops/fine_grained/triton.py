@@ -72,8 +72,9 @@ def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, li
             **strides(grad_loss, "stride_gb", "stride_gl"),
             p_stats=stats,
             stride_stat=b * l,
-            **out.arguments(),
+            **part.arguments(),
         )
+        for part in ([out] if config.grads_together else out.apart())
     ]
 
 

@@ -24,6 +24,7 @@ from tests.tolerance import FLOOR, errors
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILED = TiledConfig(32, 16, 16, pass_l=32, pass_p=32, workspace_bytes=1)  # one pair at a time: they share workspaces
 PAIR = PairConfig(32, 64, 16)
+APART = PairConfig(32, 64, 16, grads_together=False)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCALE = 14.0
 
@@ -55,7 +56,7 @@ def mean(rows: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("config", [PAIR, TILED])
+@pytest.mark.parametrize("config", [PAIR, APART, TILED])
 @pytest.mark.parametrize("threshold", [None, 0.3])
 def test_fine_grained_paths(config: Any, dtype: torch.dtype, threshold: float | None) -> None:
     patches, tokens, token_mask, patch_mask = tensors(dtype)
