@@ -65,9 +65,10 @@ def ring(problem: Problem) -> dict[str, Work]:
 
 
 def gather_kept(problem: Problem) -> int:
-    """Between forward and backward, beyond the rank's embeddings."""
+    """Between forward and backward, beyond the rank's embeddings: all texts, and the gradients that one sweep makes."""
     b, cols, w = problem.local, problem.batch, problem.wide
-    return cols * problem.width * problem.itemsize + _vectors(b, cols, w)
+    rows = cols + (b + cols if GATHER_PRODUCTS[problem.loss] is ONE_SWEEP else 0)
+    return rows * problem.width * problem.itemsize + _vectors(b, cols, w)
 
 
 def gather_memory(problem: Problem) -> int:
