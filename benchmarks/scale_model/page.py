@@ -38,7 +38,7 @@ runs of the code with 2 and 4 processes (`tests/benchmarks/test_scale_model.py`)
 
 - Chip: the rates at which one {chip} ran the losses (similarities alone, and similarities with both gradients:
   {softmax}; {sigmoid}) and eager PyTorch (for what open_clip does
-  beside its products), 2026-11-26, commit ca26e6b.
+  beside its products), 2026-11-26, commit ca26e6b (the sigmoid loss: 8b26dd7). Both have become faster since.
 - Links, each way: {nvlink:.0f} GB/s on NVLink 4 in a node of 8 (measured on H100: NVIDIA/nccl issue 1281), {nic:.0f}
   GB/s on a 400 Gb/s link (NVIDIA/nccl-tests issue 290). A collective uses all links of a node, an all-to-all one per
   GPU (nccl-tests issue 267); of the ring's hops, one crosses each pair of nodes, on one link.
