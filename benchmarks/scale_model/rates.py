@@ -1,7 +1,8 @@
 """What one chip and its links do. Each figure has its source; what has none is an assumption and says so.
 
 Measured: one H200 (sm_90, Triton 3.6, torch 2.11), 2026-11-26, at commit ca26e6b, the sigmoid loss when it was in one
-sweep, 8b26dd7, with the tiles before the present ones. Since then both losses have become faster. Of links, networks and NCCL: public.
+sweep, 8b26dd7, with the tiles before the present ones. Since then both losses have become faster. Of links, networks
+and NCCL: public.
 """
 
 from __future__ import annotations
