@@ -30,6 +30,7 @@ MADE_UP = (
         },
         entries=(),
         sample=lambda device, dtype: {},
+        triton_first=frozenset({(9, 0)}),
     ),
     Room("narrow", {"cpu": (torch.float32,)}, entries=(), sample=lambda device, dtype: {}),
     Room("bare", {}, entries=(), sample=lambda device, dtype: {}),
@@ -152,37 +153,20 @@ def test_auto_takes_cuda_then_triton_on_a_gpu(op: str, monkeypatch: pytest.Monke
     assert asked == ["cuda", "cuda", "triton", "cuda", "triton"]
 
 
-def test_auto_takes_triton_where_it_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_triton_where_it_was_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, made_up_rooms: None
+) -> None:
+    """Where a room says so of a capability, for calls that suit it."""
     monkeypatch.setattr(_dispatch, "_REASONS", {name: lambda *_: None for name in _dispatch.BACKENDS})
     gpu, capability = torch.device("cuda"), (9, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    take = functools.partial(_dispatch.resolve, "fine_grained", "auto", gpu, torch.bfloat16)
-    assert take(suits_triton=True) == "triton"
-    assert take(suits_triton=False) == take() == "cuda"
-    assert _dispatch.resolve("fine_grained", "cuda", gpu, torch.bfloat16, suits_triton=True) == "cuda"
-    assert _dispatch.resolve("grouping", "auto", gpu, torch.bfloat16, suits_triton=True) == "cuda"
+    take = functools.partial(_dispatch.resolve, device=gpu, dtype=torch.bfloat16)
+    assert take("dense", "auto", suits_triton=True) == "triton"
+    assert take("dense", "auto", suits_triton=False) == take("dense", "auto") == "cuda"
+    assert take("dense", "cuda", suits_triton=True) == "cuda"
+    assert take("narrow", "auto", suits_triton=True) == "cuda", "its room says nothing"
     capability = (8, 0)
-    assert take(suits_triton=True) == "cuda"
-
-
-@pytest.mark.gpu
-def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
-    """On a Hopper: small pairs in half precision by Triton; larger ones, and float32, by CUDA C++."""
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("only compute capability 9.0 was measured")
-    _dispatch._announce.cache_clear()
-    for (p, l), dtype, backend in (
-        ((196, 55), torch.bfloat16, "triton"),
-        ((576, 55), torch.bfloat16, "cuda"),
-        ((196, 77), torch.float16, "cuda"),
-        ((196, 55), torch.float32, "cuda"),
-    ):
-        patches, tokens = (torch.randn(2, n, 64, device="cuda", dtype=dtype) for n in (p, l))
-        caplog.clear()
-        with caplog.at_level("INFO", logger="sparc_kernels"):
-            _dispatch._announce.cache_clear()
-            sk.fine_grained_loss(patches, tokens)
-        assert f"runs on the {backend} backend" in caplog.text
+    assert take("dense", "auto", suits_triton=True) == "cuda"
 
 
 @pytest.mark.parametrize(

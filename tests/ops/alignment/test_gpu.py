@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import sparc_kernels as sk
+from sparc_kernels import _dispatch
 from tests import tolerance
 from tests.ops.alignment import cases
 from tests.ops.fine_grained.test_fine_grained import run
@@ -144,3 +145,22 @@ def test_float32_precision_of_cuda(precision: str) -> None:
                 tolerance.assert_close(name, result, expected, low, torch.float32, least, instructions)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
+    """On a Hopper: small pairs in half precision by Triton; larger ones, and float32, by CUDA C++."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("only compute capability 9.0 was measured")
+    _dispatch._announce.cache_clear()
+    for (p, l), dtype, backend in (
+        ((196, 55), torch.bfloat16, "triton"),
+        ((576, 55), torch.bfloat16, "cuda"),
+        ((196, 77), torch.float16, "cuda"),
+        ((196, 55), torch.float32, "cuda"),
+    ):
+        patches, tokens = (torch.randn(2, n, 64, device="cuda", dtype=dtype) for n in (p, l))
+        caplog.clear()
+        with caplog.at_level("INFO", logger="sparc_kernels"):
+            _dispatch._announce.cache_clear()
+            sk.fine_grained_loss(patches, tokens)
+        assert f"runs on the {backend} backend" in caplog.text
