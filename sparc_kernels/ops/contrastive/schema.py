@@ -163,7 +163,7 @@ def fake_softplus_total_backward(
 ) -> tuple[Tensor, ...]:
     """Shapes and dtypes of ``similarity_softplus_total_backward``."""
     embeds = (kept.new_empty(kept.shape, dtype=rows.dtype) for kept in (kept_rows, kept_cols))
-    return *embeds, torch.empty_like(kept_scale), torch.empty_like(kept_bias)
+    return *embeds, *(kept.new_empty(kept.shape) for kept in (kept_scale, kept_bias))
 
 
 def fake_paired_forward(rows: Tensor, cols: Tensor, float32_precision: str) -> tuple[Tensor, Tensor]:
