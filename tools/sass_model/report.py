@@ -31,8 +31,8 @@ Left out: waits for results and at barriers, which two warps to a scheduler (one
 hide badly; the instruction cache; instructions that collide in a pipe; reads beyond the first that miss L2; clocks that
 fall under load. What a GPU gives is less. `gpu-check` keeps Nsight Compute's counters, and
 `python -m tools.gpu_check.counters counters.json` puts these figures beside them. On an H200
-(performance_log.md, 2026-11-26) issue slots and wavefronts agreed within 5 %, the backward read 1.4 x as much from DRAM, and the time was
-four to five times what the binding resource alone would take.
+(performance_log.md, 2026-11-26) issue slots and wavefronts agreed within 5 %, the backward read 1.4 x as much from
+DRAM, and the time was four to five times what the binding resource alone would take.
 """
 
 
