@@ -1,11 +1,11 @@
-"""How far the loss curves of the backends lie apart: each against the same run in float64.
+"""How far the loss curves of the backends lie apart, beside what rounding alone does.
 
     python -m tools.curve_parity [--steps 300] [--batch-size 16] [--out docs/images/curve_parity.png]
 
-trains four times from the same weights on the same scenes: eager in float64 (the truth), the fused CPU kernels in
-float32, eager in float32, and eager in float32 from weights that differ by the last bit. The last two say what
-rounding does to a curve; the fused one has to lie as close. Training is chaotic, so all of them leave the truth in
-time: only before that do curves tell anything of a backend.
+trains four times from the same weights on the same scenes: eager in float64, the fused CPU kernels in float32, eager in
+float32, and eager in float32 from weights that differ by the last bit. The last one says what rounding does to a curve;
+the fused one has to lie as close to eager. Training is chaotic, so all of them part in time: only before that do curves
+tell anything of a backend. float64 parts sooner, since there all is rounded otherwise, the towers too.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def distances(found: dict[str, Floats]) -> dict[str, Floats]:
-    """Of each float32 run, the largest relative distance from the truth up to each step, of both columns."""
-    truth = found[TRUTH]
+def distances(found: dict[str, Floats], origin: str = TRUTH) -> dict[str, Floats]:
+    """Of each other run, the largest relative distance from ``origin`` up to each step, of both columns."""
+    truth = found[origin]
     return {
         name: np.maximum.accumulate((np.abs(curve - truth) / np.abs(truth)).max(1))
         for name, curve in found.items()
-        if name != TRUTH
+        if name != origin
     }
 
 
@@ -98,10 +98,10 @@ def draw(found: dict[str, Floats], path: Path) -> None:
     styles = {TRUTH: ("black", "-"), FUSED: ("tab:red", "-"), EAGER: ("tab:blue", "--"), NUDGED: ("tab:cyan", ":")}
     for name, curve in found.items():
         left.plot(steps, curve[:, 0], label=name, color=styles[name][0], linestyle=styles[name][1], linewidth=1.1)
-    for name, distance in distances(found).items():
+    for name, distance in distances(found, EAGER).items():
         right.semilogy(steps, distance, label=name, color=styles[name][0], linestyle=styles[name][1], linewidth=1.3)
     left.set_title("loss", fontsize=9)
-    right.set_title("loss, gradient norm: largest distance from float64 so far", fontsize=9)
+    right.set_title("distance from eager, float32: largest so far", fontsize=9)
     for axis in (left, right):
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)
@@ -124,10 +124,10 @@ def main() -> None:
             eval_pairs=2, checkpoint_every=options.steps, device="cpu", threads=1,
         )  # fmt: skip
         found = curves(config)
-    far = distances(found)
+    far = distances(found, EAGER)
     print("| steps | " + " | ".join(far) + " |")
     print("|---:" * (1 + len(far)) + "|")
-    for step in (1, 10, 20, 50, 100, 200, 300, 600):
+    for step in (1, 2, 5, 10, 20, 40, 100, 200, 400):
         if step <= options.steps:
             print(f"| {step} | " + " | ".join(f"{distance[step - 1]:.1e}" for distance in far.values()) + " |")
     draw(found, options.out)

@@ -13,17 +13,18 @@ from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.model import GlobalLoss
 from tools.curve_parity import EAGER, FUSED, NUDGED, curves, distances
 
-STEPS = 8  # by 12 the runs of eager are 5e-4 apart
-# As tests/tolerance.py has it for float32: four times as far from float64 as eager, and a few roundings of the loss.
+STEPS = 8  # from 20 on the runs of eager are apart
+# As tests/tolerance.py has it for float32: four times as far as eager, and a few roundings of the loss.
 FACTOR, FLOOR = 4.0, 1e-6
 
 pytestmark = pytest.mark.skipif(_native.cpu_reason() is not None, reason=str(_native.cpu_reason()))
 
 
 def apart(config: TrainConfig) -> tuple[float, float]:
-    """How far the fused run got from float64, and how far it may: by what rounding does to eager."""
-    far = distances(curves(replace(config, steps=STEPS, batch_size=6, eval_pairs=2, checkpoint_every=STEPS)))
-    rounding = max(far[EAGER][-1], far[NUDGED][-1])
+    """How far the fused run got from eager, and how far it may: by what the last bit of the weights does to eager."""
+    found = curves(replace(config, steps=STEPS, batch_size=6, eval_pairs=2, checkpoint_every=STEPS))
+    far = distances(found, EAGER)
+    rounding = far[NUDGED][-1]
     assert 1e-9 < rounding < 1e-4, "float32 shows, and the runs have not come to chaos"
     return far[FUSED][-1], FACTOR * rounding + FLOOR
 
