@@ -37,8 +37,29 @@ $(VENV)/.installed: $(VENV)/.packages $(NATIVE)
 .PHONY: install
 install: $(VENV)/.installed ## set up the virtual environment and build the library into it
 
+# The demo alone needs no tools of development, and no CUDA half where no GPU is, or for other GPUs than those here.
+# It takes the checkout as it is; where `make install` has been here, what that has set up.
+CAPABILITIES = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | \
+    awk '$$1 >= 80' | sort -u | paste -sd,)
+TRAIN_PACKAGES = $$($(BIN)/python -W ignore -c "from setuptools.config.pyprojecttoml import read_configuration as read; \
+    print(*read('pyproject.toml')['project']['optional-dependencies']['train'])")
+NATIVE_FOR_DEMO = $(if $(CAPABILITIES),SPARC_CUDA_ARCHITECTURES=$(CAPABILITIES),SPARC_BUILD_CUDA=0)
+
+$(VENV)/.demo: pyproject.toml $(NATIVE)
+	@echo "setting up $(VENV): PyTorch"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "import torch, setuptools, ninja" 2>/dev/null || \
+	    $(BIN)/python -m pip install --quiet --no-compile "$(TORCH)" "setuptools>=77" wheel ninja
+	@echo "compiling the kernels $(if $(CAPABILITIES),for CPU and GPU,for the CPU) while the trainer's packages are installed"
+	@{ $(NATIVE_FOR_DEMO) $(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/compiling.log 2>&1 \
+	    || { cat $(VENV)/compiling.log; exit 1; }; } & compiling=$$!; \
+	    $(BIN)/python -m pip install --quiet --no-compile $(TRAIN_PACKAGES); installed=$$?; \
+	    wait $$compiling && exit $$installed
+	@touch $@
+
 .PHONY: demo
-demo: install ## train a small model on drawn scenes with the fused loss (about 4 minutes on 2 cores)
+demo: $(if $(wildcard $(VENV)/.installed),install,$(VENV)/.demo) ## train a small model on drawn scenes with the fused loss (minutes)
+	@echo "training twice, with CLIP's loss and with SPARC's"
 	$(BIN)/python -m sparc_kernels.train --demo
 
 .PHONY: test

@@ -13,10 +13,13 @@ import torch
 from sparc_kernels import _native
 from tests.emulation.host import build
 from tests.emulation.host.backend import DEVICES, Device, Emulated, played
+from tests.interpreter import found_once
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:  # read by triton at import: its kernels then run on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if importlib.util.find_spec("triton") is not None:
+        found_once()
 
 CAPABILITIES = ("baseline", "avx2", "avx512", "avx512_bf16")  # instruction sets of the CPU half
 BACKENDS = [

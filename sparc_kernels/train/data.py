@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from sparc_kernels.train.checkpoint import write_atomic
 from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data_folder import Folder, Pixels, Unusable, scan
+from sparc_kernels.train.data_masks import masked
 from sparc_kernels.train.data_scenes import Scene, caption, scene
+from sparc_kernels.train.data_shards import are_shards, scan_shards
 from sparc_kernels.train.signals import ignore_signals, killed_at_exit
 
 _log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class SceneStream(Dataset[Pair]):
 
 
 class FolderStream(Dataset[Pair]):
-    """Epochs of a folder's pictures, each in its own order; what does not fill a batch is left out."""
+    """Epochs of a folder's (or shards') pictures, each in its own order; what does not fill a batch is left out."""
 
     def __init__(self, folder: Folder, members: list[int], config: TrainConfig) -> None:
         if len(members) < config.batch_size:
@@ -56,7 +58,7 @@ class FolderStream(Dataset[Pair]):
     def __getitem__(self, position: int) -> Pair:
         epoch, place = divmod(position, self.epoch_pairs)
         if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.seed, 1, epoch)).permutation(self.members))
+            self._order = (epoch, self.folder.order(self.members, np.random.default_rng((self.seed, 1, epoch))))
         try:
             return self._pair(int(self._order[1][place]), position)
         except Unusable as error:
@@ -78,7 +80,8 @@ class FolderStream(Dataset[Pair]):
 
 @dataclass
 class Data:
-    """``train`` by position; held out: ``pixels`` [N, S, S, 3] uint8, ``captions``, ``scenes`` if drawn.
+    """``train`` by position; held out: ``pixels`` [N, S, S, 3] uint8, ``captions``, and ``scenes``, which say what
+    the words speak of, where that is known.
 
     ``fingerprint`` changes with the data, so that a run is not resumed on other pictures.
     """
@@ -94,26 +97,30 @@ class Data:
 def load_data(
     config: TrainConfig, write: Callable[[str], object] = print, progress: bool = False, keep_list: bool = True
 ) -> Data:
-    """The data that ``config.data`` names; ``write`` receives the report on a folder, and a file in ``config.out``
-    the list of what was skipped (``keep_list``)."""
+    """The data that ``config.data`` names; ``write`` receives the report on a folder or shards, and a file in
+    ``config.out`` the list of what was skipped (``keep_list``)."""
     size = config.model.image_size
     if config.data == "scenes":
         scenes = [scene(config.seed, "heldout", index, size) for index in range(config.eval_pairs)]
         texts = [caption(config.seed, "train", index, size) for index in range(TOKENIZER_CAPTIONS)]
         pixels = np.stack([drawn.image for drawn in scenes])
         return Data(SceneStream(config), texts, pixels, [drawn.caption for drawn in scenes], "scenes", scenes)
-    folder = scan(config.data, size, progress)
+    folder = (scan_shards if are_shards(config.data) else scan)(config.data, size, progress)
+    training, heldout = split(folder, config)
+    scenes = masked(folder, heldout)
     folder.report(write)
     if keep_list:
         _list_skipped(folder, Path(config.out))
-    training, heldout = split(folder, config)
-    write(f"  {len(training)} pairs to train on, {len(heldout)} held out")
+    spoken = sum(len(each.words) for each in scenes)
+    words = f", {spoken} words of them with masks" if scenes else ""
+    write(f"  {len(training)} pairs to train on, {len(heldout)} held out{words}")
     return Data(
         FolderStream(folder, training, config),
         [folder.captions[number] for number in training],
         np.stack([folder.crop(number) for number in heldout]),
         [folder.captions[number] for number in heldout],
         fingerprint(folder),
+        scenes,
     )
 
 

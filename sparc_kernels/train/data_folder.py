@@ -1,4 +1,4 @@
-"""A folder of pictures, each with a ``.txt`` of the same stem whose first line is its caption.
+"""A folder of pictures, each with a ``.txt`` of the same stem whose first line is its caption, some with masks.
 
 What cannot be used (a broken picture or link, a format without a decoder, a missing or empty caption) is left
 out, counted and named. Alpha channels are composited on white; pictures are padded to a square with white.
@@ -6,11 +6,13 @@ out, counted and named. Alpha channels are composited on white; pictures are pad
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +29,43 @@ WIDE_GREY = ("I", "I;16", "I;16B", "I;16L", "F")  # 16 and 32 bits per pixel, wh
 MARGIN = 1.125  # pictures are kept this much larger than the model's input, for random crops
 
 
+class Span(NamedTuple):
+    """A file inside another one."""
+
+    path: Path
+    start: int
+    size: int
+
+
+Source = Path | Span
+
+
+def opened(source: Source) -> Path | io.BytesIO:
+    """For ``Image.open``."""
+    if isinstance(source, Path):
+        return source
+    with open(source.path, "rb") as file:
+        file.seek(source.start)
+        return io.BytesIO(file.read(source.size))
+
+
 @dataclass
 class Folder:
-    """The usable pairs below ``root``, sorted by path, and the skipped files with their reasons."""
+    """The usable pairs below ``root``, sorted by path, and the skipped files with their reasons.
+
+    ``masks``: of some pairs, by their number, the mask of each word that has one (``data_masks``).
+    """
 
     root: Path
     image_size: int
     paths: list[Path] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    masks: dict[int, dict[str, Source]] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # of the files, in bytes
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     cache: list[Pixels] = field(default_factory=list)
+    name: str = ""  # in reports; ``root`` unless given
 
     @property
     def stored_size(self) -> int:
@@ -46,13 +74,28 @@ class Folder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def add(self, path: Path, source: Source, caption: str, size: int, pixels: Pixels | None) -> None:
+        """One more pair; without its ``pixels`` none are kept from here on."""
+        self.paths.append(path)
+        self.sources.append(source)
+        self.captions.append(caption)
+        self.sizes.append(size)
+        if pixels is None:
+            self.cache.clear()
+        else:
+            self.cache.append(pixels)
+
+    def order(self, members: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """The order of an epoch."""
+        return rng.permutation(members)
+
     def picture(self, number: int) -> Pixels:
         """Picture ``number``, [stored_size, stored_size, 3] uint8; ``Unusable`` if it is not what ``scan`` found."""
         if self.cache:
             return self.cache[number]
         path = self.paths[number]
         try:
-            return load_image(path, self.stored_size)
+            return load_image(self.sources[number], self.stored_size)
         except Unusable as error:
             raise Unusable(f"{path.relative_to(self.root)}: {error}") from error
 
@@ -64,7 +107,10 @@ class Folder:
 
     def report(self, write: Callable[[str], object], name_at_most: int = 5) -> None:
         """What was found, what was skipped and why, naming the first files of each reason."""
-        write(f"{self.root}: {len(self)} pictures with captions, {len(self.skipped)} files skipped")
+        masked = f", {len(self.masks)} of them with masks" if self.masks else ""
+        write(
+            f"{self.name or self.root}: {len(self)} pictures with captions{masked}, {len(self.skipped)} files skipped"
+        )
         groups: dict[str, list[tuple[Path, str]]] = {}
         for path, reason in self.skipped:
             groups.setdefault(_kind(reason), []).append((path, reason))
@@ -87,7 +133,10 @@ def scan(root: str | Path, image_size: int, progress: bool = False) -> Folder:
     folder = Folder(root, image_size)
     files = _find(root, known | UNSUPPORTED, folder.skipped)
     keep = len(files) * folder.stored_size**2 * 3 <= CACHE_BYTES
+    owners = _owners(files)
     for path in tqdm(files, desc="reading pictures", unit="file", disable=not progress):
+        if path in owners:
+            continue
         try:
             if path.suffix.lower() not in known:
                 raise Unusable(f"no decoder for {path.suffix.lower()} files")
@@ -96,16 +145,30 @@ def scan(root: str | Path, image_size: int, progress: bool = False) -> Folder:
         except Unusable as error:
             folder.skipped.append((path, str(error)))
             continue
-        folder.paths.append(path)
-        folder.captions.append(caption)
-        folder.sizes.append(path.stat().st_size)
-        if keep:
-            folder.cache.append(pixels)
+        folder.add(path, path, caption, path.stat().st_size, pixels if keep else None)
+    numbers = {path: number for number, path in enumerate(folder.paths)}
+    for path, owner in owners.items():
+        if owner in numbers:
+            folder.masks.setdefault(numbers[owner], {})[path.stem.rpartition(".")[2]] = path
+        else:
+            folder.skipped.append((path, "mask of a picture that is not used"))
     if not folder.paths:
         found = f"{len(files)} pictures, none usable" if files else "no picture"
         detail = "".join(f"; {path.name}: {reason}" for path, reason in folder.skipped[:3])
         raise ValueError(f"no picture with a same-stem .txt caption in {str(root)!r} ({found}{detail})")
     return folder
+
+
+def _owners(files: list[Path]) -> dict[Path, Path]:
+    """Masks, ``name.WORD.png`` without a caption of their own, and the picture ``name.*`` that each belongs to."""
+    pictures = {path.with_suffix(""): path for path in files}
+    found = {}
+    for path in files:
+        stem, dot, word = path.stem.rpartition(".")
+        owner = pictures.get(path.with_name(stem)) if dot and stem and word else None
+        if owner is not None and path.suffix.lower() == ".png" and not path.with_suffix(".txt").exists():
+            found[path] = owner
+    return found
 
 
 def _find(root: Path, suffixes: frozenset[str] | set[str], skipped: list[tuple[Path, str]]) -> list[Path]:
@@ -144,6 +207,11 @@ def read_caption(path: Path) -> str:
         raise Unusable("no caption file") from None
     except OSError as error:
         raise Unusable(f"caption cannot be read ({error.strerror})") from None
+    return caption_of(data)
+
+
+def caption_of(data: bytes) -> str:
+    """The first line, whatever its encoding."""
     lines = _decode(data).split("\n", 1)
     caption = " ".join(lines[0].replace("\0", " ").split())
     if not caption:
@@ -163,17 +231,17 @@ def _decode(data: bytes) -> str:
     raise AssertionError("latin-1 decodes every byte")
 
 
-def load_image(path: Path, size: int) -> Pixels:
+def load_image(source: Source, size: int) -> Pixels:
     """Any picture Pillow reads, the first of several, turned upright, on white, padded to a square:
     [size, size, 3] uint8."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
-                if opened.width * opened.height > SHRINK_SIDE**2:
-                    gap = None if opened.mode.startswith("I;16") else 2.0  # Pillow has no quick reduction of these
-                    opened.thumbnail((SHRINK_SIDE, SHRINK_SIDE), reducing_gap=gap)
-                picture = _rgb_on_white(ImageOps.exif_transpose(opened))
+            with Image.open(opened(source)) as file:
+                if file.width * file.height > SHRINK_SIDE**2:
+                    gap = None if file.mode.startswith("I;16") else 2.0  # Pillow has no quick reduction of these
+                    file.thumbnail((SHRINK_SIDE, SHRINK_SIDE), reducing_gap=gap)
+                picture = _rgb_on_white(ImageOps.exif_transpose(file))
                 picture = ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC, color="white")
                 return np.asarray(picture, np.uint8)
     except Image.DecompressionBombError:

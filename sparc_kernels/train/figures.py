@@ -61,9 +61,9 @@ def caption_maps(trainer: Trainer, data: Data, number: int) -> list[tuple[str, F
 
 
 def named_words(data: Data, number: int, at_most: int) -> list[int]:
-    """Which words of a caption to draw: on scenes those that speak of a shape, else the longest ones."""
+    """Which words of a caption to draw: those of which it is known what they speak of, else the longest ones."""
     words = data.captions[number].split()
-    if data.scenes:
+    if data.scenes and data.scenes[number].words:
         spoken = {word.start for word in data.scenes[number].words}
         starts = np.cumsum([0] + [len(word) + 1 for word in words])
         chosen = [place for place in range(len(words)) if int(starts[place]) in spoken]

@@ -253,19 +253,19 @@ def test_the_log_drops_rows_past_the_checkpoint_and_a_torn_row(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_killed_again_and_again_and_resumed(tmp_path: Path) -> None:
-    numbers = "--steps 60 --batch-size 4 --eval-pairs 4 --threads 1 --checkpoint-every 4"
+    numbers = "--steps 40 --batch-size 4 --eval-pairs 4 --threads 1 --checkpoint-every 4"
     flags = [*numbers.split(), "--quiet", "--device", "cpu"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run([*CLI, *flags, "--out", str(whole)], check=True, capture_output=True)
     start = [*flags, "--out", str(broken)]
-    for steps in (1, 14, 33):  # killed at whatever moment comes after so many logged steps
+    for steps in (1, 14):  # killed at whatever moment comes after so many logged steps
         process = subprocess.Popen([*CLI, *start], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while len(curve(broken)) < steps and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.003)
         process.kill()
         assert process.wait() == -9
-        assert steps <= len(curve(broken)) < 60
+        assert steps <= len(curve(broken)) < 40
         assert 0 <= len(curve(broken)) - checkpoint.load(broken)["step"] <= 4
         start = ["--resume", str(broken), "--quiet"]
     done = subprocess.run([*CLI, *start], check=True, capture_output=True, text=True)
