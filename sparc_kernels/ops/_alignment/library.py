@@ -63,14 +63,14 @@ class ByLibrary(Tiled):
     ) -> Launch:
         """In grads dS, in weights A, of the gradient of A; with products C' V^T that of U, and U times its factor.
 
-        All [N, L, P]. What is read may be overwritten.
+        All [N, L, P], in a workspace [N, L, W]. What is read may be overwritten.
         """
         own: dict[str, Any] = {"p_similarities": similarities, "p_grad": grad, "p_products": products}
         own |= {"p_grads": grads, "p_weights": weights, "NORMALIZE": products is None}
         own |= {"stride_s": similarities.stride(0), "stride_x": grads.stride(0)}
         own |= {"stride_u": 0 if weights is None else weights.stride(0)}
         own |= {"stride_c": 0 if products is None else products.stride(0)}
-        own |= strides(grad, "stride_gb", "stride_gl", "stride_gd")
+        own |= {"G": grad.shape[2], **strides(grad, "stride_gb", "stride_gl", "stride_gd")}
         return self._along_patches(row_grad_similarities_kernel, grads.stride(1), {}, own)
 
     def _along_patches(self, kernel: Any, pitch: int, known: dict[str, Any], own: dict[str, Any]) -> Launch:

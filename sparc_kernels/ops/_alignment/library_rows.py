@@ -89,7 +89,7 @@ def row_weights_kernel(
 @triton.jit(do_not_specialize=RAGGED)
 def row_grad_similarities_kernel(
     p_similarities,  # [N, L, W] float32: S
-    p_grad,  # [N, L, P]: dZ S, or dA with NORMALIZE
+    p_grad,  # [N, L, G], P of them or W: dZ S, or dA with NORMALIZE
     p_products,  # [N, L, W] float32, or None: C' V^T, which dU has times the row's factor
     p_grads,  # [N, L, W] float32: takes dS
     p_weights,  # [N, L, W] float32, or None: takes U times the row's factor, or A with NORMALIZE
@@ -99,7 +99,7 @@ def row_grad_similarities_kernel(
     stride_s, stride_x, stride_u, stride_c,  # from pair to pair: of S, dS, U and the products
     stride_gb, stride_gl, stride_gd,
     stride_pb, stride_pp,
-    L, P, W,
+    L, P, W, G,
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -114,7 +114,7 @@ def row_grad_similarities_kernel(
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
     b_u = sparse_weights(b_height, b_range, sigma)
-    b_grad = load_tile(p_grad + o_b * stride_gb, o_l, o_p, m_l, P, stride_gl, stride_gd, False)
+    b_grad = load_tile(p_grad + o_b * stride_gb, o_l, o_p, m_l, G, stride_gl, stride_gd, False)
     if NORMALIZE:
         b_weight_sum = tl.sum(b_u, axis=1)
         b_inverse = 1.0 / tl.where(b_weight_sum == 0.0, 1.0, b_weight_sum)

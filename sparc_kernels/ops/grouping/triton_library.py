@@ -47,7 +47,7 @@ def library_backward(grad: Tensor, inputs: Inputs, out: Gradients, weights: bool
         if not weights:
             rows = part.workspaces["p_rows"]
             steps += [part.copy(part.inputs.tokens, None, rows[:, :l]), part.copy(given, None, rows[:, l:])]
-            given = grads[:, l:, :p]
+            given = grads[:, l:]
         steps += [
             LibraryProduct(grads[..., :p], rows, patches.mT),
             part.grad_weights(grads[:, :l], given, None, grads[:, :l], None if weights else grads[:, l:]),
