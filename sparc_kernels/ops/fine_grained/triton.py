@@ -7,6 +7,7 @@ tensors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +27,7 @@ __all__ = ["backward", "backward_plan", "forward", "forward_plan"]
 Outputs = tuple[Tensor, ...]
 
 
-def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, list[Step]]:
+def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Sequence[Step]]:
     """The outputs of ``forward``, not yet computed, and the steps that compute them."""
     patches, tokens, token_mask, patch_mask, scale, threshold, _pool_patches, _pool_tokens, precision = args
     inputs = LossInputs(patches, tokens, token_mask, patch_mask, threshold, precision, scale)
@@ -53,7 +54,7 @@ def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, lis
     ]
 
 
-def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, list[Step]]:
+def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Sequence[Step]]:
     """The outputs of ``backward``, not yet computed, and the steps that compute them."""
     grad_loss, grad_mean_patches, grad_mean_tokens, *pairs, stats, _need_patches, _need_tokens, precision = args
     patches, tokens, token_mask, patch_mask, scale, threshold = pairs

@@ -8,6 +8,7 @@ tests use them on meta tensors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +39,7 @@ __all__ = [
 Outputs = tuple[Tensor, Tensor]
 
 
-def forward_plan(*args: Any, weights: bool, config: Config | None = None) -> tuple[Outputs, list[Step]]:
+def forward_plan(*args: Any, weights: bool, config: Config | None = None) -> tuple[Outputs, Sequence[Step]]:
     """The outputs of ``forward``, not yet computed, and the steps that compute them."""
     patches, tokens, patch_mask, threshold, precision = args
     inputs = Inputs(patches, tokens, None, patch_mask, threshold, precision)
@@ -61,7 +62,7 @@ def forward_plan(*args: Any, weights: bool, config: Config | None = None) -> tup
     return (out, stats), launches
 
 
-def backward_plan(*args: Any, weights: bool, config: Config | None = None) -> tuple[Outputs, list[Step]]:
+def backward_plan(*args: Any, weights: bool, config: Config | None = None) -> tuple[Outputs, Sequence[Step]]:
     """The outputs of ``backward``, not yet computed, and the steps that compute them.
 
     The kernels recompute the similarities and take minima and sums from what they see, not from the statistics.
