@@ -11,6 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from sparc_kernels.ops._alignment.config import Config, LibraryConfig, PairConfig, TiledConfig, choose
+from sparc_kernels.ops._triton import replay
 from sparc_kernels.ops._triton.launch import Launch
 from sparc_kernels.ops.fine_grained import triton as fine_grained
 from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
@@ -26,8 +27,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILED = TiledConfig(32, 16, 16, pass_l=32, pass_p=32, workspace_bytes=1)  # one pair at a time: they share workspaces
 PAIR = PairConfig(32, 64, 16)
 APART = PairConfig(32, 64, 16, grads_together=False)
-# The forward's three pairs in parts of two and one, the backward's one at a time; blocks of rows that do not fill up.
-LIBRARY = LibraryConfig(square_l=16, row_block=512, workspace_bytes=24_000)
+# The loss's three pairs in parts of two and one, forward, and one at a time, backward; blocks of rows do not fill up.
+LIBRARY = LibraryConfig(workspace_bytes=24_000)
 SCALE = 14.0
 
 
@@ -152,10 +153,14 @@ def test_workspaces_do_not_grow_with_the_batch(config: TiledConfig) -> None:
         assert sum(size for key, size in storages.items() if key not in known) <= 2**20
 
 
-def test_autocast_leaves_products_of_float32_alone() -> None:
-    patches, tokens, _, _ = (x[:1] for x in tensors(torch.float32))
-    inputs = (patches.nan_to_num(0.5), tokens.nan_to_num(0.5), None, None)
-    expected = grouping.embeddings_forward(*inputs, "highest")
-    with torch.autocast(DEVICE, torch.bfloat16):
-        found = grouping.embeddings_forward(*inputs, "highest")
-    assert torch.equal(found[0], expected[0])
+def test_autocast_leaves_products_of_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a plan and from its tape, which holds the library's products too."""
+    monkeypatch.setattr(replay, "_tapes", {})
+    patches, tokens, _, _ = (x[:1].nan_to_num(0.5) for x in tensors(torch.float32))
+    expected = grouped_embeddings_reference(patches, tokens)
+    for _ in range(2):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            found, stats = grouping.embeddings_forward(patches, tokens, None, None, "highest")
+            grouping.embeddings_backward(found, patches, tokens, None, None, stats, True, True, "highest")
+        close(found, expected, torch.float32)
+    assert [type(tape) for tape in replay._tapes.values()] == [replay.Tape] * 2
