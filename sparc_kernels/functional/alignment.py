@@ -176,7 +176,7 @@ def token_losses(
     patch_embeds, token_embeds, token_mask, patch_mask, threshold = pairs
     _validate.scalar(scale_name, logit_scale, "patch_embeds", patch_embeds)
     backend = resolve(
-        "fine_grained", backend, patch_embeds.device, patch_embeds.dtype, _held_at_once(patch_embeds, token_embeds)
+        "fine_grained", backend, patch_embeds.device, patch_embeds.dtype, _suits_triton(patch_embeds, token_embeds)
     )
     scale = replicated(scalar(logit_scale, patch_embeds), ranks)
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, scale, threshold)
@@ -193,12 +193,17 @@ def token_losses(
     return token_loss, pooled_patches, pooled_tokens
 
 
-def _held_at_once(patch_embeds: Tensor, token_embeds: Tensor) -> bool:
-    """Whether one program of the Triton kernels holds all similarities of a pair; asked on a GPU only, since a compiler
-    has to watch the sizes then."""
+def _suits_triton(patch_embeds: Tensor, token_embeds: Tensor) -> bool:
+    """Whether one program of the Triton kernels holds all similarities of a pair, or they leave the products to a
+    library; sizes are asked for on a GPU only, since a compiler has to watch them then."""
     if not patch_embeds.is_cuda or patch_embeds.dtype.itemsize != 2:
-        return False
+        return _by_library(patch_embeds)
     return bool(token_embeds.shape[1] <= 64 and patch_embeds.shape[1] <= 256)
+
+
+def _by_library(embeds: Tensor) -> bool:
+    """Whether the Triton kernels leave the products to a library."""
+    return embeds.dtype == torch.float32
 
 
 def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:
@@ -298,5 +303,6 @@ def _grouping_inputs(
     patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, threshold: float | None, backend: str
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None, Tensor | None], str]:
     pairs = checked_pairs(patch_embeds, token_embeds, None, patch_mask, threshold)
-    backend = resolve("grouping", backend, pairs.patch_embeds.device, pairs.patch_embeds.dtype)
+    embeds = pairs.patch_embeds
+    backend = resolve("grouping", backend, embeds.device, embeds.dtype, _by_library(embeds))
     return (pairs.patch_embeds, pairs.token_embeds, patch_mask, pairs.threshold), backend

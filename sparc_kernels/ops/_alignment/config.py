@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import triton
 
+from sparc_kernels.ops._triton.launch import cdiv
 from sparc_kernels.ops._triton.products import ProductTiles
 
 
@@ -32,7 +33,11 @@ class PairConfig:
 
 @dataclass(frozen=True)
 class TiledConfig:
-    """Tiles of the matrix products [block_l, block_p, block_d], passes along rows [pass_l, pass_p] and over [L, L]."""
+    """Tiles of the matrix products [block_l, block_p, block_d], passes along rows [pass_l, pass_p] and over [L, L].
+
+    With these every kernel of the path compiles without a spill in half precision (``tests/test_triton_compile.py``);
+    with 4 warps for 8, two of the backward's products spill.
+    """
 
     block_l: int = 64
     block_p: int = 64
@@ -42,6 +47,7 @@ class TiledConfig:
     square_l: int = 16
     num_warps: int = 8
     pass_warps: int = 4
+    square_warps: int = 4
     num_stages: int = 2
     # Pairs are taken in micro-batches whose workspaces fit here: of the order of an L2 cache, and independent of B.
     workspace_bytes: int = 64 * 2**20
@@ -52,25 +58,51 @@ class TiledConfig:
         return ProductTiles(self.block_l, self.block_p, self.block_d, self.num_warps, self.num_stages)
 
     def micro_batches(self, n_pairs: int, floats_per_pair: int) -> Iterator[slice]:
-        """Slices of the batch, all of the first one's length but the last, whose workspaces fit."""
-        step = max(1, self.workspace_bytes // (4 * floats_per_pair))
+        """Slices of the batch, as long as each other but for the last, whose workspaces fit."""
+        most = max(1, self.workspace_bytes // (4 * floats_per_pair))
+        step = max(1, cdiv(n_pairs, max(1, cdiv(n_pairs, most))))
         return (slice(first, min(first + step, n_pairs)) for first in range(0, n_pairs, step))
+
+
+@dataclass(frozen=True)
+class LibraryConfig(TiledConfig):
+    """The tiled path with products of a library; what stands between them are passes over rows held whole.
+
+    A pass takes ``row_block`` numbers at a time, in whole rows of similarities (one at least) or of channels.
+    """
+
+    square_l: int = 64
+    square_warps: int = 16
+    row_block: int = 2048
+    # A product of few pairs leaves multiprocessors idle at its end. On an H100 64 MB take 1.12 of the time forward and
+    # 1.24 backward, 256 MB 1.02 and 0.97.
+    workspace_bytes: int = 128 * 2**20
+
+    def rows(self, width: int) -> int:
+        """How many rows of that many numbers, a power of two, go into one block."""
+        return min(16, max(1, self.row_block // width))
 
 
 Config = PairConfig | TiledConfig
 
 
-def choose_pair(n_tokens: int, n_patches: int, n_channels: int, itemsize: int, capability: int) -> PairConfig | None:
-    """Tiles for n_tokens at once, images of n_patches, itemsize bytes an element; None where the tiled path serves.
+def choose(n_tokens: int, n_patches: int, n_channels: int, itemsize: int, capability: int) -> Config:
+    """The path for n_tokens at once, images of n_patches, itemsize bytes an element, and its tiles."""
+    if itemsize == 4:
+        # Triton's own products took 6 times as long forward and 5 backward on an H100.
+        return LibraryConfig()
+    return choose_pair(n_tokens, n_patches, n_channels, capability) or TiledConfig()
+
+
+def choose_pair(n_tokens: int, n_patches: int, n_channels: int, capability: int) -> PairConfig | None:
+    """Tiles for n_tokens at once and images of n_patches in half precision; None where the tiled path serves.
 
     ``capability`` is ten times the major plus the minor compute capability of the device.
     """
     block_l = max(16, triton.next_power_of_2(n_tokens))
     block_p = max(16, triton.next_power_of_2(n_patches))
-    # S [64, 256] in float32 is 64 registers of a thread with 8 warps: twice as much spills in every variant. Float32
-    # operands double what the products hold besides, and tf32x3 holds both their halves: its [64, 64] spills.
-    largest = 64 * 256 if itemsize == 2 else 32 * 64
-    if block_l > 64 or block_l * block_p > largest:
+    # S [64, 256] in float32 is 64 registers of a thread with 8 warps: twice as much spills in every variant.
+    if block_l > 64 or block_l * block_p > 64 * 256:
         return None
     # mma.sync (8.x, 12.x) takes operands through registers: 32 channels at a time. The loss's backward [64, 256] then
     # takes 116 kB of shared memory, or 84 with a launch for each gradient; 8.6, 8.9 and 12.x have 99. wgmma and tcgen05
@@ -78,16 +110,8 @@ def choose_pair(n_tokens: int, n_patches: int, n_channels: int, itemsize: int, c
     # bfloat16 takes 1.5 times as long (backward: 1.4) with 32 channels, 1.2 (1.8) with 16 warps and 1.1 (1.15) with two
     # stages; with two stages 4 warps for 8 take 1.3 (2.1) times as long.
     from_registers = capability < 90 or capability >= 120
-    block_d = 32 if itemsize == 4 or from_registers else 64
-    num_stages = 3 if capability == 90 and itemsize == 2 else 2
+    block_d = 32 if from_registers else 64
+    num_stages = 3 if capability == 90 else 2
     block_d = min(block_d, max(16, triton.next_power_of_2(n_channels)))
     together = not (from_registers and capability not in (80, 87) and block_l * block_p > 64 * 128)
     return PairConfig(block_l, block_p, block_d, num_stages=num_stages, grads_together=together)
-
-
-def choose_tiled(itemsize: int) -> TiledConfig:
-    """Tiles with which every kernel of the path compiles without a spill (``tests/test_triton_compile.py``).
-
-    Half precision: [64, 64]; with 4 warps for 8, two of the backward's products spill. Float32: a quarter of that.
-    """
-    return TiledConfig() if itemsize == 2 else TiledConfig(block_l=32, block_p=32, block_d=32, num_stages=3)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparc_kernels.ops._alignment.config import Config, PairConfig, TiledConfig, choose_pair, choose_tiled
+from sparc_kernels.ops._alignment.config import Config, PairConfig, TiledConfig, choose
 from sparc_kernels.ops._alignment.tiled import (
     tiled_grad_patches_kernel,
     tiled_grad_similarities_kernel,
@@ -89,7 +89,7 @@ class Inputs:
         """The path and its tiles; ``most_tokens``: a program need not hold more of a pair at once."""
         _, l, p, d = self.shape
         size = self.tokens.element_size()
-        return choose_pair(min(l, most_tokens or l), p, d, size, capability(self.tokens)) or choose_tiled(size)
+        return choose(min(l, most_tokens or l), p, d, size, capability(self.tokens))
 
     def launch(self, kernel: Any, programs: int, config: PairConfig, **own: Any) -> Launch:
         """A launch of the pair path."""
@@ -177,7 +177,7 @@ class Tiled:
     def launch_squares(self, kernel: Any, axes: str, **own: Any) -> Launch:
         """A pass over [L, L]."""
         c = self.config
-        return self._launch(kernel, axes, c.square_l, c.pass_p, c.pass_warps, own)
+        return self._launch(kernel, axes, c.square_l, c.pass_p, c.square_warps, own)
 
     def _launch(self, kernel: Any, axes: str, block_l: int, block_p: int, warps: int, own: dict[str, Any]) -> Launch:
         known = self.known | {"BLOCK_L": block_l, "BLOCK_P": block_p}
@@ -229,17 +229,28 @@ class Tiled:
         return launches
 
 
-def micro_batches(
+Workspaces = dict[str, Tensor]
+
+
+def in_workspaces(
     config: TiledConfig, inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[slice, Tiled]]:
-    """Parts of the batch that fit into the workspace: (which pairs, their tensors with workspaces [N, *shape]).
+) -> Iterator[tuple[slice, Inputs, Workspaces]]:
+    """Parts of the batch that fit into the workspace: (which pairs, their tensors, workspaces [N, *shape] by name).
 
     All share one set of workspaces of float32: they run one after the other on one stream.
     """
-    workspaces: dict[str, Tensor] = {}
+    workspaces: Workspaces = {}
     for pairs in config.micro_batches(inputs.shape[0], sum(map(math.prod, shapes.values()))):
         n = pairs.stop - pairs.start
         if not workspaces:
             new = inputs.tokens.new_empty
             workspaces = {name: new((n, *shape), dtype=torch.float32) for name, shape in shapes.items()}
-        yield pairs, Tiled(inputs.of(pairs), config, {name: x[:n] for name, x in workspaces.items()})
+        yield pairs, inputs.of(pairs), {name: x[:n] for name, x in workspaces.items()}
+
+
+def micro_batches(
+    config: TiledConfig, inputs: Inputs, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[slice, Tiled]]:
+    """``in_workspaces``, on the tiled path."""
+    for pairs, of_pairs, workspaces in in_workspaces(config, inputs, shapes):
+        yield pairs, Tiled(of_pairs, config, workspaces)

@@ -1,10 +1,11 @@
 # mypy: disable-error-code="no-untyped-def"
-"""A batched matrix product and a masked mean, for any number of rows: kernels and their launches."""
+"""A batched matrix product, by a kernel or by a library, and a masked mean, for any number of rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -120,6 +121,27 @@ def product_launch(
         "UPCAST": upcast(left.dtype),
     }
     return Launch(product_kernel, (b * tiles_m * tiles_n,), arguments, tiles.num_warps, tiles.num_stages)
+
+
+@dataclass(frozen=True)
+class LibraryProduct:
+    """result [B, M, N] = left [B, M, K] @ right [B, K, N], float32, added to what it holds where ``add``.
+
+    A library's, with the precision that ``torch.set_float32_matmul_precision`` asks for when it runs, as PyTorch's own
+    products. Nothing is copied where each matrix has its rows, or its columns, dense in memory.
+    """
+
+    result: Tensor
+    left: Tensor
+    right: Tensor
+    add: bool = False
+
+    def run(self) -> None:
+        """Queue it on the current stream."""
+        if self.add:
+            torch.baddbmm(self.result, self.left, self.right, out=self.result)
+        else:
+            torch.bmm(self.left, self.right, out=self.result)
 
 
 def mean_launch(rows: Tensor, mask: Tensor | None, mean: Tensor, tiles: ProductTiles) -> Launch:

@@ -17,7 +17,9 @@ ROOM = Room(
     ),
     sample=samples.pairs,
     sizes=samples.SIZES,
-    triton_first=frozenset({(9, 0)}),  # pairs that one program holds: benchmarks/results/nvidia-h200
+    triton_first=frozenset(
+        {(9, 0)}
+    ),  # pairs that one program holds: benchmarks/results/nvidia-h200; float32: nvidia-h100
     ops=(
         Op(
             "fine_grained",

@@ -7,15 +7,18 @@ tensors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from sparc_kernels.ops._alignment.config import Config, TiledConfig
+from sparc_kernels.ops._alignment.config import Config, LibraryConfig, TiledConfig
 from sparc_kernels.ops._alignment.plans import Gradients, wanted
-from sparc_kernels.ops._triton.launch import Launch, strides
+from sparc_kernels.ops._dtype import without_autocast
+from sparc_kernels.ops._triton.launch import Step, strides
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.fine_grained.schema import fake_backward, fake_forward
+from sparc_kernels.ops.fine_grained.triton_library import library_backward, library_forward
 from sparc_kernels.ops.fine_grained.triton_pair import pair_backward_kernel, pair_forward_kernel
 from sparc_kernels.ops.fine_grained.triton_plans import LossInputs, Results, tiled_backward, tiled_forward
 
@@ -24,14 +27,16 @@ __all__ = ["backward", "backward_plan", "forward", "forward_plan"]
 Outputs = tuple[Tensor, ...]
 
 
-def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, list[Launch]]:
-    """The outputs of ``forward``, not yet computed, and the launches that compute them."""
+def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Sequence[Step]]:
+    """The outputs of ``forward``, not yet computed, and the steps that compute them."""
     patches, tokens, token_mask, patch_mask, scale, threshold, _pool_patches, _pool_tokens, precision = args
     inputs = LossInputs(patches, tokens, token_mask, patch_mask, threshold, precision, scale)
     outputs = fake_forward(*args)
     token_loss, stats, *means = outputs
     results = Results(token_loss, stats, *wanted(*means))
     config = config or inputs.choose()
+    if isinstance(config, LibraryConfig):
+        return outputs, library_forward(inputs, results, config)
     if isinstance(config, TiledConfig):
         return outputs, tiled_forward(inputs, results, config)
     b, l, _, _ = inputs.shape
@@ -49,8 +54,8 @@ def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, lis
     ]
 
 
-def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, list[Launch]]:
-    """The outputs of ``backward``, not yet computed, and the launches that compute them."""
+def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Sequence[Step]]:
+    """The outputs of ``backward``, not yet computed, and the steps that compute them."""
     grad_loss, grad_mean_patches, grad_mean_tokens, *pairs, stats, _need_patches, _need_tokens, precision = args
     patches, tokens, token_mask, patch_mask, scale, threshold = pairs
     inputs = LossInputs(patches, tokens, token_mask, patch_mask, threshold, precision, scale)
@@ -60,6 +65,8 @@ def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, li
     if out.patches is None and out.tokens is None:
         return outputs, []
     config = config or inputs.choose()
+    if isinstance(config, LibraryConfig):
+        return outputs, library_backward(grad_loss, inputs, stats, out, config)
     if isinstance(config, TiledConfig):
         return outputs, tiled_backward(grad_loss, inputs, stats, out, config)
     b, l, _, _ = inputs.shape
@@ -80,9 +87,11 @@ def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, li
 
 def forward(*args: Any, config: Config | None = None) -> Outputs:
     """token_loss [B, L], stats [7, B, L], the means [B, D] (or [0]) of the valid patches and tokens."""
-    return run_plan(forward_plan, args, args[0], config)
+    with without_autocast(args[0].device.type):  # a library's products of float32 stay such
+        return run_plan(forward_plan, args, args[0], config)
 
 
 def backward(*args: Any, config: Config | None = None) -> Outputs:
     """Gradients of patch_embeds [B, P, D] and token_embeds [B, L, D], or [0] for one that is not needed."""
-    return run_plan(backward_plan, args, args[3], config)
+    with without_autocast(args[3].device.type):
+        return run_plan(backward_plan, args, args[3], config)

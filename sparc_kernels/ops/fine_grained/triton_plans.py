@@ -42,7 +42,16 @@ class Results:
     mean_tokens: Tensor | None  # [B, D]
 
 
-def _stats(stats: Tensor | None) -> dict[str, Any]:
+def mean_launches(inputs: LossInputs, results: Results, config: TiledConfig) -> list[Launch]:
+    """The means that are wanted."""
+    sides = (
+        (inputs.patches, inputs.patch_mask, results.mean_patches),
+        (inputs.tokens, inputs.token_mask, results.mean_tokens),
+    )
+    return [mean_launch(rows, mask, mean, config.product) for rows, mask, mean in sides if mean is not None]
+
+
+def stats_arguments(stats: Tensor | None) -> dict[str, Any]:
     """Kernel arguments for stats [STATS, N, L]."""
     return {"p_stats": stats, "stride_stat": stats.stride(0) if stats is not None else 0}
 
@@ -50,16 +59,10 @@ def _stats(stats: Tensor | None) -> dict[str, Any]:
 def tiled_forward(inputs: LossInputs, results: Results, config: TiledConfig) -> list[Launch]:
     """Five launches per micro-batch, and one for each mean. Workspace per pair: L (P + D + L + 5) floats."""
     _, l, p, d = inputs.shape
-    launches = []
-    for rows, mask, mean in (
-        (inputs.patches, inputs.patch_mask, results.mean_patches),
-        (inputs.tokens, inputs.token_mask, results.mean_tokens),
-    ):
-        if mean is not None:
-            launches.append(mean_launch(rows, mask, mean, config.product))
+    launches = mean_launches(inputs, results, config)
     shapes = {"p_heights": (l, p), "p_scalars": (len(ROW_SCALARS), l), "p_groups": (l, d), "p_z": (l, l)}
     for pairs, tile in micro_batches(config, inputs, shapes):
-        stats = _stats(results.stats[:, pairs])
+        stats = stats_arguments(results.stats[:, pairs])
         launches += [
             *tile.min_max(),
             tile.groups(tile.workspaces["p_groups"], normalize=False),
@@ -96,8 +99,8 @@ def tiled_backward(
         launches += [
             *tile.min_max(),
             tile.groups(groups, normalize=False),
-            tile.launch(tiled_logits_kernel, "LL", **_stats(None)),
-            tile.launch_squares(tiled_grad_logits_kernel, "", **grad_loss, **_stats(stats[:, pairs])),
+            tile.launch(tiled_logits_kernel, "LL", **stats_arguments(None)),
+            tile.launch_squares(tiled_grad_logits_kernel, "", **grad_loss, **stats_arguments(stats[:, pairs])),
             tile.launch(tiled_grad_weights_kernel, "LP"),
             tile.grad_similarities(None, normalize=False),
             tile.launch(tiled_grad_products_kernel, "LP"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 # name -> (P, L, D) of the pairs
@@ -13,3 +15,10 @@ SHAPES = {
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def launches(steps: list[Any]) -> list[Any]:
+    """Without the products that a library computes."""
+    from sparc_kernels.ops._triton.launch import Launch
+
+    return [step for step in steps if isinstance(step, Launch)]

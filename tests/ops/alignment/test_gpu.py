@@ -52,9 +52,10 @@ def test_tensors_beyond_31_bits(backend: str) -> None:
 
 
 @BACKENDS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(8, 196, 55, 512), (3, 300, 70, 96)], ids=["pair", "tiled"])
-def test_bits_repeat(backend: str, shape: tuple[int, int, int, int]) -> None:
-    leaves = _leaves(*shape)
+def test_bits_repeat(backend: str, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    leaves = _leaves(*shape, dtype)
     first = _step(*leaves, backend)
     for _ in range(3):
         for name, a, b in zip(("loss", "grad_patches", "grad_tokens"), first, _step(*leaves, backend)):
@@ -62,9 +63,10 @@ def test_bits_repeat(backend: str, shape: tuple[int, int, int, int]) -> None:
 
 
 @BACKENDS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(8, 196, 55, 512), (3, 300, 70, 96)], ids=["pair", "tiled"])
-def test_cuda_graph(backend: str, shape: tuple[int, int, int, int]) -> None:
-    patches, tokens = _leaves(*shape)
+def test_cuda_graph(backend: str, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    patches, tokens = _leaves(*shape, dtype)
     expected = _step(patches, tokens, backend)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -148,7 +150,7 @@ def test_float32_precision_of_cuda(precision: str) -> None:
 
 
 def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
-    """On a Hopper: small pairs in half precision by Triton; larger ones, and float32, by CUDA C++."""
+    """On a Hopper: small pairs in half precision and all of float32 by Triton; larger pairs by CUDA C++."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("only compute capability 9.0 was measured")
     _dispatch._announce.cache_clear()
@@ -156,7 +158,8 @@ def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
         ((196, 55), torch.bfloat16, "triton"),
         ((576, 55), torch.bfloat16, "cuda"),
         ((196, 77), torch.float16, "cuda"),
-        ((196, 55), torch.float32, "cuda"),
+        ((196, 55), torch.float32, "triton"),
+        ((576, 77), torch.float32, "triton"),
     ):
         patches, tokens = (torch.randn(2, n, 64, device="cuda", dtype=dtype) for n in (p, l))
         caplog.clear()
@@ -164,3 +167,8 @@ def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
             _dispatch._announce.cache_clear()
             sk.fine_grained_loss(patches, tokens)
         assert f"runs on the {backend} backend" in caplog.text
+        grouping = "triton" if dtype == torch.float32 else "cuda"
+        with caplog.at_level("INFO", logger="sparc_kernels"):
+            _dispatch._announce.cache_clear()
+            sk.language_grouped_embeddings(patches, tokens)
+        assert f"grouping on cuda {str(dtype).removeprefix('torch.')} runs on the {grouping} backend" in caplog.text

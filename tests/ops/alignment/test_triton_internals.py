@@ -1,4 +1,4 @@
-"""Both paths of the Triton kernels against float64, on shapes that the choice of path would not give them."""
+"""All paths of the Triton kernels against float64, on shapes that the choice of path would not give them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from sparc_kernels.ops._alignment.config import PairConfig, TiledConfig, choose_pair
+from sparc_kernels.ops._alignment.config import Config, LibraryConfig, PairConfig, TiledConfig, choose
+from sparc_kernels.ops._triton import replay
+from sparc_kernels.ops._triton.launch import Launch
 from sparc_kernels.ops.fine_grained import triton as fine_grained
 from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
 from sparc_kernels.ops.fine_grained.schema import STATS
@@ -25,8 +27,16 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILED = TiledConfig(32, 16, 16, pass_l=32, pass_p=32, workspace_bytes=1)  # one pair at a time: they share workspaces
 PAIR = PairConfig(32, 64, 16)
 APART = PairConfig(32, 64, 16, grads_together=False)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The loss's three pairs in parts of two and one, forward, and one at a time, backward; blocks of rows do not fill up.
+LIBRARY = LibraryConfig(workspace_bytes=24_000)
 SCALE = 14.0
+
+
+def paths(*configs: Config) -> list[Any]:
+    """Each with the dtypes that it serves."""
+    served = [(config, dtype) for config in configs for dtype in (torch.bfloat16, torch.float16)]
+    served.append((LIBRARY, torch.float32))
+    return [pytest.param(*each, id=f"{type(each[0]).__name__}-{each[1]}") for each in served]
 
 
 def tensors(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,8 +70,7 @@ def mean(rows: Tensor, mask: Tensor) -> Tensor:
     return rows.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("config", [PAIR, APART, TILED])
+@pytest.mark.parametrize(("config", "dtype"), paths(PAIR, APART, TILED))
 @pytest.mark.parametrize("threshold", [None, 0.3])
 def test_fine_grained_paths(config: Any, dtype: torch.dtype, threshold: float | None) -> None:
     patches, tokens, token_mask, patch_mask = tensors(dtype)
@@ -93,8 +102,7 @@ def test_fine_grained_paths(config: Any, dtype: torch.dtype, threshold: float | 
             assert torch.equal(found, whole) if needed else found.numel() == 0
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("config", [PAIR, TILED])
+@pytest.mark.parametrize(("config", "dtype"), paths(PAIR, TILED))
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("threshold", [None, 0.3])
 def test_grouping_paths(config: Any, dtype: torch.dtype, weights: bool, threshold: float | None) -> None:
@@ -119,30 +127,45 @@ def test_grouping_paths(config: Any, dtype: torch.dtype, weights: bool, threshol
 
 
 def test_choice_of_path() -> None:
-    """One program per pair at the paper's shapes; the tiled path for long captions, many patches and float32."""
+    """One program per pair at the paper's shapes; the tiled path for long captions and many patches; in float32 a
+    library's products, whatever the shape."""
     for n_patches in (49, 196, 256):
-        assert choose_pair(55, n_patches, 512, 2, 90) is not None
-    assert choose_pair(77, 196, 512, 2, 90) is None
-    assert choose_pair(55, 257, 512, 2, 90) is None
-    assert choose_pair(55, 196, 512, 4, 90) is None
+        assert isinstance(choose(55, n_patches, 512, 2, 90), PairConfig)
+    for n_tokens, n_patches in ((77, 196), (55, 257)):
+        assert type(choose(n_tokens, n_patches, 512, 2, 90)) is TiledConfig
+    for n_tokens, n_patches in ((5, 9), (55, 196), (256, 1024)):
+        assert isinstance(choose(n_tokens, n_patches, 512, 4, 90), LibraryConfig)
 
 
-def test_workspaces_do_not_grow_with_the_batch() -> None:
-    """What the tiled path allocates beyond its outputs stays below its budget (or one pair's need)."""
-    config = TiledConfig(workspace_bytes=2**20)
+@pytest.mark.parametrize("config", [TiledConfig(workspace_bytes=2**20), LibraryConfig(workspace_bytes=2**20)])
+def test_workspaces_do_not_grow_with_the_batch(config: TiledConfig) -> None:
+    """What these paths allocate beyond their outputs stays below their budget (or one pair's need)."""
     for n_pairs in (64, 256):
         patches = torch.empty(n_pairs, 300, 64, device="meta")
         tokens = torch.empty(n_pairs, 80, 64, device="meta")
         scale, weight, stats = (torch.empty(s, device="meta") for s in ((), (n_pairs, 80), (7, n_pairs, 80)))
         inputs = (patches, tokens, None, None, scale, None)
-        grads, launches = fine_grained.backward_plan(
+        grads, steps = fine_grained.backward_plan(
             weight, None, None, *inputs, stats, True, True, "highest", config=config
         )
         known = {id(t.untyped_storage()) for t in (patches, tokens, scale, weight, stats, *grads)}
         storages = {
             id(t.untyped_storage()): t.untyped_storage().nbytes()
-            for launch in launches
-            for t in launch.arguments.values()
+            for step in steps
+            for t in (step.arguments if isinstance(step, Launch) else vars(step)).values()
             if isinstance(t, Tensor)
         }
         assert sum(size for key, size in storages.items() if key not in known) <= 2**20
+
+
+def test_autocast_leaves_products_of_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a plan and from its tape, which holds the library's products too."""
+    monkeypatch.setattr(replay, "_tapes", {})
+    patches, tokens, _, _ = (x[:1].nan_to_num(0.5) for x in tensors(torch.float32))
+    expected = grouped_embeddings_reference(patches, tokens)
+    for _ in range(2):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            found, stats = grouping.embeddings_forward(patches, tokens, None, None, "highest")
+            grouping.embeddings_backward(found, patches, tokens, None, None, stats, True, True, "highest")
+        close(found, expected, torch.float32)
+    assert [type(tape) for tape in replay._tapes.values()] == [replay.Tape] * 2

@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from tests.ops.alignment.launches import SHAPES, meta
+from tests.ops.alignment.launches import SHAPES, launches, meta
 
 __all__ = ["MAY_SPILL", "SHAPES", "plans"]
 
@@ -24,7 +24,7 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
     b, (p, l, d) = 1024, shape
     patches, tokens, mask = meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), meta(b, l, dtype=torch.bool)
     pairs, mean = (patches, tokens, mask, None, meta(), None), meta(b, d, dtype=dtype)
-    found = {}
+    found: dict[str, list[Any]] = {}
     with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         for name, pool in (("forward", False), ("pooled_forward", True)):
             (_, stats, *_), found[name] = triton.forward_plan(*pairs, pool, pool, precision)
@@ -35,4 +35,4 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
             ("backward_of_tokens", (mean, mean), (False, True)),
         ):
             _, found[name] = triton.backward_plan(meta(b, l), *means, *pairs, stats, *need, precision)
-    return found
+    return {name: launches(steps) for name, steps in found.items()}

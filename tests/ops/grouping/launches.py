@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from tests.ops.alignment.launches import SHAPES, meta
+from tests.ops.alignment.launches import SHAPES, launches, meta
 
 __all__ = ["MAY_SPILL", "SHAPES", "plans"]
 
@@ -21,7 +21,7 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
 
     b, (p, l, d) = 1024, shape
     groups = (meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), None, None)
-    found = {}
+    found: dict[str, list[Any]] = {}
     with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         for name, is_weights, n in (("embeddings", False, d), ("weights", True, p)):
             (_, stats), found[f"{name}_forward"] = triton.forward_plan(*groups, precision, weights=is_weights)
@@ -33,4 +33,4 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
                 _, found[f"{name}_{one}"] = triton.backward_plan(
                     meta(b, l, n, dtype=dtype), *groups, stats, *need, precision, weights=is_weights
                 )
-    return found
+    return {name: launches(steps) for name, steps in found.items()}
