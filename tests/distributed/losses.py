@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -92,6 +93,43 @@ for _kinds in SOFTMAX:
     CASES.add(f"softmax {_kinds}".strip())(partial(_softmax, _kinds))
 for _kinds in SIGMOID:
     CASES.add(f"sigmoid {_kinds}".strip())(partial(_sigmoid, _kinds))
+
+
+RING = {
+    "softmax": (
+        "",
+        "direction=image_to_text",
+        "direction=text_to_image reduction=sum",
+        "weights",
+        "label_smoothing=0.1",
+        "ids",
+        "own-ids",
+        "ids without-pairs",
+        "extra_texts extra_images",
+    ),
+    "sigmoid": ("", "reduction=sum", "weights", "labels", "padded-labels", "ids", "own-ids", "without-pairs"),
+}
+LOSSES = {
+    "softmax": contrastive_loss,
+    "sigmoid": lambda **options: sigmoid_loss(logit_bias=torch.tensor(-3.0, dtype=torch.float64), **options),
+}
+
+
+@CASES.add("ring")
+def ring(here: Here) -> None:
+    """Texts go around: the same loss and gradients."""
+    for name, loss in LOSSES.items():
+        for sizes in UNEVEN:
+            for kinds in RING[name]:
+                error = compare(loss, _problem(kinds, sizes), kinds, here, "cpu", exchange="ring")
+                assert error < CLOSE, f"{name} {kinds} {sizes}: {error:.3g}"
+        three = dist.new_group([0, 1, 2])
+        if here.rank < 3:
+            error = compare(loss, Problem.of((4, 0, 5)), "", Here(three, here.rank, 3), "cpu", exchange="ring")
+            assert error < CLOSE, f"{name} three ranks: {error:.3g}"
+        for frozen in (("image_embeds",), ("text_embeds",), ("logit_scale",), ("image_embeds", "text_embeds")):
+            error = compare(loss, Problem.of(UNEVEN[1]), "", here, "cpu", frozen, "sum", "ring")
+            assert error < CLOSE, f"{name} without gradients of {frozen}: {error:.3g}"
 
 
 @CASES.add("frozen sides")
