@@ -39,7 +39,7 @@ SCATTERED = Mode(
     work.gather_memory,
     "not built: half-precision gradients reduce-scattered in float32",
 )
-RING = Mode("ring", (SOFTMAX, SIGMOID), traffic.ring, work.ring, work.ring_memory, "a design, not built")
+RING = Mode("ring", (SOFTMAX, SIGMOID), traffic.ring, work.ring, work.ring_memory, '`exchange="ring"`')
 
 
 def _open_clip(local_loss: bool, with_gradient: bool, gradients: str) -> Mode:

@@ -32,8 +32,8 @@ REPORTED = Exchange("", FORWARD, ALL_GATHER, 2**31 // 256, "")
 
 INTRODUCTION = """\
 Written by `python -m benchmarks.scale_model --write`; edits here are lost. **Arithmetic, not measurements**: nothing
-here ran on more than one GPU. Bytes and products of `gather` and of open_clip's modes are held against those counted in
-runs of the code with 2 and 4 processes (`tests/benchmarks/test_scale_model.py`); `ring` is a design that is not built.
+here ran on more than one GPU. Bytes and products of `gather`, `ring` and open_clip's modes are held against those
+counted in runs of the code with 2 and 4 processes (`tests/benchmarks/test_scale_model.py`).
 `python -m benchmarks.scale_model --help` takes another batch, chip or network.
 
 - Chip: the rates at which one {chip} ran the losses (similarities alone, and similarities with both gradients:
@@ -56,8 +56,8 @@ dtype (4; float64: 8). Bytes are those that leave a rank (as many arrive); MB ar
 CHOICE = """\
 **When to choose which**
 
-- `gather` is what `group=` does. Within a node of 8 it waits for {small:.0f} % of a step at
-  32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring would hide nearly all of that.
+- `gather` is what `group=` does, `ring` is `exchange="ring"`. Within a node of 8 `gather` waits for {small:.0f} % of a
+  step at 32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring would hide nearly all of that.
 - Across nodes with a link per GPU a ring pays from {rails:,} pairs per rank on (softmax, 64 ranks), because each of
   its hops waits for one link where an all-gather has all; with one link per node from {one_link:,}. At 1,048,576 x 768
   on 64 ranks it would save {saved:.0f} % of the step with one link per node, {saved_rails:.0f} % with a link per GPU.
@@ -66,8 +66,8 @@ CHOICE = """\
   {swap_inside:.1f} times as long as with the reduce-scatter, on 64 ranks {swap:.1f} times with a link per GPU and
   {swap_one:.1f} times with one per node (163,840 x 1280).
 - Memory: `gather` holds all texts and their gradients, {kilobytes:.1f} kB per pair of the *global* batch at D = 768,
-  however many ranks there are: {million:.1f} GB at a million pairs. Where that does not fit, only a ring would do,
-  which holds a few blocks of the *local* batch.
+  however many ranks there are: {million:.1f} GB at a million pairs. Where that does not fit, take a ring, which holds a
+  few blocks of the *local* batch.
 - From some hundred ranks on the mode matters less than the latency: at 32,768 x 768 on 512 ranks products are
   {products:.1f} % of a step, and most of the rest is the latency of NCCL's rings. `gather` makes {calls} collective
   calls in a step, open_clip {others}: there `gather` is the slower one. What helps is a larger batch per rank, or
@@ -168,8 +168,8 @@ def _exchanges() -> str:
             table(["mode", "pass", "exchange", "collective", "hides under", "bytes", "MB"], rows, 6),
             f"open_clip's four modes (`local_loss` or global, `gather_with_grad` or without): {others}.",
             f"The sigmoid loss has no column statistics: gather {megabytes(GATHER.sent(sigmoid))} MB, ring "
-            f"{megabytes(RING.sent(sigmoid))} MB. Its gradients go home within one sweep of three products; `gather` "
-            "makes the similarities twice, four products.",
+            f"{megabytes(RING.sent(sigmoid))} MB. Its gradients come from one sweep of three products, and go home "
+            "within the round of a ring.",
         ]
     )
 

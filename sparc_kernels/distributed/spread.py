@@ -69,6 +69,13 @@ class Spread(NamedTuple):
         found = rank * self.capacity + indices - (ends - self.counts)[rank]
         return found.masked_fill(outside, self.size)
 
+    def indices_of(self, positions: Tensor) -> Tensor:
+        """Of items at these positions, counted through, rank after rank: the inverse of :meth:`positions_of`. Where
+        there is no item (a negative position) -1."""
+        rank = positions.clamp(min=0) // self.capacity
+        before = self.counts.cumsum(0) - self.counts
+        return (positions - rank * self.capacity + before[rank]).masked_fill(positions < 0, -1)
+
     def parts(self, of_all: Tensor) -> Tensor:
         """[W, here, ...]: what each rank has found, in [size, ...], for the items of this one."""
         found = swap(of_all, self.ranks).unflatten(0, (self.ranks.size, self.capacity))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -28,6 +29,7 @@ from sparc_kernels.functional import (
     Teacher,
     contrastive_loss,
     fine_grained_loss,
+    mine_negatives,
     sigmoid_loss,
     similarity_logsumexp,
     similarity_softplus,
@@ -134,35 +136,51 @@ def statistics_of_a_ring(here: Here) -> None:
 @CASES.add("what a ring refuses")
 def refused_by_a_ring(here: Here) -> None:
     """With one rank as with many, and before anything is sent."""
-    x, ids, ring = torch.randn(4, 8), torch.arange(4), {"exchange": "ring", "logit_scale": 3.0}
-    guide = {"targets": None, "exclude": Above(x, x, 0.5)}
+    x, ids = torch.randn(4, 8), torch.arange(4)
     for group in (None, here.group):
-        ring["group"] = group
-        for message, call in {
-            "with targets, got 'ring': positives": lambda: contrastive_loss(x, x, targets=Labels(ids, ids), **ring),
-            "with a teacher": lambda: contrastive_loss(x, x, teacher=Teacher(x, x, 2.0), alpha=0.5, **ring),
-            "with Above in exclude": lambda: contrastive_loss(x, x, **guide, **ring),
-            "with backend='eager'": lambda: contrastive_loss(x, x, backend="eager", **ring),
-            "with Pairs as targets": lambda: sigmoid_loss(
-                x, x, logit_bias=0.0, targets=Pairs(torch.arange(5), ids), **ring
+        ring: dict[str, Any] = {"exchange": "ring", "logit_scale": 3.0, "group": group}
+        columns: dict[str, Any] = {"exchange": "ring", "row_scale": 3.0, "col_scale": torch.ones(4), "group": group}
+        refused: dict[str, Callable[..., Any]] = {
+            "targets, got 'ring': positives": partial(contrastive_loss, targets=Labels(ids, ids), **ring),
+            "a teacher": partial(contrastive_loss, teacher=Teacher(x, x, 2.0), alpha=0.5, **ring),
+            "Above in exclude": partial(contrastive_loss, exclude=Above(x, x, 0.5), **ring),
+            "backend='eager'": partial(contrastive_loss, backend="eager", **ring),
+            "Pairs as targets": partial(sigmoid_loss, logit_bias=0.0, targets=Pairs(torch.arange(5), ids), **ring),
+            "weights that require": partial(
+                sigmoid_loss, logit_bias=0.0, weights=torch.ones(4, requires_grad=True), **ring
             ),
-            "with weights that require": lambda: sigmoid_loss(
-                x, x, logit_bias=0.0, weights=torch.ones(4, requires_grad=True), **ring
-            ),
-            "with a scale per column": lambda: similarity_logsumexp(
-                x, x, row_scale=2.0, col_scale=torch.ones(4), group=group, exchange="ring"
-            ),
-        }.items():
-            with pytest.raises(NotImplementedError, match=f"exchange must be 'gather' {message}"):
-                call()
+            "a scale per column": partial(similarity_logsumexp, **columns),
+        }
+        for message, call in refused.items():
+            with pytest.raises(NotImplementedError, match=f"exchange must be 'gather' with {message}"):
+                call(x, x)
         with pytest.raises(ValueError, match="exchange must be 'gather' or 'ring', got 'shift'"):
             contrastive_loss(x, x, exchange="shift", group=group)
     with pytest.raises(ValueError, match="exchange must be 'gather', got 'ring'"):
         DistillClipLoss(exchange="ring")
     y = x.clone().requires_grad_()
-    loss = sigmoid_loss(y, y, logit_bias=0.0, group=here.group, **{**ring, "group": here.group})
-    with pytest.raises(ValueError, match=r"the gradient of the loss, .* the same on all ranks, got \[.*1.*2"):
+    loss = sigmoid_loss(y, y, logit_bias=0.0, group=here.group, exchange="ring", logit_scale=3.0)
+    with pytest.raises(ValueError, match=r"the gradient of the loss, .* the same on all ranks, got"):
         (loss * (here.rank + 1)).backward()
+
+
+@CASES.add("hard negatives")
+def hard_negatives(here: Here) -> None:
+    """Of all ranks' columns, by indices that count them through."""
+    for texts in ((3, 8), (0, 6)):
+        problem = Problem.of(SIZES, texts)
+        names = ("image_embeds", "text_embeds")
+        for kinds in ("", "ids", "without-pairs above", "ids without-pairs above"):
+            whole, own = ({"exclude": problem.options(kinds, rank).get("exclude")} for rank in (None, here.rank))
+            most = problem.values["weights"]
+            truth = mine_negatives(*(problem.part(name, None) for name in names), 5, at_most=most, **whole)
+            own_most = of_rank(most, SIZES, here.rank)
+            embeds = [problem.part(name, here.rank) for name in names]
+            found = mine_negatives(*embeds, 5, at_most=own_most, group=here.group, **own)
+            assert torch.equal(found, of_rank(truth, SIZES, here.rank)), kinds
+            assert bool((found == -1).any()) or not kinds
+    with pytest.raises(ValueError, match="k must lie between 1 and 6, the number of columns, got 7"):
+        mine_negatives(*embeds, 7, group=here.group)
 
 
 @CASES.add("one rank is None")
@@ -191,9 +209,12 @@ def half_precision(here: Here) -> None:
             contrastive_loss(*x, logit_scale=10.0, backend="eager").backward()
             made[name] = [leaf.grad for leaf in x if leaf.grad is not None]
         backend = "cpu" if dtype != torch.float16 else "eager"
-        for exchange in ("gather", "ring") if backend == "cpu" else ("gather",):
+        for exchange, most in (("gather", 8), ("gather", 1), ("ring", 8)):  # gradients swapped, summed on their way
+            if exchange == "ring" and backend == "eager":
+                continue
             x = [problem.part(each, here.rank).clone().requires_grad_() for each in names]
-            contrastive_loss(*x, logit_scale=10.0, group=here.group, exchange=exchange, backend=backend).backward()
+            with mock.patch.object(collectives, "MOST_SWAPPED", most):
+                contrastive_loss(*x, logit_scale=10.0, group=here.group, exchange=exchange, backend=backend).backward()
             for name, leaf, truth, eager in zip(names, x, made["truth"], made["eager"]):
                 assert leaf.grad is not None
                 assert leaf.grad.dtype == dtype
@@ -628,6 +649,15 @@ def wrong_gather(here: Here) -> None:
         )
 
     _fault(collectives, "gathered", turned, here)
+
+
+@CASES.add("fault: sums of a ring that stay")
+def staying(here: Here) -> None:
+    problem = Problem.of(SIZES)
+    for loss in (contrastive_loss, partial(sigmoid_loss, logit_bias=-2.0)):
+        assert compare(loss, problem, "", here, "cpu", exchange="ring") < CLOSE
+        with mock.patch.object(sk.distributed.Travelling, "pass_on", autospec=True):
+            assert compare(loss, problem, "", here, "cpu", exchange="ring") > 1e-3
 
 
 @CASES.add("fault: gradients of other ranks lost")
