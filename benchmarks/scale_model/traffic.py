@@ -16,6 +16,8 @@ PRODUCTS = "products of another block"
 
 # What ranks tell each other before a call: 31 integers (sparc_kernels/distributed/agreement.py).
 HEADER = 8 * 31
+# Ranks whose half-precision gradients are swapped (sparc_kernels/distributed/collectives.py).
+MOST_SWAPPED = 8
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,13 @@ class Exchange:
         return self.each * (self.hops if self.collective == SEND else ranks - 1)
 
 
-def gather(problem: Problem, scattered: bool = False) -> list[Exchange]:
+def gather(problem: Problem, scattered: bool | None = None) -> list[Exchange]:
     """One-sided: texts travel, a rank's block [b, B] serves both directions.
 
     Gradients of half precision travel as they are, and each rank adds up its own; ``scattered``: in float32, added up
-    on the way, as wider ones are.
+    on the way, as wider ones are. None: as ``group=`` chooses.
     """
+    scattered = problem.ranks > MOST_SWAPPED if scattered is None else scattered
     b, d, i, w = problem.local, problem.width, problem.itemsize, problem.wide
     softmax = problem.loss == SOFTMAX
     directions = 2 if softmax else 1

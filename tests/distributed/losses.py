@@ -157,7 +157,7 @@ def _allocated(loss: Loss, here: Here, exchange: str) -> tuple[int, int]:
 
 @CASES.add("memory of a ring")
 def memory_of_a_ring(here: Here) -> None:
-    """No tensor larger than a block of texts, and no more memory with four ranks than with three; gathered, both grow."""
+    """No tensor is larger than a block of texts, and four ranks take no more than three; gathered, both grow."""
     three, block = dist.new_group([0, 1, 2]), 96 * 64 * 4
     for name, loss in LOSSES.items():
         of_cpu = partial(loss, backend="cpu")

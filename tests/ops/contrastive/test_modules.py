@@ -150,7 +150,7 @@ def test_signatures_are_open_clips(name: str) -> None:
             for library in (sk, THEIRS)
         )
         extra = ours[len(theirs) :]
-        assert [p.name for p in extra] == (["group", "gradients", "backend"] if method == "__init__" else [])
+        assert [p.name for p in extra] == (["group", "gradients", "exchange", "backend"] if method == "__init__" else [])
         assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in extra)
         for our, their in zip(ours, theirs):
             assert (our.name, our.kind, our.default) == (their.name, their.kind, their.default) or (
