@@ -122,7 +122,7 @@ RING = {
     ),
     "sigmoid": ("", "reduction=sum", "weights", "labels", "padded-labels", "ids", "own-ids", "without-pairs"),
 }
-LOSSES = {
+LOSSES: dict[str, Loss] = {
     "softmax": contrastive_loss,
     "sigmoid": lambda **options: sigmoid_loss(logit_bias=torch.tensor(-3.0, dtype=torch.float64), **options),
 }
