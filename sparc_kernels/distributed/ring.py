@@ -21,7 +21,8 @@ class Ring:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.group = dist.distributed_c10d._resolve_process_group(ranks.group)
+        name: Any = ranks.group  # newer PyTorch has a type for it
+        self.group = dist.distributed_c10d._resolve_process_group(name)
         self.passed = 0
 
     def pass_on(self, sent: Sequence[Tensor], received: Sequence[Tensor]) -> Passing:

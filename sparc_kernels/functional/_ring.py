@@ -6,6 +6,7 @@ product.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from sparc_kernels import _flops
 from sparc_kernels.distributed import Ranks, Spread, alike
-from sparc_kernels.functional import _rounds
 from sparc_kernels.functional._candidates import Above, Exclusion, Scope, exclusions
 from sparc_kernels.functional._everyone import EXCHANGES
 from sparc_kernels.ops._dtype import accumulation_dtype
@@ -85,15 +85,18 @@ def _flop(rows: Tensor, cols: Tensor, ranks: int, products: int) -> int:
     return 2 * products * rows.shape[0] * cols.shape[0] * ranks * rows.shape[1]
 
 
-def _define(
-    name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any], flop: Callable[..., int]
-) -> str:
-    """For the devices of the kernels that it goes round with."""
-    qualified = f"sparc_kernels::{name}"
+def _define(name: str, schema: str, fake: Callable[..., Any], flop: Callable[..., int]) -> str:
+    """The op ``ring_<name>``, for the devices of the kernels that it goes round with."""
+
+    def implementation(*args: Any) -> Any:
+        rounds = importlib.import_module(f"{__package__}._rounds")  # nobody else needs it
+        return getattr(rounds, name)(*args)
+
+    qualified = f"sparc_kernels::ring_{name}"
     torch.library.define(qualified, schema)
     torch.library.impl(qualified, ("CPU", "CUDA"), implementation)
     torch.library.register_fake(qualified, fake)
-    _flops.count(getattr(torch.ops.sparc_kernels, name), flop)
+    _flops.count(getattr(torch.ops.sparc_kernels, f"ring_{name}"), flop)
     return qualified
 
 
@@ -136,9 +139,11 @@ def _total_derivative(ctx: Any, grad: Tensor | None, *of_kept: None) -> tuple[Te
     rows, *kept = kept_tensors(ctx)
     grad = kept[2].new_zeros(()) if grad is None else grad
     # What came home was made on all ranks, each with the upstream gradient 1.
-    grad = alike(grad, "the gradient of the loss, of which exchange='ring' keeps one", Ranks(*ctx.where[:4], True))
-    backward = kernel("similarity_softplus_total_backward", ctx.where[4])
-    return asked_for(ctx, backward(grad, rows, *kept, ctx.where[5]))
+    group, size, rank, call, backend, precision = ctx.where
+    ranks = Ranks(group, size, rank, call, True)
+    grad = alike(grad, "the gradient of the loss, of which exchange='ring' keeps one", ranks)
+    backward = kernel("similarity_softplus_total_backward", backend)
+    return asked_for(ctx, backward(grad, rows, *kept, precision))
 
 
 def _once(*_: Any) -> None:
@@ -146,40 +151,35 @@ def _once(*_: Any) -> None:
 
 
 _LOGSUMEXP = _define(
-    "ring_logsumexp_forward",
+    "logsumexp_forward",
     f"({_OF_LOGSUMEXP}, bool by_rows, bool by_cols, {_WHERE}) -> (Tensor row_lse, Tensor col_lse)",
-    _rounds.logsumexp_forward,
     _fake_logsumexp_forward,
     lambda *args, **_: _flop(args[0], args[1], args[11], 1),
 )
 _LOGSUMEXP_BACKWARD = _define(
-    "ring_logsumexp_backward",
+    "logsumexp_backward",
     f"(Tensor grad_row_lse, Tensor grad_col_lse, {_OF_LOGSUMEXP}, Tensor row_lse, Tensor col_lse, bool by_rows, "
     f"bool by_cols, {_NEEDS.format('row_scale', 'col_scale')}, {_WHERE}) -> {_GRADS.format('row_scale', 'col_scale')}",
-    _rounds.logsumexp_backward,
     lambda *args: _fake_grads(args[2:6], args[14:18], args[2].dtype),
     lambda *args, **_: _flop(args[2], args[3], args[19], 1 + sum(args[14:16])),
 )
 _SOFTPLUS = _define(
-    "ring_softplus_forward",
+    "softplus_forward",
     f"({_OF_SOFTPLUS}, bool ids_exclude, {_WHERE}) -> Tensor row_sum",
-    _rounds.softplus_forward,
     _fake_softplus_forward,
     lambda *args, **_: _flop(args[0], args[1], args[10], 1),
 )
 _SOFTPLUS_BACKWARD = _define(
-    "ring_softplus_backward",
+    "softplus_backward",
     f"(Tensor grad_row_sum, {_OF_SOFTPLUS}, bool ids_exclude, {_NEEDS.format('scale', 'bias')}, {_WHERE}) -> "
     f"{_GRADS.format('scale', 'bias')}",
-    _rounds.softplus_backward,
     lambda *args: _fake_grads(args[1:5], args[10:14], args[1].dtype),
     lambda *args, **_: _flop(args[1], args[2], args[15], 1 + sum(args[10:12])),
 )
 _TOTAL = _define(
-    "ring_softplus_total_forward",
+    "softplus_total_forward",
     f"({_OF_TOTAL}, bool ids_exclude, {_NEEDS.format('scale', 'bias').replace('need', 'keep')}, {_WHERE}) -> "
     f"(Tensor total, {_GRADS.format('scale', 'bias').replace('grad', 'kept')[1:]}",
-    _rounds.softplus_total_forward,
     _fake_total_forward,
     lambda *args, **_: _flop(args[0], args[1], args[15], 1 + sum(args[10:12])),
 )

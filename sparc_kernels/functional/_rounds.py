@@ -40,7 +40,18 @@ class _Matrix(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor, cols: Tensor, scope: Sequence[Any], where: Sequence[Any]) -> _Matrix:
         group, size, rank, call, backend, precision = where
-        return cls(rows, cols, *scope, Ring(Ranks(group, size, rank, call, True)), backend, precision)
+        row_ids, col_ids, indptr, indices = scope
+        return cls(
+            rows,
+            cols,
+            row_ids,
+            col_ids,
+            indptr,
+            indices,
+            Ring(Ranks(group, size, rank, call, True)),
+            backend,
+            precision,
+        )
 
     def kernel(self, name: str) -> Any:
         return kernel(name, self.backend)

@@ -197,8 +197,9 @@ def logsumexp_of_everyone(
     """
     if everyone.ring:
         scales = (row_scale, col_scale)
-        lse = ring_logsumexp(rows, everyone.cols, scales, scope, wanted, everyone.spread, backend)
-        return SimilarityLogsumexp(*lse)
+        return SimilarityLogsumexp(
+            *ring_logsumexp(rows, everyone.cols, scales, scope, wanted, everyone.spread, backend)
+        )
     found = streamed_logsumexp(rows, everyone.cols, row_scale, col_scale, scope, wanted, ids_exclude, backend)
     if found.col_lse is None:
         return found

@@ -30,7 +30,7 @@ DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
 
 class _GlobalLoss(nn.Module):
-    exchanges = ("gather", "ring")
+    exchanges: tuple[str, ...] = ("gather", "ring")
 
     def __init__(
         self,
