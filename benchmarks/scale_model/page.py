@@ -57,7 +57,7 @@ CHOICE = """\
 **When to choose which**
 
 - `gather` is what `group=` does, `ring` is `exchange="ring"`. Within a node of 8 `gather` waits for {small:.0f} % of a
-  step at 32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring would hide nearly all of that.
+  step at 32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring waits a quarter as long, or less.
 - Across nodes with a link per GPU a ring pays from {rails:,} pairs per rank on (softmax, 64 ranks), because each of
   its hops waits for one link where an all-gather has all; with one link per node from {one_link:,}. At 1,048,576 x 768
   on 64 ranks it would save {saved:.0f} % of the step with one link per node, {saved_rails:.0f} % with a link per GPU.

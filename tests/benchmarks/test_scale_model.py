@@ -87,8 +87,9 @@ def test_links_that_are_faster_or_more_cost_less() -> None:
         assert step(mode, p, H200, dataclasses.replace(RAILS, nic=2 * RAILS.nic, nvlink=1e3)).waiting < waiting
     assert step(GATHER, p, H200, LOGARITHMIC).waiting < step(GATHER, p, H200, RAILS).waiting
     assert step(GATHER, p, H200, ONE_LINK).waiting > step(GATHER, p, H200, RAILS).waiting
-    # One link crosses two nodes whichever they have.
-    assert step(RING, p, H200, ONE_LINK).waiting == step(RING, p, H200, RAILS).waiting
+    # One link crosses two nodes whichever they have; what is gathered are a few numbers.
+    waiting = step(RING, p, H200, RAILS).waiting
+    assert step(RING, p, H200, ONE_LINK).waiting == pytest.approx(waiting, rel=1e-2)
 
 
 def test_the_design_s_example() -> None:
@@ -117,9 +118,9 @@ def test_what_the_page_advises_holds() -> None:
     def ratio(mode: Mode, problem: Problem) -> float:
         return step(mode, problem, H200, RAILS).total / step(GATHER, problem, H200, RAILS).total
 
-    clip = Problem(32768, 768, 8)
-    inside, rings = (step(mode, clip, H200, RAILS) for mode in (GATHER, RING))
-    assert rings.waiting < 0.2 * inside.waiting
+    for clip in (Problem(32768, 768, 8), Problem(163840, 1280, 8)):
+        inside, rings = (step(mode, clip, H200, RAILS) for mode in (GATHER, RING))
+        assert rings.waiting < 0.25 * inside.waiting
     thin = Problem(32768, 768, 512)
     assert ratio(OPEN_CLIP_BOTH, thin) < 1 < ratio(OPEN_CLIP_BOTH, Problem(32768, 768, 64))
     # gradients of half precision: which exchange, from how many ranks on
