@@ -116,10 +116,3 @@ def weight(name: str, value: object) -> None:
 def backend(value: object) -> None:
     if value not in ("auto", *BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {value!r}")
-
-
-def group(value: object) -> None:
-    if value is not None:
-        raise NotImplementedError(
-            f"group must be None: only this process's items are searched, got {type(value).__name__}"
-        )

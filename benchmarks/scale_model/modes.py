@@ -31,15 +31,19 @@ class Mode:
 
 
 GATHER = Mode("gather", (SOFTMAX, SIGMOID), traffic.gather, work.gather, work.gather_memory, "what `group=` does")
-SCATTERED = Mode(
-    "gather, scattered",
-    GATHER.losses,
-    partial(traffic.gather, scattered=True),
-    work.gather,
-    work.gather_memory,
-    "not built: half-precision gradients reduce-scattered in float32",
+# What it chooses between for gradients of half precision.
+SWAPPED, SCATTERED = (
+    Mode(
+        f"gather, {'scattered' if scattered else 'swapped'}",
+        GATHER.losses,
+        partial(traffic.gather, scattered=scattered),
+        work.gather,
+        work.gather_memory,
+        f"half-precision gradients {'reduce-scattered in float32' if scattered else 'in an all-to-all'}",
+    )
+    for scattered in (False, True)
 )
-RING = Mode("ring", (SOFTMAX, SIGMOID), traffic.ring, work.ring, work.ring_memory, "a design, not built")
+RING = Mode("ring", (SOFTMAX, SIGMOID), traffic.ring, work.ring, work.ring_memory, '`exchange="ring"`')
 
 
 def _open_clip(local_loss: bool, with_gradient: bool, gradients: str) -> Mode:
@@ -62,4 +66,4 @@ OPEN_CLIP = (
     _open_clip(False, False, "towers 1 / W of the gradient, the scale all of it"),
     _open_clip(True, False, "wrong gradients"),
 )
-MODES = (GATHER, SCATTERED, RING, *OPEN_CLIP)
+MODES = (GATHER, SWAPPED, SCATTERED, RING, *OPEN_CLIP)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from benchmarks.measure.machine import CHECKOUT
 from benchmarks.report.tables import megabytes, milliseconds, table
-from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP, OPEN_CLIP_BOTH, RING, SCATTERED, Mode
+from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP, OPEN_CLIP_BOTH, RING, SCATTERED, SWAPPED, Mode
 from benchmarks.scale_model.problem import FORWARD, SIGMOID, SOFTMAX, Problem
 from benchmarks.scale_model.rates import H200, LOGARITHMIC, NETWORKS, NIC400, NVLINK4, ONE_LINK, RAILS, Chip, Network
 from benchmarks.scale_model.times import collective, step
-from benchmarks.scale_model.traffic import ALL_GATHER, Exchange
+from benchmarks.scale_model.traffic import ALL_GATHER, MOST_SWAPPED, Exchange
 from benchmarks.scale_model.work import LEAST_ROWS, PARTIALS, WORKSPACE
 
 DOCUMENT = CHECKOUT / "docs" / "distributed.md"
@@ -32,8 +32,8 @@ REPORTED = Exchange("", FORWARD, ALL_GATHER, 2**31 // 256, "")
 
 INTRODUCTION = """\
 Written by `python -m benchmarks.scale_model --write`; edits here are lost. **Arithmetic, not measurements**: nothing
-here ran on more than one GPU. Bytes and products of `gather` and of open_clip's modes are held against those counted in
-runs of the code with 2 and 4 processes (`tests/benchmarks/test_scale_model.py`); `ring` is a design that is not built.
+here ran on more than one GPU. Bytes and products of `gather`, `ring` and open_clip's modes are held against those
+counted in runs of the code with 2 and 4 processes (`tests/benchmarks/test_scale_model.py`).
 `python -m benchmarks.scale_model --help` takes another batch, chip or network.
 
 - Chip: the rates at which one {chip} ran the losses (similarities alone, and similarities with both gradients:
@@ -56,18 +56,19 @@ dtype (4; float64: 8). Bytes are those that leave a rank (as many arrive); MB ar
 CHOICE = """\
 **When to choose which**
 
-- `gather` is what `group=` does. Within a node of 8 it waits for {small:.0f} % of a step at
-  32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring would hide nearly all of that.
+- `gather` is what `group=` does, `ring` is `exchange="ring"`. Within a node of 8 `gather` waits for {small:.0f} % of a
+  step at 32,768 x 768, and for {large:.0f} % at 163,840 x 1280; a ring waits a quarter as long, or less.
 - Across nodes with a link per GPU a ring pays from {rails:,} pairs per rank on (softmax, 64 ranks), because each of
   its hops waits for one link where an all-gather has all; with one link per node from {one_link:,}. At 1,048,576 x 768
   on 64 ranks it would save {saved:.0f} % of the step with one link per node, {saved_rails:.0f} % with a link per GPU.
-- Half-precision gradients travel as they are, in an all-to-all. That is half the bytes of a float32 reduce-scatter, but
-  each GPU has one link for it and nothing is added up on the way: within a node of 8 `gather` then waits
-  {swap_inside:.1f} times as long as with the reduce-scatter, on 64 ranks {swap:.1f} times with a link per GPU and
-  {swap_one:.1f} times with one per node (163,840 x 1280).
+- Half-precision gradients of up to {most} ranks travel as they are, in an all-to-all: half the bytes of a float32
+  reduce-scatter. But each GPU has one link to other nodes for it, and nothing is added up on the way: within a node of
+  8 `gather` waits {swap_inside:.1f} times as long with it as with the reduce-scatter, on 16 ranks {swap_two:.1f} times,
+  on 64 {swap:.1f} times with a link per GPU and {swap_one:.1f} times with one per node (163,840 x 1280). So more ranks
+  than {most} reduce-scatter in float32.
 - Memory: `gather` holds all texts and their gradients, {kilobytes:.1f} kB per pair of the *global* batch at D = 768,
-  however many ranks there are: {million:.1f} GB at a million pairs. Where that does not fit, only a ring would do,
-  which holds a few blocks of the *local* batch.
+  however many ranks there are: {million:.1f} GB at a million pairs. Where that does not fit, take a ring, which holds a
+  few blocks of the *local* batch.
 - From some hundred ranks on the mode matters less than the latency: at 32,768 x 768 on 512 ranks products are
   {products:.1f} % of a step, and most of the rest is the latency of NCCL's rings. `gather` makes {calls} collective
   calls in a step, open_clip {others}: there `gather` is the slower one. What helps is a larger batch per rank, or
@@ -113,6 +114,8 @@ def _choice() -> str:
         saved=100 * (1 - _ratio(RING, GATHER, spread, ONE_LINK)),
         saved_rails=100 * (1 - _ratio(RING, GATHER, spread, RAILS)),
         swap_inside=_swap(large, RAILS),
+        most=MOST_SWAPPED,
+        swap_two=_swap(replace(large, ranks=16), RAILS),
         swap=_swap(replace(large, ranks=64), RAILS),
         swap_one=_swap(replace(large, ranks=64), ONE_LINK),
         kilobytes=(GATHER.memory(replace(million, ranks=4096)) - WORKSPACE - PARTIALS) / million.batch / 1e3,
@@ -127,8 +130,8 @@ def _choice() -> str:
 
 
 def _swap(problem: Problem, network: Network) -> float:
-    """What ``gather`` waits for, over what it would with the reduce-scatter."""
-    found, other = (step(mode, problem, H200, network).waiting for mode in (GATHER, SCATTERED))
+    """What ``gather`` waits for with an all-to-all of gradients, over that with the reduce-scatter."""
+    found, other = (step(mode, problem, H200, network).waiting for mode in (SWAPPED, SCATTERED))
     return found / other
 
 
@@ -168,8 +171,8 @@ def _exchanges() -> str:
             table(["mode", "pass", "exchange", "collective", "hides under", "bytes", "MB"], rows, 6),
             f"open_clip's four modes (`local_loss` or global, `gather_with_grad` or without): {others}.",
             f"The sigmoid loss has no column statistics: gather {megabytes(GATHER.sent(sigmoid))} MB, ring "
-            f"{megabytes(RING.sent(sigmoid))} MB. Its gradients go home within one sweep of three products; `gather` "
-            "makes the similarities twice, four products.",
+            f"{megabytes(RING.sent(sigmoid))} MB. Its gradients come from one sweep of three products, and go home "
+            "within the round of a ring.",
         ]
     )
 

@@ -1,6 +1,6 @@
 """What each mode of a global loss exchanges, in the order of the calls.
 
-``gather`` is what ``group=`` does, ``ring`` the design of a mode that is not built, ``open_clip ...`` what its
+``gather`` is what ``group=`` does, ``ring`` what it does with ``exchange="ring"``, ``open_clip ...`` what its
 ``ClipLoss`` does under NCCL with each setting of ``local_loss`` and ``gather_with_grad``.
 """
 
@@ -16,6 +16,8 @@ PRODUCTS = "products of another block"
 
 # What ranks tell each other before a call: 31 integers (sparc_kernels/distributed/agreement.py).
 HEADER = 8 * 31
+# Ranks whose half-precision gradients are swapped (sparc_kernels/distributed/collectives.py).
+MOST_SWAPPED = 8
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,13 @@ class Exchange:
         return self.each * (self.hops if self.collective == SEND else ranks - 1)
 
 
-def gather(problem: Problem, scattered: bool = False) -> list[Exchange]:
+def gather(problem: Problem, scattered: bool | None = None) -> list[Exchange]:
     """One-sided: texts travel, a rank's block [b, B] serves both directions.
 
     Gradients of half precision travel as they are, and each rank adds up its own; ``scattered``: in float32, added up
-    on the way, as wider ones are.
+    on the way, as wider ones are. None: as ``group=`` chooses.
     """
+    scattered = problem.ranks > MOST_SWAPPED if scattered is None else scattered
     b, d, i, w = problem.local, problem.width, problem.itemsize, problem.wide
     softmax = problem.loss == SOFTMAX
     directions = 2 if softmax else 1
@@ -76,15 +79,33 @@ def ring(problem: Problem) -> list[Exchange]:
         """``home``: once more, to the rank that it began with."""
         return Exchange(what, phase, SEND, each, formula, ranks - 1 + home, PRODUCTS)
 
+    def number(what: str) -> Exchange:
+        return Exchange(what, BACKWARD, ALL_GATHER, w, "w")
+
+    softmax = problem.loss == SOFTMAX
+    directions = 2 if softmax else 1
+    header = Exchange("header", FORWARD, ALL_GATHER, HEADER, str(HEADER))
+    sums = Exchange("sums and counts", FORWARD, ALL_GATHER, 16 * directions, str(16 * directions))
     texts = send("texts and ids", FORWARD, b * (d * i + 8), "b*(D*i + 8)")
-    if problem.loss != SOFTMAX:
-        return [texts, send("gradients of texts", FORWARD, b * d * w, "b*D*w", home=True)]
+    if not softmax:
+        return [
+            header,
+            texts,
+            send("gradients of texts", FORWARD, b * d * w, "b*D*w", home=True),
+            sums,
+            number("gradient of the loss"),
+            number("gradient of the bias"),
+            number("gradient of the scale"),
+        ]
     return [
+        header,
         texts,
         send("column statistics", FORWARD, 2 * b * w, "2*b*w", home=True),
+        sums,
         send("texts and ids", BACKWARD, b * (d * i + 8), "b*(D*i + 8)"),
-        send("column statistics", BACKWARD, 2 * b * w, "2*b*w"),
+        send("column statistics", BACKWARD, 3 * b * w, "3*b*w"),
         send("gradients of texts", BACKWARD, b * d * w, "b*D*w", home=True),
+        number("gradient of the scale"),
     ]
 
 

@@ -18,6 +18,8 @@ WORKSPACE, PARTIALS = 256 * 2**20, 64 * 2**20
 # Numbers kept per row and per column between forward and backward, bytes of an id, and numbers kept per pair of the
 # rank by the composition (tests/benchmarks/test_scale_model.py counts what is kept).
 KEPT, ID, OF_PAIRS = 4, 8, 10
+# In a ring a row and a column keep their log-sum-exp, and nobody merges the shares of ranks.
+OF_PAIRS_OF_RING = 6
 
 # Products of each pass: similarities; similarities again and two for the gradients.
 TWO_SWEEPS = {FORWARD: 1, BACKWARD: 3}
@@ -78,11 +80,19 @@ def gather_memory(problem: Problem) -> int:
     return gather_kept(problem) + gradients + min(WORKSPACE, b * cols * problem.itemsize) + PARTIALS
 
 
+def ring_kept(problem: Problem) -> int:
+    """Between forward and backward, beyond the rank's embeddings: vectors, and the gradients that one sweep makes."""
+    b = problem.local
+    rows = 2 * b if RING_PRODUCTS[problem.loss] is ONE_SWEEP else 0
+    return rows * problem.width * problem.itemsize + 2 * b * (problem.wide + ID) + b * OF_PAIRS_OF_RING * problem.wide
+
+
 def ring_memory(problem: Problem) -> int:
-    """A block of texts in use and one on its way, their gradients likewise, dX in float32, a chunk of G."""
-    b, d, i = problem.local, problem.width, problem.itemsize
-    blocks = 2 * b * d * i + 3 * b * d * problem.wide
-    return blocks + _vectors(b, 2 * b, problem.wide) + min(WORKSPACE, b * b * i) + PARTIALS
+    """What is kept; a block of texts in use and one on its way, their gradients likewise, those of a block as the op
+    adds them up and rounded, dX likewise and its sum, a chunk of G."""
+    b, d, i, w = problem.local, problem.width, problem.itemsize, problem.wide
+    blocks = 2 * b * d * i + 3 * b * d * w + 2 * b * d * (i + w)
+    return ring_kept(problem) + blocks + min(WORKSPACE, b * b * i) + PARTIALS
 
 
 def _vectors(rows: int, cols: int, wide: int) -> int:

@@ -209,16 +209,29 @@ def spread_over(own: Tensor, facts: Mapping[str, Fact], ranks: Ranks) -> tuple[T
         ValueError: a rank came with another call, or another fact, than the rest: which, and which argument. On all
             ranks alike (on a GPU: in the first call with these facts).
     """
+    padded, spread = _opened(own, facts, ranks)
+    if padded is None:
+        padded = F.pad(own.detach(), (*(0, 0) * (own.dim() - 1), 0, spread.capacity - spread.here))
+    return gather(own, padded, ranks), spread
+
+
+def spread_without_exchange(own: Tensor, facts: Mapping[str, Fact], ranks: Ranks) -> Spread:
+    """As :func:`spread_over`, where the rows of all ranks are, for an exchange of its own. In a compiled graph that has
+    to depend on the counts, which keeps it behind the agreement."""
+    return _opened(own, facts, ranks)[1]
+
+
+def _opened(own: Tensor, facts: Mapping[str, Fact], ranks: Ranks) -> tuple[Tensor | None, Spread]:
+    """The rows to be sent, where a compiler has to see them behind the agreement; and where all are."""
     encoded, count = Facts.of(facts, ranks), own.shape[0]
     if torch.compiler.is_compiling():
         known = _last_capacity(ranks.group, ranks.call)
         capacity = known if known >= count else count
         padded, counts = _compiled(own.detach(), capacity, encoded, ranks)
-    else:
-        call = _Call(ranks.group, ranks.size, ranks.rank, ranks.call, encoded, count)
-        counts, capacity = _announced(own, call, _open_or_granted(own, call))
-        padded = F.pad(own.detach(), (*(0, 0) * (own.dim() - 1), 0, capacity - count))
-    return gather(own, padded, ranks), Spread(ranks, capacity, count, counts)
+        return padded, Spread(ranks, capacity, count, counts)
+    call = _Call(ranks.group, ranks.size, ranks.rank, ranks.call, encoded, count)
+    counts, capacity = _announced(own, call, _open_or_granted(own, call))
+    return None, Spread(ranks, capacity, count, counts)
 
 
 def agreed(own: Tensor, facts: Facts, ranks: Ranks) -> Tensor:

@@ -15,6 +15,10 @@ from torch.autograd import Function
 from sparc_kernels.distributed.ranks import Ranks
 from sparc_kernels.ops._dtype import accumulation_dtype
 
+# Half-precision gradients of more ranks than a node has are widened and added up on the way: half the bytes, in an
+# all-to-all, win where all ranks are neighbours, and lose where each has one link to other nodes (docs/distributed.md).
+MOST_SWAPPED = 8
+
 
 def _awaited(ranks: Ranks, what: str, name: str, *args: Any) -> Tensor:
     """The result of a collective; where the group gives up, the error says in which call."""
@@ -62,8 +66,8 @@ class GatherFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         accumulation = accumulation_dtype(grad.dtype)
-        if grad.dtype == accumulation:
-            total = SumPartsFunction.apply(grad, ctx.ranks)
+        if grad.dtype == accumulation or ctx.ranks.size > MOST_SWAPPED:
+            total = SumPartsFunction.apply(grad.to(accumulation), ctx.ranks)
         else:  # travels as it is, and is added up here: half the bytes, and no sum of half precision
             total = swap(grad, ctx.ranks).unflatten(0, (ctx.ranks.size, -1)).sum(0, dtype=accumulation)
         return total[: ctx.count].to(ctx.dtype), None, None

@@ -38,10 +38,9 @@ class Spread(NamedTuple):
         place = torch.arange(self.capacity, device=self.counts.device)
         return (place < self.counts[:, None]).flatten()
 
-    def positions(self) -> Tensor:
-        """[size] int64: each position's own number, -1 at padding."""
-        every = torch.arange(self.size, device=self.counts.device)
-        return every.masked_fill(~self.there(), -1)
+    def own_there(self) -> Tensor:
+        """[capacity] bool: which of this rank's positions are no padding."""
+        return torch.arange(self.capacity, device=self.counts.device) < self.counts[self.ranks.rank]
 
     def own_positions(self) -> Tensor:
         """[here] int64: where the items of this rank are."""
@@ -52,7 +51,9 @@ class Spread(NamedTuple):
         return of_all.narrow(0, self.ranks.rank * self.capacity, self.here)
 
     def padded(self, own: Tensor, fill: float | int) -> Tensor:
-        """[capacity, ...] of [here, ...]."""
+        """[capacity, ...] of [here, ...]: ``own`` itself where nothing is to be padded."""
+        if self.capacity == self.here:
+            return own
         return F.pad(own, (*(0, 0) * (own.dim() - 1), 0, self.capacity - self.here), value=fill)
 
     def everyone(self, own: Tensor, fill: float | int = 0) -> Tensor:
@@ -67,6 +68,13 @@ class Spread(NamedTuple):
         rank = rank.clamp(max=self.ranks.size - 1)
         found = rank * self.capacity + indices - (ends - self.counts)[rank]
         return found.masked_fill(outside, self.size)
+
+    def indices_of(self, positions: Tensor) -> Tensor:
+        """Of items at these positions, counted through, rank after rank: the inverse of :meth:`positions_of`. Where
+        there is no item (a negative position) -1."""
+        rank = positions.clamp(min=0) // self.capacity
+        before = self.counts.cumsum(0) - self.counts
+        return (positions - rank * self.capacity + before[rank]).masked_fill(positions < 0, -1)
 
     def parts(self, of_all: Tensor) -> Tensor:
         """[W, here, ...]: what each rank has found, in [size, ...], for the items of this one."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from sparc_kernels import _validate
 from sparc_kernels.distributed.agreement import Fact, Facts, agreed
 from sparc_kernels.distributed.collectives import all_sum, gathered
 from sparc_kernels.distributed.ranks import Ranks
@@ -53,6 +54,19 @@ def global_ratios(sums: Tensor, counts: Tensor, ranks: Ranks | None, facts: Mapp
     encoded = None if facts is None else Facts.of(facts, ranks)
     found: Tensor = RatioFunction.apply(sums, counts, ranks, encoded)[0]
     return found
+
+
+def alike(x: Tensor, what: str, ranks: Ranks) -> Tensor:
+    """x [], which is the same on all ranks; where it is not and nobody can look (on a GPU, in a compiled graph): NaN.
+
+    Raises:
+        ValueError: it is not.
+    """
+    every = gathered(x[None], ranks)
+    same = ((every == every[0]) | (every.isnan() & every[0].isnan())).all()
+    if _validate.can_be_looked_at(same) and not bool(same):
+        raise ValueError(f"{ranks.call}: {what}, must be the same on all ranks, got {every.tolist()}")
+    return torch.where(same, x, torch.nan)
 
 
 class ReplicatedFunction(Function):

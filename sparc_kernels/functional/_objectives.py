@@ -25,6 +25,8 @@ from sparc_kernels.functional.similarity import (
     cosines_of_rows,
     logsumexp_of_everyone,
     mean_of_cross_entropies,
+    softplus_of_everyone,
+    softplus_total_of_everyone,
     streamed_logsumexp,
     streamed_softplus,
     streamed_softplus_total,
@@ -62,12 +64,18 @@ class Call(NamedTuple):
 
     @property
     def columns(self) -> Tensor:
-        """[positions, D] texts of all ranks."""
+        """[positions, D] texts of all ranks; in a ring nobody has them."""
+        assert self.everyone is None or not self.everyone.ring
         return self.texts if self.everyone is None else self.everyone.cols
 
     def own(self, of_columns: Tensor) -> Tensor:
         """[N]: of the texts of this rank."""
-        return of_columns if self.everyone is None else self.everyone.spread.own(of_columns)
+        return of_columns if self.everyone is None else self.everyone.own(of_columns)
+
+    @property
+    def positions(self) -> int:
+        """Columns that indices may name."""
+        return self.texts.shape[0] if self.everyone is None else self.everyone.spread.size
 
 
 def softmax_losses(call: Call, targets: Targets | None) -> list[Losses]:
@@ -91,7 +99,11 @@ def softmax_losses(call: Call, targets: Targets | None) -> list[Losses]:
 def sigmoid_losses(call: Call, bias: Tensor, targets: Targets | None) -> Losses:
     """Of the images: sums over all texts."""
     split = _split(call, bias, targets)
-    sums = streamed_softplus(call.images, call.columns, call.scale, bias, split.scope, split.ids_exclude, call.backend)
+    options = (split.scope, split.ids_exclude, call.backend)
+    if call.everyone is None:
+        sums = streamed_softplus(call.images, call.texts, call.scale, bias, *options)
+    else:
+        sums = softplus_of_everyone(call.images, call.everyone, (call.scale, bias), *options)
     if split.positives is not None:
         row = split.row
         sums = sums + split.positives if row is None else sums.index_add(0, row, split.positives)
@@ -105,9 +117,11 @@ def sigmoid_total(call: Call, bias: Tensor, targets: Targets | None, weights: Te
     if mean:
         share = share / (max(share.shape[0], 1) if there is None else there.sum().clamp(min=1))
     split = _split(call, bias, targets)
-    total = streamed_softplus_total(
-        call.images, call.columns, (call.scale, bias), share, split.scope, split.ids_exclude, call.backend
-    )
+    options = ((call.scale, bias), share, split.scope, split.ids_exclude, call.backend)
+    if call.everyone is None:
+        total = streamed_softplus_total(call.images, call.texts, *options)
+    else:
+        total = softplus_total_of_everyone(call.images, call.everyone, *options)
     if split.positives is None:
         return total
     return total + ((share if split.row is None else share[split.row]) * split.positives).sum()
@@ -305,7 +319,7 @@ def _without(call: Call, indptr: Tensor, indices: Tensor) -> Scope:
     """These pairs are not among the candidates either."""
     scope, pairs = call.scope, (indptr, indices)
     if scope.excluded_indptr is not None and scope.excluded_indices is not None:
-        pairs = union((scope.excluded_indptr, scope.excluded_indices), pairs, call.columns.shape[0])
+        pairs = union((scope.excluded_indptr, scope.excluded_indices), pairs, call.positions)
     return scope._replace(excluded_indptr=pairs[0], excluded_indices=pairs[1])
 
 

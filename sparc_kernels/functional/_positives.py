@@ -39,6 +39,11 @@ def _inverse(norms: Tensor) -> Tensor:
     return norms.clamp(min=_EPS).reciprocal()
 
 
+def inverse_norms(x: Tensor) -> Tensor:
+    """[items] of [items, D], in the accumulation dtype."""
+    return _inverse(_norms(x))
+
+
 def _statistics(rows: Tensor, cols: Tensor, row: Tensor, col: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[K] cosines, and norms of all rows and of all columns."""
     norms = (_norms(rows), _norms(cols))
@@ -108,7 +113,7 @@ def cosines_of_pairs(rows: Tensor, cols: Tensor, row: Tensor, col: Tensor) -> Te
     dtype = accumulation_dtype(rows.dtype)
     with without_autocast(rows.device.type):  # a compiler chooses by itself what to keep
         x, y = rows[row].to(dtype), cols[col].to(dtype)
-        return (x * y).sum(-1) * _inverse(_norms(x)) * _inverse(_norms(y))
+        return (x * y).sum(-1) * inverse_norms(x) * inverse_norms(y)
 
 
 # Pairs in CSR form

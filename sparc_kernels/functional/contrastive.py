@@ -36,6 +36,7 @@ from sparc_kernels.functional._objectives import (
     sigmoid_total,
     softmax_losses,
 )
+from sparc_kernels.functional._ring import check_exchange
 from sparc_kernels.ops.contrastive.reference import contrastive_reference, sigmoid_reference
 
 DIRECTIONS = ("both", "image_to_text", "text_to_image")
@@ -60,6 +61,7 @@ def contrastive_loss(
     reduction: str = "mean",
     group: Group = None,
     gradients: str = "mean",
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor:
     """Contrastive loss: cross-entropy of the softmax over the cosines between images and texts, which are never stored.
@@ -98,6 +100,9 @@ def contrastive_loss(
             Not served: a teacher with extra items.
         gradients: what happens to the gradients of the ranks afterwards: ``"mean"`` (DDP, FSDP2) or ``"sum"``. With
             ``"mean"`` the gradient of ``logit_scale`` is that of the loss on every rank.
+        exchange: how the texts of other ranks come: ``"gather"``, all at once, or ``"ring"``, one rank's after the
+            other's, in memory that does not grow with the ranks (docs/distributed.md says when it pays). A ring does
+            not serve targets, a teacher, :class:`Above` and ``backend="eager"``.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -121,6 +126,10 @@ def contrastive_loss(
     weights = _weights(weights, images, texts, wanted)
     scale = replicated(checked_scale("logit_scale", logit_scale, "image_embeds", images), ranks)
     backend = resolve("contrastive", backend, images.device, images.dtype)
+    refused = {} if targets is None else {"targets": "positives would be on other ranks"}
+    if teacher is not None:
+        refused["a teacher"] = "the teacher's embeddings would have to travel, too"
+    ring = check_exchange(exchange, backend, exclude, refused)
     optional = (targets, exclude, weights, teacher, *extras)
     plain = all(x is None for x in optional) and all(wanted) and reduction == "mean" and not label_smoothing
     if plain and backend == "eager" and ranks is None:
@@ -147,7 +156,7 @@ def contrastive_loss(
             "extra_texts": 0 if extras[0] is None else extras[0].shape[0],
             "extra_images": 0 if extras[1] is None else extras[1].shape[0],
         }
-        everyone = None if ranks is None else everyone_of("text_embeds", texts, facts, ranks)
+        everyone = None if ranks is None else everyone_of("text_embeds", texts, facts, ranks, ring)
         scope, paired = _scope(images, texts, exclude, targets, teacher, everyone)
         call = Call(images, texts, scale, scope, backend, wanted, *extras, label_smoothing, alpha, everyone, paired)
         losses = softmax_losses(call, targets)
@@ -166,6 +175,7 @@ def sigmoid_loss(
     reduction: str = "mean",
     group: Group = None,
     gradients: str = "mean",
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor:
     """The sigmoid loss: every pair of the batch a binary classification.
@@ -186,6 +196,8 @@ def sigmoid_loss(
             ``"sum"`` over all pairs; ``"none"``: the sums of the images.
         group: as in :func:`contrastive_loss`.
         gradients: as in :func:`contrastive_loss`.
+        exchange: likewise, and :class:`Labels` are served. The gradients are those of one upstream gradient, the same
+            on all ranks: multiply the loss by nothing that differs between them. ``weights`` get no gradient in a ring.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -204,6 +216,10 @@ def sigmoid_loss(
     scale = replicated(checked_scale("logit_scale", logit_scale, "image_embeds", images), ranks)
     bias = replicated(checked_single("logit_bias", logit_bias, "image_embeds", images), ranks)
     backend = resolve("contrastive", backend, images.device, images.dtype)
+    refused = {"Pairs as targets": "positives would be on other ranks"} if isinstance(targets, Pairs) else {}
+    if weights is not None and weights.requires_grad:
+        refused["weights that require a gradient"] = "it takes another round"
+    ring = check_exchange(exchange, backend, exclude, refused)
     if backend == "eager" and reduction == "mean" and all(x is None for x in (targets, exclude, weights, ranks)):
         return sigmoid_reference(recordable(images), recordable(texts), scale, bias)
     facts = _facts(images, scale, targets, exclude, None) | {
@@ -211,7 +227,7 @@ def sigmoid_loss(
         "reduction": (reduction, REDUCTIONS),
         "weights given": weights is not None,
     }
-    everyone = None if ranks is None else everyone_of("text_embeds", texts, facts, ranks)
+    everyone = None if ranks is None else everyone_of("text_embeds", texts, facts, ranks, ring)
     scope, paired = _scope(images, texts, exclude, targets, None, everyone)
     call = Call(images, texts, scale, scope, backend, everyone=everyone, paired_ids=paired)
     if reduction == "none":
@@ -423,7 +439,7 @@ def _scope(
     if everyone is None:
         return scope, paired
     by_position = targets is None and scope.row_ids is None
-    return scope_of_everyone(scope, everyone.spread, images, by_position), paired or by_position
+    return scope_of_everyone(scope, everyone, images, by_position), paired or by_position
 
 
 def _reduced(losses: list[Losses], weights: Tensor | None, reduction: str, ranks: Ranks | None) -> Tensor:

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparc_kernels import _validate
+from sparc_kernels.distributed import Group, ranks_of
 from sparc_kernels.functional._candidates import Exclusion, Scope, checked_levels, checked_scope
 from sparc_kernels.functional._common import autocast
+from sparc_kernels.functional._everyone import everyone_of, exclusion_facts, scope_of_everyone
 from sparc_kernels.functional._positives import rows_of
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
@@ -25,7 +27,7 @@ def mine_negatives(
     *,
     exclude: Exclusion | Sequence[Exclusion] | None = None,
     at_most: float | Tensor | None = None,
-    group: object = None,
+    group: Group = None,
 ) -> Tensor:
     """The ``k`` columns of largest cosine with each row, the most similar first.
 
@@ -35,11 +37,13 @@ def mine_negatives(
     Args:
         rows: [M, D] embeddings; float16, bfloat16, float32 or float64. Not normalised by the caller.
         cols: [N, D] embeddings, of the same dtype and device.
-        k: how many, from 1 to N.
+        k: how many, from 1 to N (with ``group``: to the columns of all ranks).
         exclude: who is no negative, as in :func:`similarity_logsumexp`: the positives, to begin with.
         at_most: columns of a cosine above this are no negatives: a number, a one-element tensor or [M], such as the
             positive's cosine + 0.1 (UniME).
-        group: a process group; only None for now.
+        group: ``"world"`` or a process group: columns are those of all its ranks, one after the other, and indices
+            count them through. Each rank comes with its own rows and columns, of any number, with ids, guides and
+            thresholds of these, and with the rows of ``indptr`` of its own rows. The columns are gathered.
 
     Returns:
         [M, k] int64: indices of columns; -1 where a row has no more.
@@ -51,15 +55,27 @@ def mine_negatives(
     _validate.embeddings("cols", cols, "[N, D]")
     rows, cols = autocast(rows, cols)
     _validate.same("cols", cols, "rows", rows, {"D": 1})
-    _validate.group(group)
+    ranks = ranks_of(group, "mean", "mine_negatives")
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k must be an integer, got {type(k).__name__}")
-    if not 1 <= k <= cols.shape[0]:
-        raise ValueError(f"k must lie between 1 and {cols.shape[0]}, the number of columns, got {k}")
-    scope = checked_scope(rows, cols, exclude, None, None)
     most = None if at_most is None else checked_levels("at_most", at_most, rows).expand(rows.shape[0])
+    if ranks is None:
+        _check_count(k, cols.shape[0])
+        scope = checked_scope(rows, cols, exclude, None, None)
+        with without_autocast(rows.device.type):
+            return _mined(rows, cols, k, scope, most)
+    everyone = everyone_of("cols", cols, exclusion_facts(exclude) | {"k": k}, ranks)
+    spread = everyone.spread
+    _check_count(k, spread.items())
+    scope = checked_scope(rows, cols, exclude, None, None, spread.items())
+    scope = scope_of_everyone(scope, everyone, rows)
     with without_autocast(rows.device.type):
-        return _mined(rows, cols, k, scope, most)
+        return spread.indices_of(_mined(rows, everyone.cols, k, scope, most))
+
+
+def _check_count(k: int, columns: int) -> None:
+    if not 1 <= k <= columns:
+        raise ValueError(f"k must lie between 1 and {columns}, the number of columns, got {k}")
 
 
 def _mined(rows: Tensor, cols: Tensor, k: int, scope: Scope, most: Tensor | None) -> Tensor:

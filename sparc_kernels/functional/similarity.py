@@ -29,6 +29,7 @@ from sparc_kernels.functional._everyone import (
     merged_logsumexp,
     scope_of_everyone,
 )
+from sparc_kernels.functional._ring import check_exchange, ring_logsumexp, ring_softplus, ring_softplus_total
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.contrastive.autograd import (
@@ -80,6 +81,7 @@ def similarity_logsumexp(
     teacher: Teacher | None = None,
     direction: str = "both",
     group: Group = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> SimilarityLogsumexp:
     """Log-sum-exp of each row and each column of the matrix of scaled cosines, which is never stored.
@@ -103,6 +105,9 @@ def similarity_logsumexp(
             own rows; ``indices`` of :class:`Pairs` count the columns of all ranks. A single scale is the same on all.
             Gradients are those of the sum, over ranks, of what each rank makes of its results: without the factor that
             an average over ranks needs (docs/distributed.md). None: this process alone.
+        exchange: how the columns of other ranks come: ``"gather"``, all at once, or ``"ring"``, one rank's after the
+            other's, in memory that does not grow with the ranks. A ring does not serve targets, a teacher,
+            :class:`Above`, scales per column and ``backend="eager"``.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -125,6 +130,12 @@ def similarity_logsumexp(
     col = row.detach().new_ones(()) if col_scale is None else checked_scales("col_scale", col_scale, "cols", cols)
     wanted = (direction != "cols", direction != "rows")
     backend = resolve("contrastive", backend, rows.device, rows.dtype)
+    refused = {
+        "targets": (targets is not None, "sums over targets do not travel"),
+        "a teacher": (teacher is not None, "the teacher's embeddings would have to travel, too"),
+        "a scale per column": (col.dim() > 0, "scales do not travel"),
+    }
+    ring = check_exchange(exchange, backend, exclude, {what: why for what, (is_so, why) in refused.items() if is_so})
     if ranks is None:
         scope = checked_scope(rows, cols, exclude, targets, teacher)
         return streamed_logsumexp(rows, cols, row, col, scope, wanted, targets is None, backend)
@@ -138,9 +149,9 @@ def similarity_logsumexp(
         "teacher width": 0 if teacher is None else teacher.cols.shape[1],
         "direction": (direction, DIRECTIONS),
     }
-    everyone = everyone_of("cols", cols, facts, ranks)
+    everyone = everyone_of("cols", cols, facts, ranks, ring)
     spread = everyone.spread
-    scope = scope_of_everyone(checked_scope(rows, cols, exclude, targets, teacher, spread.items()), spread, rows)
+    scope = scope_of_everyone(checked_scope(rows, cols, exclude, targets, teacher, spread.items()), everyone, rows)
     if col.dim():
         col = spread.everyone(col, 1)
     return logsumexp_of_everyone(rows, everyone, row, col, scope, wanted, targets is None, backend)
@@ -184,6 +195,11 @@ def logsumexp_of_everyone(
 
     A rank's block of the matrix serves both directions: what it finds of a column goes to the rank that has the column.
     """
+    if everyone.ring:
+        scales = (row_scale, col_scale)
+        return SimilarityLogsumexp(
+            *ring_logsumexp(rows, everyone.cols, scales, scope, wanted, everyone.spread, backend)
+        )
     found = streamed_logsumexp(rows, everyone.cols, row_scale, col_scale, scope, wanted, ids_exclude, backend)
     if found.col_lse is None:
         return found
@@ -215,6 +231,7 @@ def similarity_softplus(
     exclude: Exclusion | Sequence[Exclusion] | None = None,
     targets: Labels | None = None,
     group: Group = None,
+    exchange: str = "gather",
     backend: str = "auto",
 ) -> Tensor:
     """Sum over columns of softplus(scale * cosine + bias), for each row; the matrix is never stored.
@@ -229,6 +246,7 @@ def similarity_softplus(
         exclude: who does not take part, as in :func:`similarity_logsumexp`.
         targets: :class:`Labels`: pairs of equal label count as softplus(-logit); not together with :class:`Ids`.
         group: as in :func:`similarity_logsumexp`.
+        exchange: likewise; a ring does not serve :class:`Above` and ``backend="eager"``.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -241,6 +259,7 @@ def similarity_softplus(
     ranks = ranks_of(group, "mean", "similarity_softplus")
     numbers = (checked_scale("scale", scale, "rows", rows), checked_single("bias", bias, "rows", rows))
     backend = resolve("contrastive", backend, rows.device, rows.dtype)
+    ring = check_exchange(exchange, backend, exclude, {})
     if ranks is None:
         scope = checked_scope(rows, cols, exclude, targets, None)
         return streamed_softplus(rows, cols, *numbers, scope, targets is None, backend)
@@ -248,10 +267,19 @@ def similarity_softplus(
         "rows requires_grad": rows.requires_grad,
         "targets": ("None" if targets is None else "Labels", ("None", "Labels")),
     }
-    everyone = everyone_of("cols", cols, facts, ranks)
+    everyone = everyone_of("cols", cols, facts, ranks, ring)
     scope = checked_scope(rows, cols, exclude, targets, None, everyone.spread.items())
-    scope = scope_of_everyone(scope, everyone.spread, rows)
-    return streamed_softplus(rows, everyone.cols, *numbers, scope, targets is None, backend)
+    scope = scope_of_everyone(scope, everyone, rows)
+    return softplus_of_everyone(rows, everyone, numbers, scope, targets is None, backend)
+
+
+def softplus_of_everyone(
+    rows: Tensor, everyone: Everyone, numbers: tuple[Tensor, Tensor], scope: Scope, ids_exclude: bool, backend: str
+) -> Tensor:
+    """As :func:`streamed_softplus`, of this rank's rows."""
+    if everyone.ring:
+        return ring_softplus(rows, everyone.cols, numbers, scope, ids_exclude, everyone.spread, backend)
+    return streamed_softplus(rows, everyone.cols, *numbers, scope, ids_exclude, backend)
 
 
 def streamed_softplus(
@@ -292,6 +320,22 @@ def streamed_softplus_total(
         *scope[:6], scope.guide_threshold, ids_exclude, *keep, backend,
     )[0]  # fmt: skip
     return total
+
+
+def softplus_total_of_everyone(
+    rows: Tensor,
+    everyone: Everyone,
+    numbers: tuple[Tensor, Tensor],
+    row_weights: Tensor,
+    scope: Scope,
+    ids_exclude: bool,
+    backend: str,
+) -> Tensor:
+    """As :func:`streamed_softplus_total`, of this rank's rows."""
+    if everyone.ring:
+        spread = everyone.spread
+        return ring_softplus_total(rows, everyone.cols, numbers, row_weights, scope, ids_exclude, spread, backend)
+    return streamed_softplus_total(rows, everyone.cols, numbers, row_weights, scope, ids_exclude, backend)
 
 
 def paired_cosines(rows: Tensor, cols: Tensor, *, backend: str = "auto") -> Tensor:

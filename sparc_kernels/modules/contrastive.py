@@ -12,8 +12,8 @@ Signatures are those of open_clip 3.3 (``open_clip/loss.py``); ``backend`` is ou
 - Losses are float32 for half-precision features (float64 for float64), where open_clip's are in the features' dtype.
 - With ``world_size > 1`` the loss is the global one, and every rank returns it, whatever ``local_loss`` and
   ``dist_impl`` say: they are ways to compute it. ``gather_with_grad=False`` is refused, since its gradients are not
-  those of the loss (docs/distributed.md); so is ``use_horovod``. ``group`` and ``gradients`` are ours, by keyword only:
-  ``world_size > 1`` is ``group="world"``. ``cache_labels`` is without effect, for there are no labels.
+  those of the loss (docs/distributed.md); so is ``use_horovod``. ``group``, ``gradients`` and ``exchange`` are ours, by
+  keyword only: ``world_size > 1`` is ``group="world"``. ``cache_labels`` is without effect, for there are no labels.
 """
 
 from __future__ import annotations
@@ -30,8 +30,17 @@ DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
 
 class _GlobalLoss(nn.Module):
+    exchanges: tuple[str, ...] = ("gather", "ring")
+
     def __init__(
-        self, cache_labels: bool, rank: int, world_size: int, group: Group, gradients: str, backend: str
+        self,
+        cache_labels: bool,
+        rank: int,
+        world_size: int,
+        group: Group,
+        gradients: str,
+        exchange: str,
+        backend: str,
     ) -> None:
         super().__init__()
         for name, value, least in (("rank", rank, 0), ("world_size", world_size, 1)):
@@ -39,12 +48,15 @@ class _GlobalLoss(nn.Module):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         check_group(group)
         check_gradients(gradients)
+        if exchange not in self.exchanges:
+            raise ValueError(f"exchange must be {' or '.join(map(repr, self.exchanges))}, got {exchange!r}")
         _validate.backend(backend)
         self.cache_labels = cache_labels
         self.rank = rank
         self.world_size = world_size
         self.group = "world" if group is None and world_size > 1 else group
         self.gradients = gradients
+        self.exchange = exchange
         self.backend = backend
 
     def _checked_group(self) -> Group:
@@ -61,7 +73,9 @@ class _GlobalLoss(nn.Module):
         return self.group
 
     def extra_repr(self) -> str:
-        spread = "" if self.group is None else f"group={self.group!r}, gradients={self.gradients!r}, "
+        spread = ""
+        if self.group is not None:
+            spread = f"group={self.group!r}, gradients={self.gradients!r}, exchange={self.exchange!r}, "
         return f"{spread}backend={self.backend!r}"
 
 
@@ -73,7 +87,7 @@ class ClipLoss(_GlobalLoss):
         gather_with_grad: has to be True where ``world_size`` is more than 1.
         rank, world_size: of this process; more than one is ``group="world"``.
         use_horovod: False.
-        group, gradients, backend: as in :func:`sparc_kernels.contrastive_loss`.
+        group, gradients, exchange, backend: as in :func:`sparc_kernels.contrastive_loss`.
 
     Raises:
         NotImplementedError: ``use_horovod`` with several processes.
@@ -91,9 +105,10 @@ class ClipLoss(_GlobalLoss):
         *,
         group: Group = None,
         gradients: str = "mean",
+        exchange: str = "gather",
         backend: str = "auto",
     ) -> None:
-        super().__init__(cache_labels, rank, world_size, group, gradients, backend)
+        super().__init__(cache_labels, rank, world_size, group, gradients, exchange, backend)
         if world_size > 1 and not gather_with_grad:
             gone = "point elsewhere" if local_loss else f"are {1 / world_size:.3g} of the loss's"
             raise ValueError(
@@ -128,6 +143,7 @@ class ClipLoss(_GlobalLoss):
             logit_scale=logit_scale,
             group=self._checked_group(),
             gradients=self.gradients,
+            exchange=self.exchange,
             backend=self.backend,
         )
         if logit_bias is not None:
@@ -143,7 +159,7 @@ class SigLipLoss(_GlobalLoss):
     Args:
         cache_labels, dist_impl: without effect, as said above.
         rank, world_size: of this process; more than one is ``group="world"``.
-        group, gradients, backend: as in :func:`sparc_kernels.sigmoid_loss`.
+        group, gradients, exchange, backend: as in :func:`sparc_kernels.sigmoid_loss`.
 
     Raises:
         ValueError: no such backend or ``dist_impl``.
@@ -158,9 +174,10 @@ class SigLipLoss(_GlobalLoss):
         *,
         group: Group = None,
         gradients: str = "mean",
+        exchange: str = "gather",
         backend: str = "auto",
     ) -> None:
-        super().__init__(cache_labels, rank, world_size, group, gradients, backend)
+        super().__init__(cache_labels, rank, world_size, group, gradients, exchange, backend)
         if dist_impl not in (None, *DIST_IMPLS):
             raise ValueError(f"dist_impl must be None or one of {', '.join(map(repr, DIST_IMPLS))}, got {dist_impl!r}")
         self.dist_impl = dist_impl or "bidir"
@@ -186,6 +203,7 @@ class SigLipLoss(_GlobalLoss):
             logit_bias=0.0 if logit_bias is None else logit_bias,
             group=self._checked_group(),
             gradients=self.gradients,
+            exchange=self.exchange,
             backend=self.backend,
         )
         return {"contrastive_loss": loss} if output_dict else loss
@@ -194,8 +212,11 @@ class SigLipLoss(_GlobalLoss):
 class DistillClipLoss(ClipLoss):
     """open_clip's ``DistillClipLoss``: the loss of CLIP, and cross-entropy against a teacher's softmax.
 
-    Both come from one sweep over the similarities. The arguments are those of :class:`ClipLoss`.
+    Both come from one sweep over the similarities. The arguments are those of :class:`ClipLoss`, but that a ring does
+    not serve a teacher.
     """
+
+    exchanges = ("gather",)
 
     def forward(  # type: ignore[override]
         self,

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -18,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import sparc_kernels as sk
 from benchmarks.measure.peers import part_of
 from benchmarks.scale_model import traffic, work
-from benchmarks.scale_model.modes import GATHER, OPEN_CLIP, Mode
+from benchmarks.scale_model.modes import GATHER, OPEN_CLIP, RING, Mode
 from benchmarks.scale_model.problem import BACKWARD, FORWARD, PHASES, SIGMOID, SOFTMAX, Problem
-from benchmarks.scale_model.traffic import ALL_GATHER, ALL_TO_ALL, REDUCE_SCATTER
+from benchmarks.scale_model.traffic import ALL_GATHER, ALL_TO_ALL, REDUCE_SCATTER, SEND
 from tests.distributed.world import Cases, Here
 
 CASES = Cases()
@@ -83,8 +84,22 @@ def streamed() -> Iterator[None]:
         similarity.KEEP_BYTES = usual
 
 
+@contextlib.contextmanager
+def sends_counted(counter: Counted) -> Iterator[dict[str, int]]:
+    """Bytes sent to a neighbour in each pass, by their tensors: the dispatcher does not look into the ops that send."""
+    found, real = dict.fromkeys(PHASES, 0), dist.batch_isend_irecv
+
+    def counting(operations: list[dist.P2POp]) -> Any:
+        found[counter.phase] += sum(_bytes(each.tensor) for each in operations if each.op is dist.isend)
+        return real(operations)
+
+    with mock.patch.object(dist, "batch_isend_irecv", counting):
+        yield found
+
+
 class Counts(NamedTuple):
     exchanges: list[tuple[str, str, int]]
+    sends: dict[str, int]
     flop: dict[str, int]
     kept: int
     """Bytes between the passes."""
@@ -97,7 +112,7 @@ def counted(loss: Loss, ranks: int) -> Counts:
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with streamed(), Counted(ranks) as counter:
+    with streamed(), Counted(ranks) as counter, sends_counted(counter) as sends:
         with FlopCounterMode(display=False) as products, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             value = loss()
         flop[FORWARD] = products.get_total_flops()
@@ -105,7 +120,7 @@ def counted(loss: Loss, ranks: int) -> Counts:
         with FlopCounterMode(display=False) as products:
             value.backward()
         flop[BACKWARD] = products.get_total_flops()
-    return Counts(counter.found, flop, sum(kept.values()))
+    return Counts(counter.found, sends, flop, sum(kept.values()))
 
 
 def embeddings(size: int, dtype: str) -> tuple[Tensor, Tensor]:
@@ -114,11 +129,11 @@ def embeddings(size: int, dtype: str) -> tuple[Tensor, Tensor]:
     return images, texts
 
 
-def of_ours(loss: str, dtype: str, size: int, here: Here) -> Loss:
+def of_ours(loss: str, dtype: str, size: int, here: Here, exchange: str = "gather") -> Loss:
     images, texts = embeddings(size, dtype)
     wide = torch.float64 if dtype == "float64" else torch.float32
     scale, bias = (torch.tensor(value, dtype=wide, requires_grad=True) for value in (10.0, -5.0))
-    options: dict[str, Any] = {"logit_scale": scale, "group": here.group, "backend": "cpu"}
+    options: dict[str, Any] = {"logit_scale": scale, "group": here.group, "backend": "cpu", "exchange": exchange}
     if loss == SOFTMAX:
         return lambda: sk.contrastive_loss(images, texts, **options)
     return lambda: sk.sigmoid_loss(images, texts, logit_bias=bias, **options)
@@ -138,13 +153,18 @@ def problem_of(here: Here, loss: str = SOFTMAX, dtype: str = "float32", local: i
 
 
 def exchanges_of(exchanges: list[traffic.Exchange], problem: Problem) -> list[tuple[str, str, int]]:
-    """As they are counted; their order is that of the calls."""
-    return [(each.phase, each.collective, each.sent(problem.ranks)) for each in exchanges]
+    """The collectives as they are counted; their order is that of the calls."""
+    return [(x.phase, x.collective, x.sent(problem.ranks)) for x in exchanges if x.collective != SEND]
+
+
+def sends_of(exchanges: list[traffic.Exchange], problem: Problem) -> dict[str, int]:
+    sends = [each for each in exchanges if each.collective == SEND]
+    return {phase: sum(each.sent(problem.ranks) for each in sends if each.phase == phase) for phase in PHASES}
 
 
 def flop_of(mode: Mode, problem: Problem) -> dict[str, float]:
     flop = {phase: each.flop for phase, each in mode.work(problem).items()}
-    if mode is GATHER:  # the cosines of the positives, row by row, and their two gradients
+    if mode in (GATHER, RING):  # the cosines of the positives, row by row, and their two gradients
         for phase, products in zip(PHASES, (1, 2)):
             flop[phase] += 2 * products * problem.local * problem.width
     return flop
@@ -153,17 +173,24 @@ def flop_of(mode: Mode, problem: Problem) -> dict[str, float]:
 # If one of these fails, ``group=`` exchanges, multiplies or keeps something else now: see benchmarks/scale_model.
 
 
-def _as_modelled(loss: str, dtype: str, here: Here) -> None:
-    problem, counts = problem_of(here, loss, dtype), counted(of_ours(loss, dtype, SIZE, here), here.size)
-    assert counts.exchanges == exchanges_of(traffic.gather(problem), problem)
-    assert counts.flop == flop_of(GATHER, problem)
+def _as_modelled(mode: Mode, kept: Callable[[Problem], int], loss: str, dtype: str, here: Here) -> None:
+    problem, counts = problem_of(here, loss, dtype), counted(of_ours(loss, dtype, SIZE, here, mode.name), here.size)
+    assert counts.exchanges == exchanges_of(mode.exchanges(problem), problem)
+    assert counts.sends == sends_of(mode.exchanges(problem), problem)
+    assert counts.flop == flop_of(mode, problem)
     own = 2 * problem.local * problem.width * problem.itemsize
-    expected = own + work.gather_kept(problem)
+    expected = own + kept(problem)
     assert abs(counts.kept - expected) < 0.01 * expected, (counts.kept, expected)
 
 
 for _loss, _dtype in LOSSES:
-    CASES.add(f"{_loss} {_dtype}")(partial(_as_modelled, _loss, _dtype))
+    CASES.add(f"{_loss} {_dtype}")(partial(_as_modelled, GATHER, work.gather_kept, _loss, _dtype))
+
+
+@CASES.add("ring")
+def ring(here: Here) -> None:
+    for loss, dtype in ((SOFTMAX, "bfloat16"), (SOFTMAX, "float64"), (SIGMOID, "float32")):
+        _as_modelled(RING, work.ring_kept, loss, dtype, here)
 
 
 @CASES.add("uneven batches travel as the largest")

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.scale_model import page
+from benchmarks.scale_model import page, traffic
 from benchmarks.scale_model.command import main
-from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP_BOTH, RING, SCATTERED, Mode
+from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP_BOTH, RING, SCATTERED, SWAPPED, Mode
 from benchmarks.scale_model.problem import FORWARD, SIGMOID, SOFTMAX, Problem
 from benchmarks.scale_model.rates import H200, HELD, LOGARITHMIC, ONE_LINK, RAILS
 from benchmarks.scale_model.times import step
+from sparc_kernels.distributed import collectives
 from tests.distributed import world
 
 CASES_OF_RANKS = "tests.benchmarks.exchanges"
@@ -86,8 +87,9 @@ def test_links_that_are_faster_or_more_cost_less() -> None:
         assert step(mode, p, H200, dataclasses.replace(RAILS, nic=2 * RAILS.nic, nvlink=1e3)).waiting < waiting
     assert step(GATHER, p, H200, LOGARITHMIC).waiting < step(GATHER, p, H200, RAILS).waiting
     assert step(GATHER, p, H200, ONE_LINK).waiting > step(GATHER, p, H200, RAILS).waiting
-    # One link crosses two nodes whichever they have.
-    assert step(RING, p, H200, ONE_LINK).waiting == step(RING, p, H200, RAILS).waiting
+    # One link crosses two nodes whichever they have; what is gathered are a few numbers.
+    waiting = step(RING, p, H200, RAILS).waiting
+    assert step(RING, p, H200, ONE_LINK).waiting == pytest.approx(waiting, rel=1e-2)
 
 
 def test_the_design_s_example() -> None:
@@ -116,11 +118,16 @@ def test_what_the_page_advises_holds() -> None:
     def ratio(mode: Mode, problem: Problem) -> float:
         return step(mode, problem, H200, RAILS).total / step(GATHER, problem, H200, RAILS).total
 
-    clip = Problem(32768, 768, 8)
-    inside, rings = (step(mode, clip, H200, RAILS) for mode in (GATHER, RING))
-    assert rings.waiting < 0.2 * inside.waiting
+    for clip in (Problem(32768, 768, 8), Problem(163840, 1280, 8)):
+        inside, rings = (step(mode, clip, H200, RAILS) for mode in (GATHER, RING))
+        assert rings.waiting < 0.25 * inside.waiting
     thin = Problem(32768, 768, 512)
     assert ratio(OPEN_CLIP_BOTH, thin) < 1 < ratio(OPEN_CLIP_BOTH, Problem(32768, 768, 64))
+    # gradients of half precision: which exchange, from how many ranks on
+    assert traffic.MOST_SWAPPED == collectives.MOST_SWAPPED
+    for ranks, faster, slower in ((8, SWAPPED, SCATTERED), (16, SCATTERED, SWAPPED), (512, SCATTERED, SWAPPED)):
+        for batch in (32768, 163840):
+            assert ratio(faster, Problem(batch, 768, ranks)) < ratio(slower, Problem(batch, 768, ranks)), ranks
     free = dataclasses.replace(RAILS, nvlink=1e9, nic=1e9)  # nothing but latency
     assert step(GATHER, thin, H200, free).waiting > 0.75 * step(GATHER, thin, H200, RAILS).waiting
     assert step(GATHER, thin, H200, LOGARITHMIC).waiting < 0.6 * step(GATHER, thin, H200, RAILS).waiting

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import accumulate
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure.peers import part_of
-from sparc_kernels.functional import contrastive_loss, sigmoid_loss
-from tests.distributed.problems import CLOSE, LEAVES, UNEVEN, Problem, compare, leaves, mean_of_ranks, of_rank, off
+from sparc_kernels.functional import contrastive_loss, sigmoid_loss, similarity
+from tests.distributed.problems import (
+    CLOSE,
+    LEAVES,
+    UNEVEN,
+    Loss,
+    Problem,
+    compare,
+    leaves,
+    mean_of_ranks,
+    of_rank,
+    off,
+)
 from tests.distributed.world import Cases, Here
 
 THEIRS: Any = part_of("open_clip", "loss")
@@ -92,6 +106,69 @@ for _kinds in SOFTMAX:
     CASES.add(f"softmax {_kinds}".strip())(partial(_softmax, _kinds))
 for _kinds in SIGMOID:
     CASES.add(f"sigmoid {_kinds}".strip())(partial(_sigmoid, _kinds))
+
+
+RING = {
+    "softmax": (
+        "",
+        "direction=image_to_text",
+        "direction=text_to_image reduction=sum",
+        "weights",
+        "label_smoothing=0.1",
+        "ids",
+        "own-ids",
+        "ids without-pairs",
+        "extra_texts extra_images",
+    ),
+    "sigmoid": ("", "reduction=sum", "weights", "labels", "padded-labels", "ids", "own-ids", "without-pairs"),
+}
+LOSSES: dict[str, Loss] = {
+    "softmax": contrastive_loss,
+    "sigmoid": lambda **options: sigmoid_loss(logit_bias=torch.tensor(-3.0, dtype=torch.float64), **options),
+}
+
+
+@CASES.add("ring")
+def ring(here: Here) -> None:
+    """Texts go around: the same loss and gradients."""
+    for name, loss in LOSSES.items():
+        for sizes in UNEVEN:
+            for kinds in RING[name]:
+                error = compare(loss, _problem(kinds, sizes), kinds, here, "cpu", exchange="ring")
+                assert error < CLOSE, f"{name} {kinds} {sizes}: {error:.3g}"
+        three = dist.new_group([0, 1, 2])
+        if here.rank < 3:
+            error = compare(loss, Problem.of((4, 0, 5)), "", Here(three, here.rank, 3), "cpu", exchange="ring")
+            assert error < CLOSE, f"{name} three ranks: {error:.3g}"
+        for frozen in (("image_embeds",), ("text_embeds",), ("logit_scale",), ("image_embeds", "text_embeds")):
+            error = compare(loss, Problem.of(UNEVEN[1]), "", here, "cpu", frozen, "sum", "ring")
+            assert error < CLOSE, f"{name} without gradients of {frozen}: {error:.3g}"
+
+
+def _allocated(loss: Loss, here: Here, exchange: str) -> tuple[int, int]:
+    """Bytes: the largest tensor that is made, and the most that lives at once."""
+    x = [torch.randn(96, 64, requires_grad=True) for _ in range(2)]
+    torch.cuda.is_available()  # outside of what is recorded
+    with torch.profiler.profile(profile_memory=True) as profile:
+        loss(image_embeds=x[0], text_embeds=x[1], logit_scale=6.0, group=here.group, exchange=exchange).backward()
+    sizes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(sizes), max(accumulate(sizes))
+
+
+@CASES.add("memory of a ring")
+def memory_of_a_ring(here: Here) -> None:
+    """No tensor is larger than a block of texts, and four ranks take no more than three; gathered, both grow."""
+    three, block = dist.new_group([0, 1, 2]), 96 * 64 * 4
+    for name, loss in LOSSES.items():
+        of_cpu = partial(loss, backend="cpu")
+        with mock.patch.object(similarity, "KEEP_BYTES", 0):
+            for exchange in ("ring", "gather"):
+                largest, most = _allocated(of_cpu, here, exchange)
+                if here.rank < 3:
+                    fewer = _allocated(of_cpu, Here(three, here.rank, 3), exchange)[1]
+                    message = f"{name} {exchange}: {fewer} and {most} bytes with three and four ranks"
+                    assert (most < 1.02 * fewer) == (exchange == "ring"), message
+                assert largest == block * (1 if exchange == "ring" else 4), f"{name} {exchange}: {largest}"
 
 
 @CASES.add("frozen sides")

@@ -19,17 +19,18 @@ def main(folder: str, rank: int, when: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=3))
     x = torch.randn(4, 8, requires_grad=True)
     contrastive_loss(x, x, group="world").backward()
-    loss = contrastive_loss(x, x, group="world")
+    losses = [contrastive_loss(x, x, group="world", exchange=exchange) for exchange in ("gather", "ring")]
     if rank == 1:
         if when == "silent":  # alive, but elsewhere
             store.wait(["seen"], datetime.timedelta(seconds=30))
         os.kill(os.getpid(), signal.SIGKILL)
-    try:
-        if when != "backward":
-            contrastive_loss(x, x, group="world")
-        loss.backward()
-    except RuntimeError as error:
-        print(error, flush=True)
+    for loss in losses:
+        try:
+            if when != "backward":
+                contrastive_loss(x, x, group="world")
+            loss.backward()
+        except RuntimeError as error:
+            print(error, flush=True)
     store.set("seen", "")
     os._exit(0)
 

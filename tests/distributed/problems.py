@@ -158,6 +158,7 @@ def compare(
     backend: str,
     frozen: tuple[str, ...] = (),
     gradients: str = "mean",
+    exchange: str = "gather",
     **given: Any,
 ) -> float:
     """How far loss and gradients of the ranks are, after an average (or sum) over ranks, from the single process's."""
@@ -166,6 +167,8 @@ def compare(
     truth.backward()
     own = leaves(problem, here.rank, frozen)
     options = {"group": here.group, "gradients": gradients, "backend": backend}
+    if exchange != "gather":
+        options["exchange"] = exchange
     found = loss(**own, **problem.options(kinds, here.rank), **given, **options)
     found.backward()
     errors = [off(found.detach(), truth.detach())]

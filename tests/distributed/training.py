@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -23,10 +24,12 @@ from sparc_kernels.functional import (
     Above,
     Ids,
     Labels,
+    Pairs,
     SparcLossOutput,
     Teacher,
     contrastive_loss,
     fine_grained_loss,
+    mine_negatives,
     sigmoid_loss,
     similarity_logsumexp,
     similarity_softplus,
@@ -96,6 +99,92 @@ def statistics(here: Here) -> None:
     assert off(own_sums, of_rank(sums, SIZES, here.rank)) < CLOSE
 
 
+@CASES.add("statistics of a ring")
+def statistics_of_a_ring(here: Here) -> None:
+    """As gathered: results with weights that differ, scales per row, ids, excluded pairs; and the same bits again."""
+    problem = Problem.of(SIZES, (3, 8))
+    generator = torch.Generator().manual_seed(3)
+    problem.add("images", "row_scale", torch.rand(13, generator=generator, dtype=F64) * 5 + 1)
+
+    def outputs(name: str, **given: Any) -> list[Tensor]:
+        x, y = (problem.part(each, here.rank).clone().requires_grad_() for each in ("image_embeds", "text_embeds"))
+        scales: dict[str, Any]
+        if name == "logsumexp":
+            scales = {"row_scale": problem.part("row_scale", here.rank).clone().requires_grad_()}
+            scales["col_scale"] = torch.tensor(3.0, dtype=F64, requires_grad=True)
+            found: tuple[Tensor | None, ...] = similarity_logsumexp(x, y, **scales, **given)
+        else:
+            scales = {"scale": torch.tensor(3.0, dtype=F64, requires_grad=True)}
+            found = (similarity_softplus(x, y, **scales, bias=-1.0, **given),)
+        results = [each for each in found if each is not None]
+        sum(((each * (torch.arange(len(each)) + 1)).sum() for each in results), torch.zeros((), dtype=F64)).backward()
+        grads = [leaf.grad for leaf in (x, y, *scales.values()) if leaf.grad is not None]
+        return [*(each.detach() for each in results), *grads]
+
+    for name in ("logsumexp", "softplus"):
+        for kinds in ("", "ids without-pairs", "direction=rows", "direction=cols"):
+            if name == "softplus" and "direction" in kinds:
+                continue
+            options: dict[str, Any] = {**problem.options(kinds, here.rank), "group": here.group, "backend": "cpu"}
+            gathered = outputs(name, **options)
+            found, again = (outputs(name, exchange="ring", **options) for _ in range(2))
+            assert len(found) == len(gathered)
+            for x, y, expected in zip(found, again, gathered):
+                assert torch.equal(x, y)
+                assert off(x, expected) < CLOSE, f"{name} {kinds}"
+
+
+@CASES.add("what a ring refuses")
+def refused_by_a_ring(here: Here) -> None:
+    """With one rank as with many, and before anything is sent."""
+    x, ids = torch.randn(4, 8), torch.arange(4)
+    for group in (None, here.group):
+        ring: dict[str, Any] = {"exchange": "ring", "logit_scale": 3.0, "group": group}
+        columns: dict[str, Any] = {"exchange": "ring", "row_scale": 3.0, "col_scale": torch.ones(4), "group": group}
+        refused: dict[str, Callable[..., Any]] = {
+            "targets, got 'ring': positives": partial(contrastive_loss, targets=Labels(ids, ids), **ring),
+            "a teacher": partial(contrastive_loss, teacher=Teacher(x, x, 2.0), alpha=0.5, **ring),
+            "Above in exclude": partial(contrastive_loss, exclude=Above(x, x, 0.5), **ring),
+            "backend='eager'": partial(contrastive_loss, backend="eager", **ring),
+            "Pairs as targets": partial(sigmoid_loss, logit_bias=0.0, targets=Pairs(torch.arange(5), ids), **ring),
+            "weights that require": partial(
+                sigmoid_loss, logit_bias=0.0, weights=torch.ones(4, requires_grad=True), **ring
+            ),
+            "a scale per column": partial(similarity_logsumexp, **columns),
+        }
+        for message, call in refused.items():
+            with pytest.raises(NotImplementedError, match=f"exchange must be 'gather' with {message}"):
+                call(x, x)
+        with pytest.raises(ValueError, match="exchange must be 'gather' or 'ring', got 'shift'"):
+            contrastive_loss(x, x, exchange="shift", group=group)
+    with pytest.raises(ValueError, match="exchange must be 'gather', got 'ring'"):
+        DistillClipLoss(exchange="ring")
+    y = x.clone().requires_grad_()
+    loss = sigmoid_loss(y, y, logit_bias=0.0, group=here.group, exchange="ring", logit_scale=3.0)
+    with pytest.raises(ValueError, match=r"the gradient of the loss, .* the same on all ranks, got"):
+        (loss * (here.rank + 1)).backward()
+
+
+@CASES.add("hard negatives")
+def hard_negatives(here: Here) -> None:
+    """Of all ranks' columns, by indices that count them through."""
+    for texts in ((3, 8), (0, 6)):
+        problem = Problem.of(SIZES, texts)
+        names = ("image_embeds", "text_embeds")
+        for kinds in ("", "ids", "without-pairs above", "ids without-pairs above"):
+            whole, own = ({"exclude": problem.options(kinds, rank).get("exclude")} for rank in (None, here.rank))
+            most = problem.values["weights"]
+            rows, cols = (problem.part(name, None) for name in names)
+            truth = mine_negatives(rows, cols, 5, at_most=most, **whole)
+            rows, cols = (problem.part(name, here.rank) for name in names)
+            found = mine_negatives(rows, cols, 5, at_most=of_rank(most, SIZES, here.rank), group=here.group, **own)
+            assert torch.equal(found, of_rank(truth, SIZES, here.rank)), kinds
+    assert bool((truth == -1).any())
+    assert bool((truth == 5).any())
+    with pytest.raises(ValueError, match="k must lie between 1 and 6, the number of columns, got 7"):
+        mine_negatives(rows, cols, 7, group=here.group)
+
+
 @CASES.add("one rank is None")
 def one_rank(here: Here) -> None:
     """A group of one rank takes the way of no group: the same bits."""
@@ -121,14 +210,18 @@ def half_precision(here: Here) -> None:
             x = [problem.part(each, None).clone().to(kind).requires_grad_() for each in names]
             contrastive_loss(*x, logit_scale=10.0, backend="eager").backward()
             made[name] = [leaf.grad for leaf in x if leaf.grad is not None]
-        x = [problem.part(each, here.rank).clone().requires_grad_() for each in names]
         backend = "cpu" if dtype != torch.float16 else "eager"
-        contrastive_loss(*x, logit_scale=10.0, group=here.group, backend=backend).backward()
-        for name, leaf, truth, eager in zip(names, x, made["truth"], made["eager"]):
-            assert leaf.grad is not None
-            assert leaf.grad.dtype == dtype
-            own = [of_rank(each, problem.images, here.rank) for each in (truth, eager)]
-            tolerance.assert_close(name, leaf.grad / here.size, own[0], own[1], dtype, 1e-6)
+        for exchange, most in (("gather", 8), ("gather", 1), ("ring", 8)):  # gradients swapped, summed on their way
+            if exchange == "ring" and backend == "eager":
+                continue
+            x = [problem.part(each, here.rank).clone().requires_grad_() for each in names]
+            with mock.patch.object(collectives, "MOST_SWAPPED", most):
+                contrastive_loss(*x, logit_scale=10.0, group=here.group, exchange=exchange, backend=backend).backward()
+            for name, leaf, truth, eager in zip(names, x, made["truth"], made["eager"]):
+                assert leaf.grad is not None
+                assert leaf.grad.dtype == dtype
+                own = [of_rank(each, problem.images, here.rank) for each in (truth, eager)]
+                tolerance.assert_close(name, leaf.grad / here.size, own[0], own[1], dtype, 1e-6)
 
 
 # Towers under wrappers
@@ -178,6 +271,8 @@ CRITERIA: dict[str, Callable[[Any], nn.Module]] = {
     "sparc caption": lambda group: sk.SparcLoss(group=group, reduction="caption", local_logit_scale=3.0),
     "ClipLoss": lambda group: Pooled(ClipLoss(group=group)),
     "SigLipLoss": lambda group: Pooled(SigLipLoss(group=group)),
+    "ClipLoss, ring": lambda group: Pooled(ClipLoss(group=group, exchange="ring")),
+    "SigLipLoss, ring": lambda group: Pooled(SigLipLoss(group=group, exchange="ring")),
     "DistillClipLoss": lambda group: Pooled(DistillClipLoss(group=group)),
 }
 
@@ -325,9 +420,14 @@ def compiled(here: Here) -> None:
     problem = Problem.of(SIZES)
     names = ("image_embeds", "text_embeds")
 
-    def loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        both = contrastive_loss(image, text, logit_scale=scale, group=here.group)
-        return both + sigmoid_loss(image, text, logit_scale=scale, logit_bias=-2.0, group=here.group)
+    def loss(image: Tensor, text: Tensor, scale: Tensor, exchange: str = "gather") -> Tensor:
+        options: dict[str, Any] = {"logit_scale": scale, "group": here.group, "exchange": exchange}
+        return contrastive_loss(image, text, **options) + sigmoid_loss(image, text, logit_bias=-2.0, **options)
+
+    def ring(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        ids = torch.arange(len(image)) + 100 * here.rank
+        sums = similarity_softplus(image, text, scale=scale, exclude=Ids(ids, ids), group=here.group, exchange="ring")
+        return loss(image, text, scale, "ring") + sums.mean()
 
     def gradients(function: Callable[..., Tensor]) -> list[Tensor | None]:
         x = [problem.part(name, here.rank).clone().requires_grad_() for name in names]
@@ -336,10 +436,11 @@ def compiled(here: Here) -> None:
         found.backward()
         return [found.detach(), *(leaf.grad for leaf in x)]
 
-    expected = gradients(loss)
-    torch._dynamo.reset()
-    for found, truth in zip(gradients(torch.compile(loss, fullgraph=True, backend="aot_eager")), expected):
-        assert off(found, truth) < CLOSE
+    for function in (loss, ring):
+        expected = gradients(function)
+        torch._dynamo.reset()
+        for found, truth in zip(gradients(torch.compile(function, fullgraph=True, backend="aot_eager")), expected):
+            assert off(found, truth) < CLOSE
 
 
 @CASES.add("compiled sparc")
@@ -410,6 +511,11 @@ def disagreement(here: Here) -> None:
         r"targets must be the same .*, got Labels on rank 1 and None on rank 0",
         lambda: contrastive_loss(x, x, group=group),
         lambda: contrastive_loss(x, x, group=group, targets=Labels(torch.arange(4), torch.arange(4))),
+    )
+    check(
+        r"exchange must be the same .*, got ring on rank 1 and gather on rank 0",
+        lambda: contrastive_loss(x, x, group=group),
+        lambda: contrastive_loss(x, x, group=group, exchange="ring"),
     )
     check(
         r"gradients must be the same .*, got sum on rank 1 and mean on rank 0",
@@ -545,6 +651,15 @@ def wrong_gather(here: Here) -> None:
         )
 
     _fault(collectives, "gathered", turned, here)
+
+
+@CASES.add("fault: sums of a ring that stay")
+def staying(here: Here) -> None:
+    problem = Problem.of(SIZES)
+    for loss in (contrastive_loss, partial(sigmoid_loss, logit_bias=-2.0)):
+        assert compare(loss, problem, "", here, "cpu", exchange="ring") < CLOSE
+        with mock.patch.object(sk.distributed.Travelling, "pass_on", autospec=True):
+            assert compare(loss, problem, "", here, "cpu", exchange="ring") > 1e-3
 
 
 @CASES.add("fault: gradients of other ranks lost")

@@ -131,7 +131,7 @@ MINING: Cases = [
     ("yes", TypeError, r"k must be an integer, got bool", {"k": True}),
     ("at_most per column", ValueError, r"at_most must be a single number or have shape \[4\]", {"at_most": torch.zeros(3)}),
     ("at_most of text", TypeError, r"at_most must be a number", {"at_most": "0.5"}),
-    ("group", NotImplementedError, r"group must be None", {"group": object()}),
+    ("group", TypeError, r"group must be 'world', a ProcessGroup or None, got object", {"group": object()}),
     ("width", ValueError, r"cols and rows must have the same D", {"cols": Y[:, :7]}),
     *EXCLUSIONS,
 ]  # fmt: skip

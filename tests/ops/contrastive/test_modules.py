@@ -150,7 +150,8 @@ def test_signatures_are_open_clips(name: str) -> None:
             for library in (sk, THEIRS)
         )
         extra = ours[len(theirs) :]
-        assert [p.name for p in extra] == (["group", "gradients", "backend"] if method == "__init__" else [])
+        own = ["group", "gradients", "exchange", "backend"]
+        assert [p.name for p in extra] == (own if method == "__init__" else [])
         assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in extra)
         for our, their in zip(ours, theirs):
             assert (our.name, our.kind, our.default) == (their.name, their.kind, their.default) or (
