@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,20 +120,20 @@ def one_line(caption: str) -> str:
     return words
 
 
-def unlearned(run: LoadedRun, caption: str) -> Sequence[str]:
-    """What to know about words that the tokenizer has no token for, and about those beyond the longest caption."""
+def unlearned(run: LoadedRun, caption: str) -> Iterator[str]:
+    """What to know about words for which the tokenizer has no token, and about those beyond its longest caption."""
     batch = run.tokenizer([caption])
-    lines, place = [], 0
-    cut = []
+    place = 0
+    pieces, cut = [], []
     for word in caption.split():
         start = caption.index(word, place)
         place = start + len(word)
-        tokens = batch.tokens_of(0, start, place)
-        if not tokens:
-            cut.append(word)
-        elif len(tokens) > 1:
-            pieces = " ".join(repr(run.tokenizer.decode([int(batch.ids[0, token])])) for token in tokens)
-            lines.append(f"note: {word!r} was not learned as a word; it is read in pieces, {pieces}")
+        count = len(batch.tokens_of(0, start, place))
+        if count > 1:
+            pieces.append(f"{word!r} in {count}")
+        elif not count:
+            cut.append(repr(word))
+    if pieces:
+        yield f"note: words that were not learned are read in pieces, their maps may mean little: {', '.join(pieces)}"
     if cut:
-        lines.append(f"note: the caption is cut at {run.tokenizer.max_tokens} tokens, without a map: {' '.join(cut)}")
-    return lines
+        yield f"note: the caption is cut at {run.tokenizer.max_tokens} tokens; there is no map of {', '.join(cut)}"

@@ -26,6 +26,7 @@ from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
@@ -115,7 +116,7 @@ def _draw_rows(runs: Sequence[Towers], data: Data, path: Path, pictures: int, wo
             row += lines[number]
     note = " (white: the patches the word speaks of)" if data.scenes else ""
     figure.suptitle(f"Where each word looks: alignment weights over the patches{note}", fontsize=TITLE, color=INK)
-    scale = figure.colorbar(ScalarMappable(cmap=HEAT), ax=axes, aspect=18 * rows, fraction=0.03, pad=0.01)
+    scale = figure.colorbar(ScalarMappable(cmap=_heat_on_grey()), ax=axes, aspect=18 * rows, fraction=0.03, pad=0.01)
     scale.set_label("each map scaled by its own maximum", fontsize=SMALL, color=INK)
     scale.ax.tick_params(labelsize=SMALL)
     _save(figure, path)
@@ -170,8 +171,19 @@ def _draw_map(axis: Any, pixels: npt.NDArray[np.uint8], word: str, weights: Floa
     axis.imshow(0.35 + 0.5 * grey, cmap="gray", vmin=0, vmax=1)
     heat = weights / max(weights.max(), 1e-12)
     extent = (-0.5, side - 0.5, side - 0.5, -0.5)
-    axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.15 + 0.7 * heat, extent=extent)
+    axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=_opacity(heat), extent=extent)
     axis.set_title(word, fontsize=SMALL, color=INK, pad=2)
+
+
+def _opacity(heat: Floats) -> Floats:
+    return 0.15 + 0.7 * heat
+
+
+def _heat_on_grey(grey: float = 0.6) -> ListedColormap:
+    """The colours of the maps as they look over pixels of a middle grey."""
+    heat = np.linspace(0, 1, 256)
+    opacity = _opacity(heat)[:, None]
+    return ListedColormap(list(opacity * matplotlib.colormaps[HEAT](heat)[:, :3] + (1 - opacity) * grey))
 
 
 def _draw_outline(axis: Any, scene: Scene, place: int, grid: int) -> None:

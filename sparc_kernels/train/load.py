@@ -20,7 +20,7 @@ from sparc_kernels.train.tokenizer import CaptionTokenizer
 class Transform:
     """A picture as the held-out pictures of its run were prepared: upright, on white, padded to a square.
 
-    Of a run on a folder, the middle is cut out of a slightly larger square, as crops were in training; scenes fill theirs.
+    Of a run on a folder, the middle is cut out of a slightly larger square, as its crops were; scenes fill theirs.
     """
 
     image_size: int
@@ -33,7 +33,8 @@ class Transform:
         except Unusable as error:
             raise ValueError(f"picture {str(picture)!r}: {error}") from error
         edge = (self.stored_size - self.image_size) // 2
-        return whole[edge : edge + self.image_size, edge : edge + self.image_size]
+        middle: Pixels = whole[edge : edge + self.image_size, edge : edge + self.image_size].copy()
+        return middle
 
     def __call__(self, picture: str | Path) -> Tensor:
         """A picture's file -> [3, S, S] uint8, which ``model`` takes in batches."""
