@@ -128,12 +128,12 @@ def unlearned(run: LoadedRun, caption: str) -> Iterator[str]:
     for word in caption.split():
         start = caption.index(word, place)
         place = start + len(word)
-        count = len(batch.tokens_of(0, start, place))
-        if count > 1:
-            pieces.append(f"{word!r} in {count}")
-        elif not count:
+        tokens = batch.tokens_of(0, start, place)
+        if not tokens or batch.spans[0][tokens[-1]][1] < place:
             cut.append(repr(word))
+        elif len(tokens) > 1:
+            pieces.append(f"{word!r} in {len(tokens)}")
     if pieces:
         yield f"note: words that were not learned are read in pieces, their maps may mean little: {', '.join(pieces)}"
     if cut:
-        yield f"note: the caption is cut at {run.tokenizer.max_tokens} tokens; there is no map of {', '.join(cut)}"
+        yield f"note: the caption is cut at {run.tokenizer.max_tokens} tokens: no map, or one of a beginning only, of {', '.join(cut)}"

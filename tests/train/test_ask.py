@@ -15,7 +15,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sparc_kernels.functional import alignment_weights
 from sparc_kernels.train import LoadedRun, ask, checkpoint, load_run
 from sparc_kernels.train.cli import main
 from sparc_kernels.train.config import TrainConfig
@@ -79,13 +78,13 @@ def test_a_loaded_run_gives_what_the_trainer_has(small: TrainConfig, tmp_path: P
     torch.testing.assert_close((patches, tokens), expected, rtol=0, atol=0)
     preset = run.config.model
     assert patches.shape == (1, preset.patches, preset.embed_dim)
-    assert alignment_weights(patches, tokens, batch.mask).shape == (1, batch.ids.shape[1], preset.patches)
+    assert tokens.shape == (*batch.mask.shape, preset.embed_dim)
 
 
 def test_pictures_are_prepared_as_those_of_the_run(small: TrainConfig, pictures: Path) -> None:
     """Of every mode that its folder holds."""
     data = load_data(replace(small, data=str(pictures)), lambda line: None)
-    train(replace(small, data=str(pictures), steps=1))
+    train(replace(small, data=str(pictures), steps=1, warmup_steps=0))
     run = load_run(small.out)
     folder = data.train.folder
     for number, path in enumerate(folder.paths):
@@ -136,9 +135,14 @@ def test_evaluate_repeats_the_results_of_training(finished: Path, tmp_path: Path
 
 
 def test_evaluate_on_another_folder_takes_all_of_it(
-    compared: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    compared: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A comparison has a column for each run; its folder gets the results."""
+    monkeypatch.setattr(ask, "draw_alignment", lambda *_: None)
     shutil.copytree(compared, tmp_path / "both")
     assert main(["evaluate", str(tmp_path / "both"), *CPU, "--data", str(pictures), "--eval-pairs", "99"]) == 0
     printed = capsys.readouterr().out
@@ -153,7 +157,7 @@ def test_evaluate_on_another_folder_takes_all_of_it(
 
 def test_pairs_that_a_run_was_trained_on_are_not_evaluated(small: TrainConfig, tmp_path: Path) -> None:
     root = coloured(tmp_path / "data", 12)
-    small = replace(small, data=str(root), steps=1, eval_pairs=2)
+    small = replace(small, data=str(root), steps=1, warmup_steps=0, eval_pairs=2)
     train(small)
     run = load_run(small.out)
     expected = heldout(Path(small.out)).captions
@@ -205,15 +209,13 @@ def test_align_draws_every_word(
     assert "note: " not in printed
 
 
-def test_align_says_what_the_tokenizer_does_not_know(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_align_says_what_the_tokenizer_does_not_know(finished: Path) -> None:
     run = load_run(finished, "cpu")
-    assert not list(ask.unlearned(run, "a red circle above a green star"))
-    long = "red " * 31 + "\u72ac zebra"
-    assert list(ask.unlearned(run, f"a Quagga {long}".removesuffix(" zebra"))) == [
-        "note: words that were not learned are read in pieces, their maps may mean little: 'Quagga' in 6",
-        "note: the caption is cut at 32 tokens; there is no map of " + ", ".join([*["'red'"] * 6, "'\u72ac'"]),
+    assert not list(ask.unlearned(run, "a Red circle above a green star"))
+    assert list(ask.unlearned(run, "a \u72ac " + "red " * 26 + "Quagga green")) == [
+        "note: words that were not learned are read in pieces, their maps may mean little: '\u72ac' in 3",
+        "note: the caption is cut at 32 tokens: no map, or one of a beginning only, of 'Quagga', 'green'",
     ]
-    assert [line.split(": ")[-1] for line in ask.unlearned(run, "\u72ac")] == ["'\u72ac' in 3"]
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "I;16", "LA", "F", "LAB", "YCbCr"])
