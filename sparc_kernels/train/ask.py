@@ -136,4 +136,5 @@ def unlearned(run: LoadedRun, caption: str) -> Iterator[str]:
     if pieces:
         yield f"note: words that were not learned are read in pieces, their maps may mean little: {', '.join(pieces)}"
     if cut:
-        yield f"note: the caption is cut at {run.tokenizer.max_tokens} tokens: no map, or one of a beginning only, of {', '.join(cut)}"
+        most = run.tokenizer.max_tokens
+        yield f"note: the caption is cut at {most} tokens: no map, or one of a beginning only, of {', '.join(cut)}"
