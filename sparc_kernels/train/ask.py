@@ -21,6 +21,8 @@ from sparc_kernels.train.load import LoadedRun, compared_runs, load_run
 from sparc_kernels.train.processes import Processes
 from sparc_kernels.train.results import draw, write_results
 
+EVALUATION = "evaluation"  # a run's folder of it, unless told otherwise
+
 
 def ask(command: str, options: dict[str, Any], processes: Processes) -> int:
     """``evaluate`` or ``align``; the exit status."""
@@ -46,7 +48,7 @@ def evaluate_run(run: str, device: str, data: str | None, eval_pairs: int | None
     runs = loaded_runs(Path(run), device)
     pairs, said = pairs_of(runs[0], data, eval_pairs, progress=not quiet)
     results = {each.config.loss: evaluate(each, pairs) for each in runs}
-    folder = Path(out or Path(run) / "evaluation")
+    folder = Path(out or Path(run) / EVALUATION)
     write_results(folder, results, said)
     draw(folder / "alignment.png", lambda path: draw_alignment(runs, pairs, path))
     for name in ("results.json", "results.md"):
@@ -59,6 +61,9 @@ def pairs_of(run: LoadedRun, data: str | None, at_most: int | None, progress: bo
     config = run.config
     name = config.data if data is None else data if data == "scenes" else str(Path(data).resolve())
     config = replace(config, data=name, eval_pairs=config.eval_pairs if at_most is None else at_most)
+    own = Path(run.config.data)
+    if Path(name) in own.parents or own in Path(name).parents:
+        raise ValueError(f"{name!r} shares pictures with {str(own)!r}, on which the run was trained: leave out --data")
     if name not in ("scenes", run.config.data) and Path(name).is_dir():
         folder = scan(name, config.model.image_size, progress)
         if fingerprint(folder) != run.data:  # else its pictures were moved

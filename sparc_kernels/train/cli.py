@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sparc_kernels.train import checkpoint
-from sparc_kernels.train.ask import ask
+from sparc_kernels.train.ask import EVALUATION, ask
 from sparc_kernels.train.config import LOSSES, TrainConfig
 from sparc_kernels.train.data import Data, load_data
 from sparc_kernels.train.evaluate import evaluate
@@ -150,7 +150,7 @@ def _claim(out: Path, overwrite: bool) -> None:
         standing = [path for path in files if path.exists()]
         if standing and not overwrite:
             raise ValueError(f"{str(out)!r} holds a run: give --resume {out}, --overwrite or another --out")
-        for path in (*standing, folder / "results.json"):
+        for path in (*standing, folder / "results.json", folder / EVALUATION / "results.json"):
             path.unlink(missing_ok=True)
         if standing and (folder / "tensorboard").is_dir():
             shutil.rmtree(folder / "tensorboard")

@@ -170,6 +170,9 @@ def test_pairs_that_a_run_was_trained_on_are_not_evaluated(small: TrainConfig, t
         ask.pairs_of(run, None, 3, progress=False)
     (tmp_path / "moved" / "0.txt").write_text("another")
     assert len(ask.pairs_of(run, str(tmp_path / "moved"), 12, progress=False)[0].captions) == 12
+    for data in (tmp_path, root / "below"):
+        with pytest.raises(ValueError, match=f"'{data}' shares pictures with '{root}', on which the run was trained"):
+            ask.pairs_of(run, str(data), None, progress=False)
     (root / "0.txt").write_text("another")
     with pytest.raises(ValueError, match=r"the data in .* have changed since the run"):
         ask.pairs_of(run, None, None, progress=False)
