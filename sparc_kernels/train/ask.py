@@ -84,7 +84,7 @@ def pairs_of(run: LoadedRun, data: str | None, at_most: int | None, progress: bo
 
 
 def _whole(folder: Folder, config: TrainConfig) -> tuple[Data, str]:
-    chosen = sorted(np.random.default_rng(config.seed).permutation(len(folder))[: config.eval_pairs].tolist())
+    chosen = sorted(np.random.default_rng((config.seed, 4)).permutation(len(folder))[: config.eval_pairs].tolist())
     pixels = np.stack([folder.crop(number) for number in chosen])
     captions = [folder.captions[number] for number in chosen]
     return Data(Dataset(), [], pixels, captions, ""), f"{len(chosen)} of the {len(folder)} pairs in {folder.root}"

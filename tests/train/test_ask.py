@@ -164,7 +164,9 @@ def test_pairs_that_a_run_was_trained_on_are_not_evaluated(small: TrainConfig, t
     assert len(expected) == 2
     shutil.copytree(root, tmp_path / "moved")
     for data in (None, str(root), str(tmp_path / "moved")):
-        assert ask.pairs_of(run, data, None, progress=False)[0].captions == expected
+        pairs, said = ask.pairs_of(run, data, None, progress=False)
+        assert pairs.captions == expected
+        assert said.startswith("2 held-out pairs of ")
     assert len(ask.pairs_of(run, "scenes", 3, progress=False)[0].scenes) == 3
     with pytest.raises(ValueError, match="eval_pairs must be at most the run's own, 2, got 3"):
         ask.pairs_of(run, None, 3, progress=False)
