@@ -18,7 +18,7 @@ from PIL import Image
 from sparc_kernels.train import LoadedRun, ask, checkpoint, load_run
 from sparc_kernels.train.cli import main
 from sparc_kernels.train.config import TrainConfig
-from sparc_kernels.train.data import Data, load_data
+from sparc_kernels.train.data import Data, FolderStream, load_data
 from sparc_kernels.train.figures import FORMATS, caption_maps
 from tests.train.test_cli import is_picture
 from tests.train.test_odd_input import coloured, one_line
@@ -86,6 +86,7 @@ def test_pictures_are_prepared_as_those_of_the_run(small: TrainConfig, pictures:
     data = load_data(replace(small, data=str(pictures)), lambda line: None)
     train(replace(small, data=str(pictures), steps=1, warmup_steps=0))
     run = load_run(small.out)
+    assert isinstance(data.train, FolderStream)
     folder = data.train.folder
     for number, path in enumerate(folder.paths):
         assert np.array_equal(run.transform.pixels(path), folder.crop(number)), path
@@ -172,9 +173,9 @@ def test_pairs_that_a_run_was_trained_on_are_not_evaluated(small: TrainConfig, t
         ask.pairs_of(run, None, 3, progress=False)
     (tmp_path / "moved" / "0.txt").write_text("another")
     assert len(ask.pairs_of(run, str(tmp_path / "moved"), 12, progress=False)[0].captions) == 12
-    for data in (tmp_path, root / "below"):
-        with pytest.raises(ValueError, match=f"'{data}' shares pictures with '{root}', on which the run was trained"):
-            ask.pairs_of(run, str(data), None, progress=False)
+    for other in (tmp_path, root / "below"):
+        with pytest.raises(ValueError, match=f"'{other}' shares pictures with '{root}', on which the run was trained"):
+            ask.pairs_of(run, str(other), None, progress=False)
     (root / "0.txt").write_text("another")
     with pytest.raises(ValueError, match=r"the data in .* have changed since the run"):
         ask.pairs_of(run, None, None, progress=False)
