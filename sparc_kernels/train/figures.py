@@ -97,7 +97,7 @@ def _draw_rows(runs: Sequence[Towers], data: Data, path: Path, pictures: int, wo
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(max(7.0, 1.32 * columns + 0.6), 1.27 * rows + 0.28 * pictures + 0.5),
+        figsize=(max(7.0, 1.32 * columns + 0.6), 1.27 * rows + 0.28 * pictures + 0.6),
         squeeze=False,
         layout="constrained",
     )
@@ -114,10 +114,11 @@ def _draw_rows(runs: Sequence[Towers], data: Data, path: Path, pictures: int, wo
                 if data.scenes:
                     _draw_outline(axis, data.scenes[number], place, run.config.model.grid)
             row += lines[number]
-    note = " (white: the patches the word speaks of)" if data.scenes else ""
-    figure.suptitle(f"Where each word looks: alignment weights over the patches{note}", fontsize=TITLE, color=INK)
+    title = "Where each word looks: alignment weights, each map scaled by its own maximum"
+    note = "\nwhite: the patches the word speaks of" if data.scenes else ""
+    figure.suptitle(title + note, fontsize=TITLE, color=INK)
     scale = figure.colorbar(ScalarMappable(cmap=_heat_on_grey()), ax=axes, aspect=18 * rows, fraction=0.03, pad=0.01)
-    scale.set_label("each map scaled by its own maximum", fontsize=SMALL, color=INK)
+    scale.set_label("share of the maximum", fontsize=SMALL, color=INK)
     scale.ax.tick_params(labelsize=SMALL)
     _save(figure, path)
 

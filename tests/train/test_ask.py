@@ -200,7 +200,8 @@ def test_align_draws_every_word(
     (figure,) = drawn
     titles = [axis.get_title() for axis in figure.axes if axis.get_title().strip()]
     assert titles == 2 * words.split()
-    assert figure.axes[-1].get_ylabel() == "each map scaled by its own maximum"
+    assert "each map scaled by its own maximum" in figure.get_suptitle()
+    assert figure.axes[-1].get_ylabel() == "share of the maximum"
     assert figure.axes[-1].get_ylim() == (0, 1)
     printed = capsys.readouterr().out
     run = load_run(compared / "clip", "cpu")
