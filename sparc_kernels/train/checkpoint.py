@@ -70,7 +70,7 @@ def load(run: Path) -> dict[str, Any]:
     """The last checkpoint of a run, on the CPU; loads tensors and plain values only, never code."""
     path = run / CHECKPOINT
     if not path.is_file():
-        raise ValueError(f"no checkpoint to resume from: {str(path)!r} does not exist")
+        raise ValueError(f"no checkpoint in {str(run)!r}: {CHECKPOINT} does not exist there")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

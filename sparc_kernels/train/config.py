@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ class TrainConfig:
     similarity_threshold: float | None = None
     eval_pairs: int = 256
     checkpoint_every: int = 100
+    log_every: int = 1
     workers: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -91,7 +93,7 @@ class TrainConfig:
         _one_of("loss", self.loss, LOSSES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("device", self.device, DEVICES)
-        for name in ("steps", "batch_size", "accumulate", "eval_pairs", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulate", "eval_pairs", "checkpoint_every", "log_every"):
             _at_least(name, getattr(self, name), 1)
         for name in ("seed", "warmup_steps", "workers"):
             _at_least(name, getattr(self, name), 0)
@@ -127,14 +129,27 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The configuration that ``to_dict`` gave; a field this version does not know is an error."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"configuration has unknown fields {unknown}")
+        check_keys(values)
         return cls(**values)
 
 
+def check_keys(values: dict[str, Any], others: tuple[str, ...] = ()) -> None:
+    """Whether each key is a field of ``TrainConfig``, or one of ``others``, with a value of its type."""
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)} | dict.fromkeys(others, "bool")
+    for key, value in values.items():
+        if key not in kinds:
+            (nearest,) = difflib.get_close_matches(key, kinds, 1, cutoff=0)
+            raise ValueError(f"unknown key {key!r} in the configuration; the nearest known one is {nearest!r}")
+        wanted, optional = kinds[key].removesuffix(" | None"), kinds[key].endswith(" | None")
+        fits = type(value).__name__ == wanted or (wanted == "float" and type(value) is int)
+        if not (fits or (optional and value is None)):
+            raise TypeError(f"{key} in the configuration must be {TYPES[wanted]}, got {value!r}")
+
+
+TYPES = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}
+
 # Fields that say where and how often, not what is computed: a run may be resumed with other values of these.
-PLACE = frozenset({"out", "accumulate", "checkpoint_every", "workers", "device", "threads"})
+PLACE = frozenset({"out", "accumulate", "checkpoint_every", "log_every", "workers", "device", "threads"})
 
 
 def differences(saved: TrainConfig, asked: TrainConfig) -> list[str]:

@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparc_kernels.functional import alignment_weights
+from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data import Data, to_tensor
 from sparc_kernels.train.data_scenes import KINDS, Scene
-from sparc_kernels.train.model import pooled
-from sparc_kernels.train.tokenizer import TokenBatch
-from sparc_kernels.train.trainer import Trainer
+from sparc_kernels.train.model import DualEncoder, pooled
+from sparc_kernels.train.tokenizer import CaptionTokenizer, TokenBatch
 
 PEAK_SHARE = 0.5  # a patch belongs to a word's map from this share of the map's maximum on
+
+
+class Towers(Protocol):
+    """What is asked: a ``Trainer`` after its last step, or a ``LoadedRun``."""
+
+    @property
+    def model(self) -> DualEncoder: ...
+    @property
+    def tokenizer(self) -> CaptionTokenizer: ...
+    @property
+    def config(self) -> TrainConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+    def autocast(self) -> torch.autocast: ...
 
 
 @dataclass(frozen=True)
@@ -31,23 +46,23 @@ class Encoded:
 
 
 @torch.no_grad()
-def encode(trainer: Trainer, data: Data, batch_size: int = 64) -> Iterator[Encoded]:
+def encode(towers: Towers, data: Data, batch_size: int = 64) -> Iterator[Encoded]:
     """The held-out pairs in their order, embedded in float32."""
-    trainer.model.eval()
+    towers.model.eval()
     for start in range(0, len(data.captions), batch_size):
         part = slice(start, start + batch_size)
-        batch = trainer.tokenizer(data.captions[part])
-        pixels = to_tensor(data.pixels[part]).to(trainer.device)
-        with trainer.autocast():
-            patches, tokens = trainer.model(pixels, batch.ids.to(trainer.device), batch.mask.to(trainer.device))
+        batch = towers.tokenizer(data.captions[part])
+        pixels = to_tensor(data.pixels[part]).to(towers.device)
+        with towers.autocast():
+            patches, tokens = towers.model(pixels, batch.ids.to(towers.device), batch.mask.to(towers.device))
         yield Encoded(start, patches.float(), tokens.float(), batch)
 
 
-def evaluate(trainer: Trainer, data: Data) -> dict[str, float]:
+def evaluate(towers: Towers, data: Data) -> dict[str, float]:
     """Retrieval, and grounding where the data are scenes, by name."""
     images, texts, maps = [], [], []
-    for encoded in encode(trainer, data):
-        mask = encoded.batch.mask.to(trainer.device)
+    for encoded in encode(towers, data):
+        mask = encoded.batch.mask.to(towers.device)
         images.append(encoded.patches.mean(1))
         texts.append(pooled(encoded.tokens, mask))
         if data.scenes:
@@ -58,7 +73,7 @@ def evaluate(trainer: Trainer, data: Data) -> dict[str, float]:
             ]
     results = retrieval(torch.cat(images), torch.cat(texts), data.captions)
     if data.scenes:
-        results |= grounding(data.scenes, maps, trainer.config.model.patch_size)
+        results |= grounding(data.scenes, maps, towers.config.model.patch_size)
     return results
 
 

@@ -15,16 +15,18 @@ import numpy.typing as npt
 import torch
 
 from sparc_kernels.functional import alignment_weights
-from sparc_kernels.train.checkpoint import read_log
+from sparc_kernels.train.checkpoint import read_log, writing
 from sparc_kernels.train.data import Data, to_tensor
 from sparc_kernels.train.data_scenes import Scene
+from sparc_kernels.train.evaluate import Towers
 from sparc_kernels.train.record import LOG
-from sparc_kernels.train.trainer import Trainer
 
 matplotlib.use("Agg")
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
@@ -38,19 +40,22 @@ PANELS = {
     "lr": "learning rate",
 }
 TITLE, SMALL, INK = 11, 8, "#222222"
+FORMATS = (".png", ".jpg", ".pdf", ".svg")
+PER_LINE = 8  # maps
+HEAT = "inferno"
 UNDRAWN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of Unicode without ink: controls, marks of format, blanks
 
 
 @torch.no_grad()
-def caption_maps(trainer: Trainer, data: Data, number: int) -> list[tuple[str, Floats]]:
+def caption_maps(towers: Towers, data: Data, number: int) -> list[tuple[str, Floats]]:
     """Each word of a held-out caption with the mean alignment map of its tokens, [grid, grid]."""
-    trainer.model.eval()
+    towers.model.eval()
     text = data.captions[number]
-    batch = trainer.tokenizer([text])
-    pixels = to_tensor(data.pixels[number : number + 1]).to(trainer.device)
-    patches, tokens = trainer.model(pixels, batch.ids.to(trainer.device), batch.mask.to(trainer.device))
+    batch = towers.tokenizer([text])
+    pixels = to_tensor(data.pixels[number : number + 1]).to(towers.device)
+    patches, tokens = towers.model(pixels, batch.ids.to(towers.device), batch.mask.to(towers.device))
     weights = alignment_weights(patches, tokens)[0].cpu().double().numpy()
-    grid = trainer.config.model.grid
+    grid = towers.config.model.grid
     maps, place = [], 0
     for word in text.split():
         start = text.index(word, place)
@@ -72,8 +77,8 @@ def named_words(data: Data, number: int, at_most: int) -> list[int]:
     return chosen[:at_most]
 
 
-def draw_alignment(trainers: Sequence[Trainer], data: Data, path: Path, pictures: int = 4, words: int = 8) -> None:
-    """One row per picture and loss: the picture, then each word's map over the greyed pixels."""
+def draw_alignment(runs: Sequence[Towers], data: Data, path: Path, pictures: int = 4, words: int = PER_LINE) -> None:
+    """For each picture and loss: the picture, then each word's map over the greyed pixels, ``PER_LINE`` in a row."""
     pictures = min(pictures, len(data.captions))
     plain: dict[Any, Any] = {
         "font.family": _families(data.captions[:pictures]),
@@ -82,34 +87,39 @@ def draw_alignment(trainers: Sequence[Trainer], data: Data, path: Path, pictures
     }
     with matplotlib.rc_context(plain), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # _families has said it
-        _draw_rows(trainers, data, path, pictures, words)
+        _draw_rows(runs, data, path, pictures, words)
 
 
-def _draw_rows(trainers: Sequence[Trainer], data: Data, path: Path, pictures: int, words: int) -> None:
-    words = max(len(named_words(data, number, words)) for number in range(pictures))
-    rows = pictures * len(trainers)
+def _draw_rows(runs: Sequence[Towers], data: Data, path: Path, pictures: int, words: int) -> None:
+    chosen = [named_words(data, number, words) for number in range(pictures)]
+    lines = [max(1, -(-len(places) // PER_LINE)) for places in chosen]  # of a picture, for each loss
+    rows, columns = sum(lines) * len(runs), 1 + max(1, min(PER_LINE, max(map(len, chosen))))
     figure, axes = plt.subplots(
         rows,
-        words + 1,
-        figsize=(1.32 * (words + 1), 1.27 * rows + 0.28 * pictures + 0.3),
+        columns,
+        figsize=(max(7.0, 1.32 * columns + 0.6), 1.27 * rows + 0.28 * pictures + 0.6),
         squeeze=False,
         layout="constrained",
     )
     for axis in axes.flat:
         axis.set_axis_off()
-    for number in range(pictures):
-        for which, trainer in enumerate(trainers):
-            line = axes[number * len(trainers) + which]
-            _label_row(line[0], data, number, trainer.config.loss, first=which == 0)
-            maps = caption_maps(trainer, data, number)
-            chosen = [place for place in named_words(data, number, words) if place < len(maps)]
-            for axis, place in zip(line[1:], chosen):
+    row = 0
+    for number, places in enumerate(chosen):
+        for which, run in enumerate(runs):
+            _label_row(axes[row, 0], data, number, run.config.loss, first=which == 0)
+            maps = caption_maps(run, data, number)
+            free = axes[row : row + lines[number], 1:].flat
+            for axis, place in zip(free, [place for place in places if place < len(maps)]):
                 _draw_map(axis, data.pixels[number], *maps[place])
                 if data.scenes:
-                    _draw_outline(axis, data.scenes[number], place, trainer.config.model.grid)
-    note = "white: the patches the word speaks of" if data.scenes else "weights scaled to each word's maximum"
-    title = f"Where each word looks: alignment weights over the patches ({note})"
-    figure.suptitle(title, fontsize=TITLE, color=INK)
+                    _draw_outline(axis, data.scenes[number], place, run.config.model.grid)
+            row += lines[number]
+    title = "Where each word looks: alignment weights, each map scaled by its own maximum"
+    note = "\nwhite: the patches the word speaks of" if data.scenes else ""
+    figure.suptitle(title + note, fontsize=TITLE, color=INK)
+    scale = figure.colorbar(ScalarMappable(cmap=_heat_on_grey()), ax=axes, aspect=18 * rows, fraction=0.03, pad=0.01)
+    scale.set_label("share of the maximum", fontsize=SMALL, color=INK)
+    scale.ax.tick_params(labelsize=SMALL)
     _save(figure, path)
 
 
@@ -162,8 +172,19 @@ def _draw_map(axis: Any, pixels: npt.NDArray[np.uint8], word: str, weights: Floa
     axis.imshow(0.35 + 0.5 * grey, cmap="gray", vmin=0, vmax=1)
     heat = weights / max(weights.max(), 1e-12)
     extent = (-0.5, side - 0.5, side - 0.5, -0.5)
-    axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.7 * heat, extent=extent)
+    axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=_opacity(heat), extent=extent)
     axis.set_title(word, fontsize=SMALL, color=INK, pad=2)
+
+
+def _opacity(heat: Floats) -> Floats:
+    return 0.15 + 0.7 * heat
+
+
+def _heat_on_grey(grey: float = 0.6) -> ListedColormap:
+    """The colours of the maps as they look over pixels of a middle grey."""
+    heat = np.linspace(0, 1, 256)
+    opacity = _opacity(heat)[:, None]
+    return ListedColormap(list(opacity * matplotlib.colormaps[HEAT](heat)[:, :3] + (1 - opacity) * grey))
 
 
 def _draw_outline(axis: Any, scene: Scene, place: int, grid: int) -> None:
@@ -219,6 +240,9 @@ def _smoothed(values: Floats) -> Floats:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, facecolor="white")
-    plt.close(figure)
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=110, facecolor="white")
+    finally:
+        plt.close(figure)

@@ -100,6 +100,11 @@ def pooled(token_embeds: Tensor, token_mask: Tensor) -> Tensor:
     return (token_embeds * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
+def tower_autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """What the towers run under, and the loss does not."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
 class GlobalLoss(nn.Module):
     """A loss over the pairs of the batch alone, on mean-pooled patches and tokens, with a learned scale.
 

@@ -130,6 +130,22 @@ class Processes:
 ALONE = Processes()
 
 
+def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """The device called ``name``; of several processes on a machine each takes a GPU of its own."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not processes.joined:
+        return torch.device("cuda", torch.cuda.current_device())
+    if processes.local >= torch.cuda.device_count():
+        raise ValueError(
+            f"--nproc-per-node must be at most the number of CUDA devices, {torch.cuda.device_count()}, got a process "
+            f"number {processes.local} on this machine: start fewer, or give --device cpu"
+        )
+    return torch.device("cuda", processes.local)
+
+
 def lost(error: Exception) -> str | None:
     """What an error of a collective says about another process that is gone; None for all other errors.
 

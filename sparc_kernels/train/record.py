@@ -1,4 +1,4 @@
-"""What a run writes and shows of each step: the CSV log, TensorBoard's curves, the progress bar."""
+"""What a run writes and shows of its steps: the CSV log, TensorBoard's curves, the progress bar."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from sparc_kernels.train.board import Board
 from sparc_kernels.train.checkpoint import CsvLog
 
 LOG = "log.csv"
-COLUMNS = ("step", "loss", "global_loss", "local_loss", "logit_scale", "logit_bias", "lr", "grad_norm", "seconds")
+OF_STEP = ("loss", "global_loss", "local_loss", "logit_scale", "logit_bias", "lr", "grad_norm")
+TIMES = ("seconds", "wall_seconds", "pairs_per_second", "loss_share")  # what differs between two runs of one curve
+COLUMNS = ("step", *OF_STEP, *TIMES)
 
 
 class Record:
@@ -29,9 +31,12 @@ class Record:
         self._closing.callback(self._bar.close)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """One step: a value for each of the ``COLUMNS``, "" for none."""
+        """A row of the log: a value for each of the ``COLUMNS``, "" for none."""
         self._log.write(dict(row))
-        self._board.write({name: row[name] for name in COLUMNS[1:-1] if row[name] != ""}, row["step"])
+        self._board.write({name: row[name] for name in COLUMNS[1:] if row[name] != ""}, row["step"])
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """A step, whether or not it has a row in the log."""
         self._bar.update()
         self._bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}", refresh=False)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparc_kernels.functional import SparcLossOutput
+from sparc_kernels.train.meter import StepClock
 from sparc_kernels.train.processes import unsynced
 
 Result = Tensor | SparcLossOutput
@@ -43,9 +44,15 @@ class TowersAndLoss(nn.Module):
     with ``embed`` to features; a batch with its ``features`` to their loss.
     """
 
-    def __init__(self, model: nn.Module, loss: nn.Module, autocast: Callable[[], torch.autocast]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        autocast: Callable[[], torch.autocast],
+        clock: StepClock | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.loss, self.autocast = model, loss, autocast
+        self.model, self.loss, self.autocast, self.clock = model, loss, autocast, clock
 
     def forward(
         self, batch: Batch, features: Features | None = None, embed: bool = False
@@ -57,6 +64,8 @@ class TowersAndLoss(nn.Module):
                 features = Features(*self.model(*batch))
         if embed:
             return (*features, *(parameter.clone() for parameter in self.loss.parameters()))
+        if self.clock:
+            features = Features(*self.clock.watch(*features))
         result: Result = self.loss(*features, batch.mask)
         return result
 

@@ -1,7 +1,7 @@
 """The training loop from top to bottom: set up or resume; forward, backward, step, log, checkpoint, again.
 
-The data are beside it in ``data``, the towers in ``model``, forward and backward in ``step``, how a file is written
-whole in ``checkpoint``, and what several of them do together in ``processes``.
+The data are beside it in ``data``, the towers in ``model``, forward and backward in ``step``, what measures them in
+``meter``, how a file is written whole in ``checkpoint``, and what several processes do together in ``processes``.
 """
 
 from __future__ import annotations
@@ -26,38 +26,15 @@ from sparc_kernels.modules import SparcLoss
 from sparc_kernels.train import checkpoint
 from sparc_kernels.train.config import TrainConfig, differences
 from sparc_kernels.train.data import Data, batches
-from sparc_kernels.train.model import DualEncoder, GlobalLoss, build_loss, whole
-from sparc_kernels.train.processes import ALONE, Processes
-from sparc_kernels.train.record import COLUMNS, Record
+from sparc_kernels.train.meter import BEGIN, Pace, StepClock
+from sparc_kernels.train.model import DualEncoder, GlobalLoss, build_loss, tower_autocast, whole
+from sparc_kernels.train.optimizer import lr_factor, make_optimizer
+from sparc_kernels.train.processes import ALONE, Processes, pick_device
+from sparc_kernels.train.record import OF_STEP, Record
 from sparc_kernels.train.step import Batch, TowersAndLoss, backward, settle
 from sparc_kernels.train.tokenizer import CaptionTokenizer
 
 STATEFUL = ("model", "loss", "optimizer", "schedule")
-
-
-def lr_factor(step: int, config: TrainConfig) -> float:
-    """Share of the peak rate at a step counted from 0: linear warm-up to 1, half a cosine to ``min_lr``."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    floor = config.min_lr / config.lr
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
-    """The device called ``name``; of several processes on a machine each takes a GPU of its own."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if not processes.joined:
-        return torch.device("cuda", torch.cuda.current_device())
-    if processes.local >= torch.cuda.device_count():
-        raise ValueError(
-            f"--nproc-per-node must be at most the number of CUDA devices, {torch.cuda.device_count()}, got a process "
-            f"number {processes.local} on this machine: start fewer, or give --device cpu"
-        )
-    return torch.device("cuda", processes.local)
 
 
 def set_up(config: TrainConfig, processes: Processes) -> torch.device:
@@ -93,7 +70,7 @@ class Trainer:
         self.run = Path(config.out)
         config.check_share(processes.size)
         self.device = set_up(config, processes)
-        self.step, self.seconds, self.resumed = 0, 0.0, resume
+        self.step, self.seconds, self.wall, self.resumed = 0, 0.0, 0.0, resume
         saved = checkpoint.load(self.run) if resume else None
 
         # The tokenizer: learned from the captions, or the run's own.
@@ -109,6 +86,7 @@ class Trainer:
                 raise ValueError(f"checkpoint of {str(self.run)!r}: step and data position contradict each other")
             text = saved["tokenizer"]
             self.step, self.seconds = saved["step"], saved["seconds"]
+            self.wall = saved.get("wall_seconds", self.seconds)
         self.tokenizer = CaptionTokenizer.from_json(text, config.model.max_tokens)
         processes.check_same(f"the data in {config.data!r}", data.fingerprint)
         processes.check_same(f"the step of the checkpoint in {str(self.run)!r}", self.step)
@@ -120,7 +98,8 @@ class Trainer:
             self.model.load_state_dict(saved["model"])
             self.loss.load_state_dict({name: x.reshape(1) for name, x in saved["loss"].items()})  # once they were []
         layers = [module for module in self.model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-        self.towers_and_loss = TowersAndLoss(self.model, self.loss, self.autocast)
+        self.clock = StepClock(self.device)
+        self.towers_and_loss = TowersAndLoss(self.model, self.loss, self.autocast, self.clock)
         self.wrapped = processes.wrapped(self.towers_and_loss, self.device, layers)
         settle(self.wrapped, config.model.image_size, self.device)
 
@@ -145,6 +124,7 @@ class Trainer:
         """
         config = self.config
         record = self._record() if self.processes.first else None
+        pace = Pace(config.batch_size, self.wall)
         if self.step == 0:
             self.save()
         self.model.train()
@@ -155,10 +135,14 @@ class Trainer:
                 row = self._train(pixels, captions)
                 self.step += 1
                 self.seconds += time.perf_counter() - started
+                pace.step()
 
                 # Log, and at times a checkpoint that counts on the rows so far.
                 if record:
-                    record.write({"step": self.step, **row, "seconds": round(self.seconds, 3)})
+                    record.show(row)
+                    if self.step % config.log_every == 0 or self.step == config.steps:
+                        record.write({"step": self.step, **row, **self._times(pace)})
+                self.wall = pace.wall
                 stopping = self._asked_to(stop)  # once: what comes later stops the next step
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps or stopping:
                     if record:
@@ -171,6 +155,7 @@ class Trainer:
     def _train(self, pixels: Tensor, captions: list[str]) -> dict[str, Any]:
         """One step on the pairs of this process; the row of the log."""
         config = self.config
+        self.clock.mark(BEGIN)
         tokens = self.tokenizer(captions)
         batch = Batch(*(x.to(self.device, non_blocking=True) for x in (pixels, tokens.ids, tokens.mask)))
 
@@ -192,8 +177,15 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.loss.clamp_logit_scale()  # under FSDP2 the forward pass clamps a copy
+        self.clock.end()
         shares: list[Any] = [part.item() for part in parts] or [value, ""]
-        return dict(zip(COLUMNS[1:-1], (value, *shares, scale, bias, rate, norm)))
+        return dict(zip(OF_STEP, (value, *shares, scale, bias, rate, norm)))
+
+    def _times(self, pace: Pace) -> dict[str, float]:
+        """``record.TIMES``: seconds so far in steps and in all, then of the steps since the last row."""
+        share, pairs = self.clock.loss_share(), pace.pairs_per_second()
+        figures = {"wall_seconds": round(pace.wall, 3), "pairs_per_second": round(pairs, 2)}
+        return {"seconds": round(self.seconds, 3), **figures, "loss_share": round(share, 4)}
 
     def _record(self) -> Record:
         """The files of the run, begun or continued; and a line that says so."""
@@ -232,6 +224,7 @@ class Trainer:
             "step": self.step,
             "data_position": self.step * self.config.batch_size,
             "seconds": self.seconds,
+            "wall_seconds": self.wall,
             "rng": generators[0],
             "rng_of_others": generators[1:],
         }
@@ -246,15 +239,4 @@ class Trainer:
                 self.model.load_state_dict(state)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
-
-def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; biases, norms, positions and the logit scale are not decayed."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            (free if parameter.dim() < 2 or name.endswith("positions") else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+        return tower_autocast(self.config, self.device)

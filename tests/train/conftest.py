@@ -16,9 +16,11 @@ for module in ("PIL", "tokenizers", "tqdm", "tensorboard", "matplotlib", "filelo
 
 from PIL import Image  # noqa: E402
 
+from sparc_kernels.train.cli import main  # noqa: E402
 from sparc_kernels.train.config import TrainConfig  # noqa: E402
 
 CLI = [sys.executable, "-m", "sparc_kernels.train"]
+FAST = ["--steps", "4", "--batch-size", "4", "--eval-pairs", "4", "--threads", "1", "--quiet", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -34,6 +36,14 @@ def small(tmp_path: Path) -> TrainConfig:
         device="cpu",
         threads=1,
     )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step on scenes, with its results; not to be changed."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*FAST, "--steps", "1", "--out", str(out)]) == 0
+    return out
 
 
 @contextmanager

@@ -12,10 +12,9 @@ from PIL import Image
 
 from sparc_kernels.train.cli import main
 from sparc_kernels.train.config import LOSSES, PRESETS, TrainConfig
-from tests.train.conftest import CLI
+from tests.train.conftest import CLI, FAST
 
 TUXPAINT = Path("/usr/share/tuxpaint/stamps")
-FAST = ["--steps", "4", "--batch-size", "4", "--eval-pairs", "4", "--threads", "1", "--quiet", "--device", "cpu"]
 
 
 def is_picture(path: Path) -> bool:
@@ -91,7 +90,8 @@ def test_real_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["--similarity-threshold", "2"], "similarity_threshold"),
         (["--backend", "abacus"], "backend must be one of"),
         (["--resume", "/nowhere/at/all"], "no run to resume in '/nowhere/at/all'"),
-        (["--resume", "x", "--out", "y"], "leave out --demo, --overwrite and --out"),
+        (["--resume", "x", "--out", "y"], "leave out --demo, --config, --overwrite and --out"),
+        (["--resume", "x", "--config", "y.toml"], "leave out --demo, --config, --overwrite and --out"),
         (["--compare", "--loss", "clip"], "leave out --loss"),
     ],
 )

@@ -18,7 +18,8 @@ from sparc_kernels.train import cli, figures
 from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data import load_data
 from sparc_kernels.train.trainer import Trainer
-from tests.train.test_cli import FAST, is_picture
+from tests.train.conftest import FAST
+from tests.train.test_cli import is_picture
 
 # Each is an error of mathematical text, where it is taken for that.
 MATHS = ["costs $5, 10 % off and $7", r"a dog $\nothing_{^ here$", r"for $C:\temp\new$ now", "between $a_1^2^3$ #&~"]

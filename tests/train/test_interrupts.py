@@ -27,8 +27,7 @@ from sparc_kernels.train.lock import HOLDER, locked
 from sparc_kernels.train.record import LOG
 from sparc_kernels.train.signals import STOPPING
 from sparc_kernels.train.trainer import Trainer
-from tests.train.conftest import CLI
-from tests.train.test_cli import FAST
+from tests.train.conftest import CLI, FAST
 from tests.train.test_trainer import Killed, curve, stop_after, train
 
 

@@ -20,7 +20,7 @@ from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data import FolderStream, fingerprint, load_data, split
 from sparc_kernels.train.data_folder import Unusable, scan
 from sparc_kernels.train.trainer import Trainer
-from tests.train.test_cli import FAST
+from tests.train.conftest import FAST
 
 
 def coloured(root: Path, count: int) -> Path:
@@ -190,14 +190,6 @@ def test_a_read_only_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for folder in (out, out / "below"):
         assert main([*FAST, "--out", str(folder)]) == 2
         one_line(capsys, f"cannot write into '{folder}': Permission denied")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one step; not to be changed."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    assert main([*FAST, "--steps", "1", "--out", str(out)]) == 0
-    return out
 
 
 class Foreign:

@@ -15,7 +15,8 @@ from PIL import Image
 from sparc_kernels.train import data_folder
 from sparc_kernels.train.cli import main
 from sparc_kernels.train.data_folder import load_image, scan
-from tests.train.test_cli import FAST, is_picture
+from tests.train.conftest import FAST
+from tests.train.test_cli import is_picture
 from tests.train.test_odd_input import coloured
 
 RAMP = np.arange(32, dtype=np.uint16) * 8  # columns of a picture from dark to light

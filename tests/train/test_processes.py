@@ -17,7 +17,7 @@ from sparc_kernels.train.cli import main
 from sparc_kernels.train.config import LOSSES, TrainConfig
 from sparc_kernels.train.data import batches, load_data
 from sparc_kernels.train.processes import ALONE, FAILURE, Processes, joined, lost
-from tests.train.test_cli import FAST
+from tests.train.conftest import FAST
 from tests.train.test_trainer import curve
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
