@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 for module in ("PIL", "tokenizers", "tqdm", "tensorboard", "matplotlib", "filelock"):
     pytest.importorskip(module, reason="the study trains, which needs the extra 'train'")
 
 from benchmarks.study import __main__ as command  # noqa: E402
-from benchmarks.study import page, plots, runs  # noqa: E402
+from benchmarks.study import maps, page, plots, runs  # noqa: E402
 from sparc_kernels.train.checkpoint import read_log  # noqa: E402
+from sparc_kernels.train.data_scenes import scene  # noqa: E402
 
 SMALL = (("batch_size", 4), ("eval_pairs", 3), ("device", "cpu"))
 SPARC = "sparc, sigma 0.5, local 5"
@@ -118,3 +120,31 @@ def test_the_plot_has_a_dot_for_each_seed(made_up: page.Found, tmp_path: Path) -
     made_up.runs = {loss: dict(list(of.items())[1:]) for loss, of in few.items()}
     plots.draw(made_up, tmp_path / "fewer.svg")
     assert drawn.count("<use") > (tmp_path / "fewer.svg").read_text().count("<use")
+
+
+@pytest.fixture(scope="module")
+def shifted() -> maps.Embedded:
+    """Words that know their shape, hidden under a larger share that all have and that points at the background."""
+    drawn = [scene(0, "heldout", number, 64) for number in range(40)]
+    drawn = [one for one in drawn if len(one.items) == 2 and all(item.texture != "plain" for item in one.items)]
+    patches, said = [], []
+    for number, one in enumerate(drawn):
+        masks = torch.from_numpy(one.patch_masks(8)).float()
+        masks[1] *= 1 - masks[0]
+        patches.append(torch.stack([*masks, 1 - masks.amax(0)], 1))  # [P, 3]: first shape, second shape, neither
+        said += [maps.Said(number, word, torch.eye(3)[word.item] + 5 * torch.eye(3)[2]) for word in one.words]
+    return maps.Embedded(drawn, torch.stack(patches), said, 8)
+
+
+def test_what_all_words_of_a_kind_share_can_be_taken_out(shifted: maps.Embedded) -> None:
+    assert len(shifted.scenes) > 3
+    assert maps.of_maps(shifted, centred=False)["pointing"] == 0
+    assert maps.of_maps(shifted, centred=True)["pointing"] == 1
+
+
+def test_words_for_area_are_told_from_words_for_shapes(shifted: maps.Embedded) -> None:
+    for shape, mask, pointing, chosen, correlation in maps.of_shapes(shifted):
+        assert 0.05 < mask < 0.25, shape
+        assert pointing == 0
+        assert chosen == 1
+        assert correlation < -0.5  # similar to background, so to pictures with little on them
