@@ -1,6 +1,6 @@
 """``python -m benchmarks.study.maps``: what the maps of the study's runs on scenes get wrong; trains nothing.
 
-The tables of docs/training.md ("Why shapes and extents gain little"), means over the seeds that have ended.
+The tables of docs/training.md ("Why words for shapes and extents gain nothing"), means over the seeds that have ended.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measures = ("pointing", *(f"pointing_{kind}" for kind in KINDS), "iou")
             words.append([loss, name, *(spread([result[measure] for result in results]) for measure in measures)])
     print(table(["%", "word", "pointing", *(f"of {kind}" for kind in KINDS), "IoU"], words, 2), end="\n\n")
-    print(table(["%", "shape", "mask", "pointing", "chosen", "correlation with area (1 = 100)"], shapes, 2))
+    print(table(["%", "shape", "mask", "pointing", "chosen", "correlation with area, of 100"], shapes, 2))
 
 
 def _shape_rows(loss: str, runs: Sequence[Embedded]) -> list[list[str]]:
