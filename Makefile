@@ -88,6 +88,10 @@ benchmark-report: install ## write docs/benchmarks.md, its plots, the README's f
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.scale_model --write
 
+.PHONY: study
+study: install ## train what docs/training.md reports, 30 runs of minutes; what has ended is kept: [STUDY="--only scenes"]
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study --write $(STUDY)
+
 # Needs no virtual environment, no network: where there is none it takes $(PYTHON) as it is.
 .PHONY: gpu-check
 gpu-check: ## tests, sanitizer and benchmarks on a GPU: OUT=folder [PART=...] [SUITES=...] [WHEEL=...] [BUDGET=540] [COMMIT=...] [DRY=1]

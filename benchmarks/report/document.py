@@ -14,6 +14,7 @@ from benchmarks.measure.machine import CHECKOUT
 from benchmarks.measure.results import read
 from benchmarks.measure.suite import Plot, Suite
 from benchmarks.report import tables
+from benchmarks.report.markers import between
 
 Row = dict[str, Any]
 RESULTS, DOCUMENT, README = (
@@ -188,9 +189,7 @@ def _memory_share(row: Row) -> str:
 
 
 def with_figures(readme: str, figures: str) -> str:
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{figures}\n{END}{after}"
+    return between(readme, BEGIN, END, figures)
 
 
 def main() -> None:

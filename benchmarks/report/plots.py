@@ -34,7 +34,7 @@ def quiet(rows: list[Row]) -> list[Row]:
     return [row for row in rows if (row.get("machine_used_by_others") or 0) < QUIET]
 
 
-def _save(path: Path, foot: float = 0.0) -> None:
+def save(path: Path, foot: float = 0.0) -> None:
     """The current figure; ``foot``: the share of its height that is kept free at the bottom."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plt.tight_layout(rect=(0, foot, 1, 1))
@@ -85,7 +85,7 @@ def speed_up(rows: list[Row], path: Path, same: Mapping[str, Any], along: Sequen
         panel.set(title=dtype, xlabel="time relative to ours, forward + backward")
     handles, labels = panels[0][0].get_legend_handles_labels()
     plt.gcf().legend(handles, labels, frameon=False, loc="lower center", ncols=len(names))
-    _save(path, foot=0.05)
+    save(path, foot=0.05)
     return True
 
 
@@ -107,7 +107,7 @@ def roofline(rows: list[Row], path: Path) -> bool:
     _points(axes, rows)
     axes.set(xscale="log", yscale="log", xlabel="flop per byte (work model)", ylabel="Gflop/s")
     axes.legend(frameon=False)
-    _save(path)
+    save(path)
     return True
 
 
@@ -142,7 +142,7 @@ def memory_against_batch(rows: list[Row], path: Path, same: Mapping[str, Any]) -
     plt.xlabel(f"batch ({', '.join([*sizes, dtype])})")
     plt.ylabel("MB beyond inputs and gradients")
     plt.legend(frameon=False)
-    _save(path)
+    save(path)
     return True
 
 
@@ -165,7 +165,7 @@ def scaling(rows: list[Row], path: Path) -> bool:
         panel.set_xticks([], minor=True)
     panels[0][0].set_ylabel("ms, forward + backward")
     panels[0][0].legend(frameon=False)
-    _save(path)
+    save(path)
     return True
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measure.machine import CHECKOUT
+from benchmarks.report.markers import between
 from benchmarks.report.tables import megabytes, milliseconds, table
 from benchmarks.scale_model.modes import GATHER, MODES, OPEN_CLIP, OPEN_CLIP_BOTH, RING, SCATTERED, SWAPPED, Mode
 from benchmarks.scale_model.problem import FORWARD, SIGMOID, SOFTMAX, Problem
@@ -279,9 +280,7 @@ def _crossings() -> str:
 
 
 def with_section(document: str, section: str) -> str:
-    before, rest = document.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+    return between(document, BEGIN, END, section)
 
 
 def write(path: Path = DOCUMENT) -> None:

@@ -1,0 +1,105 @@
+"""The study's section of docs/training.md: mean and spread of each measure, with the budget that they rest on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.report.markers import between
+from benchmarks.report.tables import table
+from benchmarks.study.runs import CLIP
+from sparc_kernels.train.report import ROWS
+
+BEGIN, END = "<!-- study: make study -->", "<!-- end of study -->"
+PAIRED = ("pointing", "iou", "image_to_text_r1")  # measures whose gain over CLIP, seed by seed, has a row
+
+
+@dataclass
+class Found:
+    """What the runs on one subject gave: ``runs[loss][seed]`` is a record of ``runs.train``."""
+
+    subject: str
+    what: str
+    runs: dict[str, dict[int, Mapping[str, Any]]] = field(default_factory=dict)
+    image: str | None = None
+
+    def values(self, loss: str, measure: str) -> list[float]:
+        """One for each seed, in their order."""
+        return [run["results"][measure] for _, run in sorted(self.runs[loss].items())]
+
+    def gains(self, loss: str, measure: str) -> list[float]:
+        """Over CLIP with the same seed, for the seeds that both have."""
+        own, clip = self.runs[loss], self.runs.get(CLIP, {})
+        return [own[s]["results"][measure] - clip[s]["results"][measure] for s in sorted(own.keys() & clip.keys())]
+
+
+def spread(values: Sequence[float], signed: bool = False) -> str:
+    """Mean and standard deviation (n - 1) in percent: ``61.5 ± 2.0``. Of one value, it alone."""
+    mean = f"{100 * statistics.mean(values):{'+' if signed else ''}.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def measures(found: Found) -> list[tuple[str, str, str]]:
+    """(name, chance's name, words) of the trainer's rows that these runs have."""
+    first = next(iter(next(iter(found.runs.values())).values()))["results"]
+    return [row for row in ROWS if row[0] in first]
+
+
+def of_subject(found: Found) -> str:
+    rows = [
+        [words.strip(), spread(_chances(found, chance)), *(spread(found.values(loss, name)) for loss in found.runs)]
+        for name, chance, words in measures(found)
+    ]
+    if CLIP in found.runs:
+        rows += [
+            [f"gain over CLIP, {words}", "", *(_gain(found, loss, name) for loss in found.runs)]
+            for name, _, words in measures(found)
+            if name in PAIRED
+        ]
+    head = ["%", "chance", *(f"{loss} (n = {len(seeds)})" for loss, seeds in found.runs.items())]
+    image = [] if found.image is None else [f"![{found.subject}: each seed, and mean and spread]({found.image})"]
+    return "\n\n".join([f"**{found.subject}.** {found.what}", table(head, rows), *image])
+
+
+def budget(found: Found) -> str:
+    """What the runs cost, as their records have it."""
+    records = [record for runs in found.runs.values() for record in runs.values()]
+    first, config = records[0], records[0]["config"]
+    pairs = f"{first['train_pairs']:,} pairs {'drawn' if config['data'] == 'scenes' else 'to train on'}"
+    machines = sorted({f"{record['machine']['device']}, torch {record['machine']['torch']}" for record in records})
+    took = duration(statistics.median(record["seconds"] for record in records))
+    return (
+        f"{len(records)} runs of {config['steps']} steps of {config['batch_size']} pairs, preset `{config['preset']}` "
+        f"with {first['parameters'] / 1e6:.2f} M parameters; {pairs}, {first['heldout_pairs']:,} held out. "
+        f"{took} of training each on {'; '.join(machines)}."
+    )
+
+
+def duration(seconds: float) -> str:
+    """A class, not a time: machines and what else runs on them differ."""
+    limits = ((60, "Less than a minute"), (600, "Minutes"), (3600, "Up to an hour"))
+    return next((words for limit, words in limits if seconds < limit), "Hours")
+
+
+def section(subjects: Sequence[Found]) -> str:
+    """All of it, between the markers."""
+    lead = (
+        "Written by `make study`; edits here are lost. Mean ± standard deviation over n seeds, which decide weights, "
+        "data and order; a gain is that over CLIP with the same seed."
+    )
+    return "\n\n".join([lead, *(of_subject(found) for found in subjects)])
+
+
+def with_section(document: str, subjects: Sequence[Found]) -> str:
+    return between(document, BEGIN, END, section(subjects))
+
+
+def _chances(found: Found, name: str) -> list[float]:
+    """Chance is the data's: the same for all losses of a seed."""
+    return found.values(next(iter(found.runs)), name)
+
+
+def _gain(found: Found, loss: str, name: str) -> str:
+    return "" if loss == CLIP else spread(found.gains(loss, name), signed=True)
