@@ -58,7 +58,9 @@ class LearnedScales(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __prepare_scriptable__(self) -> None:
-        raise NotImplementedError(f"{type(self).__name__} cannot be scripted by torch.jit: use torch.compile or torch.export")
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be scripted by torch.jit: use torch.compile or torch.export"
+        )
 
     @property
     def logit_scale(self) -> Tensor:
