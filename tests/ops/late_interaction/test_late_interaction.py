@@ -385,7 +385,7 @@ def test_autocast(backend: str) -> None:
     assert all(grad.dtype == torch.float32 for grad in grads_of(scores, problem, (images, texts)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FUSED)
 def test_compiled_with_packed_captions_of_changing_number_and_length(backend: str) -> None:
     def scores(images: Tensor, texts: Tensor, offsets: Tensor, longest: int) -> Any:
         return tuple(sk.late_interaction_scores(images, texts, cu_seqlens=offsets, max_seqlen=longest, backend=backend))
