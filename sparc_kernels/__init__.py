@@ -12,14 +12,17 @@ from sparc_kernels.functional import (
     Above,
     Ids,
     Labels,
+    LateInteractionScores,
     Pairs,
     SimilarityLogsumexp,
     SparcLossOutput,
     Teacher,
     alignment_weights,
     contrastive_loss,
+    filip_loss,
     fine_grained_loss,
     language_grouped_embeddings,
+    late_interaction_scores,
     mine_negatives,
     paired_cosines,
     sigmoid_loss,
@@ -27,7 +30,7 @@ from sparc_kernels.functional import (
     similarity_softplus,
     sparc_loss,
 )
-from sparc_kernels.modules import ClipLoss, DistillClipLoss, SigLipLoss, SparcLoss
+from sparc_kernels.modules import ClipLoss, DistillClipLoss, FilipLoss, SigLipLoss, SparcLoss
 from sparc_kernels.ops._registration import register
 from sparc_kernels.ops._room import rooms
 from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
@@ -40,10 +43,12 @@ __all__ = [
     "AlignmentWeightsFunction",
     "ClipLoss",
     "DistillClipLoss",
+    "FilipLoss",
     "FineGrainedLossFunction",
     "Ids",
     "Labels",
     "LanguageGroupedEmbeddingsFunction",
+    "LateInteractionScores",
     "Pairs",
     "SigLipLoss",
     "SimilarityLogsumexp",
@@ -54,8 +59,10 @@ __all__ = [
     "alignment_weights",
     "available_backends",
     "contrastive_loss",
+    "filip_loss",
     "fine_grained_loss",
     "language_grouped_embeddings",
+    "late_interaction_scores",
     "mine_negatives",
     "paired_cosines",
     "sigmoid_loss",

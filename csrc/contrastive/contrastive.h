@@ -28,8 +28,6 @@ constexpr int64_t kTilesPerThread = 4;
 constexpr int kExcluded = -8;
 // Scales up to this one need no maximum: exp neither overflows nor does a sum of it.
 constexpr int kLargestPlainScale = 60;
-// 1 / norm of a vector that counts as 0, as in F.normalize.
-constexpr double kInverseOfZero = 1e12;
 
 // [count, width]; strides in elements.
 struct EmbedView {

@@ -1,40 +1,11 @@
 // Cosines of row i and column i, and their gradients: one walk over both rows each way, as memory is what
 // they take.
+#include "common/rows.h"
 #include "contrastive/paired.h"
 #include "contrastive/panels.h"
 
 namespace sparc {
 namespace SPARC_ISA {
-
-template <int N>
-SPARC_INLINE Vec<float, N> load_numbers(const float* p) {
-  return load<N>(p);
-}
-template <int N>
-SPARC_INLINE Vec<double, N> load_numbers(const double* p) {
-  return load<N>(p);
-}
-template <int N>
-SPARC_INLINE Vec<float, N> load_numbers(const Bf16* p) {
-  Vec<uint16_t, N> bits;
-  __builtin_memcpy(&bits, p, sizeof(bits));
-  return bit_cast<Vec<float, N>>(__builtin_convertvector(bits, Vec<uint32_t, N>) << 16);
-}
-
-template <int N>
-SPARC_INLINE void store_numbers(float* p, Vec<float, N> v) {
-  store(p, v);
-}
-template <int N>
-SPARC_INLINE void store_numbers(double* p, Vec<double, N> v) {
-  store(p, v);
-}
-template <int N>
-SPARC_INLINE void store_numbers(Bf16* p, Vec<float, N> v) {
-  using Words = Vec<uint32_t, N>;
-  const Words words = bit_cast<Words>(round_to_bf16<N>(v)) >> 16;
-  store(p, __builtin_convertvector(v == v ? words : Words{} + 0x7FC0u, Vec<uint16_t, N>));
-}
 
 // Row i with its numbers side by side: where it lies, or in `scratch`.
 template <class In>
@@ -73,12 +44,6 @@ SPARC_INLINE PairSums<Acc> pair_sums(const In* x, const In* y, int64_t width) {
     sums.xy += a * b;
   }
   return sums;
-}
-
-template <class Acc>
-SPARC_INLINE Acc inverse_of_norm(Acc square) {
-  const Acc norm = static_cast<Acc>(__builtin_sqrt(square));
-  return norm > Acc(1 / kInverseOfZero) || norm != norm ? 1 / norm : Acc(kInverseOfZero);
 }
 
 // out = p other - q own

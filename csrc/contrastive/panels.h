@@ -6,6 +6,7 @@
 #pragma once
 
 #include "common/operands.h"
+#include "common/rows.h"
 #include "contrastive/contrastive.h"
 
 namespace sparc {
@@ -86,8 +87,7 @@ struct Packing {
         const auto v = load<kLanes<Acc>>(values);
         sums += v * v;
       }
-      const Acc norm = static_cast<Acc>(__builtin_sqrt(sum_lanes<Acc>(sums)));
-      out[i] = norm > Acc(1 / kInverseOfZero) || norm != norm ? 1 / norm : Acc(kInverseOfZero);
+      out[i] = inverse_of_norm(sum_lanes<Acc>(sums));
     }
   }
 

@@ -12,6 +12,7 @@ from sparc_kernels.functional._candidates import Above, Ids, Labels, Pairs, Teac
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE
 from sparc_kernels.functional.alignment import alignment_weights, fine_grained_loss, language_grouped_embeddings
 from sparc_kernels.functional.contrastive import contrastive_loss, sigmoid_loss
+from sparc_kernels.functional.late_interaction import LateInteractionScores, filip_loss, late_interaction_scores
 from sparc_kernels.functional.mining import mine_negatives
 from sparc_kernels.functional.similarity import (
     SimilarityLogsumexp,
@@ -26,14 +27,17 @@ __all__ = [
     "Above",
     "Ids",
     "Labels",
+    "LateInteractionScores",
     "Pairs",
     "SimilarityLogsumexp",
     "SparcLossOutput",
     "Teacher",
     "alignment_weights",
     "contrastive_loss",
+    "filip_loss",
     "fine_grained_loss",
     "language_grouped_embeddings",
+    "late_interaction_scores",
     "mine_negatives",
     "paired_cosines",
     "sigmoid_loss",

@@ -1,4 +1,4 @@
-"""What the families share: the default temperature, autocast, scalars, tensors made in inference mode."""
+"""What the families share: the default temperature, directions, autocast, scalars, tensors made in inference mode."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from torch import Tensor
 from sparc_kernels.ops._dtype import accumulation_dtype, has_autocast
 
 DEFAULT_LOGIT_SCALE = 1 / 0.07
+DIRECTIONS = ("both", "image_to_text", "text_to_image")
+
+
+def wanted_directions(direction: str) -> tuple[bool, bool]:
+    """Whether image to text, and text to image, is wanted."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
+    return direction != "text_to_image", direction != "image_to_text"
 
 
 def autocast(*embeds: Tensor) -> tuple[Tensor, ...]:

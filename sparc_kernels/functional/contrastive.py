@@ -25,7 +25,7 @@ from sparc_kernels.functional._candidates import (
     checked_weights,
     exclusions,
 )
-from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable
+from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, DIRECTIONS, autocast, recordable, wanted_directions
 from sparc_kernels.functional._everyone import Everyone, everyone_of, exclusion_facts, scope_of_everyone
 from sparc_kernels.functional._objectives import (
     Call,
@@ -39,7 +39,6 @@ from sparc_kernels.functional._objectives import (
 from sparc_kernels.functional._ring import check_exchange
 from sparc_kernels.ops.contrastive.reference import contrastive_reference, sigmoid_reference
 
-DIRECTIONS = ("both", "image_to_text", "text_to_image")
 REDUCTIONS = ("mean", "sum", "none")
 _NOBODY = -(2**62)  # a label that no item has
 
@@ -116,7 +115,7 @@ def contrastive_loss(
     """
     images, texts = _embeddings(image_embeds, text_embeds)
     ranks = ranks_of(group, gradients, "contrastive_loss")
-    wanted = _wanted(direction)
+    wanted = wanted_directions(direction)
     _check_targets(images, texts, targets, wanted)
     _check_reduction(reduction, images, texts, wanted)
     _check_share("label_smoothing", label_smoothing, below_one=True)
@@ -250,12 +249,6 @@ def _embeddings(images: Tensor, texts: Tensor) -> tuple[Tensor, ...]:
     images, texts = autocast(images, texts)
     _validate.same("text_embeds", texts, "image_embeds", images, {"D": 1})
     return images, texts
-
-
-def _wanted(direction: str) -> tuple[bool, bool]:
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
-    return direction != "text_to_image", direction != "image_to_text"
 
 
 def _check_targets(images: Tensor, texts: Tensor, targets: object, wanted: tuple[bool, bool]) -> None:

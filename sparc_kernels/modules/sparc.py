@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels.distributed import Group, check_gradients, check_group
 from sparc_kernels.functional import DEFAULT_LOGIT_SCALE, SparcLossOutput, sparc_loss
 from sparc_kernels.functional.alignment import check_reduction, check_similarity_threshold
+from sparc_kernels.modules._scales import LearnedScales, positive
 
 
-def _positive(name: str, value: float) -> float:
-    _validate.weight(name, value)
-    if value <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return float(value)
-
-
-class SparcLoss(nn.Module):
+class SparcLoss(LearnedScales):
     """The SPARC loss with a learnable temperature (:func:`sparc_kernels.sparc_loss`).
 
     The parameter ``log_logit_scale`` [1] holds log(1 / temperature), as in CLIP (Radford et al., 2021); it is clamped
@@ -50,7 +40,6 @@ class SparcLoss(nn.Module):
         TypeError, ValueError, NotImplementedError: as :func:`sparc_kernels.sparc_loss`.
     """
 
-    log_logit_scale: Tensor
     log_local_logit_scale: Tensor | None
 
     def __init__(
@@ -69,7 +58,7 @@ class SparcLoss(nn.Module):
         learn_scale: bool = True,
         max_logit_scale: float = 100.0,
     ) -> None:
-        super().__init__()
+        super().__init__(max_logit_scale)
         check_similarity_threshold(similarity_threshold)
         _validate.weight("global_weight", global_weight)
         _validate.weight("local_weight", local_weight)
@@ -85,52 +74,12 @@ class SparcLoss(nn.Module):
         self.gradients = gradients
         self.return_components = return_components
         self.backend = backend
-        self.max_logit_scale = _positive("max_logit_scale", max_logit_scale)
-        self._initial: dict[str, float] = {}
-        self._register_scale("log_logit_scale", _positive("logit_scale", logit_scale), learn_scale)
+        self.register_scale("log_logit_scale", positive("logit_scale", logit_scale), learn_scale)
         if local_logit_scale is None:
             self.register_parameter("log_local_logit_scale", None)
         else:
-            value = _positive("local_logit_scale", local_logit_scale)
-            self._register_scale("log_local_logit_scale", value, learn_scale)
-
-    def _register_scale(self, name: str, value: float, learn: bool) -> None:
-        value = math.log(min(value, self.max_logit_scale))
-        self._initial[name] = value
-        tensor = torch.full((1,), value)  # FSDP2 shards no 0-dim parameter
-        if learn:
-            self.register_parameter(name, nn.Parameter(tensor))
-        else:
-            self.register_buffer(name, tensor)
-
-    def reset_parameters(self) -> None:
-        """Set the scales to their initial values, as after ``to_empty`` of a module made on the meta device."""
-        with torch.no_grad():
-            for name, value in self._initial.items():
-                getattr(self, name).fill_(value)
-
-    def clamp_logit_scale(self) -> None:
-        """Clamp the scales in place to ``max_logit_scale``, DTensors too."""
-        with torch.no_grad():
-            for name in self._initial:
-                getattr(self, name).clamp_(max=math.log(self.max_logit_scale))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in self._initial:  # checkpoints from before the scales had a dimension
-            saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor) and saved.dim() == 0:
-                state_dict[prefix + name] = saved.reshape(1)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def __prepare_scriptable__(self) -> None:
-        raise NotImplementedError("SparcLoss cannot be scripted by torch.jit: use torch.compile or torch.export")
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """[]: the current 1 / temperature, without gradient. Under FSDP2 all processes have to ask together."""
-        scale = self.log_logit_scale.detach()
-        whole = scale.full_tensor() if hasattr(scale, "full_tensor") else scale
-        return whole.exp().clamp(max=self.max_logit_scale).reshape(())
+            value = positive("local_logit_scale", local_logit_scale)
+            self.register_scale("log_local_logit_scale", value, learn_scale)
 
     def forward(
         self,
@@ -166,10 +115,8 @@ class SparcLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        readable = type(self.log_logit_scale) in (Tensor, nn.Parameter) and not self.log_logit_scale.is_meta
-        scale = f"{float(self.logit_scale):.4g}" if readable else f"<{self.log_logit_scale.device.type}>"
         return (
-            f"logit_scale={scale}, global_weight={self.global_weight}, "
+            f"{super().extra_repr()}, global_weight={self.global_weight}, "
             f"local_weight={self.local_weight}, similarity_threshold={self.similarity_threshold}, "
             f"reduction={self.reduction!r}, backend={self.backend!r}"
         )

@@ -50,6 +50,8 @@ def draw(dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, Any]:
         "positives": torch.stack([torch.randperm(CLASSES, generator=generator)[:2].sort().values for _ in images]),
         "index": torch.randint(11, (BATCH,), generator=generator),
     }
+    learned |= {name: images[:, None] + normal(BATCH, 5, WIDTH) for name in ("patches", "tokens")}
+    whole["token_mask"] = torch.arange(5) < torch.tensor([5, 1, 3, 4, 2, 5])[:, None]
     numbers = {"k": CAPTIONS, "gamma": 0.3, "rho": 6.0, "beta": 0.7, "tau_plus": 0.05, "teacher_scale": 3.0}
     return {
         **{name: x.to(device, dtype).requires_grad_() for name, x in learned.items()},
@@ -287,6 +289,22 @@ def nt_xent(x: dict[str, Any]) -> Tensor:
     return F.cross_entropy(similar, torch.arange(2 * size).roll(size))
 
 
+def filip(x: dict[str, Any]) -> Tensor:
+    """Section 3.1, pair by pair: L = 1/2 sum_k (L_k^I + L_k^T) / b."""
+    images, texts = (F.normalize(x[name], dim=-1) for name in ("patches", "tokens"))
+    of_images, of_texts = (x["scale"].new_zeros(BATCH, BATCH) for _ in range(2))
+    for i in range(BATCH):
+        for j in range(BATCH):
+            similarities = images[i] @ texts[j][x["token_mask"][j]].T  # [patches, tokens]
+            of_images[i, j] = similarities.max(1).values.mean()
+            of_texts[i, j] = similarities.max(0).values.mean()
+    total = x["scale"].new_zeros(())
+    for k in range(BATCH):
+        row, column = (x["scale"] * of_images[k]).exp(), (x["scale"] * of_texts[:, k]).exp()
+        total = total - (row[k] / row.sum()).log() - (column[k] / column.sum()).log()
+    return total / (2 * BATCH)
+
+
 # By the headings of the page.
 DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "CLIP": clip,
@@ -316,5 +334,6 @@ DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "CreamFL": creamfl,
     "CyCLIP": cyclip,
     "NT-Xent": nt_xent,
+    "FILIP": filip,
 }
-LEARNED = ("images", "texts", "captions", "view_1", "view_2", "centres", "scale", "bias")
+LEARNED = ("images", "texts", "captions", "view_1", "view_2", "centres", "scale", "bias", "patches", "tokens")
