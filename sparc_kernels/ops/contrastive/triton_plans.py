@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparc_kernels.ops._triton.launch import Launch, Step, capability, cdiv, product_precision, strides, upcast
+from sparc_kernels.ops._triton.launch import (
+    Launch,
+    Step,
+    capability,
+    cdiv,
+    describable,
+    product_precision,
+    strides,
+    upcast,
+)
 from sparc_kernels.ops.contrastive.config import TileConfig, choose
 from sparc_kernels.ops.contrastive.schema import STATS
 from sparc_kernels.ops.contrastive.triton_rows import (
@@ -156,6 +165,7 @@ class Problem:
             "THRESHOLDS": self.threshold is not None and self.threshold.dim() == 1,
             "IDS_EXCLUDE": self.ids_exclude,
             "EVEN": n % LANES == 0,
+            "WHOLE": self._whole(),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_D": config.block_d,
@@ -164,6 +174,14 @@ class Problem:
             "PRECISION": product_precision(row.embeds.dtype, self.float32_precision),
             "UPCAST": upcast(row.embeds.dtype),
         }
+
+    def _whole(self) -> bool:
+        """Whether supertiles in which all pairs take part are looked for: where nothing but ids can exclude a pair, and
+        tensor descriptors can be made of the embeddings."""
+        labelled = self.row.ids is not None and not self.ids_exclude
+        others = self.indptr is not None or self.row.guide is not None or self.kept is not None
+        embeds = (self.row.embeds, self.col.embeds)
+        return not (labelled or others or self.config.library) and all(map(describable, embeds))
 
     def products(self, n_rows: int, tiles: tuple[int, int]) -> Tensor | None:
         """A workspace of ``sweep`` over ``n_rows`` or fewer, for products of a library that are not kept."""

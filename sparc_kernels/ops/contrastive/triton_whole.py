@@ -1,0 +1,315 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Sweeps over supertiles in which every pair takes part and every tile lies inside the matrix: most of them, where ids
+name the items of a batch.
+
+Nothing is masked, numbers of a column are loaded before the products that they wait for, and sums stay spread over
+threads until a run of tiles ends. One scale serves both directions.
+"""
+
+import triton
+import triton.language as tl
+
+from sparc_kernels.ops.contrastive.triton_tiles import (
+    LOG2E,
+    LN2,
+    finite,
+    load_partial,
+    load_vector,
+    may_exclude,
+    range_of_ids,
+    split_columns,
+    store_gradient,
+    store_partial,
+)
+
+SAFE_SCALE = tl.constexpr(60.0)  # below, no exponential of a scaled cosine leaves float32 (``MATH.md``, Numerics)
+TOP, SUM = tl.constexpr(0), tl.constexpr(1)
+# Sums over a run of columns: Z c and Z, for the gradients of scale and bias; and softplus beside them.
+SCALE, BIAS, VALUE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def range_of_run(p_ids, first, n, BLOCK: tl.constexpr, TILES: tl.constexpr):
+    """As ``range_of_ids``, of TILES tiles."""
+    least, greatest = range_of_ids(p_ids, first + tl.arange(0, BLOCK), n)
+    for tile in range(1, TILES):
+        some_least, some_greatest = range_of_ids(p_ids, first + tile * BLOCK + tl.arange(0, BLOCK), n)
+        least, greatest = tl.minimum(least, some_least), tl.maximum(greatest, some_greatest)
+    return least, greatest
+
+
+@triton.jit
+def is_whole(
+    p_row_ids, p_col_ids, group_m, group_n, M, N,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TILES_M: tl.constexpr,
+    TILES_N: tl.constexpr,
+    IDS_EXCLUDE: tl.constexpr,
+):  # fmt: skip
+    """Whether a supertile lies inside the matrix and no two of its ids can be one."""
+    inside = ((group_m + 1) * TILES_M * BLOCK_M <= M) & ((group_n + 1) * TILES_N * BLOCK_N <= N)
+    if p_row_ids is not None:
+        rows = range_of_run(p_row_ids, group_m * TILES_M * BLOCK_M, M, BLOCK_M, TILES_M)
+        cols = range_of_run(p_col_ids, group_n * TILES_N * BLOCK_N, N, BLOCK_N, TILES_N)
+        inside = inside & (may_exclude(rows, cols, IDS_EXCLUDE) == 0)
+    return inside
+
+
+@triton.jit
+def describe(side, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A tensor descriptor of a side as in ``products``."""
+    p_side, n, stride, _, _ = side
+    return tl.make_tensor_descriptor(p_side, [n, D], [stride, 1], [BLOCK, BLOCK_D])
+
+
+@triton.jit
+def whole_products(
+    left, right, first_m, first_n,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_N] raw, as ``products``; D is a multiple of BLOCK_D."""
+    b_product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for o_chunk in range(0, D, BLOCK_D):
+        b_left = left.load([first_m, o_chunk])
+        b_right = right.load([first_n, o_chunk])
+        if UPCAST:
+            b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
+        b_product = tl.dot(b_left, tl.trans(b_right), b_product, input_precision=PRECISION)
+    return b_product
+
+
+@triton.jit
+def strands_of_cols(b_x):
+    """[32, COLS]: sums of those rows that a thread of four warps holds (wgmma's layout): nothing moves."""
+    ROWS: tl.constexpr = b_x.shape[0]
+    COLS: tl.constexpr = b_x.shape[1]
+    if ROWS % 64 == 0:
+        b_x = tl.sum(tl.reshape(b_x, (ROWS // 64, 4, 2, 8, COLS)), axis=2)
+        b_x = tl.reshape(tl.sum(b_x, axis=0), (32, COLS))
+    return b_x
+
+
+@triton.jit
+def strands_of_rows(b_x):
+    """[ROWS, 4]: sums of those columns that a thread holds: nothing moves."""
+    ROWS: tl.constexpr = b_x.shape[0]
+    COLS: tl.constexpr = b_x.shape[1]
+    b_x = tl.sum(tl.reshape(b_x, (ROWS, COLS // 8, 4, 2)), axis=3)
+    return tl.sum(b_x, axis=1)
+
+
+@triton.jit
+def whole_logsumexp(
+    left, right, p_scale, p_row_partials, p_col_partials, group_m, group_n, GROUPS_M, GROUPS_N,
+    D: tl.constexpr,
+    TILES_M: tl.constexpr,
+    TILES_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The partial results of a supertile, whose exponentials have the reference 0."""
+    M, N = left[1], right[1]
+    d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
+    STRANDS: tl.constexpr = 32 if BLOCK_M % 64 == 0 else BLOCK_M
+    factor = tl.load(p_scale) * LOG2E
+    for tile_n in range(TILES_N):
+        first_n = (group_n * TILES_N + tile_n) * BLOCK_N
+        o_n = first_n + tl.arange(0, BLOCK_N)
+        b_col_factor = tl.load(right[4] + o_n)
+        b_col_sum = tl.zeros([STRANDS, BLOCK_N], tl.float32)
+        for tile_m in range(TILES_M):
+            first_m = (group_m * TILES_M + tile_m) * BLOCK_M
+            o_m = first_m + tl.arange(0, BLOCK_M)
+            b_row_factor = tl.load(left[4] + o_m) * factor
+            b_row_sum = tl.zeros([BLOCK_M], tl.float32)
+            if p_row_partials is not None and TILES_N > 1:
+                b_row_sum = load_partial(p_row_partials, o_m, M, group_n, GROUPS_N, tile_n, SUM, 0.0)
+            b_tile = whole_products(d_left, d_right, first_m, first_n, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
+            b_e = tl.exp2(b_tile * (b_row_factor[:, None] * b_col_factor[None, :]))
+            if p_row_partials is not None:
+                b_row_sum += tl.sum(b_e, axis=1)
+                store_partial(p_row_partials, b_row_sum, o_m, M, group_n, GROUPS_N, SUM)
+                store_partial(p_row_partials, tl.zeros_like(b_row_sum), o_m, M, group_n, GROUPS_N, TOP)
+            if p_col_partials is not None:
+                b_col_sum += strands_of_cols(b_e)
+        if p_row_partials is not None and TILES_N > 1:
+            tl.debug_barrier()  # the next column of tiles reads what other threads have written
+        if p_col_partials is not None:
+            b_sum = tl.sum(b_col_sum, axis=0)
+            store_partial(p_col_partials, b_sum, o_n, N, group_m, GROUPS_M, SUM)
+            store_partial(p_col_partials, tl.zeros_like(b_sum), o_n, N, group_m, GROUPS_M, TOP)
+
+
+@triton.jit
+def weights_of(p_grad, p_lse, o, n):
+    """Gradient of log-sum-exp over the sum of exponentials, times ln 2; 0 where none is wanted."""
+    b_weight = tl.zeros(o.shape, tl.float32)
+    if p_grad is not None:
+        b_weight = load_vector(p_grad, o, n) * LN2 * tl.exp2(finite(load_vector(p_lse, o, n)) * -LOG2E)
+    return b_weight
+
+
+@triton.jit
+def whole_gradient(
+    left, right, p_scale, row, col, p_power, p_gradient, p_row_partials, p_col_partials, stride_g,
+    group_m, group_n, GROUPS_N,
+    D: tl.constexpr,
+    TILES_M: tl.constexpr,
+    TILES_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """G of a supertile. One exponential e = 2^x serves both directions, G = e (w_i + v_j) x / c; a side is pointers to
+    its gradients of log-sum-exp and to these."""
+    M, N = left[1], right[1]
+    d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
+    scale = tl.load(p_scale)
+    for tile_m in range(TILES_M):
+        first_m = (group_m * TILES_M + tile_m) * BLOCK_M
+        o_m = first_m + tl.arange(0, BLOCK_M)
+        b_row_factor = (tl.load(left[4] + o_m) * (scale * LOG2E))[:, None]
+        b_row_weight = weights_of(row[0], row[1], o_m, M)
+        b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
+        for tile_n in range(TILES_N):
+            first_n = (group_n * TILES_N + tile_n) * BLOCK_N
+            o_n = first_n + tl.arange(0, BLOCK_N)
+            b_col_factor = tl.load(right[4] + o_n)
+            b_col_weight = weights_of(col[0], col[1], o_n, N)
+            b_tile = whole_products(d_left, d_right, first_m, first_n, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
+            parts = split_columns(b_tile, PARTS)
+            factors = split_columns(b_col_factor[None, :], PARTS)
+            weights = split_columns(b_col_weight[None, :], PARTS)
+            for part in tl.static_range(PARTS):
+                b_factor = b_row_factor * factors[part]
+                b_x = parts[part] * b_factor
+                b_e = tl.exp2(b_x)
+                if p_row_partials is not None or p_col_partials is not None:
+                    b_ex = b_e * b_x
+                    if p_row_partials is not None:
+                        b_row_sum += strands_of_rows(b_ex)
+                    if p_col_partials is not None:
+                        b_other_sum += strands_of_rows(b_ex * weights[part])
+                if p_gradient is not None:
+                    b_g = b_e * (b_row_weight[:, None] + weights[part]) * b_factor
+                    o_part = first_n + part * WIDTH + tl.arange(0, WIDTH)
+                    store_gradient(p_gradient, b_g, p_power, o_m, o_part, M, N, stride_g, UPCAST)
+        if p_row_partials is not None:
+            b_sum = tl.sum(b_row_sum, axis=1) * b_row_weight / scale
+            store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, 0)
+        if p_col_partials is not None:
+            store_partial(p_col_partials, tl.sum(b_other_sum, axis=1) / scale, o_m, M, group_n, GROUPS_N, 0)
+
+
+@triton.jit
+def log1p(b_u):
+    """log(1 + u) for u in [0, 1], exact for tiny u: u times a polynomial of degree 8.
+
+    Its coefficients are a fit of log(1 + u) / u on [0, 1] to the least largest relative error, 3e-8; rounded to and
+    evaluated in float32 it is 1.7e-7.
+    """
+    b_p = 0.005232705734670162 * b_u - 0.029505284503102303
+    b_p = b_p * b_u + 0.07822602987289429
+    b_p = b_p * b_u - 0.1366325169801712
+    b_p = b_p * b_u + 0.19106009602546692
+    b_p = b_p * b_u - 0.24842983484268188
+    b_p = b_p * b_u + 0.3331909775733948
+    b_p = b_p * b_u - 0.4999949336051941
+    b_p = b_p * b_u + 0.9999999403953552
+    return b_p * b_u
+
+
+@triton.jit
+def exp_of_size(b_z):
+    """e^-|z|, which a softplus and its derivative share; 0 at -inf."""
+    return tl.exp2(-tl.abs(b_z) * LOG2E)
+
+
+@triton.jit
+def softplus(b_z, b_u):
+    """log(1 + e^z), where u = e^-|z|; 0 at -inf."""
+    return tl.maximum(b_z, 0.0) + log1p(b_u)
+
+
+@triton.jit
+def sigmoid(b_z, b_u):
+    """1 / (1 + e^-z), where u = e^-|z|; 0 at -inf. The reciprocal of 1 to 2 is a squared inverse root: one instruction
+    of the device and a product, where a division would take care of ranges."""
+    b_root = tl.rsqrt(1.0 + b_u)
+    return tl.where(b_z < 0.0, b_u, 1.0) * (b_root * b_root)
+
+
+@triton.jit
+def whole_softplus(
+    left, right, numbers, p_grad_row_sum, p_power, p_gradient, p_row_partials, stride_g, group_m, group_n, GROUPS_N,
+    ONE_SWEEP: tl.constexpr,
+    D: tl.constexpr,
+    TILES_M: tl.constexpr,
+    TILES_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Sums over softplus, or G and the sums that come with it, of a supertile; ``numbers`` are scale and bias."""
+    M, N = left[1], right[1]
+    WIDTH: tl.constexpr = BLOCK_N // PARTS
+    BACKWARD: tl.constexpr = p_grad_row_sum is not None
+    scale, bias = numbers
+    d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
+    for tile_m in range(TILES_M):
+        first_m = (group_m * TILES_M + tile_m) * BLOCK_M
+        o_m = first_m + tl.arange(0, BLOCK_M)
+        b_row_factor = (tl.load(left[4] + o_m) * scale)[:, None]
+        if BACKWARD:
+            b_row_weight = tl.load(p_grad_row_sum + o_m)
+        b_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
+        b_values = tl.zeros([BLOCK_M, 4], tl.float32)
+        for tile_n in range(TILES_N):
+            first_n = (group_n * TILES_N + tile_n) * BLOCK_N
+            b_col_factor = tl.load(right[4] + first_n + tl.arange(0, BLOCK_N))
+            b_tile = whole_products(d_left, d_right, first_m, first_n, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
+            parts = split_columns(b_tile, PARTS)
+            factors = split_columns(b_col_factor[None, :], PARTS)
+            for part in tl.static_range(PARTS):
+                b_factor = b_row_factor * factors[part]
+                b_x = parts[part] * b_factor
+                b_z = b_x + bias
+                b_u = exp_of_size(b_z)
+                if not BACKWARD:
+                    b_sum += strands_of_rows(softplus(b_z, b_u))
+                else:
+                    if ONE_SWEEP:
+                        b_values += strands_of_rows(softplus(b_z, b_u))
+                    b_s = sigmoid(b_z, b_u)
+                    if p_row_partials is not None:
+                        b_sum += strands_of_rows(b_s * b_x)
+                        b_other_sum += strands_of_rows(b_s)
+                    if p_gradient is not None:
+                        b_g = b_s * (b_row_weight[:, None] * b_factor)
+                        o_part = first_n + part * WIDTH + tl.arange(0, WIDTH)
+                        store_gradient(p_gradient, b_g, p_power, o_m, o_part, M, N, stride_g, UPCAST)
+        if p_row_partials is not None:
+            b_total = tl.sum(b_sum, axis=1)
+            if BACKWARD:
+                b_total *= b_row_weight / scale
+                b_other_total = tl.sum(b_other_sum, axis=1) * b_row_weight
+                store_partial(p_row_partials, b_other_total, o_m, M, group_n, GROUPS_N, BIAS)
+            store_partial(p_row_partials, b_total, o_m, M, group_n, GROUPS_N, SCALE)
+            if ONE_SWEEP:
+                store_partial(p_row_partials, tl.sum(b_values, axis=1), o_m, M, group_n, GROUPS_N, VALUE)
