@@ -64,24 +64,12 @@ def describe(side, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def whole_products(
-    left, right, first_m, first_n,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """[BLOCK_M, BLOCK_N] raw, as ``products``; D is a multiple of BLOCK_D."""
-    b_product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for o_chunk in range(0, D, BLOCK_D):
-        b_left = left.load([first_m, o_chunk])
-        b_right = right.load([first_n, o_chunk])
-        if UPCAST:
-            b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
-        b_product = tl.dot(b_left, tl.trans(b_right), b_product, input_precision=PRECISION)
-    return b_product
+def add_chunk(d_left, d_right, first_m, first_n, o_d, b_tile, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """A tile's raw products with those of some more channels."""
+    b_left, b_right = d_left.load([first_m, o_d]), d_right.load([first_n, o_d])
+    if UPCAST:
+        b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
+    return tl.dot(b_left, tl.trans(b_right), b_tile, input_precision=PRECISION)
 
 
 @triton.jit
@@ -121,32 +109,39 @@ def whole_logsumexp(
     d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
     STRANDS: tl.constexpr = 32 if BLOCK_M % 64 == 0 else BLOCK_M
     factor = tl.load(p_scale) * LOG2E
-    for tile_n in range(TILES_N):
-        first_n = (group_n * TILES_N + tile_n) * BLOCK_N
-        o_n = first_n + tl.arange(0, BLOCK_N)
-        b_col_factor = tl.load(right[4] + o_n)
-        b_col_sum = tl.zeros([STRANDS, BLOCK_N], tl.float32)
-        for tile_m in range(TILES_M):
-            first_m = (group_m * TILES_M + tile_m) * BLOCK_M
-            o_m = first_m + tl.arange(0, BLOCK_M)
-            b_row_factor = tl.load(left[4] + o_m) * factor
+    CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    b_col_sum = tl.zeros([STRANDS, BLOCK_N], tl.float32)
+    o_m, o_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    chunk, tile = -1, -1
+    for _ in range(TILES_M * TILES_N * CHUNKS):
+        chunk = tl.where(chunk == CHUNKS - 1, 0, chunk + 1)
+        tile = tl.where(chunk == 0, tile + 1, tile)
+        first_m = (group_m * TILES_M + tile % TILES_M) * BLOCK_M
+        first_n = (group_n * TILES_N + tile // TILES_M) * BLOCK_N
+        b_tile = add_chunk(d_left, d_right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
+        if chunk == CHUNKS - 1:
+            b_row_factor = tl.load(left[4] + first_m + o_m)
+            b_col_factor = tl.load(right[4] + first_n + o_n)
             b_row_sum = tl.zeros([BLOCK_M], tl.float32)
             if p_row_partials is not None and TILES_N > 1:
-                b_row_sum = load_partial(p_row_partials, o_m, M, group_n, GROUPS_N, tile_n, SUM, 0.0)
-            b_tile = whole_products(d_left, d_right, first_m, first_n, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
-            b_e = tl.exp2(b_tile * (b_row_factor[:, None] * b_col_factor[None, :]))
+                b_row_sum = load_partial(
+                    p_row_partials, first_m + o_m, M, group_n, GROUPS_N, tile // TILES_M, SUM, 0.0
+                )
+            b_e = tl.exp2(b_tile * ((b_row_factor * factor)[:, None] * b_col_factor[None, :]))
+            b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if p_row_partials is not None:
-                b_row_sum += tl.sum(b_e, axis=1)
-                store_partial(p_row_partials, b_row_sum, o_m, M, group_n, GROUPS_N, SUM)
-                store_partial(p_row_partials, tl.zeros_like(b_row_sum), o_m, M, group_n, GROUPS_N, TOP)
+                b_sum = b_row_sum + tl.sum(b_e, axis=1)
+                store_partial(p_row_partials, b_sum, first_m + o_m, M, group_n, GROUPS_N, SUM)
+                store_partial(p_row_partials, tl.zeros_like(b_sum), first_m + o_m, M, group_n, GROUPS_N, TOP)
             if p_col_partials is not None:
                 b_col_sum += strands_of_cols(b_e)
-        if p_row_partials is not None and TILES_N > 1:
-            tl.debug_barrier()  # the next column of tiles reads what other threads have written
-        if p_col_partials is not None:
-            b_sum = tl.sum(b_col_sum, axis=0)
-            store_partial(p_col_partials, b_sum, o_n, N, group_m, GROUPS_M, SUM)
-            store_partial(p_col_partials, tl.zeros_like(b_sum), o_n, N, group_m, GROUPS_M, TOP)
+            if tile % TILES_M == TILES_M - 1:
+                if p_col_partials is not None:
+                    b_end = tl.sum(b_col_sum, axis=0)
+                    store_partial(p_col_partials, b_end, first_n + o_n, N, group_m, GROUPS_M, SUM)
+                    store_partial(p_col_partials, tl.zeros_like(b_end), first_n + o_n, N, group_m, GROUPS_M, TOP)
+                    b_col_sum = tl.zeros([STRANDS, BLOCK_N], tl.float32)
 
 
 @triton.jit
@@ -178,21 +173,24 @@ def whole_gradient(
     d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     scale = tl.load(p_scale)
-    for tile_m in range(TILES_M):
-        first_m = (group_m * TILES_M + tile_m) * BLOCK_M
-        o_m = first_m + tl.arange(0, BLOCK_M)
-        b_row_factor = (tl.load(left[4] + o_m) * (scale * LOG2E))[:, None]
-        b_row_weight = weights_of(row[0], row[1], o_m, M)
-        b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
-        for tile_n in range(TILES_N):
-            first_n = (group_n * TILES_N + tile_n) * BLOCK_N
-            o_n = first_n + tl.arange(0, BLOCK_N)
-            b_col_factor = tl.load(right[4] + o_n)
-            b_col_weight = weights_of(col[0], col[1], o_n, N)
-            b_tile = whole_products(d_left, d_right, first_m, first_n, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
+    CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
+    chunk, tile = -1, -1
+    for _ in range(TILES_M * TILES_N * CHUNKS):
+        chunk = tl.where(chunk == CHUNKS - 1, 0, chunk + 1)
+        tile = tl.where(chunk == 0, tile + 1, tile)
+        first_m = (group_m * TILES_M + tile // TILES_N) * BLOCK_M
+        first_n = (group_n * TILES_N + tile % TILES_N) * BLOCK_N
+        b_tile = add_chunk(d_left, d_right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
+        if chunk == CHUNKS - 1:
+            o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
+            b_row_factor = (tl.load(left[4] + o_m) * (scale * LOG2E))[:, None]
+            b_row_weight = weights_of(row[0], row[1], o_m, M)
             parts = split_columns(b_tile, PARTS)
-            factors = split_columns(b_col_factor[None, :], PARTS)
-            weights = split_columns(b_col_weight[None, :], PARTS)
+            factors = split_columns(tl.load(right[4] + o_n)[None, :], PARTS)
+            weights = split_columns(weights_of(col[0], col[1], o_n, N)[None, :], PARTS)
+            b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for part in tl.static_range(PARTS):
                 b_factor = b_row_factor * factors[part]
                 b_x = parts[part] * b_factor
@@ -207,11 +205,14 @@ def whole_gradient(
                     b_g = b_e * (b_row_weight[:, None] + weights[part]) * b_factor
                     o_part = first_n + part * WIDTH + tl.arange(0, WIDTH)
                     store_gradient(p_gradient, b_g, p_power, o_m, o_part, M, N, stride_g, UPCAST)
-        if p_row_partials is not None:
-            b_sum = tl.sum(b_row_sum, axis=1) * b_row_weight / scale
-            store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, 0)
-        if p_col_partials is not None:
-            store_partial(p_col_partials, tl.sum(b_other_sum, axis=1) / scale, o_m, M, group_n, GROUPS_N, 0)
+            if tile % TILES_N == TILES_N - 1:
+                if p_row_partials is not None:
+                    b_sum = tl.sum(b_row_sum, axis=1) * b_row_weight / scale
+                    store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, 0)
+                if p_col_partials is not None:
+                    b_sum = tl.sum(b_other_sum, axis=1) / scale
+                    store_partial(p_col_partials, b_sum, o_m, M, group_n, GROUPS_N, 0)
+                b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
 
 
 @triton.jit
@@ -272,20 +273,25 @@ def whole_softplus(
     BACKWARD: tl.constexpr = p_grad_row_sum is not None
     scale, bias = numbers
     d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
-    for tile_m in range(TILES_M):
-        first_m = (group_m * TILES_M + tile_m) * BLOCK_M
-        o_m = first_m + tl.arange(0, BLOCK_M)
-        b_row_factor = (tl.load(left[4] + o_m) * scale)[:, None]
-        if BACKWARD:
-            b_row_weight = tl.load(p_grad_row_sum + o_m)
-        b_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
-        b_values = tl.zeros([BLOCK_M, 4], tl.float32)
-        for tile_n in range(TILES_N):
-            first_n = (group_n * TILES_N + tile_n) * BLOCK_N
-            b_col_factor = tl.load(right[4] + first_n + tl.arange(0, BLOCK_N))
-            b_tile = whole_products(d_left, d_right, first_m, first_n, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
+    CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    b_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
+    b_values = tl.zeros([BLOCK_M, 4], tl.float32)
+    chunk, tile = -1, -1
+    for _ in range(TILES_M * TILES_N * CHUNKS):
+        chunk = tl.where(chunk == CHUNKS - 1, 0, chunk + 1)
+        tile = tl.where(chunk == 0, tile + 1, tile)
+        first_m = (group_m * TILES_M + tile // TILES_N) * BLOCK_M
+        first_n = (group_n * TILES_N + tile % TILES_N) * BLOCK_N
+        b_tile = add_chunk(d_left, d_right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
+        if chunk == CHUNKS - 1:
+            o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
+            b_row_factor = (tl.load(left[4] + o_m) * scale)[:, None]
             parts = split_columns(b_tile, PARTS)
-            factors = split_columns(b_col_factor[None, :], PARTS)
+            factors = split_columns(tl.load(right[4] + o_n)[None, :], PARTS)
+            b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            if BACKWARD:
+                b_row_weight = tl.load(p_grad_row_sum + o_m)
             for part in tl.static_range(PARTS):
                 b_factor = b_row_factor * factors[part]
                 b_x = parts[part] * b_factor
@@ -304,12 +310,15 @@ def whole_softplus(
                         b_g = b_s * (b_row_weight[:, None] * b_factor)
                         o_part = first_n + part * WIDTH + tl.arange(0, WIDTH)
                         store_gradient(p_gradient, b_g, p_power, o_m, o_part, M, N, stride_g, UPCAST)
-        if p_row_partials is not None:
-            b_total = tl.sum(b_sum, axis=1)
-            if BACKWARD:
-                b_total *= b_row_weight / scale
-                b_other_total = tl.sum(b_other_sum, axis=1) * b_row_weight
-                store_partial(p_row_partials, b_other_total, o_m, M, group_n, GROUPS_N, BIAS)
-            store_partial(p_row_partials, b_total, o_m, M, group_n, GROUPS_N, SCALE)
-            if ONE_SWEEP:
-                store_partial(p_row_partials, tl.sum(b_values, axis=1), o_m, M, group_n, GROUPS_N, VALUE)
+            if tile % TILES_N == TILES_N - 1:
+                if p_row_partials is not None:
+                    b_total = tl.sum(b_sum, axis=1)
+                    if BACKWARD:
+                        b_total *= b_row_weight / scale
+                        b_other_total = tl.sum(b_other_sum, axis=1) * b_row_weight
+                        store_partial(p_row_partials, b_other_total, o_m, M, group_n, GROUPS_N, BIAS)
+                    store_partial(p_row_partials, b_total, o_m, M, group_n, GROUPS_N, SCALE)
+                    if ONE_SWEEP:
+                        store_partial(p_row_partials, tl.sum(b_values, axis=1), o_m, M, group_n, GROUPS_N, VALUE)
+                b_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
+                b_values = tl.zeros([BLOCK_M, 4], tl.float32)
