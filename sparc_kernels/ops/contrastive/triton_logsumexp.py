@@ -33,7 +33,7 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     split_columns,
     store_partial,
 )
-from sparc_kernels.ops.contrastive.triton_whole import SAFE_SCALE, is_whole, whole_logsumexp
+from sparc_kernels.ops.contrastive.triton_whole import LARGEST_SCALE, SAFE_SCALE, is_whole, whole_logsumexp
 
 # Partial results of a row over a run of columns, and of a column over a run of rows. The last three are a guide's.
 FIELDS = ("top", "sum", "target", "guide_top", "guide_sum", "soft")
@@ -183,15 +183,16 @@ def logsumexp_kernel(
     guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
     whole = False
     if WHOLE and not GIVEN:
-        whole = safe & is_whole(
+        whole = (tl.load(p_top_scale) <= LARGEST_SCALE) & is_whole(
             p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE
         )
+    again = True
     if whole:
-        whole_logsumexp(
+        again = whole_logsumexp(
             left, right, p_row_scale, p_row_partials, p_col_partials, group_m, group_n, GROUPS_M, GROUPS_N,
             D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, UPCAST
         )  # fmt: skip
-    else:
+    if again:
         for tile_m in range(TILES_M):
             o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
             row_range = range_of_ids(p_row_ids, o_m, M)

@@ -28,7 +28,13 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     store_gradient,
     store_partial,
 )
-from sparc_kernels.ops.contrastive.triton_whole import SAFE_SCALE, is_whole, whole_gradient
+from sparc_kernels.ops.contrastive.triton_whole import (
+    LARGEST_SCALE,
+    all_within,
+    is_whole,
+    reference_of,
+    whole_gradient,
+)
 
 RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "FIRST", "ROWS", "LATER"]
 
@@ -128,9 +134,13 @@ def logsumexp_gradient_kernel(
     col = (p_grad_col_lse, p_grad_col_target, p_grad_col_soft, p_col_lse, p_guide_col_lse)
     whole = False
     if WHOLE and not GIVEN:
-        whole = (tl.load(p_row_scale) <= SAFE_SCALE) & is_whole(
+        scale = tl.load(p_row_scale)
+        whole = (scale <= LARGEST_SCALE) & is_whole(
             p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE
         )
+        first_m, first_n = group_m * TILES_M * BLOCK_M, group_n * TILES_N * BLOCK_N
+        whole = whole & all_within(p_row_lse, first_m, M, reference_of(scale), BLOCK_M, TILES_M)
+        whole = whole & all_within(p_col_lse, first_n, N, reference_of(scale), BLOCK_N, TILES_N)
     if whole:
         whole_gradient(
             left, right, p_row_scale, (p_grad_row_lse, p_row_lse), (p_grad_col_lse, p_col_lse), p_power, p_gradient,

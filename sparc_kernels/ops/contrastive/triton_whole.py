@@ -23,9 +23,28 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
 )
 
 SAFE_SCALE = tl.constexpr(60.0)  # below, no exponential of a scaled cosine leaves float32 (``MATH.md``, Numerics)
+LARGEST_SCALE = tl.constexpr(100.0)  # up to it a fixed reference does, but for rows and columns far from all others
+LEAST_LOG = tl.constexpr(-65.0 * 1.4426950408889634)  # of a sum: what float32 has lost of it is below its rounding
 TOP, SUM = tl.constexpr(0), tl.constexpr(1)
 # Sums over a run of columns: Z c and Z, for the gradients of scale and bias; and softplus beside them.
 SCALE, BIAS, VALUE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def reference_of(scale):
+    """What is taken off all logits: to the base e, 0 where the scale is safe."""
+    return tl.maximum(scale - SAFE_SCALE, 0.0)
+
+
+@triton.jit
+def all_within(p_lse, first, n, reference, BLOCK: tl.constexpr, TILES: tl.constexpr):
+    """Whether no sum of exponentials of TILES tiles is far below the reference."""
+    b_least = tl.zeros([BLOCK], tl.float32)
+    if p_lse is not None:
+        for tile in range(TILES):
+            o = first + tile * BLOCK + tl.arange(0, BLOCK)
+            b_least = tl.minimum(b_least, finite(tl.load(p_lse + o, mask=o < n, other=0.0)) - reference)
+    return tl.min(b_least, axis=0) * LOG2E >= LEAST_LOG
 
 
 @triton.jit
@@ -104,11 +123,14 @@ def whole_logsumexp(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """The partial results of a supertile, whose exponentials have the reference 0."""
+    """The partial results of a supertile, whose exponentials have one reference; whether that was too high for a row's
+    or a column's, of which float32 has then lost too much."""
     M, N = left[1], right[1]
     d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
     STRANDS: tl.constexpr = 32 if BLOCK_M % 64 == 0 else BLOCK_M
-    factor = tl.load(p_scale) * LOG2E
+    scale = tl.load(p_scale)
+    factor, reference = scale * LOG2E, reference_of(scale) * LOG2E
+    b_row_least, b_col_least = tl.full([BLOCK_M], 1.0, tl.float32), tl.full([BLOCK_N], 1.0, tl.float32)
     CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_col_sum = tl.zeros([STRANDS, BLOCK_N], tl.float32)
@@ -128,28 +150,32 @@ def whole_logsumexp(
                 b_row_sum = load_partial(
                     p_row_partials, first_m + o_m, M, group_n, GROUPS_N, tile // TILES_M, SUM, 0.0
                 )
-            b_e = tl.exp2(b_tile * ((b_row_factor * factor)[:, None] * b_col_factor[None, :]))
+            b_e = tl.exp2(b_tile * ((b_row_factor * factor)[:, None] * b_col_factor[None, :]) - reference)
             b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if p_row_partials is not None:
                 b_sum = b_row_sum + tl.sum(b_e, axis=1)
+                b_row_least = tl.minimum(b_row_least, b_sum)
                 store_partial(p_row_partials, b_sum, first_m + o_m, M, group_n, GROUPS_N, SUM)
-                store_partial(p_row_partials, tl.zeros_like(b_sum), first_m + o_m, M, group_n, GROUPS_N, TOP)
+                store_partial(p_row_partials, b_sum * 0.0 + reference, first_m + o_m, M, group_n, GROUPS_N, TOP)
             if p_col_partials is not None:
                 b_col_sum += strands_of_cols(b_e)
             if tile % TILES_M == TILES_M - 1:
                 if p_col_partials is not None:
                     b_end = tl.sum(b_col_sum, axis=0)
+                    b_col_least = tl.minimum(b_col_least, b_end)
                     store_partial(p_col_partials, b_end, first_n + o_n, N, group_m, GROUPS_M, SUM)
-                    store_partial(p_col_partials, tl.zeros_like(b_end), first_n + o_n, N, group_m, GROUPS_M, TOP)
+                    store_partial(p_col_partials, b_end * 0.0 + reference, first_n + o_n, N, group_m, GROUPS_M, TOP)
                     b_col_sum = tl.zeros([STRANDS, BLOCK_N], tl.float32)
+    least = tl.minimum(tl.min(b_row_least, axis=0), tl.min(b_col_least, axis=0))
+    return tl.log2(least) < LEAST_LOG
 
 
 @triton.jit
-def weights_of(p_grad, p_lse, o, n):
-    """Gradient of log-sum-exp over the sum of exponentials, times ln 2; 0 where none is wanted."""
+def weights_of(p_grad, p_lse, o, n, reference):
+    """Gradient of log-sum-exp over the sum of exponentials of that reference, times ln 2; 0 where none is wanted."""
     b_weight = tl.zeros(o.shape, tl.float32)
     if p_grad is not None:
-        b_weight = load_vector(p_grad, o, n) * LN2 * tl.exp2(finite(load_vector(p_lse, o, n)) * -LOG2E)
+        b_weight = load_vector(p_grad, o, n) * LN2 * tl.exp2((reference - finite(load_vector(p_lse, o, n))) * LOG2E)
     return b_weight
 
 
@@ -167,12 +193,13 @@ def whole_gradient(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """G of a supertile. One exponential e = 2^x serves both directions, G = e (w_i + v_j) x / c; a side is pointers to
-    its gradients of log-sum-exp and to these."""
+    """G of a supertile. One exponential e serves both directions, G = e (w_i + v_j) s a_i b_j; a side is pointers to its
+    gradients of log-sum-exp and to these."""
     M, N = left[1], right[1]
     d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     scale = tl.load(p_scale)
+    reference = reference_of(scale)
     CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
@@ -186,23 +213,22 @@ def whole_gradient(
         if chunk == CHUNKS - 1:
             o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
             b_row_factor = (tl.load(left[4] + o_m) * (scale * LOG2E))[:, None]
-            b_row_weight = weights_of(row[0], row[1], o_m, M)
+            b_row_weight = weights_of(row[0], row[1], o_m, M, reference)
             parts = split_columns(b_tile, PARTS)
             factors = split_columns(tl.load(right[4] + o_n)[None, :], PARTS)
-            weights = split_columns(weights_of(col[0], col[1], o_n, N)[None, :], PARTS)
+            weights = split_columns(weights_of(col[0], col[1], o_n, N, reference)[None, :], PARTS)
             b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for part in tl.static_range(PARTS):
                 b_factor = b_row_factor * factors[part]
-                b_x = parts[part] * b_factor
-                b_e = tl.exp2(b_x)
+                b_g = tl.exp2(parts[part] * b_factor - reference * LOG2E) * b_factor
                 if p_row_partials is not None or p_col_partials is not None:
-                    b_ex = b_e * b_x
+                    b_ex = b_g * parts[part]
                     if p_row_partials is not None:
                         b_row_sum += strands_of_rows(b_ex)
                     if p_col_partials is not None:
                         b_other_sum += strands_of_rows(b_ex * weights[part])
                 if p_gradient is not None:
-                    b_g = b_e * (b_row_weight[:, None] + weights[part]) * b_factor
+                    b_g *= b_row_weight[:, None] + weights[part]
                     o_part = first_n + part * WIDTH + tl.arange(0, WIDTH)
                     store_gradient(p_gradient, b_g, p_power, o_m, o_part, M, N, stride_g, UPCAST)
             if tile % TILES_N == TILES_N - 1:

@@ -38,9 +38,14 @@ CASES = (
     Case("ragged-rows", M=70, N=64, D=8, ids=0),
     Case("one-id-to-a-tile", M=64, N=64, D=8, ids=32),
     Case("clamped-norms", M=12, N=12, magnitude=1e-14),
+    # supertiles in which every pair takes part, beside others; with a reference that is not 0; and one too high
+    Case("whole", M=130, N=128, D=24, one_scale=True),
+    Case("whole-sharp", M=64, N=128, D=8, one_scale=True, ids=0, scale=90.0),
+    Case("whole-opposite", M=64, N=128, D=8, one_scale=True, ids=0, scale=90.0, opposite=True),
     Case("far-below", M=20, N=70, D=24, bias=-25.0),  # log1p of tiny arguments
 )
-OF_SOFTPLUS = ("ids", "labels", "dense-pairs", "far-below")
+WHOLE = next(case for case in CASES if case.name == "whole")
+OF_SOFTPLUS = ("ids", "labels", "dense-pairs", "whole", "far-below")
 
 
 @pytest.fixture(params=[SMALL, LIBRARY], ids=["fused", "library"])
@@ -79,6 +84,7 @@ def test_between_tiles(case: Case, op: str, keep: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_between_tiles(dtype: torch.dtype) -> None:
     check(CASES[1], "triton", dtype, False, "logsumexp")
+    check(WHOLE, "triton", dtype, False, "logsumexp")
     check(CASES[0], "triton", dtype, False, "softplus_total")
 
 
