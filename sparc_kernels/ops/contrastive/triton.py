@@ -88,7 +88,7 @@ def logsumexp_forward_plan(*args: Any, config: TileConfig | None = None) -> tupl
     steps: Steps = [
         *problem.norms(),
         *find_top,
-        *problem.sweep(logsumexp_kernel, tiles, known | scales | {"p_top_scale": top} | _whole(problem, scales), problem.products(m, tiles)),
+        *problem.sweep(logsumexp_kernel, tiles, known | scales | {"p_top_scale": top}, problem.products(m, tiles)),
     ]
     merged = {name: x for name, x in known.items() if name.endswith("partials")} | {
         "p_row_lse": row_lse,
@@ -137,7 +137,7 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
         "p_col_partials": col_partials,
         "p_power": power,
         "GROUPS_M": groups_m,
-    } | _whole(problem, scales)  # fmt: skip
+    }  # fmt: skip
 
     products = problem.products(length, tiles)
     # a single scale of the columns is summed along rows, too
@@ -279,11 +279,6 @@ def _scales(row: Tensor, col: Tensor) -> dict[str, Any]:
         "COL_SCALES": col.dim() == 1,
         "SAME_SCALE": row.dim() == col.dim() == 0 and same,
     }
-
-
-def _whole(problem: Problem, scales: dict[str, Any]) -> dict[str, bool]:
-    """Kernel argument: one scale, besides what the problem asks for."""
-    return {"WHOLE": bool(problem.arguments()["WHOLE"]) and scales["SAME_SCALE"]}
 
 
 def _scale_sums(

@@ -7,6 +7,7 @@ import triton.language as tl
 from sparc_kernels.ops.contrastive.triton_tiles import (
     LOG2E,
     cosines,
+    described,
     even_columns,
     exclude_pairs,
     finite,
@@ -107,6 +108,7 @@ def logsumexp_gradient_kernel(
     IDS_EXCLUDE: tl.constexpr,
     GIVEN: tl.constexpr,
     EVEN: tl.constexpr,  # N is a multiple of 16
+    DESCRIBED: tl.constexpr,  # the embeddings have tensor descriptors
     WHOLE: tl.constexpr,  # supertiles in which all pairs take part are looked for
     TILES_M: tl.constexpr,
     TILES_N: tl.constexpr,
@@ -127,16 +129,19 @@ def logsumexp_gradient_kernel(
     N = even_columns(N, EVEN)
     group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     group_m += FIRST // (TILES_M * BLOCK_M)
-    left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
-    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
-    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
+    left = described((p_rows, M, stride_m, stride_md, p_row_inverse), BLOCK_M, D, BLOCK_D, DESCRIBED)
+    right = described((p_cols, N, stride_n, stride_nd, p_col_inverse), BLOCK_N, D, BLOCK_D, DESCRIBED)
+    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse, None)
+    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse, None)
     row = (p_grad_row_lse, p_grad_row_target, p_grad_row_soft, p_row_lse, p_guide_row_lse)
     col = (p_grad_col_lse, p_grad_col_target, p_grad_col_soft, p_col_lse, p_guide_col_lse)
     whole = False
     if WHOLE and not GIVEN:
         scale = tl.load(p_row_scale)
-        whole = (scale <= LARGEST_SCALE) & is_whole(
-            p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE
+        whole = (
+            (scale > 0.0)
+            & (scale <= LARGEST_SCALE)
+            & is_whole(p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE)
         )
         first_m, first_n = group_m * TILES_M * BLOCK_M, group_n * TILES_N * BLOCK_N
         whole = whole & all_within(p_row_lse, first_m, M, reference_of(scale), BLOCK_M, TILES_M)
@@ -149,7 +154,8 @@ def logsumexp_gradient_kernel(
         )  # fmt: skip
     else:
         for tile_m in range(TILES_M):
-            o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
+            first_m = (group_m * TILES_M + tile_m) * BLOCK_M
+            o_m = first_m + tl.arange(0, BLOCK_M)
             row_range = range_of_ids(p_row_ids, o_m, M)
             b_row_inverse = load_vector(p_row_inverse, o_m, M)
             b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
@@ -160,11 +166,11 @@ def logsumexp_gradient_kernel(
             for tile_n in tl.range(TILES_N, flatten=True):
                 start = (group_n * TILES_N + tile_n) * BLOCK_N
                 if not GIVEN:
-                    b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
+                    b_tile = products(left, right, first_m, start, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
                     parts = split_columns(b_tile, PARTS)
                 if p_guide_rows is not None:
                     b_tile = products(
-                        guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
+                        guide_left, guide_right, first_m, start, BLOCK_M, BLOCK_N, K, BLOCK_K, PRECISION, UPCAST
                     )
                     guide_parts = split_columns(b_tile, PARTS)
                 col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
@@ -199,7 +205,9 @@ def logsumexp_gradient_kernel(
                         b_g += b_col_scale * b_z
                         if p_col_partials is not None:
                             if COL_SCALES:
-                                b_col_sum = load_partial(p_col_partials, o_n, N, group_m, GROUPS_M, LATER + tile_m, 0, 0.0)
+                                b_col_sum = load_partial(
+                                    p_col_partials, o_n, N, group_m, GROUPS_M, LATER + tile_m, 0, 0.0
+                                )
                                 b_col_sum += tl.sum(b_z * in_range(b_c), axis=0)
                                 store_partial(p_col_partials, b_col_sum, o_n, N, group_m, GROUPS_M, 0)
                             else:

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from sparc_kernels.ops.contrastive.triton_tiles import (
     cosines,
+    described,
     even_columns,
     exclude_pairs,
     first_pair,
@@ -71,6 +72,7 @@ def softplus_kernel(
     ONE_SWEEP: tl.constexpr,  # a backward pass that also sums softplus
     GIVEN: tl.constexpr,
     EVEN: tl.constexpr,  # N is a multiple of 16
+    DESCRIBED: tl.constexpr,  # the embeddings have tensor descriptors
     WHOLE: tl.constexpr,  # supertiles in which all pairs take part are looked for
     TILES_M: tl.constexpr,
     TILES_N: tl.constexpr,
@@ -90,12 +92,13 @@ def softplus_kernel(
     group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     group_m += FIRST // (TILES_M * BLOCK_M)
     scale, bias = tl.load(p_scale), tl.load(p_bias)
-    left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
-    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
-    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
+    left = described((p_rows, M, stride_m, stride_md, p_row_inverse), BLOCK_M, D, BLOCK_D, DESCRIBED)
+    right = described((p_cols, N, stride_n, stride_nd, p_col_inverse), BLOCK_N, D, BLOCK_D, DESCRIBED)
+    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse, None)
+    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse, None)
     whole = False
     if WHOLE and not GIVEN:
-        whole = is_whole(
+        whole = (scale > 0.0) & is_whole(
             p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE
         )
     if whole:
@@ -106,7 +109,8 @@ def softplus_kernel(
         )  # fmt: skip
     else:
         for tile_m in range(TILES_M):
-            o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
+            first_m = (group_m * TILES_M + tile_m) * BLOCK_M
+            o_m = first_m + tl.arange(0, BLOCK_M)
             row_range = range_of_ids(p_row_ids, o_m, M)
             b_row_inverse = load_vector(p_row_inverse, o_m, M)
             b_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
@@ -117,11 +121,11 @@ def softplus_kernel(
                 start = (group_n * TILES_N + tile_n) * BLOCK_N
                 col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
                 if not GIVEN:
-                    b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
+                    b_tile = products(left, right, first_m, start, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
                     parts = split_columns(b_tile, PARTS)
                 if p_guide_rows is not None:
                     b_tile = products(
-                        guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
+                        guide_left, guide_right, first_m, start, BLOCK_M, BLOCK_N, K, BLOCK_K, PRECISION, UPCAST
                     )
                     guide_parts = split_columns(b_tile, PARTS)
                 for part in tl.static_range(PARTS):

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from sparc_kernels.ops.contrastive.triton_tiles import (
-    LOG2E,
     LN2,
+    LOG2E,
+    add_channels,
     finite,
     load_partial,
     load_vector,
@@ -76,19 +77,13 @@ def is_whole(
 
 
 @triton.jit
-def describe(side, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A tensor descriptor of a side as in ``products``."""
-    p_side, n, stride, _, _ = side
-    return tl.make_tensor_descriptor(p_side, [n, D], [stride, 1], [BLOCK, BLOCK_D])
+def after(chunk, tile, CHUNKS: tl.constexpr):
+    """The next channels of a tile, or the first of the next tile.
 
-
-@triton.jit
-def add_chunk(d_left, d_right, first_m, first_n, o_d, b_tile, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
-    """A tile's raw products with those of some more channels."""
-    b_left, b_right = d_left.load([first_m, o_d]), d_right.load([first_n, o_d])
-    if UPCAST:
-        b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
-    return tl.dot(b_left, tl.trans(b_right), b_tile, input_precision=PRECISION)
+    One loop over both lets copies for a tile run ahead while the one before it is still being finished.
+    """
+    chunk = tl.where(chunk == CHUNKS - 1, 0, chunk + 1)
+    return chunk, tl.where(chunk == 0, tile + 1, tile)
 
 
 @triton.jit
@@ -126,45 +121,38 @@ def whole_logsumexp(
     """The partial results of a supertile, whose exponentials have one reference; whether that was too high for a row's
     or a column's, of which float32 has then lost too much."""
     M, N = left[1], right[1]
-    d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
     STRANDS: tl.constexpr = 32 if BLOCK_M % 64 == 0 else BLOCK_M
     scale = tl.load(p_scale)
-    factor, reference = scale * LOG2E, reference_of(scale) * LOG2E
+    reference = reference_of(scale) * LOG2E
     b_row_least, b_col_least = tl.full([BLOCK_M], 1.0, tl.float32), tl.full([BLOCK_N], 1.0, tl.float32)
     CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_col_sum = tl.zeros([STRANDS, BLOCK_N], tl.float32)
-    o_m, o_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     chunk, tile = -1, -1
     for _ in range(TILES_M * TILES_N * CHUNKS):
-        chunk = tl.where(chunk == CHUNKS - 1, 0, chunk + 1)
-        tile = tl.where(chunk == 0, tile + 1, tile)
+        chunk, tile = after(chunk, tile, CHUNKS)
         first_m = (group_m * TILES_M + tile % TILES_M) * BLOCK_M
         first_n = (group_n * TILES_N + tile // TILES_M) * BLOCK_N
-        b_tile = add_chunk(d_left, d_right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
+        b_tile = add_channels(left, right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
         if chunk == CHUNKS - 1:
-            b_row_factor = tl.load(left[4] + first_m + o_m)
-            b_col_factor = tl.load(right[4] + first_n + o_n)
-            b_row_sum = tl.zeros([BLOCK_M], tl.float32)
-            if p_row_partials is not None and TILES_N > 1:
-                b_row_sum = load_partial(
-                    p_row_partials, first_m + o_m, M, group_n, GROUPS_N, tile // TILES_M, SUM, 0.0
-                )
-            b_e = tl.exp2(b_tile * ((b_row_factor * factor)[:, None] * b_col_factor[None, :]) - reference)
+            o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
+            b_row_factor = (tl.load(left[4] + o_m) * (scale * LOG2E))[:, None]
+            b_e = tl.exp2(b_tile * (b_row_factor * tl.load(right[4] + o_n)[None, :]) - reference)
             b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if p_row_partials is not None:
-                b_sum = b_row_sum + tl.sum(b_e, axis=1)
+                # loaded by the threads that store it, so that no barrier keeps copies from running ahead
+                b_sum = load_partial(p_row_partials, o_m, M, group_n, GROUPS_N, tile // TILES_M, SUM, 0.0)
+                b_sum += tl.sum(b_e, axis=1)
                 b_row_least = tl.minimum(b_row_least, b_sum)
-                store_partial(p_row_partials, b_sum, first_m + o_m, M, group_n, GROUPS_N, SUM)
-                store_partial(p_row_partials, b_sum * 0.0 + reference, first_m + o_m, M, group_n, GROUPS_N, TOP)
+                store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, SUM)
+                store_partial(p_row_partials, tl.zeros_like(b_sum) + reference, o_m, M, group_n, GROUPS_N, TOP)
             if p_col_partials is not None:
                 b_col_sum += strands_of_cols(b_e)
-            if tile % TILES_M == TILES_M - 1:
-                if p_col_partials is not None:
+                if tile % TILES_M == TILES_M - 1:
                     b_end = tl.sum(b_col_sum, axis=0)
                     b_col_least = tl.minimum(b_col_least, b_end)
-                    store_partial(p_col_partials, b_end, first_n + o_n, N, group_m, GROUPS_M, SUM)
-                    store_partial(p_col_partials, b_end * 0.0 + reference, first_n + o_n, N, group_m, GROUPS_M, TOP)
+                    store_partial(p_col_partials, b_end, o_n, N, group_m, GROUPS_M, SUM)
+                    store_partial(p_col_partials, tl.zeros_like(b_end) + reference, o_n, N, group_m, GROUPS_M, TOP)
                     b_col_sum = tl.zeros([STRANDS, BLOCK_N], tl.float32)
     least = tl.minimum(tl.min(b_row_least, axis=0), tl.min(b_col_least, axis=0))
     return tl.log2(least) < LEAST_LOG
@@ -193,10 +181,9 @@ def whole_gradient(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """G of a supertile. One exponential e serves both directions, G = e (w_i + v_j) s a_i b_j; a side is pointers to its
-    gradients of log-sum-exp and to these."""
+    """G of a supertile. One exponential e serves both directions, G = e (w_i + v_j) s a_i b_j; a side is pointers to
+    its gradients of log-sum-exp and to these."""
     M, N = left[1], right[1]
-    d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     scale = tl.load(p_scale)
     reference = reference_of(scale)
@@ -205,11 +192,10 @@ def whole_gradient(
     b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
     chunk, tile = -1, -1
     for _ in range(TILES_M * TILES_N * CHUNKS):
-        chunk = tl.where(chunk == CHUNKS - 1, 0, chunk + 1)
-        tile = tl.where(chunk == 0, tile + 1, tile)
+        chunk, tile = after(chunk, tile, CHUNKS)
         first_m = (group_m * TILES_M + tile // TILES_N) * BLOCK_M
         first_n = (group_n * TILES_N + tile % TILES_N) * BLOCK_N
-        b_tile = add_chunk(d_left, d_right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
+        b_tile = add_channels(left, right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
         if chunk == CHUNKS - 1:
             o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
             b_row_factor = (tl.load(left[4] + o_m) * (scale * LOG2E))[:, None]
@@ -298,18 +284,16 @@ def whole_softplus(
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     BACKWARD: tl.constexpr = p_grad_row_sum is not None
     scale, bias = numbers
-    d_left, d_right = describe(left, BLOCK_M, D, BLOCK_D), describe(right, BLOCK_N, D, BLOCK_D)
     CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     b_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
     b_values = tl.zeros([BLOCK_M, 4], tl.float32)
     chunk, tile = -1, -1
     for _ in range(TILES_M * TILES_N * CHUNKS):
-        chunk = tl.where(chunk == CHUNKS - 1, 0, chunk + 1)
-        tile = tl.where(chunk == 0, tile + 1, tile)
+        chunk, tile = after(chunk, tile, CHUNKS)
         first_m = (group_m * TILES_M + tile // TILES_N) * BLOCK_M
         first_n = (group_n * TILES_N + tile % TILES_N) * BLOCK_N
-        b_tile = add_chunk(d_left, d_right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
+        b_tile = add_channels(left, right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
         if chunk == CHUNKS - 1:
             o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
             b_row_factor = (tl.load(left[4] + o_m) * scale)[:, None]

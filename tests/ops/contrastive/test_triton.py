@@ -38,14 +38,16 @@ CASES = (
     Case("ragged-rows", M=70, N=64, D=8, ids=0),
     Case("one-id-to-a-tile", M=64, N=64, D=8, ids=32),
     Case("clamped-norms", M=12, N=12, magnitude=1e-14),
-    # supertiles in which every pair takes part, beside others; with a reference that is not 0; and one too high
-    Case("whole", M=130, N=128, D=24, one_scale=True),
-    Case("whole-sharp", M=64, N=128, D=8, one_scale=True, ids=0, scale=90.0),
-    Case("whole-opposite", M=64, N=128, D=8, one_scale=True, ids=0, scale=90.0, opposite=True),
     Case("far-below", M=20, N=70, D=24, bias=-25.0),  # log1p of tiny arguments
 )
-WHOLE = next(case for case in CASES if case.name == "whole")
-OF_SOFTPLUS = ("ids", "labels", "dense-pairs", "whole", "far-below")
+OF_SOFTPLUS = ("ids", "labels", "dense-pairs", "far-below")
+
+# Supertiles in which every pair takes part, beside others; with a reference that is not 0; and one that is too high.
+WHOLE = (
+    Case("whole", M=130, N=128, D=24, one_scale=True),
+    Case("whole-sharp", M=64, N=64, D=8, one_scale=True, ids=0, scale=90.0),
+    Case("whole-opposite", M=64, N=64, D=8, one_scale=True, ids=0, scale=100.0, opposite=True),
+)
 
 
 @pytest.fixture(params=[SMALL, LIBRARY], ids=["fused", "library"])
@@ -80,11 +82,25 @@ def test_between_tiles(case: Case, op: str, keep: bool) -> None:
     check(case, "triton", torch.float32, keep, op)
 
 
+@pytest.mark.parametrize(
+    "case, op, dtype",
+    [
+        *(pytest.param(case, "logsumexp", torch.float32, id=str(case)) for case in WHOLE),
+        pytest.param(WHOLE[0], "softplus", torch.float32, id="softplus"),
+        pytest.param(WHOLE[0], "softplus_total", torch.bfloat16, id="softplus_total"),
+        pytest.param(WHOLE[1], "logsumexp", torch.float16, id="float16"),
+    ],
+)
+def test_whole_supertiles(case: Case, op: str, dtype: torch.dtype) -> None:
+    config = replace(SMALL, workspace_bytes=dtype.itemsize * 64 * case.N)  # of G, a supertile's rows at a time
+    with mock.patch.object(triton_plans, "choose", return_value=config):
+        check(case, "triton", dtype, False, op)
+
+
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_between_tiles(dtype: torch.dtype) -> None:
     check(CASES[1], "triton", dtype, False, "logsumexp")
-    check(WHOLE, "triton", dtype, False, "logsumexp")
     check(CASES[0], "triton", dtype, False, "softplus_total")
 
 
