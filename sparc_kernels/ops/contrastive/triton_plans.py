@@ -165,7 +165,7 @@ class Problem:
             "THRESHOLDS": self.threshold is not None and self.threshold.dim() == 1,
             "IDS_EXCLUDE": self.ids_exclude,
             "EVEN": n % LANES == 0,
-            "DESCRIBED": not config.library and all(map(describable, (row.embeds, col.embeds))),
+            "DESCRIBED": config.described and all(map(describable, (row.embeds, col.embeds))),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_D": config.block_d,

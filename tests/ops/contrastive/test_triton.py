@@ -92,7 +92,7 @@ def test_between_tiles(case: Case, op: str, keep: bool) -> None:
     ],
 )
 def test_whole_supertiles(case: Case, op: str, dtype: torch.dtype) -> None:
-    config = replace(SMALL, workspace_bytes=dtype.itemsize * 64 * case.N)  # of G, a supertile's rows at a time
+    config = replace(SMALL, described=True, workspace_bytes=dtype.itemsize * 64 * case.N)  # of G, a supertile's rows at a time
     with mock.patch.object(triton_plans, "choose", return_value=config):
         check(case, "triton", dtype, False, op)
 
