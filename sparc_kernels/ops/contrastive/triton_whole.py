@@ -25,7 +25,7 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
 
 SAFE_SCALE = tl.constexpr(60.0)  # below, no exponential of a scaled cosine leaves float32 (``MATH.md``, Numerics)
 LARGEST_SCALE = tl.constexpr(100.0)  # up to it a fixed reference does, but for rows and columns far from all others
-LEAST_LOG = tl.constexpr(-65.0 * 1.4426950408889634)  # of a sum: what float32 has lost of it is below its rounding
+LEAST_LOG = tl.constexpr(-62.0 * 1.4426950408889634)  # of a sum: what float32 has lost of it is below its rounding
 TOP, SUM = tl.constexpr(0), tl.constexpr(1)
 # Sums over a run of columns: Z c and Z, for the gradients of scale and bias; and softplus beside them.
 SCALE, BIAS, VALUE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
