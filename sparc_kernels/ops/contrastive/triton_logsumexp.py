@@ -11,7 +11,7 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     LN2,
     LOG2E,
     cosines,
-    described,
+    descriptor,
     even_columns,
     exclude_pairs,
     finite,
@@ -180,12 +180,16 @@ def logsumexp_kernel(
     group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     group_m += FIRST // (TILES_M * BLOCK_M)
     safe = tl.load(p_top_scale) <= SAFE_SCALE
-    left = described((p_rows, M, stride_m, stride_md, p_row_inverse), BLOCK_M, D, BLOCK_D, DESCRIBED)
-    right = described((p_cols, N, stride_n, stride_nd, p_col_inverse), BLOCK_N, D, BLOCK_D, DESCRIBED)
+    d_rows, d_cols = None, None
+    if DESCRIBED:
+        d_rows = descriptor(p_rows, M, stride_m, D, BLOCK_M, BLOCK_D)
+        d_cols = descriptor(p_cols, N, stride_n, D, BLOCK_N, BLOCK_D)
+    left = (p_rows, M, stride_m, stride_md, p_row_inverse, d_rows)
+    right = (p_cols, N, stride_n, stride_nd, p_col_inverse, d_cols)
     guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse, None)
     guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse, None)
     whole = False
-    if WHOLE and not GIVEN:
+    if WHOLE:
         scale = tl.load(p_row_scale)
         whole = (
             (scale > 0.0)
@@ -193,11 +197,12 @@ def logsumexp_kernel(
             & is_whole(p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE)
         )
     again = True
-    if whole:
-        again = whole_logsumexp(
-            left, right, p_row_scale, p_row_partials, p_col_partials, group_m, group_n, GROUPS_M, GROUPS_N,
-            D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, UPCAST
-        )  # fmt: skip
+    if WHOLE:
+        if whole:
+            again = whole_logsumexp(
+                left, right, p_row_scale, p_row_partials, p_col_partials, group_m, group_n, GROUPS_M, GROUPS_N,
+                D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, UPCAST
+            )  # fmt: skip
     if again:
         for tile_m in range(TILES_M):
             first_m = (group_m * TILES_M + tile_m) * BLOCK_M

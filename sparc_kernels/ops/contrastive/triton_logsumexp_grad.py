@@ -7,7 +7,7 @@ import triton.language as tl
 from sparc_kernels.ops.contrastive.triton_tiles import (
     LOG2E,
     cosines,
-    described,
+    descriptor,
     even_columns,
     exclude_pairs,
     finite,
@@ -129,14 +129,18 @@ def logsumexp_gradient_kernel(
     N = even_columns(N, EVEN)
     group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     group_m += FIRST // (TILES_M * BLOCK_M)
-    left = described((p_rows, M, stride_m, stride_md, p_row_inverse), BLOCK_M, D, BLOCK_D, DESCRIBED)
-    right = described((p_cols, N, stride_n, stride_nd, p_col_inverse), BLOCK_N, D, BLOCK_D, DESCRIBED)
+    d_rows, d_cols = None, None
+    if DESCRIBED:
+        d_rows = descriptor(p_rows, M, stride_m, D, BLOCK_M, BLOCK_D)
+        d_cols = descriptor(p_cols, N, stride_n, D, BLOCK_N, BLOCK_D)
+    left = (p_rows, M, stride_m, stride_md, p_row_inverse, d_rows)
+    right = (p_cols, N, stride_n, stride_nd, p_col_inverse, d_cols)
     guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse, None)
     guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse, None)
     row = (p_grad_row_lse, p_grad_row_target, p_grad_row_soft, p_row_lse, p_guide_row_lse)
     col = (p_grad_col_lse, p_grad_col_target, p_grad_col_soft, p_col_lse, p_guide_col_lse)
     whole = False
-    if WHOLE and not GIVEN:
+    if WHOLE:
         scale = tl.load(p_row_scale)
         whole = (
             (scale > 0.0)
@@ -146,13 +150,14 @@ def logsumexp_gradient_kernel(
         first_m, first_n = group_m * TILES_M * BLOCK_M, group_n * TILES_N * BLOCK_N
         whole = whole & all_within(p_row_lse, first_m, M, reference_of(scale), BLOCK_M, TILES_M)
         whole = whole & all_within(p_col_lse, first_n, N, reference_of(scale), BLOCK_N, TILES_N)
-    if whole:
-        whole_gradient(
-            left, right, p_row_scale, (p_grad_row_lse, p_row_lse), (p_grad_col_lse, p_col_lse), p_power, p_gradient,
-            p_row_partials, p_col_partials, stride_g, group_m, group_n, GROUPS_N,
-            D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PARTS, PRECISION, UPCAST
-        )  # fmt: skip
-    else:
+    if WHOLE:
+        if whole:
+            whole_gradient(
+                left, right, p_row_scale, (p_grad_row_lse, p_row_lse), (p_grad_col_lse, p_col_lse), p_power, p_gradient,
+                p_row_partials, p_col_partials, stride_g, group_m, group_n, GROUPS_N,
+                D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PARTS, PRECISION, UPCAST
+            )  # fmt: skip
+    if not whole:
         for tile_m in range(TILES_M):
             first_m = (group_m * TILES_M + tile_m) * BLOCK_M
             o_m = first_m + tl.arange(0, BLOCK_M)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from sparc_kernels.ops.contrastive.triton_tiles import (
     cosines,
-    described,
+    descriptor,
     even_columns,
     exclude_pairs,
     first_pair,
@@ -92,22 +92,27 @@ def softplus_kernel(
     group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     group_m += FIRST // (TILES_M * BLOCK_M)
     scale, bias = tl.load(p_scale), tl.load(p_bias)
-    left = described((p_rows, M, stride_m, stride_md, p_row_inverse), BLOCK_M, D, BLOCK_D, DESCRIBED)
-    right = described((p_cols, N, stride_n, stride_nd, p_col_inverse), BLOCK_N, D, BLOCK_D, DESCRIBED)
+    d_rows, d_cols = None, None
+    if DESCRIBED:
+        d_rows = descriptor(p_rows, M, stride_m, D, BLOCK_M, BLOCK_D)
+        d_cols = descriptor(p_cols, N, stride_n, D, BLOCK_N, BLOCK_D)
+    left = (p_rows, M, stride_m, stride_md, p_row_inverse, d_rows)
+    right = (p_cols, N, stride_n, stride_nd, p_col_inverse, d_cols)
     guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse, None)
     guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse, None)
     whole = False
-    if WHOLE and not GIVEN:
+    if WHOLE:
         whole = (scale > 0.0) & is_whole(
             p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE
         )
-    if whole:
-        whole_softplus(
-            left, right, (scale, bias), p_grad_row_sum, p_power, p_gradient, p_row_partials, stride_g,
-            group_m, group_n, GROUPS_N, ONE_SWEEP,
-            D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PARTS, PRECISION, UPCAST
-        )  # fmt: skip
-    else:
+    if WHOLE:
+        if whole:
+            whole_softplus(
+                left, right, (scale, bias), p_grad_row_sum, p_power, p_gradient, p_row_partials, stride_g,
+                group_m, group_n, GROUPS_N, ONE_SWEEP,
+                D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PARTS, PRECISION, UPCAST
+            )  # fmt: skip
+    if not whole:
         for tile_m in range(TILES_M):
             first_m = (group_m * TILES_M + tile_m) * BLOCK_M
             o_m = first_m + tl.arange(0, BLOCK_M)

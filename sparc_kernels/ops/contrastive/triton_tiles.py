@@ -111,14 +111,9 @@ def exclude_pairs(b_cosine, p_indices, o_pair, o_end, o_n, end):
 
 
 @triton.jit
-def described(side, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, DESCRIBED: tl.constexpr):
-    """A side, (pointer, how many, stride of one, stride of a channel, pointer to inverse norms), and behind them its
-    tensor descriptor; None where the tensor memory accelerator cannot read it."""
-    p_side, n, stride, stride_d, p_inverse = side
-    descriptor = None
-    if DESCRIBED:
-        descriptor = tl.make_tensor_descriptor(p_side, [n, D], [stride, 1], [BLOCK, BLOCK_D])
-    return p_side, n, stride, stride_d, p_inverse, descriptor
+def descriptor(p_side, n, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Of [n, D], for tiles of BLOCK rows."""
+    return tl.make_tensor_descriptor(p_side, [n, D], [stride, 1], [BLOCK, BLOCK_D])
 
 
 @triton.jit
@@ -140,7 +135,8 @@ def products(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_M, BLOCK_N] raw; a side is what ``described`` gives."""
+    """[BLOCK_M, BLOCK_N] raw; a side is (pointer, how many, stride of one, stride of a channel, pointer to inverse norms,
+    tensor descriptor or None)."""
     if left[5] is not None:
         b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for o_d in range(0, D, BLOCK_D):
