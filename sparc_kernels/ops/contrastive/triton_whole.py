@@ -80,7 +80,8 @@ def is_whole(
 def after(chunk, tile, CHUNKS: tl.constexpr):
     """The next channels of a tile, or the first of the next tile.
 
-    One loop over both lets copies for a tile run ahead while the one before it is still being finished.
+    One loop over both lets copies for a tile run ahead while the one before it is still being finished. Tiles of a
+    supertile are powers of two, so that masks find their place: a division would come between matrix instructions.
     """
     chunk = tl.where(chunk == CHUNKS - 1, 0, chunk + 1)
     return chunk, tl.where(chunk == 0, tile + 1, tile)
@@ -131,7 +132,7 @@ def whole_logsumexp(
     chunk, tile = -1, -1
     for _ in range(TILES_M * TILES_N * CHUNKS):
         chunk, tile = after(chunk, tile, CHUNKS)
-        first_m = (group_m * TILES_M + tile % TILES_M) * BLOCK_M
+        first_m = (group_m * TILES_M + (tile & (TILES_M - 1))) * BLOCK_M
         first_n = (group_n * TILES_N + tile // TILES_M) * BLOCK_N
         b_tile = add_channels(left, right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
         if chunk == CHUNKS - 1:
@@ -194,7 +195,7 @@ def whole_gradient(
     for _ in range(TILES_M * TILES_N * CHUNKS):
         chunk, tile = after(chunk, tile, CHUNKS)
         first_m = (group_m * TILES_M + tile // TILES_N) * BLOCK_M
-        first_n = (group_n * TILES_N + tile % TILES_N) * BLOCK_N
+        first_n = (group_n * TILES_N + (tile & (TILES_N - 1))) * BLOCK_N
         b_tile = add_channels(left, right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
         if chunk == CHUNKS - 1:
             o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
@@ -292,7 +293,7 @@ def whole_softplus(
     for _ in range(TILES_M * TILES_N * CHUNKS):
         chunk, tile = after(chunk, tile, CHUNKS)
         first_m = (group_m * TILES_M + tile // TILES_N) * BLOCK_M
-        first_n = (group_n * TILES_N + tile % TILES_N) * BLOCK_N
+        first_n = (group_n * TILES_N + (tile & (TILES_N - 1))) * BLOCK_N
         b_tile = add_channels(left, right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
         if chunk == CHUNKS - 1:
             o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
