@@ -111,12 +111,12 @@ def describable(tensor: Tensor) -> bool:
     """Whether a kernel can make a tensor descriptor of a matrix: copies by the tensor memory accelerator of sm_90 and
     later, whose rows start at multiples of 16 bytes and lie dense."""
     starts = (tensor.stride(0) * tensor.element_size(), 0 if tensor.is_meta else tensor.data_ptr())
-    dense = tensor.dim() == 2 and tensor.stride(1) == 1 and min(tensor.shape) > 0
+    dense = tensor.dim() == 2 and tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1] > 0
     return dense and torch.version.hip is None and capability(tensor) >= 90 and not any(x % 16 for x in starts)
 
 
-def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    return torch.empty(size, dtype=torch.int8, device="cuda")  # PyTorch's allocator aligns to more than Triton asks for
+def _scratch(size: int, multiple: int, stream: int | None) -> Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def with_scratch(run: Callable[[], Any]) -> Any:
