@@ -188,7 +188,7 @@ def logsumexp_kernel(
     right = (p_cols, N, stride_n, stride_nd, p_col_inverse, d_cols)
     guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse, None)
     guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse, None)
-    whole = False
+    again = True
     if WHOLE:
         scale = tl.load(p_row_scale)
         whole = (
@@ -196,8 +196,6 @@ def logsumexp_kernel(
             & (scale <= LARGEST_SCALE)
             & is_whole(p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE)
         )
-    again = True
-    if WHOLE:
         if whole:
             again = whole_logsumexp(
                 left, right, p_row_scale, p_row_partials, p_col_partials, group_m, group_n, GROUPS_M, GROUPS_N,

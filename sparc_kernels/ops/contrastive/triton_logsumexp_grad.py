@@ -150,7 +150,6 @@ def logsumexp_gradient_kernel(
         first_m, first_n = group_m * TILES_M * BLOCK_M, group_n * TILES_N * BLOCK_N
         whole = whole & all_within(p_row_lse, first_m, M, reference_of(scale), BLOCK_M, TILES_M)
         whole = whole & all_within(p_col_lse, first_n, N, reference_of(scale), BLOCK_N, TILES_N)
-    if WHOLE:
         if whole:
             whole_gradient(
                 left, right, p_row_scale, (p_grad_row_lse, p_row_lse), (p_grad_col_lse, p_col_lse), p_power, p_gradient,

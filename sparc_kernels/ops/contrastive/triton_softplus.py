@@ -105,7 +105,6 @@ def softplus_kernel(
         whole = (scale > 0.0) & is_whole(
             p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE
         )
-    if WHOLE:
         if whole:
             whole_softplus(
                 left, right, (scale, bias), p_grad_row_sum, p_power, p_gradient, p_row_partials, stride_g,

@@ -135,8 +135,8 @@ def products(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_M, BLOCK_N] raw; a side is (pointer, how many, stride of one, stride of a channel, pointer to inverse norms,
-    tensor descriptor or None)."""
+    """[BLOCK_M, BLOCK_N] raw; a side is (pointer, how many, stride of one, stride of a channel, pointer to inverse
+    norms, tensor descriptor or None)."""
     if left[5] is not None:
         b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for o_d in range(0, D, BLOCK_D):

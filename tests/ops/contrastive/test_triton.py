@@ -92,7 +92,8 @@ def test_between_tiles(case: Case, op: str, keep: bool) -> None:
     ],
 )
 def test_whole_supertiles(case: Case, op: str, dtype: torch.dtype) -> None:
-    config = replace(SMALL, described=True, workspace_bytes=dtype.itemsize * 64 * case.N)  # of G, a supertile's rows at a time
+    g_bytes = dtype.itemsize * 64 * case.N  # of a supertile's rows, which come at a time
+    config = replace(SMALL, described=True, workspace_bytes=g_bytes)
     with mock.patch.object(triton_plans, "choose", return_value=config):
         check(case, "triton", dtype, False, op)
 
