@@ -24,6 +24,7 @@ class _Loop:
     indent: int
     ahead: dict[str, int]
     events: list[tuple[str, tuple[str, ...], int]] = field(default_factory=list)
+    branches: list[int] = field(default_factory=list)  # open ones inside of it, by their indentation
 
 
 def races(ttgir: str) -> list[str]:
@@ -42,6 +43,11 @@ def races(ttgir: str) -> list[str]:
             loop = open_loops.pop()
             found += _overwritten(loop, slots)
             continue
+        branches = open_loops[-1].branches if open_loops else []
+        if "scf.if" in line:
+            branches.append(indent)
+        elif branches and line.strip().startswith("}") and "else" not in line and indent == branches[-1]:
+            branches.pop()
         match = _RESULT.match(line)
         name = match.group(1) if match else ""
         buffer.pop(name, None)  # a region may give a name again that another had
@@ -53,8 +59,11 @@ def races(ttgir: str) -> list[str]:
         elif view := _VIEW.search(line):
             if view.group(1) in buffer:
                 buffer[name] = buffer[view.group(1)]
-        elif "ttg.async_copy_global_to_local" in line:
-            into = buffer[_OPERAND.findall(line.split(" = ")[1])[1]]  # behind the pointers
+        elif "ttg.async_copy_global_to_local" in line or "ttng.async_tma_copy_global_to_local" in line:
+            if "tma" in line:
+                into = buffer[_OPERAND.findall(line.split("] ")[1])[0]]  # behind descriptor and position
+            else:
+                into = buffer[_OPERAND.findall(line.split(" = ")[1])[1]]  # behind the pointers
             copied[into] = copied.get(into, 0) + 1
             for loop in open_loops[-1:]:
                 loop.events.append(("copy", (into,), 0))
@@ -64,7 +73,8 @@ def races(ttgir: str) -> list[str]:
             pending = re.search(r"pendings = (\d+)", line)
             assert pending, line
             for loop in open_loops[-1:]:
-                loop.events.append(("wait", (), int(pending.group(1))))
+                if not loop.branches:  # a wait that not every iteration makes is none
+                    loop.events.append(("wait", (), int(pending.group(1))))
         elif "ttng.warp_group_dot " in line:
             operands = _OPERAND.findall(line.split("ttng.warp_group_dot ")[1].split(" : ")[0])
             for loop in open_loops[-1:]:

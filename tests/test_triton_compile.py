@@ -77,11 +77,15 @@ def test_float32(capability: int, precision: str) -> None:
 
 
 @pytest.mark.skipif(not triton.__version__.startswith(TUNED_WITH), reason="of one release of Triton's pipeliner")
-@pytest.mark.parametrize(("squares", "stages"), [(True, 2), (True, 3), (False, 2), (False, 3)])
-def test_races_are_seen(squares: bool, stages: int) -> None:
-    """A tile that a product and a register sum share has one slot too few; without the sum it has enough."""
+@pytest.mark.parametrize(
+    ("squares", "stages", "described"),
+    [(True, 2, False), (True, 3, False), (False, 2, False), (False, 3, False), (True, 3, True), (False, 3, True)],
+)
+def test_races_are_seen(squares: bool, stages: int, described: bool) -> None:
+    """A tile that a product and a register sum share has one slot too few; without the sum it has enough. So it is by
+    pointers and by tensor descriptors."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.racing_kernel", str(int(squares)), str(stages)]
+    command = [sys.executable, "-m", "tests.racing_kernel", str(int(squares)), str(stages), str(int(described))]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-4000:]
     assert bool(json.loads(result.stdout)) == squares

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import contextvars
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -106,11 +107,30 @@ def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:
     return dict(zip(names, tensor.stride() if tensor is not None else (0,) * len(names)))
 
 
+def describable(tensor: Tensor) -> bool:
+    """Whether a kernel can make a tensor descriptor of a matrix: copies by the tensor memory accelerator of sm_90 and
+    later, whose rows start at multiples of 16 bytes and lie dense."""
+    starts = (tensor.stride(0) * tensor.element_size(), 0 if tensor.is_meta else tensor.data_ptr())
+    dense = tensor.dim() == 2 and tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1] > 0
+    return dense and torch.version.hip is None and capability(tensor) >= 90 and not any(x % 16 for x in starts)
+
+
+def _scratch(size: int, multiple: int, stream: int | None) -> Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def with_scratch(run: Callable[[], Any]) -> Any:
+    """What ``run`` returns, whose kernels find memory for the tensor descriptors that they make; an allocator that the
+    caller has set (``triton.set_allocator``) stays what it is outside."""
+    context = contextvars.copy_context()
+    context.run(triton.set_allocator, _scratch)
+    return context.run(run)
+
+
 def run_all(steps: Iterable[Step], tensor: Tensor) -> None:
     """Run the steps in order, on the current stream of the device of ``tensor``."""
     reason = unsupported_reason(tensor.device, tensor.dtype)
     if reason is not None:
         raise NotImplementedError(reason)
     with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
-        for step in steps:
-            step.run()
+        with_scratch(lambda: [step.run() for step in steps])

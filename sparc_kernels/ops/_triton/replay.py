@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import driver
 
-from sparc_kernels.ops._triton.launch import Launch, Step, interpreted, run_all, unsupported_reason
+from sparc_kernels.ops._triton.launch import Launch, Step, interpreted, run_all, unsupported_reason, with_scratch
 
 Plan = Callable[..., tuple[tuple[Tensor, ...], Iterable[Step]]]
 
@@ -192,8 +192,7 @@ class Tape:
         for copy, original in self.copied:
             copy.tensor(roots).copy_(original.tensor(roots))
         stream = None if interpreted() else driver.active.get_current_stream(driver.active.get_current_device())
-        for step in self.steps:
-            step.run(roots, addresses, stream)
+        with_scratch(lambda: [step.run(roots, addresses, stream) for step in self.steps])
         return results
 
 

@@ -36,6 +36,9 @@ class TileConfig:
     # read them instead of computing their own.
     library: bool = False
     library_bytes: int = 128 * 2**20
+    # Whether tiles of the embeddings are copied by the tensor memory accelerator, where their layout allows it. Only
+    # then are supertiles in which every pair takes part looked for.
+    described: bool = False
 
     def cut(self, n_rows: int, n_cols: int, n_channels: int) -> TileConfig:
         """For a small problem: no tile much larger than the matrix."""
@@ -103,10 +106,10 @@ def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> Til
         return TileConfig(128, 64, 32, parts=2) if guided else TileConfig(128, 128, 32)
     # wgmma and tcgen05 read operands from shared memory: 64 channels are 128 bytes, the widest swizzle.
     if guided:
-        return TileConfig(128, 64, 64, parts=2)
+        return TileConfig(128, 64, 64, parts=2, described=capability < 100)
     if capability < 100:
         # Two programs of 4 warps to a multiprocessor: one has products to add while the other takes exponentials. Of 8
         # warps there is one, and nothing runs beside its exponentials: the fastest of them was 17 % slower forward and
         # 12 % backward on an H200 (bfloat16, 16384 items, 768 channels), 5 % for softplus sums. float16: not measured.
-        return TileConfig(128, 128, 64, parts=4 if demanding else 2, num_warps=4)
+        return TileConfig(128, 128, 64, parts=4 if demanding else 2, num_warps=4, described=True)
     return TileConfig(128, 128, 64)  # [256, 128] spills: 312 bytes a thread on sm_100

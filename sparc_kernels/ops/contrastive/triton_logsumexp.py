@@ -11,6 +11,7 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     LN2,
     LOG2E,
     cosines,
+    descriptor,
     even_columns,
     exclude_pairs,
     finite,
@@ -33,8 +34,8 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     split_columns,
     store_partial,
 )
+from sparc_kernels.ops.contrastive.triton_whole import LARGEST_SCALE, SAFE_SCALE, is_whole, whole_logsumexp
 
-SAFE_SCALE = tl.constexpr(60.0)  # below, no exponential of a scaled cosine leaves float32 (``MATH.md``, Numerics)
 # Partial results of a row over a run of columns, and of a column over a run of rows. The last three are a guide's.
 FIELDS = ("top", "sum", "target", "guide_top", "guide_sum", "soft")
 TOP, SUM, TARGET, GUIDE_TOP, GUIDE_SUM, SOFT = map(tl.constexpr, range(len(FIELDS)))
@@ -157,6 +158,8 @@ def logsumexp_kernel(
     IDS_EXCLUDE: tl.constexpr,
     GIVEN: tl.constexpr,
     EVEN: tl.constexpr,  # N is a multiple of 16
+    DESCRIBED: tl.constexpr,  # the embeddings have tensor descriptors
+    WHOLE: tl.constexpr,  # supertiles in which all pairs take part are looked for
     TILES_M: tl.constexpr,
     TILES_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -177,64 +180,84 @@ def logsumexp_kernel(
     group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     group_m += FIRST // (TILES_M * BLOCK_M)
     safe = tl.load(p_top_scale) <= SAFE_SCALE
-    left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
-    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
-    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
-    for tile_m in range(TILES_M):
-        o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_range = range_of_ids(p_row_ids, o_m, M)
-        b_row_inverse = load_vector(p_row_inverse, o_m, M)
-        b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
-        row = no_state(o_m)
-        if p_indptr is not None:
-            o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
-        for tile_n in tl.range(TILES_N, flatten=True):
-            start = (group_n * TILES_N + tile_n) * BLOCK_N
-            if not GIVEN:
-                b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
-                parts = split_columns(b_tile, PARTS)
-            if p_guide_rows is not None:
-                b_tile = products(
-                    guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
-                )
-                guide_parts = split_columns(b_tile, PARTS)
-            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
-            for part in tl.static_range(PARTS):
-                o_n = start + part * WIDTH + tl.arange(0, WIDTH)
-                if GIVEN:
-                    b_product = load_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
-                else:
-                    b_product = parts[part]
-                    keep_products(p_products, b_product, o_m, o_n, M, N, FIRST, stride_p)
-                b_c = cosines(b_product, b_row_inverse, right, o_n)
-                if may_exclude(row_range, col_range, EXCLUDE):
-                    b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
-                if p_indptr is not None:
-                    b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
-                m_same, b_guide = None, None
+    d_rows, d_cols = None, None
+    if DESCRIBED:
+        d_rows = descriptor(p_rows, M, stride_m, D, BLOCK_M, BLOCK_D)
+        d_cols = descriptor(p_cols, N, stride_n, D, BLOCK_N, BLOCK_D)
+    left = (p_rows, M, stride_m, stride_md, p_row_inverse, d_rows)
+    right = (p_cols, N, stride_n, stride_nd, p_col_inverse, d_cols)
+    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse, None)
+    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse, None)
+    again = True
+    if WHOLE:
+        scale = tl.load(p_row_scale)
+        whole = (
+            (scale > 0.0)
+            & (scale <= LARGEST_SCALE)
+            & is_whole(p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE)
+        )
+        if whole:
+            again = whole_logsumexp(
+                left, right, p_row_scale, p_row_partials, p_col_partials, group_m, group_n, GROUPS_M, GROUPS_N,
+                D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION, UPCAST
+            )  # fmt: skip
+    if again:
+        for tile_m in range(TILES_M):
+            first_m = (group_m * TILES_M + tile_m) * BLOCK_M
+            o_m = first_m + tl.arange(0, BLOCK_M)
+            row_range = range_of_ids(p_row_ids, o_m, M)
+            b_row_inverse = load_vector(p_row_inverse, o_m, M)
+            b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
+            row = no_state(o_m)
+            if p_indptr is not None:
+                o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
+            for tile_n in tl.range(TILES_N, flatten=True):
+                start = (group_n * TILES_N + tile_n) * BLOCK_N
+                if not GIVEN:
+                    b_tile = products(left, right, first_m, start, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
+                    parts = split_columns(b_tile, PARTS)
                 if p_guide_rows is not None:
-                    b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
-                    b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
-                    if SOFT_TARGETS:
-                        b_guide = guide_logits(b_q, b_c, p_guide_scale)
-                if LABELLED:
-                    m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N)
-                b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
-                col = no_state(o_n)
-                if BY_COLS:
-                    col = load_state(p_col_partials, o_n, N, group_m, GROUPS_M, tile_m, LABELLED, SOFT_TARGETS)
-                row, col = with_exponentials(
-                    row, col, b_c, b_row_scale, b_col_scale, safe, BY_ROWS, BY_COLS, SAME_SCALE
-                )
-                if BY_ROWS:
-                    row = with_targets(row, b_c, b_row_scale, m_same, b_guide, 1)
-                if BY_COLS:
-                    col = with_targets(col, b_c, b_col_scale, m_same, b_guide, 0)
-                    store_state(p_col_partials, col, o_n, N, group_m, GROUPS_M, LABELLED, SOFT_TARGETS)
-            if BY_COLS and TILES_M > 1:
-                tl.debug_barrier()  # the next row of tiles reads what other threads have written
-        if BY_ROWS:
-            store_state(p_row_partials, row, o_m, M, group_n, GROUPS_N, LABELLED, SOFT_TARGETS)
+                    b_tile = products(
+                        guide_left, guide_right, first_m, start, BLOCK_M, BLOCK_N, K, BLOCK_K, PRECISION, UPCAST
+                    )
+                    guide_parts = split_columns(b_tile, PARTS)
+                col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
+                for part in tl.static_range(PARTS):
+                    o_n = start + part * WIDTH + tl.arange(0, WIDTH)
+                    if GIVEN:
+                        b_product = load_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
+                    else:
+                        b_product = parts[part]
+                        keep_products(p_products, b_product, o_m, o_n, M, N, FIRST, stride_p)
+                    b_c = cosines(b_product, b_row_inverse, right, o_n)
+                    if may_exclude(row_range, col_range, EXCLUDE):
+                        b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
+                    if p_indptr is not None:
+                        b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                    m_same, b_guide = None, None
+                    if p_guide_rows is not None:
+                        b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
+                        b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
+                        if SOFT_TARGETS:
+                            b_guide = guide_logits(b_q, b_c, p_guide_scale)
+                    if LABELLED:
+                        m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N)
+                    b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
+                    col = no_state(o_n)
+                    if BY_COLS:
+                        col = load_state(p_col_partials, o_n, N, group_m, GROUPS_M, tile_m, LABELLED, SOFT_TARGETS)
+                    row, col = with_exponentials(
+                        row, col, b_c, b_row_scale, b_col_scale, safe, BY_ROWS, BY_COLS, SAME_SCALE
+                    )
+                    if BY_ROWS:
+                        row = with_targets(row, b_c, b_row_scale, m_same, b_guide, 1)
+                    if BY_COLS:
+                        col = with_targets(col, b_c, b_col_scale, m_same, b_guide, 0)
+                        store_state(p_col_partials, col, o_n, N, group_m, GROUPS_M, LABELLED, SOFT_TARGETS)
+                if BY_COLS and TILES_M > 1:
+                    tl.debug_barrier()  # the next row of tiles reads what other threads have written
+            if BY_ROWS:
+                store_state(p_row_partials, row, o_m, M, group_n, GROUPS_N, LABELLED, SOFT_TARGETS)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ import triton.language as tl
 from sparc_kernels.ops.contrastive.triton_tiles import (
     LOG2E,
     cosines,
+    descriptor,
     even_columns,
     exclude_pairs,
     finite,
@@ -27,6 +28,13 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     split_columns,
     store_gradient,
     store_partial,
+)
+from sparc_kernels.ops.contrastive.triton_whole import (
+    LARGEST_SCALE,
+    all_within,
+    is_whole,
+    reference_of,
+    whole_gradient,
 )
 
 RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "FIRST", "ROWS", "LATER"]
@@ -100,6 +108,8 @@ def logsumexp_gradient_kernel(
     IDS_EXCLUDE: tl.constexpr,
     GIVEN: tl.constexpr,
     EVEN: tl.constexpr,  # N is a multiple of 16
+    DESCRIBED: tl.constexpr,  # the embeddings have tensor descriptors
+    WHOLE: tl.constexpr,  # supertiles in which all pairs take part are looked for
     TILES_M: tl.constexpr,
     TILES_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -119,73 +129,99 @@ def logsumexp_gradient_kernel(
     N = even_columns(N, EVEN)
     group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     group_m += FIRST // (TILES_M * BLOCK_M)
-    left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
-    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
-    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
+    d_rows, d_cols = None, None
+    if DESCRIBED:
+        d_rows = descriptor(p_rows, M, stride_m, D, BLOCK_M, BLOCK_D)
+        d_cols = descriptor(p_cols, N, stride_n, D, BLOCK_N, BLOCK_D)
+    left = (p_rows, M, stride_m, stride_md, p_row_inverse, d_rows)
+    right = (p_cols, N, stride_n, stride_nd, p_col_inverse, d_cols)
+    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse, None)
+    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse, None)
     row = (p_grad_row_lse, p_grad_row_target, p_grad_row_soft, p_row_lse, p_guide_row_lse)
     col = (p_grad_col_lse, p_grad_col_target, p_grad_col_soft, p_col_lse, p_guide_col_lse)
-    for tile_m in range(TILES_M):
-        o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_range = range_of_ids(p_row_ids, o_m, M)
-        b_row_inverse = load_vector(p_row_inverse, o_m, M)
-        b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
-        row_weights = load_weights(row, o_m, M, 1)
-        b_row_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
-        if p_indptr is not None:
-            o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
-        for tile_n in tl.range(TILES_N, flatten=True):
-            start = (group_n * TILES_N + tile_n) * BLOCK_N
-            if not GIVEN:
-                b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
-                parts = split_columns(b_tile, PARTS)
-            if p_guide_rows is not None:
-                b_tile = products(
-                    guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
-                )
-                guide_parts = split_columns(b_tile, PARTS)
-            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
-            for part in tl.static_range(PARTS):
-                o_n = start + part * WIDTH + tl.arange(0, WIDTH)
-                if GIVEN:
-                    b_product = load_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
-                else:
-                    b_product = parts[part]
-                b_c = cosines(b_product, b_row_inverse, right, o_n)
-                if may_exclude(row_range, col_range, EXCLUDE):
-                    b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
-                if p_indptr is not None:
-                    b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
-                m_same, b_guide = None, None
+    whole = False
+    if WHOLE:
+        scale = tl.load(p_row_scale)
+        whole = (
+            (scale > 0.0)
+            & (scale <= LARGEST_SCALE)
+            & is_whole(p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE)
+        )
+        first_m, first_n = group_m * TILES_M * BLOCK_M, group_n * TILES_N * BLOCK_N
+        whole = whole & all_within(p_row_lse, first_m, M, reference_of(scale), BLOCK_M, TILES_M)
+        whole = whole & all_within(p_col_lse, first_n, N, reference_of(scale), BLOCK_N, TILES_N)
+        if whole:
+            whole_gradient(
+                left, right, p_row_scale, (p_grad_row_lse, p_row_lse), (p_grad_col_lse, p_col_lse), p_power, p_gradient,
+                p_row_partials, p_col_partials, stride_g, group_m, group_n, GROUPS_N,
+                D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PARTS, PRECISION, UPCAST
+            )  # fmt: skip
+    if not whole:
+        for tile_m in range(TILES_M):
+            first_m = (group_m * TILES_M + tile_m) * BLOCK_M
+            o_m = first_m + tl.arange(0, BLOCK_M)
+            row_range = range_of_ids(p_row_ids, o_m, M)
+            b_row_inverse = load_vector(p_row_inverse, o_m, M)
+            b_row_scale = load_scale(p_row_scale, o_m, M, ROW_SCALES)[:, None]
+            row_weights = load_weights(row, o_m, M, 1)
+            b_row_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
+            if p_indptr is not None:
+                o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
+            for tile_n in tl.range(TILES_N, flatten=True):
+                start = (group_n * TILES_N + tile_n) * BLOCK_N
+                if not GIVEN:
+                    b_tile = products(left, right, first_m, start, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
+                    parts = split_columns(b_tile, PARTS)
                 if p_guide_rows is not None:
-                    b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
-                    b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
-                    if SOFT_TARGETS:
-                        b_guide = guide_logits(b_q, b_c, p_guide_scale)
-                if LABELLED:
-                    m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N)
-                b_g = tl.zeros([BLOCK_M, WIDTH], tl.float32)
-                if BY_ROWS:
-                    b_z = weigh(row, row_weights, b_c, b_row_scale, m_same, b_guide)
-                    b_g += b_row_scale * b_z
-                    if p_row_partials is not None:
-                        b_row_sum += tl.sum(b_z * in_range(b_c), axis=1)
-                if BY_COLS:
-                    b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
-                    b_z = weigh(col, load_weights(col, o_n, N, 0), b_c, b_col_scale, m_same, b_guide)
-                    b_g += b_col_scale * b_z
-                    if p_col_partials is not None:
-                        if COL_SCALES:
-                            b_col_sum = load_partial(p_col_partials, o_n, N, group_m, GROUPS_M, LATER + tile_m, 0, 0.0)
-                            b_col_sum += tl.sum(b_z * in_range(b_c), axis=0)
-                            store_partial(p_col_partials, b_col_sum, o_n, N, group_m, GROUPS_M, 0)
-                        else:
-                            b_other_sum += tl.sum(b_z * in_range(b_c), axis=1)
-                if p_gradient is not None:
-                    b_g *= b_row_inverse[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
-                    store_gradient(p_gradient, b_g, p_power, o_m, o_n, M, N, stride_g, UPCAST)
-            if COL_SCALES and p_col_partials is not None and TILES_M > 1:
-                tl.debug_barrier()  # the next row of tiles reads what other threads have written
-        if p_row_partials is not None:
-            store_partial(p_row_partials, b_row_sum, o_m, M, group_n, GROUPS_N, 0)
-        if p_col_partials is not None and not COL_SCALES:
-            store_partial(p_col_partials, b_other_sum, o_m, M, group_n, GROUPS_N, 0)
+                    b_tile = products(
+                        guide_left, guide_right, first_m, start, BLOCK_M, BLOCK_N, K, BLOCK_K, PRECISION, UPCAST
+                    )
+                    guide_parts = split_columns(b_tile, PARTS)
+                col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
+                for part in tl.static_range(PARTS):
+                    o_n = start + part * WIDTH + tl.arange(0, WIDTH)
+                    if GIVEN:
+                        b_product = load_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
+                    else:
+                        b_product = parts[part]
+                    b_c = cosines(b_product, b_row_inverse, right, o_n)
+                    if may_exclude(row_range, col_range, EXCLUDE):
+                        b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
+                    if p_indptr is not None:
+                        b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                    m_same, b_guide = None, None
+                    if p_guide_rows is not None:
+                        b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
+                        b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
+                        if SOFT_TARGETS:
+                            b_guide = guide_logits(b_q, b_c, p_guide_scale)
+                    if LABELLED:
+                        m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N)
+                    b_g = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+                    if BY_ROWS:
+                        b_z = weigh(row, row_weights, b_c, b_row_scale, m_same, b_guide)
+                        b_g += b_row_scale * b_z
+                        if p_row_partials is not None:
+                            b_row_sum += tl.sum(b_z * in_range(b_c), axis=1)
+                    if BY_COLS:
+                        b_col_scale = load_scale(p_col_scale, o_n, N, COL_SCALES)[None, :]
+                        b_z = weigh(col, load_weights(col, o_n, N, 0), b_c, b_col_scale, m_same, b_guide)
+                        b_g += b_col_scale * b_z
+                        if p_col_partials is not None:
+                            if COL_SCALES:
+                                b_col_sum = load_partial(
+                                    p_col_partials, o_n, N, group_m, GROUPS_M, LATER + tile_m, 0, 0.0
+                                )
+                                b_col_sum += tl.sum(b_z * in_range(b_c), axis=0)
+                                store_partial(p_col_partials, b_col_sum, o_n, N, group_m, GROUPS_M, 0)
+                            else:
+                                b_other_sum += tl.sum(b_z * in_range(b_c), axis=1)
+                    if p_gradient is not None:
+                        b_g *= b_row_inverse[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
+                        store_gradient(p_gradient, b_g, p_power, o_m, o_n, M, N, stride_g, UPCAST)
+                if COL_SCALES and p_col_partials is not None and TILES_M > 1:
+                    tl.debug_barrier()  # the next row of tiles reads what other threads have written
+            if p_row_partials is not None:
+                store_partial(p_row_partials, b_row_sum, o_m, M, group_n, GROUPS_N, 0)
+            if p_col_partials is not None and not COL_SCALES:
+                store_partial(p_col_partials, b_other_sum, o_m, M, group_n, GROUPS_N, 0)

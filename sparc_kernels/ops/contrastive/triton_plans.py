@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparc_kernels.ops._triton.launch import Launch, Step, capability, cdiv, product_precision, strides, upcast
+from sparc_kernels.ops._triton.launch import (
+    Launch,
+    Step,
+    capability,
+    cdiv,
+    describable,
+    product_precision,
+    strides,
+    upcast,
+)
 from sparc_kernels.ops.contrastive.config import TileConfig, choose
 from sparc_kernels.ops.contrastive.schema import STATS
 from sparc_kernels.ops.contrastive.triton_rows import (
@@ -156,6 +165,7 @@ class Problem:
             "THRESHOLDS": self.threshold is not None and self.threshold.dim() == 1,
             "IDS_EXCLUDE": self.ids_exclude,
             "EVEN": n % LANES == 0,
+            "DESCRIBED": config.described and all(map(describable, (row.embeds, col.embeds))),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_D": config.block_d,
@@ -164,6 +174,11 @@ class Problem:
             "PRECISION": product_precision(row.embeds.dtype, self.float32_precision),
             "UPCAST": upcast(row.embeds.dtype),
         }
+
+    def _only_ids_exclude(self) -> bool:
+        """Whether nothing else excludes a pair or is summed, so that most supertiles have all of theirs."""
+        labelled = self.row.ids is not None and not self.ids_exclude
+        return not (labelled or self.indptr is not None or self.row.guide is not None or self.kept is not None)
 
     def products(self, n_rows: int, tiles: tuple[int, int]) -> Tensor | None:
         """A workspace of ``sweep`` over ``n_rows`` or fewer, for products of a library that are not kept."""
@@ -183,6 +198,8 @@ class Problem:
         given = by_library or (self.backward and self.kept is not None)
         own = {"TILES_M": tiles[0], "TILES_N": tiles[1], "GROUPS_M": groups_m, "GROUPS_N": groups_n, "GIVEN": given}
         every = self.arguments() | own | known
+        every["DESCRIBED"] = every["DESCRIBED"] and not given
+        every["WHOLE"] = every["DESCRIBED"] and self._only_ids_exclude() and every.get("SAME_SCALE", True)
         length = self._library_chunk(m, tiles) if by_library else max(m, 1)
         steps: list[Step] = []
         for first in range(0, m, length):

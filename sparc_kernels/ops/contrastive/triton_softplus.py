@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from sparc_kernels.ops.contrastive.triton_tiles import (
-    LOG2E,
     cosines,
+    descriptor,
     even_columns,
     exclude_pairs,
     first_pair,
@@ -26,45 +26,18 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     store_gradient,
     store_partial,
 )
+from sparc_kernels.ops.contrastive.triton_whole import (
+    BIAS,
+    SCALE,
+    VALUE,
+    exp_of_size,
+    is_whole,
+    sigmoid,
+    softplus,
+    whole_softplus,
+)
 
 RAGGED = ["M", "N", "N_PAIRS", "GROUPS_N", "FIRST", "ROWS"]
-# Sums over a run of columns: Z c and Z, for the gradients of scale and bias; and softplus beside them.
-SCALE, BIAS, VALUE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-
-
-@triton.jit
-def log1p(b_u):
-    """log(1 + u) for u in [0, 1], exact for tiny u: 2 artanh(u / (2 + u)), whose argument is 1/3 at most.
-
-    The series goes on until its terms are below a rounding of float32.
-    """
-    b_w = b_u / (2.0 + b_u)
-    b_s = b_w * b_w
-    b_p = 1.0 / 15.0 * b_s + 1.0 / 13.0
-    b_p = b_p * b_s + 1.0 / 11.0
-    b_p = b_p * b_s + 1.0 / 9.0
-    b_p = b_p * b_s + 1.0 / 7.0
-    b_p = b_p * b_s + 1.0 / 5.0
-    b_p = b_p * b_s + 1.0 / 3.0
-    return 2.0 * b_w * (b_p * b_s + 1.0)
-
-
-@triton.jit
-def exp_of_size(b_z):
-    """e^-|z|, which a softplus and its derivative share; 0 at -inf."""
-    return tl.exp2(-tl.abs(b_z) * LOG2E)
-
-
-@triton.jit
-def softplus(b_z, b_u):
-    """log(1 + e^z), where u = e^-|z|; 0 at -inf."""
-    return tl.maximum(b_z, 0.0) + log1p(b_u)
-
-
-@triton.jit
-def sigmoid(b_z, b_u):
-    """1 / (1 + e^-z), where u = e^-|z|; 0 at -inf."""
-    return tl.where(b_z < 0.0, b_u, 1.0) / (1.0 + b_u)
 
 
 @triton.jit(do_not_specialize=RAGGED)
@@ -99,6 +72,8 @@ def softplus_kernel(
     ONE_SWEEP: tl.constexpr,  # a backward pass that also sums softplus
     GIVEN: tl.constexpr,
     EVEN: tl.constexpr,  # N is a multiple of 16
+    DESCRIBED: tl.constexpr,  # the embeddings have tensor descriptors
+    WHOLE: tl.constexpr,  # supertiles in which all pairs take part are looked for
     TILES_M: tl.constexpr,
     TILES_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -117,64 +92,82 @@ def softplus_kernel(
     group_m, group_n = locate_supertile(ROWS, N, TILES_M * BLOCK_M, TILES_N * BLOCK_N)
     group_m += FIRST // (TILES_M * BLOCK_M)
     scale, bias = tl.load(p_scale), tl.load(p_bias)
-    left, right = (p_rows, M, stride_m, stride_md, p_row_inverse), (p_cols, N, stride_n, stride_nd, p_col_inverse)
-    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse)
-    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse)
-    for tile_m in range(TILES_M):
-        o_m = (group_m * TILES_M + tile_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_range = range_of_ids(p_row_ids, o_m, M)
-        b_row_inverse = load_vector(p_row_inverse, o_m, M)
-        b_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
-        b_values = tl.zeros([BLOCK_M], tl.float32)
-        if p_indptr is not None:
-            o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
-        for tile_n in range(TILES_N):
-            start = (group_n * TILES_N + tile_n) * BLOCK_N
-            col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
-            if not GIVEN:
-                b_tile = products(left, right, o_m, start + tl.arange(0, BLOCK_N), D, BLOCK_D, PRECISION, UPCAST)
-                parts = split_columns(b_tile, PARTS)
-            if p_guide_rows is not None:
-                b_tile = products(
-                    guide_left, guide_right, o_m, start + tl.arange(0, BLOCK_N), K, BLOCK_K, PRECISION, UPCAST
-                )
-                guide_parts = split_columns(b_tile, PARTS)
-            for part in tl.static_range(PARTS):
-                o_n = start + part * WIDTH + tl.arange(0, WIDTH)
-                if GIVEN:
-                    b_product = load_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
-                else:
-                    b_product = parts[part]
-                    keep_products(p_products, b_product, o_m, o_n, M, N, FIRST, stride_p)
-                b_c = cosines(b_product, b_row_inverse, right, o_n)
-                if may_exclude(row_range, col_range, EXCLUDE):
-                    b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
-                if p_indptr is not None:
-                    b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+    d_rows, d_cols = None, None
+    if DESCRIBED:
+        d_rows = descriptor(p_rows, M, stride_m, D, BLOCK_M, BLOCK_D)
+        d_cols = descriptor(p_cols, N, stride_n, D, BLOCK_N, BLOCK_D)
+    left = (p_rows, M, stride_m, stride_md, p_row_inverse, d_rows)
+    right = (p_cols, N, stride_n, stride_nd, p_col_inverse, d_cols)
+    guide_left = (p_guide_rows, M, stride_um, stride_uk, p_guide_row_inverse, None)
+    guide_right = (p_guide_cols, N, stride_vn, stride_vk, p_guide_col_inverse, None)
+    whole = False
+    if WHOLE:
+        whole = (scale > 0.0) & is_whole(
+            p_row_ids, p_col_ids, group_m, group_n, M, N, BLOCK_M, BLOCK_N, TILES_M, TILES_N, IDS_EXCLUDE
+        )
+        if whole:
+            whole_softplus(
+                left, right, (scale, bias), p_grad_row_sum, p_power, p_gradient, p_row_partials, stride_g,
+                group_m, group_n, GROUPS_N, ONE_SWEEP,
+                D, TILES_M, TILES_N, BLOCK_M, BLOCK_N, BLOCK_D, PARTS, PRECISION, UPCAST
+            )  # fmt: skip
+    if not whole:
+        for tile_m in range(TILES_M):
+            first_m = (group_m * TILES_M + tile_m) * BLOCK_M
+            o_m = first_m + tl.arange(0, BLOCK_M)
+            row_range = range_of_ids(p_row_ids, o_m, M)
+            b_row_inverse = load_vector(p_row_inverse, o_m, M)
+            b_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
+            b_values = tl.zeros([BLOCK_M], tl.float32)
+            if p_indptr is not None:
+                o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
+            for tile_n in range(TILES_N):
+                start = (group_n * TILES_N + tile_n) * BLOCK_N
+                col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
+                if not GIVEN:
+                    b_tile = products(left, right, first_m, start, BLOCK_M, BLOCK_N, D, BLOCK_D, PRECISION, UPCAST)
+                    parts = split_columns(b_tile, PARTS)
                 if p_guide_rows is not None:
-                    b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
-                    b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
-                b_sign = 1.0  # y; a pair that takes no part keeps 1
-                if LABELLED:
-                    m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N) & (b_c > -float("inf"))
-                    b_sign = tl.where(m_same, -1.0, 1.0)
-                b_z = b_sign * (scale * b_c + bias)
-                b_u = exp_of_size(b_z)
-                if not BACKWARD:
-                    b_sum += tl.sum(softplus(b_z, b_u), axis=1)
-                else:
-                    if ONE_SWEEP:
-                        b_values += tl.sum(softplus(b_z, b_u), axis=1)
-                    b_z = load_vector(p_grad_row_sum, o_m, M)[:, None] * b_sign * sigmoid(b_z, b_u)  # Z
-                    if p_row_partials is not None:
-                        b_sum += tl.sum(b_z * in_range(b_c), axis=1)
-                        b_other_sum += tl.sum(b_z, axis=1)
-                    if p_gradient is not None:
-                        b_z *= b_row_inverse[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
-                        store_gradient(p_gradient, b_z * scale, p_power, o_m, o_n, M, N, stride_g, UPCAST)
-        if p_row_partials is not None:
-            store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, SCALE)
-            if BACKWARD:
-                store_partial(p_row_partials, b_other_sum, o_m, M, group_n, GROUPS_N, BIAS)
-            if ONE_SWEEP:
-                store_partial(p_row_partials, b_values, o_m, M, group_n, GROUPS_N, VALUE)
+                    b_tile = products(
+                        guide_left, guide_right, first_m, start, BLOCK_M, BLOCK_N, K, BLOCK_K, PRECISION, UPCAST
+                    )
+                    guide_parts = split_columns(b_tile, PARTS)
+                for part in tl.static_range(PARTS):
+                    o_n = start + part * WIDTH + tl.arange(0, WIDTH)
+                    if GIVEN:
+                        b_product = load_products(p_products, o_m, o_n, M, N, FIRST, stride_p)
+                    else:
+                        b_product = parts[part]
+                        keep_products(p_products, b_product, o_m, o_n, M, N, FIRST, stride_p)
+                    b_c = cosines(b_product, b_row_inverse, right, o_n)
+                    if may_exclude(row_range, col_range, EXCLUDE):
+                        b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
+                    if p_indptr is not None:
+                        b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                    if p_guide_rows is not None:
+                        b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
+                        b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)
+                    b_sign = 1.0  # y; a pair that takes no part keeps 1
+                    if LABELLED:
+                        m_same = same_ids(p_row_ids, p_col_ids, o_m, o_n, M, N) & (b_c > -float("inf"))
+                        b_sign = tl.where(m_same, -1.0, 1.0)
+                    b_z = b_sign * (scale * b_c + bias)
+                    b_u = exp_of_size(b_z)
+                    if not BACKWARD:
+                        b_sum += tl.sum(softplus(b_z, b_u), axis=1)
+                    else:
+                        if ONE_SWEEP:
+                            b_values += tl.sum(softplus(b_z, b_u), axis=1)
+                        b_z = load_vector(p_grad_row_sum, o_m, M)[:, None] * b_sign * sigmoid(b_z, b_u)  # Z
+                        if p_row_partials is not None:
+                            b_sum += tl.sum(b_z * in_range(b_c), axis=1)
+                            b_other_sum += tl.sum(b_z, axis=1)
+                        if p_gradient is not None:
+                            b_z *= b_row_inverse[:, None] * load_vector(p_col_inverse, o_n, N)[None, :]
+                            store_gradient(p_gradient, b_z * scale, p_power, o_m, o_n, M, N, stride_g, UPCAST)
+            if p_row_partials is not None:
+                store_partial(p_row_partials, b_sum, o_m, M, group_n, GROUPS_N, SCALE)
+                if BACKWARD:
+                    store_partial(p_row_partials, b_other_sum, o_m, M, group_n, GROUPS_N, BIAS)
+                if ONE_SWEEP:
+                    store_partial(p_row_partials, b_values, o_m, M, group_n, GROUPS_N, VALUE)

@@ -111,20 +111,43 @@ def exclude_pairs(b_cosine, p_indices, o_pair, o_end, o_n, end):
 
 
 @triton.jit
+def descriptor(p_side, n, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Of [n, D], for tiles of BLOCK rows."""
+    return tl.make_tensor_descriptor(p_side, [n, D], [stride, 1], [BLOCK, BLOCK_D])
+
+
+@triton.jit
+def add_channels(left, right, first_m, first_n, o_d, b_tile, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """A tile's raw products with those of some more channels, by tensor descriptors."""
+    b_left, b_right = left[5].load([first_m, o_d]), right[5].load([first_n, o_d])
+    if UPCAST:
+        b_left, b_right = b_left.to(tl.float32), b_right.to(tl.float32)
+    return tl.dot(b_left, tl.trans(b_right), b_tile, input_precision=PRECISION)
+
+
+@triton.jit
 def products(
-    left, right, o_m, o_n,
+    left, right, first_m, first_n,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, COLS] raw; a side is (pointer, how many, stride of one, stride of a channel, pointer to inverse norms)."""
-    p_left, n_left, stride_m, stride_md, _ = left
-    p_right, n_right, stride_n, stride_nd, _ = right
-    return rows_product(
-        p_left, p_right, o_m, o_n, o_m < n_left, o_n < n_right, stride_m, stride_md, stride_n, stride_nd, D, BLOCK_D,
-        PRECISION, UPCAST
-    )  # fmt: skip
+    """[BLOCK_M, BLOCK_N] raw; a side is (pointer, how many, stride of one, stride of a channel, pointer to inverse
+    norms, tensor descriptor or None)."""
+    if left[5] is not None:
+        b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for o_d in range(0, D, BLOCK_D):
+            b_tile = add_channels(left, right, first_m, first_n, o_d, b_tile, PRECISION, UPCAST)
+        return b_tile
+    else:
+        o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
+        return rows_product(
+            left[0], right[0], o_m, o_n, o_m < left[1], o_n < right[1], left[2], left[3], right[2], right[3], D,
+            BLOCK_D, PRECISION, UPCAST
+        )  # fmt: skip
 
 
 @triton.jit
@@ -162,8 +185,7 @@ def whole_words(N):
 @triton.jit
 def cosines(b_product, b_left_inverse, right, o_n):
     """Of raw products; the left side's inverse norms [ROWS], the right side as in ``products``."""
-    _, n_right, _, _, p_right_inverse = right
-    return b_product * b_left_inverse[:, None] * load_vector(p_right_inverse, o_n, n_right)[None, :]
+    return b_product * b_left_inverse[:, None] * load_vector(right[4], o_n, right[1])[None, :]
 
 
 @triton.jit

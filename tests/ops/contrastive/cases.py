@@ -19,7 +19,8 @@ class Case:
     """``cosine``: of the matched pairs (i, i); 0 leaves them random. ``ids``: how many items share one; 0: no ids.
 
     ``pairs``: excluded pairs per row. ``guide``: its width. ``padded``: items of id -1 at the end of the columns, and
-    the first row.
+    the first row. ``one_scale``: of both directions, and one tensor.
+    ``opposite``: all cosines are negative.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Case:
     strided: bool = False
     direction: tuple[bool, bool] = (True, True)
     zeros: bool = False
+    one_scale: bool = False
+    opposite: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -116,11 +119,12 @@ class Inputs:
                 return None if x is None else x.to(device)
             return x.to(device, dtype if name in ("guide_rows", "guide_cols") else accumulation)
 
+        row_scale = leaf(self.row_scale, accumulation)
         return Inputs(
             leaf(self.rows, dtype),
             leaf(self.cols, dtype),
-            leaf(self.row_scale, accumulation),
-            leaf(self.col_scale, accumulation),
+            row_scale,
+            row_scale if self.case.one_scale else leaf(self.col_scale, accumulation),
             leaf(self.scale, accumulation),
             leaf(self.bias, accumulation),
             {name: move(name, x) for name, x in self.scope.items()},
@@ -179,6 +183,8 @@ def make(case: Case) -> Inputs:
         return x.to(torch.bfloat16).double()
 
     rows, cols = normal(case.M, case.D), normal(case.N, case.D)
+    if case.opposite:
+        rows, cols = -rows.abs(), cols.abs()
     if case.cosine:
         n = min(case.M, case.N)
         cols[:n] = case.cosine * rows[:n] + (1 - case.cosine**2) ** 0.5 * cols[:n]

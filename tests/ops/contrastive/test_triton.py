@@ -42,6 +42,13 @@ CASES = (
 )
 OF_SOFTPLUS = ("ids", "labels", "dense-pairs", "far-below")
 
+# Supertiles in which every pair takes part, beside others; with a reference that is not 0; and one that is too high.
+WHOLE = (
+    Case("whole", M=130, N=128, D=24, one_scale=True),
+    Case("whole-sharp", M=64, N=64, D=8, one_scale=True, ids=0, scale=90.0),
+    Case("whole-opposite", M=64, N=64, D=8, one_scale=True, ids=0, scale=100.0, opposite=True),
+)
+
 
 @pytest.fixture(params=[SMALL, LIBRARY], ids=["fused", "library"])
 def small_tiles(request: pytest.FixtureRequest) -> Iterator[None]:
@@ -73,6 +80,22 @@ def test_small_tiles_are_small() -> None:
 )
 def test_between_tiles(case: Case, op: str, keep: bool) -> None:
     check(case, "triton", torch.float32, keep, op)
+
+
+@pytest.mark.parametrize(
+    "case, op, dtype",
+    [
+        *(pytest.param(case, "logsumexp", torch.float32, id=str(case)) for case in WHOLE),
+        pytest.param(WHOLE[0], "softplus", torch.float32, id="softplus"),
+        pytest.param(WHOLE[0], "softplus_total", torch.bfloat16, id="softplus_total"),
+        pytest.param(WHOLE[1], "logsumexp", torch.float16, id="float16"),
+    ],
+)
+def test_whole_supertiles(case: Case, op: str, dtype: torch.dtype) -> None:
+    g_bytes = dtype.itemsize * 64 * case.N  # of a supertile's rows, which come at a time
+    config = replace(SMALL, described=True, workspace_bytes=g_bytes)
+    with mock.patch.object(triton_plans, "choose", return_value=config):
+        check(case, "triton", dtype, False, op)
 
 
 @pytest.mark.usefixtures("small_tiles")
