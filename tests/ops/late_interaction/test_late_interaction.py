@@ -98,18 +98,18 @@ def leaves_of(problem: Problem, dtype: torch.dtype, device: torch.device | str) 
 
 def eager(problem: Problem, dtype: torch.dtype, compute_dtype: torch.dtype, **options: Any) -> list[Tensor]:
     """Of the definition: scores that are wanted, gradients."""
-    leaves: Any = leaves_of(problem, dtype, "cpu")
+    images, texts = leaves = leaves_of(problem, dtype, "cpu")
     known = dict(problem.options)
     offsets, longest = known.pop("cu_seqlens", None), known.pop("max_seqlen", 0)
     scores = late_interaction_reference(
-        *leaves, **known, text_offsets=offsets, max_tokens=longest, **options, compute_dtype=compute_dtype
+        images, texts, **known, text_offsets=offsets, max_tokens=longest, **options, compute_dtype=compute_dtype
     )
     return [*(x.detach() for x in scores if x is not None), *grads_of(scores, problem, leaves)]
 
 
 def check(problem: Problem, backend: str, dtype: torch.dtype, **options: Any) -> None:
-    leaves: Any = leaves_of(problem, dtype, device_of(backend))
-    scores = sk.late_interaction_scores(*leaves, **problem.masks(device_of(backend)), **options, backend=backend)
+    images, texts = leaves = leaves_of(problem, dtype, device_of(backend))
+    scores = sk.late_interaction_scores(images, texts, **problem.masks(images.device), **options, backend=backend)
     found = [*(x.detach() for x in scores if x is not None), *grads_of(scores, problem, leaves)]
     direction = options.pop("direction", "both")
     known = {
