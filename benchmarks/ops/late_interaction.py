@@ -81,6 +81,7 @@ def _plans(device: torch.device, quick: bool) -> list[Plan]:
 
 def _growing(device: torch.device, quick: bool) -> list[Plan]:
     (op,) = OPS
+    batches: tuple[int, ...]
     shape, batches = SHAPE | {"dtype": "float32"}, (32, 64, 128, 256)
     if quick:
         shape, batches = {name: size for name, size in TINY.items() if name != "batch"}, (4, 8, 12)

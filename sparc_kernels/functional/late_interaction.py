@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -148,8 +148,8 @@ def _scores(
     batch: _Batch, normalize: bool, average: bool, wanted: tuple[bool, bool], backend: str
 ) -> LateInteractionScores:
     if backend == "eager":
-        tensors = map(recordable, batch[:-1])
-        found = late_interaction_reference(*tensors, batch.max_tokens, normalize, average, *wanted)
+        inputs: list[Any] = [*map(recordable, batch[:-1]), batch.max_tokens, normalize, average, *wanted]
+        found = late_interaction_reference(*inputs)
         return LateInteractionScores(*found)
     keep = torch.is_grad_enabled() and (batch.image_tokens.requires_grad or batch.text_tokens.requires_grad)
     image_scores, *_, text_scores = apply(

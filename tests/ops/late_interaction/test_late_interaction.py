@@ -64,7 +64,8 @@ def make(shape: Shape, magnitude: float = 1.0) -> Problem:
     generator = torch.Generator().manual_seed(sum(shape[:5]))
     i, p, j, length, d, layout = shape
     draw = lambda *sizes: (magnitude * torch.randn(*sizes, generator=generator)).bfloat16().double()  # noqa: E731
-    images, options = draw(i, p, d), {}
+    options: dict[str, Any] = {}
+    images = draw(i, p, d)
     if layout != "whole":
         mask = torch.rand(i, p, generator=generator) > 0.3
         mask[:, 0], mask[1:2] = True, False
@@ -97,18 +98,18 @@ def leaves_of(problem: Problem, dtype: torch.dtype, device: torch.device | str) 
 
 def eager(problem: Problem, dtype: torch.dtype, compute_dtype: torch.dtype, **options: Any) -> list[Tensor]:
     """Of the definition: scores that are wanted, gradients."""
-    leaves = leaves_of(problem, dtype, "cpu")
+    images, texts = leaves = leaves_of(problem, dtype, "cpu")
     known = dict(problem.options)
     offsets, longest = known.pop("cu_seqlens", None), known.pop("max_seqlen", 0)
     scores = late_interaction_reference(
-        *leaves, **known, text_offsets=offsets, max_tokens=longest, **options, compute_dtype=compute_dtype
+        images, texts, **known, text_offsets=offsets, max_tokens=longest, **options, compute_dtype=compute_dtype
     )
     return [*(x.detach() for x in scores if x is not None), *grads_of(scores, problem, leaves)]
 
 
 def check(problem: Problem, backend: str, dtype: torch.dtype, **options: Any) -> None:
-    leaves = leaves_of(problem, dtype, device_of(backend))
-    scores = sk.late_interaction_scores(*leaves, **problem.masks(device_of(backend)), **options, backend=backend)
+    images, texts = leaves = leaves_of(problem, dtype, device_of(backend))
+    scores = sk.late_interaction_scores(images, texts, **problem.masks(images.device), **options, backend=backend)
     found = [*(x.detach() for x in scores if x is not None), *grads_of(scores, problem, leaves)]
     direction = options.pop("direction", "both")
     known = {
@@ -283,7 +284,7 @@ def test_frozen_sides_get_nothing(backend: str) -> None:
             leaves[frozen].requires_grad_(False)
         scores = sk.late_interaction_scores(*leaves, backend=backend)
         wanted = tuple(x for x in leaves if x.requires_grad)
-        grads = grads_of(scores, problem, wanted)  # type: ignore[arg-type]
+        grads = grads_of(scores, problem, wanted)
         if frozen is None:
             whole = grads
         else:
@@ -312,7 +313,7 @@ def test_strides(layout: str, backend: str) -> None:
         sk.late_interaction_scores(*x, **given, backend=backend) for x, given in ((leaves, turned), (plain, masks))
     ]
     torch.testing.assert_close(scores[0], scores[1])
-    grads = [grads_of(x, problem, given) for x, given in zip(scores, (leaves, plain))]  # type: ignore[arg-type]
+    grads = [grads_of(x, problem, given) for x, given in zip(scores, (leaves, plain))]
     torch.testing.assert_close(*grads)
 
 
