@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -20,6 +21,7 @@ from benchmarks.measure.case import Case, Function, Inputs, Provider, floor_mill
 from benchmarks.measure.parity import Truth, assert_parity, run
 from benchmarks.measure.providers import providers, select
 from benchmarks.measure.timing import graph_times, interleaved, quantiles, ratio
+from sparc_kernels import _dispatch
 
 QUIET = 0.02  # a row is measured again while other processes use more of the CPUs than this
 ERROR_LENGTH = 200
@@ -148,9 +150,24 @@ def measure_memory(
     return {}
 
 
-def chosen(measured: Iterable[str], records: dict[str, dict[str, Any]]) -> str | None:
-    """The backend of ours that ``auto`` would take."""
-    return next((name for name in measured if records[name]["kind"] == "ours"), None)
+def taken_by_auto(case: Case, device: torch.device) -> str | None:
+    """The backend that ``auto`` takes, for the first op where the case is made of several; nothing is computed."""
+    taken: list[str] = []
+    first_that_serves = _dispatch._first_that_serves
+
+    def noted(*call: Any) -> str:
+        taken.append(first_that_serves(*call))
+        return taken[-1]
+
+    with mock.patch.object(_dispatch, "_first_that_serves", noted):
+        case.op.public(case.op.draw(case.small(batch=0), device), "auto")
+    return taken[0] if taken else None
+
+
+def chosen(measured: Iterable[str], records: dict[str, dict[str, Any]], preferred: str | None = None) -> str | None:
+    """The ``preferred`` backend, or the first of ours where it was not measured."""
+    ours = [name for name in measured if records[name]["kind"] == "ours"]
+    return preferred if preferred in ours else next(iter(ours), None)
 
 
 def graph_record(op: Function, case: Case, copies: list[Inputs]) -> dict[str, Any]:
@@ -186,7 +203,7 @@ def measure(case: Case, context: Context, compiled: tuple[str, ...] = ("compile"
 
     steps = {name: (floor if records[name]["kind"] == "floor" else stepper)(op) for name, op in ops.items()}
     times, others = times_when_quiet(steps, context)
-    ours = chosen(ops, records)
+    ours = chosen(ops, records, taken_by_auto(case, device))
     add_times(records, times, ours)
     if device.type == "cuda":
         for name, op in ops.items():  # last: a failed capture disturbs nothing that was measured

@@ -24,6 +24,7 @@ from benchmarks.measure.results import check
 from benchmarks.measure.timing import fitted_exponent, gpu_sample, graph_times, interleaved, quantiles, ratio
 from benchmarks.ops._pairs import PairInputs
 from benchmarks.ops.fine_grained import FINE_GRAINED, fine_grained_listing
+from sparc_kernels import _dispatch
 
 CPU = torch.device("cpu")
 SIZES = {"batch": 3, "patches": 9, "tokens": 5, "channels": 16}
@@ -100,9 +101,19 @@ def test_a_row_has_what_a_sceptic_asks_for() -> None:
         assert eager["over_ours"] > 0
 
 
+@pytest.mark.parametrize("case", cases()[::2], ids=str)
+def test_ours_is_what_auto_takes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert harness.taken_by_auto(case, CPU) == "cpu"
+    monkeypatch.setattr(_dispatch, "_first_that_serves", lambda *call: "triton")
+    assert harness.taken_by_auto(case, CPU) == "triton"
+    records = {"cuda": {"kind": "ours"}, "triton": {"kind": "ours"}, "eager": {"kind": "eager"}}
+    assert harness.chosen(records, records, "triton") == "triton"
+    assert harness.chosen(records, records, "eager") == "cuda"
+
+
 def test_benchmarks_use_what_users_use() -> None:
     """The public API, the references, the doctor's build information, and the trainer's towers; no kernel file."""
-    allowed = re.compile(r"sparc_kernels(\._native|\.ops\.\w+\.reference|\.train\.(config|model))?$")
+    allowed = re.compile(r"sparc_kernels(\._native|\._dispatch|\.ops\.\w+\.reference|\.train\.(config|model))?$")
     for path in sorted((CHECKOUT / "benchmarks").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
