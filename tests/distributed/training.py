@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -132,6 +133,57 @@ def statistics_of_a_ring(here: Here) -> None:
             for x, y, expected in zip(found, again, gathered):
                 assert torch.equal(x, y)
                 assert off(x, expected) < CLOSE, f"{name} {kinds}"
+
+
+@CASES.add("a ring of Triton's kernels")
+def ring_of_triton(here: Here) -> None:
+    """In its interpreter, on three pairs and two."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return  # where they are compiled they take no tensors of the CPU, and gloo has no others
+    problem = Problem.of((3, 2), dtype=torch.float32)
+    names = ("image_embeds", "text_embeds")
+    losses: tuple[Callable[..., Tensor], ...] = (contrastive_loss, partial(sigmoid_loss, logit_bias=-2.0))
+    for loss in losses:
+        truth = [problem.part(name, None).double().requires_grad_() for name in names]
+        expected = loss(*truth, logit_scale=6.0, backend="eager")
+        expected.backward()
+        own = [problem.part(name, here.rank).clone().requires_grad_() for name in names]
+        found = loss(*own, logit_scale=6.0, backend="triton", group=here.group, exchange="ring")
+        found.backward()
+        assert off(found.detach(), expected.detach()) < 1e-6
+        for leaf, whole in zip(own, truth):
+            assert leaf.grad is not None
+            assert whole.grad is not None
+            assert off(leaf.grad / here.size, of_rank(whole.grad, (3, 2), here.rank)) < 1e-5
+
+
+@CASES.add("ops of several ranks")
+def ops_of_ranks(here: Here) -> None:
+    """Schema, fake implementation and autograd registration; all ranks check the same, for every check exchanges."""
+    of = ranks.ranks_of(here.group, "mean", "opcheck")
+    assert of is not None
+    ops, where = torch.ops.sparc_kernels, (*of[:4], "cpu", "highest")
+    x, y = (torch.randn(4, 6, dtype=F64, requires_grad=True) for _ in range(2))
+    scale, other = (torch.tensor(value, dtype=F64, requires_grad=True) for value in (3.0, -1.0))
+    ids = torch.arange(4) + 10 * here.rank
+    scope, every, one = (ids, ids, None, None), (True,) * 4, torch.ones(4, dtype=F64)
+    found = [each.detach() for each in ops.ring_logsumexp_forward(x, y, scale, scale, *scope, True, True, *where)]
+    detached = [each.detach() for each in (x, y, scale, other)]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for op, arguments in (
+        (ops.ring_logsumexp_forward, (x, y, scale, scale, *scope, True, True)),
+        (ops.ring_logsumexp_forward, (x, y, scale, scale, *scope, True, False)),
+        (
+            ops.ring_logsumexp_backward,
+            (one, one, *detached[:2], *(scale.detach(),) * 2, *scope, *found, True, True, *every),
+        ),
+        (ops.ring_softplus_forward, (x, y, scale, other, *scope, True)),
+        (ops.ring_softplus_backward, (one, *detached, *scope, True, True, False, True, False)),
+        (ops.ring_softplus_total_forward, (x, y, scale, other, one, *scope, True, *every)),
+    ):
+        torch.library.opcheck(op.default, (*arguments, *where), test_utils=checks)
+    own = torch.randn(3 + here.rank, 6, dtype=F64)
+    torch.library.opcheck(ops.announce.default, (own, 8, [6], "rows width", *of[1:3], of[0], of[3]), test_utils=checks)
 
 
 @CASES.add("what a ring refuses")

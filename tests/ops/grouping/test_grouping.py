@@ -136,11 +136,20 @@ def test_constant_image(op: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", [*FUSED, *EMULATED])
 @pytest.mark.parametrize("op", OPS)
 def test_image_without_a_patch_is_nan(op: str, backend: str) -> None:
+    """Its patches, all masked, have gradient 0; its tokens' is 0 or NaN, by the backend; other images have theirs."""
     (dtype,) = dtypes_of(backend, (torch.float32,))
     inputs = cases.draw(cases.Case("masked-out"), dtype).to(dtype, device_of(backend))
-    patch_mask = torch.ones(2, 9, dtype=torch.bool, device=inputs.patch_embeds.device)
+    patches, tokens = (x.detach().clone().requires_grad_() for x in (inputs.patch_embeds, inputs.token_embeds))
+    patch_mask = torch.ones(2, 9, dtype=torch.bool, device=patches.device)
     patch_mask[1] = False
     function = {"embeddings": sk.LanguageGroupedEmbeddingsFunction, "weights": sk.AlignmentWeightsFunction}[op]
-    output, _ = function.apply(inputs.patch_embeds, inputs.token_embeds, patch_mask, None, backend)
+    output, _ = function.apply(patches, tokens, patch_mask, None, backend)
     assert output[0].isfinite().all()
     assert output[1].isnan().all()
+    upstream = torch.arange(output.numel(), device=output.device).view_as(output).to(dtype)
+    grad_patches, grad_tokens = torch.autograd.grad(output, (patches, tokens), upstream)
+    assert (grad_patches[1] == 0).all()
+    assert grad_tokens[1].nan_to_num().eq(0).all()
+    for grad in (grad_patches, grad_tokens):
+        assert grad[0].isfinite().all()
+        assert grad[0].any()
