@@ -41,8 +41,9 @@ install: $(VENV)/.installed ## set up the virtual environment and build the libr
 # It takes the checkout as it is; where `make install` has been here, what that has set up.
 CAPABILITIES = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | \
     awk '$$1 >= 80' | sort -u | paste -sd,)
-TRAIN_PACKAGES = $$($(BIN)/python -W ignore -c "from setuptools.config.pyprojecttoml import read_configuration as read; \
-    print(*read('pyproject.toml')['project']['optional-dependencies']['train'])")
+# As a file of requirements, since some have markers, which hold blanks and a <.
+LIST_TRAIN_PACKAGES = $(BIN)/python -W ignore -c "from setuptools.config.pyprojecttoml import read_configuration as read; \
+    print(*read('pyproject.toml')['project']['optional-dependencies']['train'], sep='\n')" > $(VENV)/train.txt
 NATIVE_FOR_DEMO = $(if $(CAPABILITIES),SPARC_CUDA_ARCHITECTURES=$(CAPABILITIES),SPARC_BUILD_CUDA=0)
 
 $(VENV)/.demo: pyproject.toml $(NATIVE)
@@ -50,10 +51,11 @@ $(VENV)/.demo: pyproject.toml $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c "import torch, setuptools, ninja" 2>/dev/null || \
 	    $(BIN)/python -m pip install --quiet --no-compile "$(TORCH)" "setuptools>=77" wheel ninja
+	@$(LIST_TRAIN_PACKAGES)
 	@echo "compiling the kernels $(if $(CAPABILITIES),for CPU and GPU,for the CPU) while the trainer's packages are installed"
 	@{ $(NATIVE_FOR_DEMO) $(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/compiling.log 2>&1 \
 	    || { cat $(VENV)/compiling.log; exit 1; }; } & compiling=$$!; \
-	    $(BIN)/python -m pip install --quiet --no-compile $(TRAIN_PACKAGES); installed=$$?; \
+	    $(BIN)/python -m pip install --quiet --no-compile --requirement $(VENV)/train.txt; installed=$$?; \
 	    wait $$compiling && exit $$installed
 	@touch $@
 

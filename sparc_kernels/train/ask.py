@@ -13,8 +13,10 @@ import torch
 from torch.utils.data import Dataset
 
 from sparc_kernels.train.config import TrainConfig
-from sparc_kernels.train.data import Data, fingerprint, load_data
-from sparc_kernels.train.data_folder import Folder, scan
+from sparc_kernels.train.data import Data, fingerprint, load_data, scanned
+from sparc_kernels.train.data_folder import Folder
+from sparc_kernels.train.data_masks import masked
+from sparc_kernels.train.data_shards import are_shards, shard_paths
 from sparc_kernels.train.evaluate import evaluate
 from sparc_kernels.train.figures import FORMATS, caption_maps, draw_alignment
 from sparc_kernels.train.load import LoadedRun, compared_runs, load_run
@@ -56,18 +58,17 @@ def evaluate_run(run: str, device: str, data: str | None, eval_pairs: int | None
 
 
 def pairs_of(run: LoadedRun, data: str | None, at_most: int | None, progress: bool) -> tuple[Data, str]:
-    """The pairs to evaluate on, and words for them: of the run's own data those that were held out, of a folder that
-    it was not trained on all, or a draw of ``at_most``."""
+    """The pairs to evaluate on, and words for them: of the run's own data those that were held out, of a folder or
+    shards that it was not trained on all, or a draw of ``at_most``."""
     config = run.config
     name = config.data if data is None else data if data == "scenes" else str(Path(data).resolve())
     config = replace(config, data=name, eval_pairs=config.eval_pairs if at_most is None else at_most)
-    own = Path(run.config.data)
-    if Path(name) in own.parents or own in Path(name).parents:
-        raise ValueError(f"{name!r} shares pictures with {str(own)!r}, on which the run was trained: leave out --data")
-    if name not in ("scenes", run.config.data) and Path(name).is_dir():
-        folder = scan(name, config.model.image_size, progress)
+    own = run.config.data
+    if name != own and _share_files(name, own):
+        raise ValueError(f"{name!r} shares pictures with {own!r}, on which the run was trained: leave out --data")
+    if name not in ("scenes", own) and (are_shards(name) or Path(name).is_dir()):
+        folder = scanned(name, config.model.image_size, progress)
         if fingerprint(folder) != run.data:  # else its pictures were moved
-            folder.report(print)
             return _whole(folder, config)
     if name != "scenes" and config.eval_pairs > run.config.eval_pairs:
         raise ValueError(
@@ -75,7 +76,7 @@ def pairs_of(run: LoadedRun, data: str | None, at_most: int | None, progress: bo
             "trained on the other pairs"
         )
     found = load_data(config, progress=progress, keep_list=False)
-    if name == run.config.data and found.fingerprint != run.data:
+    if name == own and found.fingerprint != run.data:
         raise ValueError(
             f"the data in {name!r} have changed since the run, so pairs that it was trained on may be among those held "
             "out now; give another folder as --data"
@@ -83,11 +84,21 @@ def pairs_of(run: LoadedRun, data: str | None, at_most: int | None, progress: bo
     return found, f"{len(found.captions)} held-out pairs of {name}"
 
 
+def _share_files(name: str, own: str) -> bool:
+    """Whether two folders, or two sets of shards, have files in common by their places."""
+    if are_shards(name) and are_shards(own):
+        return not set(shard_paths(name)).isdisjoint(shard_paths(own))
+    return Path(name) in Path(own).parents or Path(own) in Path(name).parents
+
+
 def _whole(folder: Folder, config: TrainConfig) -> tuple[Data, str]:
     chosen = sorted(np.random.default_rng((config.seed, 4)).permutation(len(folder))[: config.eval_pairs].tolist())
     pixels = np.stack([folder.crop(number) for number in chosen])
     captions = [folder.captions[number] for number in chosen]
-    return Data(Dataset(), [], pixels, captions, ""), f"{len(chosen)} of the {len(folder)} pairs in {folder.root}"
+    scenes = masked(folder, chosen)
+    folder.report(print)
+    said = f"{len(chosen)} of the {len(folder)} pairs in {folder.name or folder.root}"
+    return Data(Dataset(), [], pixels, captions, "", scenes), said
 
 
 def align_picture(run: str, device: str, picture: str, caption: str, out: str) -> None:

@@ -65,7 +65,7 @@ class TrainConfig:
     out: str = "runs/train"
     preset: str = "tiny"
     loss: str = "sparc"
-    data: str = "scenes"  # or a folder of images with captions
+    data: str = "scenes"  # or a folder of pictures with captions, or shards
     seed: int = 0
     steps: int = 1000
     batch_size: int = 64  # of all processes together

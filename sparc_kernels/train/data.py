@@ -105,7 +105,7 @@ def load_data(
         texts = [caption(config.seed, "train", index, size) for index in range(TOKENIZER_CAPTIONS)]
         pixels = np.stack([drawn.image for drawn in scenes])
         return Data(SceneStream(config), texts, pixels, [drawn.caption for drawn in scenes], "scenes", scenes)
-    folder = (scan_shards if are_shards(config.data) else scan)(config.data, size, progress)
+    folder = scanned(config.data, size, progress)
     training, heldout = split(folder, config)
     scenes = masked(folder, heldout)
     folder.report(write)
@@ -122,6 +122,11 @@ def load_data(
         fingerprint(folder),
         scenes,
     )
+
+
+def scanned(data: str, image_size: int, progress: bool = False) -> Folder:
+    """What a folder or shards hold."""
+    return (scan_shards if are_shards(data) else scan)(data, image_size, progress)
 
 
 def fingerprint(folder: Folder) -> str:

@@ -127,7 +127,9 @@ def scan(root: str | Path, image_size: int, progress: bool = False) -> Folder:
     """Decode every picture below ``root`` once and pair it with its caption."""
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"data folder {str(root)!r} is not a folder (nor the word 'scenes')")
+        raise ValueError(
+            f"data folder {str(root)!r} is not a folder (nor the word 'scenes', nor shards, whose names end in .tar)"
+        )
     Image.init()
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     folder = Folder(root, image_size)

@@ -20,10 +20,12 @@ TURNED = (5, 6, 7, 8)  # orientations in EXIF that swap width and height
 
 
 def masked(folder: Folder, numbers: list[int]) -> list[Scene]:
-    """These pairs with the words that have masks, if any has one. Masks without use are added to ``folder.skipped``."""
+    """These pairs with the words that have masks, none if no word has one that can be used; what cannot be is added to
+    ``folder.skipped``."""
     if not any(number in folder.masks for number in numbers):
         return []
-    return [_scene(folder, number) for number in numbers]
+    scenes = [_scene(folder, number) for number in numbers]
+    return scenes if any(scene.words for scene in scenes) else []
 
 
 def _scene(folder: Folder, number: int) -> Scene:

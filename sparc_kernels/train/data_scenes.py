@@ -77,7 +77,7 @@ class Scene:
         items, side, _ = self.coverage.shape
         grid = side // patch_size
         cells = self.coverage.reshape(items, grid, patch_size, grid, patch_size)
-        cells = cells.mean((2, 4)).reshape(items, -1)
+        cells = cells.mean((2, 4)).reshape(items, grid * grid)
         masks: Bools = (cells >= least) | (cells == cells.max(1, keepdims=True))
         return masks
 

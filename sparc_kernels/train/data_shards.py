@@ -55,9 +55,8 @@ def through_buffer(stream: Numbers, size: int, rng: np.random.Generator) -> Numb
     return np.concatenate([out, rng.permutation(held)])
 
 
-def scan_shards(pattern: str, image_size: int, progress: bool = False) -> Shards:
-    """Decode every picture of the shards once and pair it with its caption. ``pattern``: one tar file or, in braces,
-    many: ``shards-{000..009}.tar``."""
+def shard_paths(pattern: str) -> list[Path]:
+    """The tar files that a pattern names: one or, in braces, many: ``shards-{000..009}.tar``."""
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
@@ -65,7 +64,12 @@ def scan_shards(pattern: str, image_size: int, progress: bool = False) -> Shards
             f"data {pattern!r} are shards, which need the webdataset library ({error}): "
             "pip install webdataset, or pip install 'sparc-kernels[train]'"
         ) from error
-    paths = [Path(name) for name in expand_urls(pattern)]
+    return [Path(name) for name in expand_urls(pattern)]
+
+
+def scan_shards(pattern: str, image_size: int, progress: bool = False) -> Shards:
+    """Decode every picture of the shards once and pair it with its caption."""
+    paths = shard_paths(pattern)
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise ValueError(
             f"data {pattern!r}: {len(missing)} of {len(paths)} shards are no files here, the first is {missing[0]!r} "

@@ -11,12 +11,14 @@ from typing import Any
 
 from sparc_kernels.train.config import DEVICES, LOSSES, PRECISIONS, PRESETS, TrainConfig
 
+DATA = "'scenes', drawn on the fly; a folder of pictures with .txt captions; or webdataset shards, 's-{000..009}.tar'"
 PROGRAM = "python -m sparc_kernels.train"
 EXAMPLES = f"""\
 examples:
   {PROGRAM} --demo
   {PROGRAM} --compare --steps 2000 --out runs/scenes
   {PROGRAM} --data pictures/ --steps 1500 --out runs/pictures
+  {PROGRAM} --data 'shards-{{000..009}}.tar' --out runs/shards
   {PROGRAM} --config run.toml --lr 1e-3 --out runs/other
   {PROGRAM} --resume runs/pictures
   torchrun --nproc-per-node 8 -m sparc_kernels.train --data pictures/ --batch-size 4096 --accumulate 4
@@ -56,7 +58,7 @@ def train_parser() -> argparse.ArgumentParser:
     run.add_argument("--overwrite", action="store_true", help="replace a run that stands in --out")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     _option(run, "out", "folder for checkpoints, logs, results and figures", metavar="DIR")
-    _option(run, "data", "'scenes', drawn on the fly, or a folder of pictures with .txt captions", metavar="X")
+    _option(run, "data", DATA, metavar="X")
     _option(run, "seed", "decides weights, scenes, order and crops")
     _option(run, "eval_pairs", "held-out pairs (at most a fifth of a folder)")
     _option(run, "checkpoint_every", "steps between checkpoints")
@@ -102,9 +104,11 @@ def train_parser() -> argparse.ArgumentParser:
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
-    parser = _asking("evaluate", "Measure retrieval, and grounding on scenes, of a run's last checkpoint.")
+    parser = _asking("evaluate", "Measure retrieval, and grounding on scenes and masks, of a run's last checkpoint.")
     parser.add_argument(
-        "--data", metavar="X", help="'scenes' or a folder, of which all pairs count; the run's held-out pairs if left"
+        "--data",
+        metavar="X",
+        help="'scenes', a folder or shards, of which all pairs count; the run's held-out pairs if left",
     )
     parser.add_argument("--eval-pairs", type=int, metavar="N", help="at most so many pairs; as the run unless given")
     parser.add_argument("--out", metavar="DIR", help="folder for results and figure; RUN/evaluation unless given")

@@ -36,9 +36,11 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
 def _notes(first: Mapping[str, float]) -> str:
     if "words" not in first:
         return ""
+    drawn = any(f"pointing_{kind}" in first for kind in KINDS)
+    what, things = ("words of held-out scenes", "the scene's shapes") if drawn else ("words with masks", "its masks")
     return (
-        f"\n{first['words']:.0f} words of held-out scenes. Chance in grounding: a patch drawn at random, "
-        "which is also the IoU of a uniform map;\na patch drawn from those of all the scene's shapes is right "
+        f"\n{first['words']:.0f} {what}. Chance in grounding: a patch drawn at random, "
+        f"which is also the IoU of a uniform map;\na patch drawn from those of all {things} is right "
         f"for {_percent(first['object_chance'])} of the words. A word's map,\nfor the IoU: the patches with at "
         "least half of its largest weight.\n"
     )

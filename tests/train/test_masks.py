@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,4 +114,24 @@ def test_a_folder_with_masks_gets_grounding_figures(
     assert "13 pictures with captions, 12 of them with masks" in printed
     assert "grounding, words whose strongest patch is right" in printed
     assert "held out, 6 words of them with masks" in printed
+    assert "6 words with masks. Chance" in printed
     assert (tmp_path / "run" / "alignment.png").exists()
+
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "1.txt").write_text("another red ball")
+    asked = ["evaluate", str(tmp_path / "run"), "--data", str(other), "--device", "cpu", "--quiet"]
+    assert main([*asked, "--eval-pairs", "20", "--out", str(tmp_path / "asked")]) == 0
+    printed = capsys.readouterr().out
+    assert "13 pictures with captions, 12 of them with masks" in printed
+    assert "mask has another size than its picture" in printed
+    found = json.loads((tmp_path / "asked" / "results.json").read_text())
+    assert found["words"] == 11 * 3 + 2, "three in every caption, but for the changed one's two"
+    assert 0.3 < found["chance"] < 0.5
+
+
+def test_masks_without_use_give_no_figures(folder: Path) -> None:
+    for path in folder.glob("*.[Rr]ed*.png"):
+        path.rename(path.with_name(f"{path.name.split('.')[0]}.green.png"))
+    found = scan(folder, SIDE)
+    assert found.masks
+    assert masked(found, list(range(len(found)))) == []

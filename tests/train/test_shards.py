@@ -175,3 +175,18 @@ def test_shards_end_to_end(shards: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert "12 pictures with captions, 8 files skipped" in printed
     assert "10 pairs to train on, 2 held out" in printed
     assert len((tmp_path / "run" / "skipped.txt").read_text().splitlines()) == 8
+
+    asked = ["evaluate", str(tmp_path / "run"), "--device", "cpu", "--quiet"]
+    assert main(asked) == 0
+    assert f"2 held-out pairs of {shards}" in capsys.readouterr().out
+    results = [(tmp_path / "run" / part / "results.json").read_text() for part in ("", "evaluation")]
+    assert results[0] == results[1], "what training measured, again"
+    part = shards.replace("002", "001")
+    assert main([*asked, "--data", part]) == 2
+    assert f"{part!r} shares pictures with {shards!r}, on which the run was trained" in capsys.readouterr().err
+    pair = [("one.two.jpg", encoded("jpeg")), ("a.jpg", encoded("jpeg", 1)), ("a.txt", b"a red thing")]
+    mask = [("a.red.png", encoded("png", 2))]
+    write_shard(tmp_path / "other.tar", [*pair, *mask, ("b.png", encoded("png", 3)), ("b.txt", b"a thing")])
+    assert main([*asked, "--data", str(tmp_path / "other.tar"), "--out", str(tmp_path / "asked")]) == 0
+    assert f"2 of the 2 pairs in {tmp_path / 'other.tar'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "asked" / "results.json").read_text())["words"] == 1
