@@ -112,8 +112,8 @@ def test_ours_is_what_auto_takes(case: Case, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_benchmarks_use_what_users_use() -> None:
-    """The public API, the references, the doctor's build information, and the trainer's towers; no kernel file."""
-    allowed = re.compile(r"sparc_kernels(\._native|\._dispatch|\.ops\.\w+\.reference|\.train\.(config|model))?$")
+    """The public API, the references, the doctor's build information, what ``auto`` takes, and the trainer; no kernel."""
+    allowed = re.compile(r"sparc_kernels(\._native|\._dispatch|\.ops\.\w+\.reference|\.functional|\.train(\.\w+)?)?$")
     for path in sorted((CHECKOUT / "benchmarks").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
