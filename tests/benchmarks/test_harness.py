@@ -112,7 +112,7 @@ def test_ours_is_what_auto_takes(case: Case, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_benchmarks_use_what_users_use() -> None:
-    """The public API, the references, the doctor's build information, what ``auto`` takes, and the trainer; no kernel."""
+    """The public API, references, the doctor's build information, what ``auto`` takes, the trainer; no kernel."""
     allowed = re.compile(r"sparc_kernels(\._native|\._dispatch|\.ops\.\w+\.reference|\.functional|\.train(\.\w+)?)?$")
     for path in sorted((CHECKOUT / "benchmarks").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
