@@ -197,13 +197,8 @@ def _suits_triton(patch_embeds: Tensor, token_embeds: Tensor) -> bool:
     """Whether one program of the Triton kernels holds all similarities of a pair, or they leave the products to a
     library; sizes are asked for on a GPU only, since a compiler has to watch them then."""
     if not patch_embeds.is_cuda or patch_embeds.dtype.itemsize != 2:
-        return _by_library(patch_embeds)
+        return patch_embeds.dtype == torch.float32  # whose products the Triton kernels leave to a library
     return bool(token_embeds.shape[1] <= 64 and patch_embeds.shape[1] <= 256)
-
-
-def _by_library(embeds: Tensor) -> bool:
-    """Whether the Triton kernels leave the products to a library."""
-    return embeds.dtype == torch.float32
 
 
 def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:
@@ -304,5 +299,5 @@ def _grouping_inputs(
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None, Tensor | None], str]:
     pairs = checked_pairs(patch_embeds, token_embeds, None, patch_mask, threshold)
     embeds = pairs.patch_embeds
-    backend = resolve("grouping", backend, embeds.device, embeds.dtype, _by_library(embeds))
+    backend = resolve("grouping", backend, embeds.device, embeds.dtype, _suits_triton(embeds, pairs.token_embeds))
     return (pairs.patch_embeds, pairs.token_embeds, patch_mask, pairs.threshold), backend

@@ -18,7 +18,7 @@ ROOM = Room(
     ),
     sample=samples.pairs,
     sizes=samples.SIZES,
-    triton_first=frozenset({(9, 0)}),  # float32: benchmarks/results/nvidia-h100
+    triton_first=frozenset({(9, 0)}),  # benchmarks/results/nvidia-h100
     ops=(
         Op(
             "grouped_embeddings",
