@@ -48,6 +48,9 @@ def source(launch: Any) -> Any:
         torch.bfloat16: "*bf16",
         torch.float32: "*fp32",
         torch.bool: "*u1",
+        torch.uint8: "*u8",
+        torch.int16: "*i16",
+        torch.int32: "*i32",
         torch.int64: "*i64",
     }
     signature: dict[str, str] = {}

@@ -1,0 +1,69 @@
+"""Tile sizes of the Triton kernels and the rules that choose them: by the compiler (registers, spills, shared memory;
+``tests/test_triton_compile.py`` looks at them) and by counting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Tiles of ``block_p`` patches by ``granules`` of 16 tokens, whose channels come ``block_d`` at a time.
+
+    A program owns an image and a run of captions.
+    """
+
+    block_p: int = 128
+    granules: int = 8
+    block_d: int = 64
+    num_warps: int = 4
+    num_stages: int = 3
+    most_captions: int = 64  # of a run, whose last tile may be half empty
+    # Runs are halved until there are as many programs: 24 for each of 132 multiprocessors.
+    enough_programs: int = 24 * 132
+    # Whether the products are a library's, float32 and so many bytes at a time.
+    library: bool = False
+    library_bytes: int = 128 * 2**20
+    # The one-hot matrix of the backward pass is made in tiles of so many tokens and patches, and in blocks that fit here.
+    block_n: int = 64
+    workspace_bytes: int = 256 * 2**20
+
+    def cut(self, n_patches: int, n_channels: int) -> TileConfig:
+        """For a small problem: no tile much larger than an image, no block wider than the channels."""
+        least = 16  # of a matrix instruction
+        return replace(
+            self,
+            block_p=min(self.block_p, max(least, _power_of_two(n_patches))),
+            block_d=min(self.block_d, max(least, _power_of_two(n_channels))),
+        )
+
+    def captions(self, n_images: int, n_captions: int) -> int:
+        """Captions of a run, a power of two."""
+        run = self.most_captions
+        while run > 1 and n_images * -(-n_captions // run) < self.enough_programs:
+            run //= 2
+        return run
+
+    def block(self, n_tokens: int, n_images: int, n_patches: int, itemsize: int) -> tuple[int, int]:
+        """Tokens and images of a block of the one-hot matrix, about as many tokens as patches."""
+        entries = max(1, self.workspace_bytes // itemsize)
+        tokens = min(max(1, n_tokens), -(-int(entries**0.5) // self.block_n) * self.block_n)
+        return tokens, min(max(1, n_images), max(1, entries // (tokens * n_patches)))
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def choose(itemsize: int, capability: int, exact: bool) -> TileConfig:
+    """Tiles for elements of ``itemsize`` bytes on a device of ``capability`` (ten times major plus minor).
+
+    ``exact``: keys of 64 bits.
+    """
+    if itemsize == 4:
+        return TileConfig(64, 8, 64, num_warps=4, library=True)  # products in float32: a library's are the faster ones
+    if exact:
+        return TileConfig(64, 8, 64, num_warps=4)
+    if capability < 90 or capability >= 120:
+        return TileConfig(64, 8, 32, num_warps=4)
+    return TileConfig()

@@ -1,0 +1,226 @@
+# mypy: disable-error-code="no-untyped-def"
+"""The forward kernel: both maxima of every pair from one product per tile.
+
+A program owns an image and a run of captions. Tiles are [patches, slots of tokens] (``triton_rows``). A tile's columns
+give each token its best patch so far; its rows give each patch its best token of a granule, and granules are merged
+caption by caption, what is open going on in the next tile.
+
+Index and value travel in one key, so that a maximum is one comparison and the lowest index wins a tie: the value above,
+the index counted backwards below. Cosines of half-precision tokens have a key of 32 bits, in steps of 2^-22: the least
+bits of a float32 between 2 and 4, which a cosine becomes when 3 is added. All else has a key of 64 bits.
+"""
+
+import triton
+import triton.language as tl
+
+from sparc_kernels.ops._triton.tiles import rows_product
+from sparc_kernels.ops.late_interaction.triton_rows import GRANULE, NOBODY
+
+INDEX_BITS = tl.constexpr(8)  # of a key, below its value
+SHRINK = tl.constexpr(0.984375)  # keeps a cosine that rounding made larger than 1 within the key
+
+
+@triton.jit
+def value_bits(b_value, EXACT: tl.constexpr):
+    """The upper part of a key: monotone in the value, NaN above all; ``SHRINK`` times a cosine where not EXACT."""
+    if EXACT:
+        b_value = tl.where(b_value == b_value, b_value + 0.0, float("nan"))  # one zero, one NaN
+        b_bits = b_value.to(tl.int32, bitcast=True)
+        b_bits = tl.where(b_value == b_value, b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
+        return b_bits.to(tl.int64) << INDEX_BITS
+    else:
+        return (b_value + 3.0).to(tl.uint32, bitcast=True) << INDEX_BITS
+
+
+@triton.jit
+def value_of(b_key, EXACT: tl.constexpr):
+    """The value of a key, unshrunk."""
+    if EXACT:
+        b_bits = (b_key >> INDEX_BITS).to(tl.int32)
+        return (b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    else:
+        b_bits = (b_key >> INDEX_BITS).to(tl.int32)
+        b_value = ((b_bits & 0x7FFFFF) | 0x40000000).to(tl.float32, bitcast=True)
+        return tl.where(b_bits < 0x800000, (b_value - 3.0) * (1.0 / SHRINK), float("nan"))
+
+
+@triton.jit
+def index_of(b_key, SIZE: tl.constexpr):
+    """The index of a key that was counted backwards from SIZE - 1."""
+    return -(b_key & (2**INDEX_BITS - 1)).to(tl.int32) + (SIZE - 1)
+
+
+@triton.jit
+def with_index(b_bits, o_index, SIZE: tl.constexpr):
+    """A key; ``o_index`` is broadcast to it."""
+    return b_bits | (-o_index + (SIZE - 1)).to(b_bits.dtype)
+
+
+@triton.jit
+def exceeds(b_key, b_other):
+    """Whether the value of a key is above that of another one."""
+    return (b_key >> INDEX_BITS) > (b_other >> INDEX_BITS)
+
+
+@triton.jit
+def columns_of(b_tile):
+    """The columns of [ROWS, COLS] as a tuple, in their order."""
+    COLS: tl.constexpr = b_tile.shape[1]
+    if COLS == 1:
+        return (tl.reshape(b_tile, (b_tile.shape[0],)),)
+    else:
+        b_left, b_right = tl.split(tl.permute(tl.reshape(b_tile, (b_tile.shape[0], 2, COLS // 2)), (0, 2, 1)))
+        return columns_of(b_left) + columns_of(b_right)
+
+
+@triton.jit
+def tile_of(columns, FIRST: tl.constexpr, COLS: tl.constexpr):
+    """[ROWS, COLS] of columns from FIRST on."""
+    if COLS == 1:
+        return tl.expand_dims(columns[FIRST], 1)
+    else:
+        b_left, b_right = tile_of(columns, FIRST, COLS // 2), tile_of(columns, FIRST + COLS // 2, COLS // 2)
+        b_tile = tl.permute(tl.join(b_left, b_right), (0, 2, 1))
+        return tl.reshape(b_tile, (b_tile.shape[0], COLS))
+
+
+@triton.jit
+def merge_granules(b_keys, b_open, b_open_code, p_codes, TILE: tl.constexpr):
+    """The caption's best key up to each granule, and the number of the granule that it is from [ROWS, TILE]; and of
+    what is open behind the tile. ``b_keys`` [ROWS, TILE]: the best keys of granules."""
+    keys = columns_of(b_keys)
+    best_keys, best_granules = (), ()
+    for granule in tl.static_range(TILE):
+        number = tl.load(p_codes + granule) >> 1
+        m_new = (number == 0) | exceeds(keys[granule], b_open)
+        b_open = tl.where(m_new, keys[granule], b_open)
+        b_open_code = tl.where(m_new, number, b_open_code)
+        best_keys, best_granules = best_keys + (b_open,), best_granules + (b_open_code,)
+    return tile_of(best_keys, 0, TILE), tile_of(best_granules, 0, TILE), b_open, b_open_code
+
+
+@triton.jit(
+    do_not_specialize=["FIRST", "N_IMAGES", "J", "L", "N", "RUN_GRANULES", "GRANULES", "PATCH_SLOTS", "stride_p"]
+)
+def maxima_kernel(
+    p_images,  # [I, P, D]
+    p_texts,  # [J, L, D], or packed: one item of all tokens
+    p_image_inverse,  # [I * P]
+    p_text_inverse,  # [J * L]
+    p_patch_slots,  # [I, PATCH_SLOTS] int32 or None: patches in their order, the last one repeated
+    p_patch_counts,  # [I] int32 or None
+    p_slots,  # [GRANULES * GRANULE] int32; this and the next three as in caption_slots_kernel
+    p_captions,  # [GRANULES]
+    p_codes,  # [GRANULES]
+    p_run_lengths,  # [RUNS]
+    p_products,  # [N_IMAGES * P, J * L] raw, stride_p from row to row, of a library; or None
+    p_best_token,  # [I, J, P] or None
+    p_best_patch,  # [I, J * L] or None
+    p_image_partials,  # [I, J, CHUNKS] or None
+    p_text_partials,  # [I, GRANULES] or None
+    p_open_keys,  # [programs, CHUNKS, BLOCK_P] of the size of a key: of the caption that goes on in the next tile
+    p_open_granules,  # [programs, CHUNKS, BLOCK_P] int32
+    stride_ii, stride_ip, stride_id, stride_tj, stride_tl, stride_td, stride_p,
+    FIRST, N_IMAGES,  # of the images, the first and how many this launch is over
+    J, L, N, RUN_GRANULES, GRANULES, PATCH_SLOTS,
+    P: tl.constexpr,
+    HOLES: tl.constexpr,  # a text mask is given: a token's place among the valid ones is not its place in the caption
+    D: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    TILE: tl.constexpr,  # granules
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    SLOTS: tl.constexpr = TILE * GRANULE
+    KEY: tl.constexpr = tl.int64 if EXACT else tl.uint32
+    pid = tl.program_id(0)
+    run = pid // N_IMAGES
+    o_i = (pid % N_IMAGES + FIRST).to(tl.int64)
+    patches = P
+    if p_patch_counts is not None:
+        patches = tl.load(p_patch_counts + o_i)
+    end = tl.load(p_run_lengths + run)
+    if patches == 0:
+        end = 0
+    o_row = tl.arange(0, BLOCK_P)
+    done = 0
+    while done < end:
+        granule = run * RUN_GRANULES + done
+        b_slot = tl.load(p_slots + granule.to(tl.int64) * GRANULE + tl.arange(0, SLOTS))
+        b_token = tl.where(b_slot < NOBODY, -2 - b_slot, b_slot)
+        m_token = b_token >= 0
+        b_token = tl.maximum(b_token, 0)
+        o_token = (b_token // L).to(tl.int64) * stride_tj + (b_token % L).to(tl.int64) * stride_tl
+        b_text_inverse = tl.load(p_text_inverse + b_token)
+        if not EXACT:
+            b_text_inverse *= SHRINK
+        o_granule = granule + tl.arange(0, TILE)
+        b_code, b_caption = tl.load(p_codes + o_granule), tl.load(p_captions + o_granule)
+        m_last = (b_code & 1) == 1
+        o_pair = o_i * J + b_caption
+        b_best = tl.zeros([SLOTS], KEY)  # each token's best key and the chunk it is from
+        b_best_chunk = tl.zeros([SLOTS], tl.int32)
+        chunk = 0
+        while chunk * BLOCK_P < patches:
+            if p_patch_slots is None:
+                b_patch = tl.minimum(chunk * BLOCK_P + o_row, P - 1)
+            else:
+                b_patch = tl.load(p_patch_slots + o_i * PATCH_SLOTS + chunk * BLOCK_P + o_row)
+            if p_products is None:
+                b_value = rows_product(
+                    p_images + o_i * stride_ii, p_texts, b_patch, o_token, b_patch >= 0, m_token, stride_ip, stride_id,
+                    1, stride_td, D, BLOCK_D, PRECISION, UPCAST
+                )  # fmt: skip
+            else:
+                o_product = ((o_i - FIRST) * P + b_patch)[:, None] * stride_p + b_token[None, :]
+                b_value = tl.load(p_products + o_product)
+            b_image_inverse = tl.load(p_image_inverse + o_i * P + b_patch)
+            b_bits = value_bits(b_value * b_image_inverse[:, None] * b_text_inverse[None, :], EXACT)
+            if p_text_partials is not None:
+                b_key = tl.max(with_index(b_bits, o_row[:, None], BLOCK_P), axis=0)
+                m_new = (chunk == 0) | exceeds(b_key, b_best)
+                b_best = tl.where(m_new, b_key, b_best)
+                b_best_chunk = tl.where(m_new, chunk, b_best_chunk)
+            if p_image_partials is not None:
+                b_granules = tl.reshape(b_bits, (BLOCK_P, TILE, GRANULE))
+                o_within = tl.arange(0, GRANULE)[None, None, :]
+                b_keys = tl.max(with_index(b_granules, o_within, GRANULE), axis=2)  # [BLOCK_P, TILE]
+                o_open = (pid.to(tl.int64) * CHUNKS + chunk) * BLOCK_P + o_row
+                m_open = tl.zeros_like(o_row) + done > 0
+                b_open = tl.load(p_open_keys + o_open, mask=m_open, other=0).to(b_keys.dtype, bitcast=True)
+                b_open_granule = tl.load(p_open_granules + o_open, mask=m_open, other=0)
+                b_keys, b_number, b_open, b_open_granule = merge_granules(
+                    b_keys, b_open, b_open_granule, p_codes + granule, TILE
+                )
+                tl.store(p_open_keys + o_open, b_open.to(p_open_keys.dtype.element_ty, bitcast=True))
+                tl.store(p_open_granules + o_open, b_open_granule)
+                tl.debug_barrier()  # the next tile's loads need not be by the same threads
+                m_done = m_last[None, :] & (chunk * BLOCK_P + o_row < patches)[:, None]
+                b_sum = tl.sum(tl.where(m_done, value_of(b_keys, EXACT), 0.0), axis=0)
+                tl.store(p_image_partials + o_pair * CHUNKS + chunk, b_sum, mask=m_last)
+                if p_best_token is not None:
+                    b_index = b_number * GRANULE + index_of(b_keys, GRANULE)
+                    if HOLES:
+                        o_first = (o_granule - (b_code >> 1)).to(tl.int64) * GRANULE
+                        b_index = tl.load(p_slots + o_first[None, :] + b_index, mask=m_done, other=0)
+                        b_index -= (b_caption * L)[None, :]
+                    tl.store(
+                        p_best_token + o_pair[None, :] * P + b_patch[:, None],
+                        b_index.to(p_best_token.dtype.element_ty),
+                        mask=m_done,
+                    )
+            chunk += 1
+        if p_text_partials is not None:
+            b_maximum = tl.where(b_slot >= 0, value_of(b_best, EXACT), 0.0)
+            b_sum = tl.sum(tl.reshape(b_maximum, (TILE, GRANULE)), axis=1)
+            tl.store(p_text_partials + o_i * GRANULES + o_granule, b_sum)
+            if p_best_patch is not None:
+                b_index = b_best_chunk * BLOCK_P + index_of(b_best, BLOCK_P)
+                if p_patch_slots is not None:
+                    b_index = tl.load(p_patch_slots + o_i * PATCH_SLOTS + b_index)
+                b_index = b_index.to(p_best_patch.dtype.element_ty)
+                tl.store(p_best_patch + o_i * N + b_token, b_index, mask=b_slot >= 0)
+        done += TILE
