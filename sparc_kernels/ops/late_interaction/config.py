@@ -16,6 +16,7 @@ class TileConfig:
     block_p: int = 128
     granules: int = 8
     block_d: int = 64
+    parts: int = 4  # of a tile's columns, one after the other
     num_warps: int = 4
     num_stages: int = 3
     most_captions: int = 64  # of a run, whose last tile may be half empty
@@ -61,9 +62,9 @@ def choose(itemsize: int, capability: int, exact: bool) -> TileConfig:
     ``exact``: keys of 64 bits.
     """
     if itemsize == 4:
-        return TileConfig(64, 8, 64, num_warps=4, library=True)  # products in float32: a library's are the faster ones
+        return TileConfig(64, 8, library=True)  # products in float32: a library's are the faster ones
     if exact:
-        return TileConfig(64, 8, 64, num_warps=4)
+        return TileConfig(64, 8)
     if capability < 90 or capability >= 120:
-        return TileConfig(64, 8, 32, num_warps=4)
+        return TileConfig(64, 8, 32)
     return TileConfig()

@@ -45,12 +45,14 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
     image_partials = new(problem.n_images, problem.n_captions, chunks) if by_image else None
     text_partials = new(problem.n_images, slots.granules) if by_text else None
     programs = step * slots.runs
+    key = torch.int64 if problem.exact else torch.int32
     own = {
         "p_best_token": best_token if by_image and keep else None,
         "p_best_patch": best_patch if by_text and keep else None,
         "p_image_partials": image_partials,
         "p_text_partials": text_partials,
-        "p_open_keys": new(programs, chunks, tiles.block_p, dtype=torch.int64 if problem.exact else torch.int32),
+        "p_token_keys": new(programs, chunks, tiles.granules * GRANULE, dtype=key),
+        "p_open_keys": new(programs, chunks, tiles.block_p, dtype=key),
         "p_open_granules": new(programs, chunks, tiles.block_p, dtype=torch.int32),
         "CHUNKS": chunks,
     }

@@ -63,14 +63,17 @@ def exceeds(b_key, b_other):
 
 
 @triton.jit
-def columns_of(b_tile):
-    """The columns of [ROWS, COLS] as a tuple, in their order."""
-    COLS: tl.constexpr = b_tile.shape[1]
-    if COLS == 1:
-        return (tl.reshape(b_tile, (b_tile.shape[0],)),)
+def columns_of(b_tile, PARTS: tl.constexpr):
+    """[ROWS, COLS] in parts of its columns, in their order; [ROWS] where a part is one column."""
+    if PARTS == 1:
+        if b_tile.shape[1] == 1:
+            return (tl.reshape(b_tile, (b_tile.shape[0],)),)
+        else:
+            return (b_tile,)
     else:
-        b_left, b_right = tl.split(tl.permute(tl.reshape(b_tile, (b_tile.shape[0], 2, COLS // 2)), (0, 2, 1)))
-        return columns_of(b_left) + columns_of(b_right)
+        HALF: tl.constexpr = b_tile.shape[1] // 2
+        b_left, b_right = tl.split(tl.permute(tl.reshape(b_tile, (b_tile.shape[0], 2, HALF)), (0, 2, 1)))
+        return columns_of(b_left, PARTS // 2) + columns_of(b_right, PARTS // 2)
 
 
 @triton.jit
@@ -85,10 +88,9 @@ def tile_of(columns, FIRST: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def merge_granules(b_keys, b_open, b_open_code, p_codes, TILE: tl.constexpr):
+def merge_granules(keys, b_open, b_open_code, p_codes, TILE: tl.constexpr):
     """The caption's best key up to each granule, and the number of the granule that it is from [ROWS, TILE]; and of
-    what is open behind the tile. ``b_keys`` [ROWS, TILE]: the best keys of granules."""
-    keys = columns_of(b_keys)
+    what is open behind the tile. ``keys``: the best of each granule [ROWS]."""
     best_keys, best_granules = (), ()
     for granule in tl.static_range(TILE):
         number = tl.load(p_codes + granule) >> 1
@@ -97,6 +99,33 @@ def merge_granules(b_keys, b_open, b_open_code, p_codes, TILE: tl.constexpr):
         b_open_code = tl.where(m_new, number, b_open_code)
         best_keys, best_granules = best_keys + (b_open,), best_granules + (b_open_code,)
     return tile_of(best_keys, 0, TILE), tile_of(best_granules, 0, TILE), b_open, b_open_code
+
+
+@triton.jit
+def load_tokens(p_slots):
+    """Numbers of tokens in slots, 0 and False where there is none."""
+    b_slot = tl.load(p_slots)
+    b_token = tl.where(b_slot < NOBODY, -2 - b_slot, b_slot)
+    return tl.maximum(b_token, 0), b_token >= 0
+
+
+@triton.jit
+def load_key(p_key, EXACT: tl.constexpr):
+    """As signed integers of its size they are stored."""
+    return tl.load(p_key).to(tl.int64 if EXACT else tl.uint32, bitcast=True)
+
+
+@triton.jit
+def best_of_chunks(p_keys, patches, CHUNKS: tl.constexpr, BLOCK_P: tl.constexpr, EXACT: tl.constexpr):
+    """The best key of each slot [SLOTS] and the chunk it is from, over the chunks of an image."""
+    b_best = load_key(p_keys, EXACT)
+    b_chunk = tl.zeros(b_best.shape, tl.int32)
+    for chunk in range(1, CHUNKS):
+        if chunk * BLOCK_P < patches:
+            b_key = load_key(p_keys + chunk * b_best.shape[0], EXACT)
+            m_new = exceeds(b_key, b_best)
+            b_best, b_chunk = tl.where(m_new, b_key, b_best), tl.where(m_new, chunk, b_chunk)
+    return b_best, b_chunk
 
 
 @triton.jit(
@@ -118,6 +147,7 @@ def maxima_kernel(
     p_best_patch,  # [I, J * L] or None
     p_image_partials,  # [I, J, CHUNKS] or None
     p_text_partials,  # [I, GRANULES] or None
+    p_token_keys,  # [programs, CHUNKS, SLOTS] of the size of a key: each token's best patch of a chunk
     p_open_keys,  # [programs, CHUNKS, BLOCK_P] of the size of a key: of the caption that goes on in the next tile
     p_open_granules,  # [programs, CHUNKS, BLOCK_P] int32
     stride_ii, stride_ip, stride_id, stride_tj, stride_tl, stride_td, stride_p,
@@ -128,6 +158,7 @@ def maxima_kernel(
     D: tl.constexpr,
     CHUNKS: tl.constexpr,
     TILE: tl.constexpr,  # granules
+    PARTS: tl.constexpr,  # of a tile's columns, one after the other
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EXACT: tl.constexpr,
@@ -135,10 +166,10 @@ def maxima_kernel(
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     SLOTS: tl.constexpr = TILE * GRANULE
-    KEY: tl.constexpr = tl.int64 if EXACT else tl.uint32
-    pid = tl.program_id(0)
-    run = pid // N_IMAGES
-    o_i = (pid % N_IMAGES + FIRST).to(tl.int64)
+    WIDTH: tl.constexpr = SLOTS // PARTS
+    pid = tl.program_id(0).to(tl.int64)
+    run = tl.program_id(0) // N_IMAGES
+    o_i = (tl.program_id(0) % N_IMAGES + FIRST).to(tl.int64)
     patches = P
     if p_patch_counts is not None:
         patches = tl.load(p_patch_counts + o_i)
@@ -149,20 +180,7 @@ def maxima_kernel(
     done = 0
     while done < end:
         granule = run * RUN_GRANULES + done
-        b_slot = tl.load(p_slots + granule.to(tl.int64) * GRANULE + tl.arange(0, SLOTS))
-        b_token = tl.where(b_slot < NOBODY, -2 - b_slot, b_slot)
-        m_token = b_token >= 0
-        b_token = tl.maximum(b_token, 0)
-        o_token = (b_token // L).to(tl.int64) * stride_tj + (b_token % L).to(tl.int64) * stride_tl
-        b_text_inverse = tl.load(p_text_inverse + b_token)
-        if not EXACT:
-            b_text_inverse *= SHRINK
-        o_granule = granule + tl.arange(0, TILE)
-        b_code, b_caption = tl.load(p_codes + o_granule), tl.load(p_captions + o_granule)
-        m_last = (b_code & 1) == 1
-        o_pair = o_i * J + b_caption
-        b_best = tl.zeros([SLOTS], KEY)  # each token's best key and the chunk it is from
-        b_best_chunk = tl.zeros([SLOTS], tl.int32)
+        p_own = p_slots + granule.to(tl.int64) * GRANULE
         chunk = 0
         while chunk * BLOCK_P < patches:
             if p_patch_slots is None:
@@ -170,34 +188,49 @@ def maxima_kernel(
             else:
                 b_patch = tl.load(p_patch_slots + o_i * PATCH_SLOTS + chunk * BLOCK_P + o_row)
             if p_products is None:
-                b_value = rows_product(
+                b_token, m_token = load_tokens(p_own + tl.arange(0, SLOTS))
+                o_token = (b_token // L).to(tl.int64) * stride_tj + (b_token % L).to(tl.int64) * stride_tl
+                b_tile = rows_product(
                     p_images + o_i * stride_ii, p_texts, b_patch, o_token, b_patch >= 0, m_token, stride_ip, stride_id,
                     1, stride_td, D, BLOCK_D, PRECISION, UPCAST
                 )  # fmt: skip
-            else:
-                o_product = ((o_i - FIRST) * P + b_patch)[:, None] * stride_p + b_token[None, :]
-                b_value = tl.load(p_products + o_product)
-            b_image_inverse = tl.load(p_image_inverse + o_i * P + b_patch)
-            b_bits = value_bits(b_value * b_image_inverse[:, None] * b_text_inverse[None, :], EXACT)
-            if p_text_partials is not None:
-                b_key = tl.max(with_index(b_bits, o_row[:, None], BLOCK_P), axis=0)
-                m_new = (chunk == 0) | exceeds(b_key, b_best)
-                b_best = tl.where(m_new, b_key, b_best)
-                b_best_chunk = tl.where(m_new, chunk, b_best_chunk)
+                parts = columns_of(b_tile, PARTS)
+            b_image_inverse = tl.load(p_image_inverse + o_i * P + b_patch)[:, None]
+            columns = ()
+            for part in tl.static_range(PARTS):
+                b_token, _ = load_tokens(p_own + part * WIDTH + tl.arange(0, WIDTH))
+                if p_products is None:
+                    b_value = parts[part]
+                else:
+                    o_product = ((o_i - FIRST) * P + b_patch)[:, None] * stride_p + b_token[None, :]
+                    b_value = tl.load(p_products + o_product)
+                b_text_inverse = tl.load(p_text_inverse + b_token)[None, :]
+                if not EXACT:
+                    b_text_inverse *= SHRINK
+                b_bits = value_bits(b_value * b_image_inverse * b_text_inverse, EXACT)
+                if p_text_partials is not None:
+                    b_key = tl.max(with_index(b_bits, o_row[:, None], BLOCK_P), axis=0)
+                    o_key = (pid * CHUNKS + chunk) * SLOTS + part * WIDTH + tl.arange(0, WIDTH)
+                    tl.store(p_token_keys + o_key, b_key.to(p_token_keys.dtype.element_ty, bitcast=True))
+                if p_image_partials is not None:
+                    b_granules = tl.reshape(b_bits, (BLOCK_P, WIDTH // GRANULE, GRANULE))
+                    o_within = tl.arange(0, GRANULE)[None, None, :]
+                    b_keys = tl.max(with_index(b_granules, o_within, GRANULE), axis=2)
+                    columns = columns + columns_of(b_keys, WIDTH // GRANULE)
             if p_image_partials is not None:
-                b_granules = tl.reshape(b_bits, (BLOCK_P, TILE, GRANULE))
-                o_within = tl.arange(0, GRANULE)[None, None, :]
-                b_keys = tl.max(with_index(b_granules, o_within, GRANULE), axis=2)  # [BLOCK_P, TILE]
-                o_open = (pid.to(tl.int64) * CHUNKS + chunk) * BLOCK_P + o_row
+                o_open = (pid * CHUNKS + chunk) * BLOCK_P + o_row
                 m_open = tl.zeros_like(o_row) + done > 0
                 b_open = tl.load(p_open_keys + o_open, mask=m_open, other=0).to(b_keys.dtype, bitcast=True)
                 b_open_granule = tl.load(p_open_granules + o_open, mask=m_open, other=0)
                 b_keys, b_number, b_open, b_open_granule = merge_granules(
-                    b_keys, b_open, b_open_granule, p_codes + granule, TILE
+                    columns, b_open, b_open_granule, p_codes + granule, TILE
                 )
                 tl.store(p_open_keys + o_open, b_open.to(p_open_keys.dtype.element_ty, bitcast=True))
                 tl.store(p_open_granules + o_open, b_open_granule)
-                tl.debug_barrier()  # the next tile's loads need not be by the same threads
+                o_granule = granule + tl.arange(0, TILE)
+                b_code, b_caption = tl.load(p_codes + o_granule), tl.load(p_captions + o_granule)
+                m_last = (b_code & 1) == 1
+                o_pair = o_i * J + b_caption
                 m_done = m_last[None, :] & (chunk * BLOCK_P + o_row < patches)[:, None]
                 b_sum = tl.sum(tl.where(m_done, value_of(b_keys, EXACT), 0.0), axis=0)
                 tl.store(p_image_partials + o_pair * CHUNKS + chunk, b_sum, mask=m_last)
@@ -213,14 +246,19 @@ def maxima_kernel(
                         mask=m_done,
                     )
             chunk += 1
+        tl.debug_barrier()  # what was stored need not be loaded by the same threads
         if p_text_partials is not None:
+            p_keys = p_token_keys + pid * CHUNKS * SLOTS + tl.arange(0, SLOTS)
+            b_best, b_best_chunk = best_of_chunks(p_keys, patches, CHUNKS, BLOCK_P, EXACT)
+            b_slot = tl.load(p_own + tl.arange(0, SLOTS))
             b_maximum = tl.where(b_slot >= 0, value_of(b_best, EXACT), 0.0)
             b_sum = tl.sum(tl.reshape(b_maximum, (TILE, GRANULE)), axis=1)
-            tl.store(p_text_partials + o_i * GRANULES + o_granule, b_sum)
+            tl.store(p_text_partials + o_i * GRANULES + granule + tl.arange(0, TILE), b_sum)
             if p_best_patch is not None:
                 b_index = b_best_chunk * BLOCK_P + index_of(b_best, BLOCK_P)
                 if p_patch_slots is not None:
                     b_index = tl.load(p_patch_slots + o_i * PATCH_SLOTS + b_index)
                 b_index = b_index.to(p_best_patch.dtype.element_ty)
-                tl.store(p_best_patch + o_i * N + b_token, b_index, mask=b_slot >= 0)
+                tl.store(p_best_patch + o_i * N + b_slot, b_index, mask=b_slot >= 0)
+            tl.debug_barrier()  # before the next tile's keys
         done += TILE

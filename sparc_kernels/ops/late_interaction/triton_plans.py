@@ -192,6 +192,7 @@ class Problem:
             "N_TOKENS": self.n_tokens,
             "NORMALIZE": self.normalize,
             "D": self.images.shape[2],
+            "PARTS": self.config.parts,
             "BLOCK_P": self.config.block_p,
             "BLOCK_D": self.config.block_d,
             "EXACT": self.exact,
