@@ -53,7 +53,7 @@ def index_of(b_key, SIZE: tl.constexpr):
 @triton.jit
 def with_index(b_bits, o_index, SIZE: tl.constexpr):
     """A key; ``o_index`` is broadcast to it."""
-    return b_bits | (-o_index + (SIZE - 1)).to(b_bits.dtype)
+    return b_bits + (-o_index + (SIZE - 1)).to(b_bits.dtype)
 
 
 @triton.jit
@@ -64,12 +64,9 @@ def exceeds(b_key, b_other):
 
 @triton.jit
 def columns_of(b_tile, PARTS: tl.constexpr):
-    """[ROWS, COLS] in parts of its columns, in their order; [ROWS] where a part is one column."""
+    """[ROWS, COLS] in parts of its columns, in their order."""
     if PARTS == 1:
-        if b_tile.shape[1] == 1:
-            return (tl.reshape(b_tile, (b_tile.shape[0],)),)
-        else:
-            return (b_tile,)
+        return (b_tile,)
     else:
         HALF: tl.constexpr = b_tile.shape[1] // 2
         b_left, b_right = tl.split(tl.permute(tl.reshape(b_tile, (b_tile.shape[0], 2, HALF)), (0, 2, 1)))
@@ -77,28 +74,26 @@ def columns_of(b_tile, PARTS: tl.constexpr):
 
 
 @triton.jit
-def tile_of(columns, FIRST: tl.constexpr, COLS: tl.constexpr):
-    """[ROWS, COLS] of columns from FIRST on."""
-    if COLS == 1:
-        return tl.expand_dims(columns[FIRST], 1)
-    else:
-        b_left, b_right = tile_of(columns, FIRST, COLS // 2), tile_of(columns, FIRST + COLS // 2, COLS // 2)
-        b_tile = tl.permute(tl.join(b_left, b_right), (0, 2, 1))
-        return tl.reshape(b_tile, (b_tile.shape[0], COLS))
+def better_key(b_key, b_number, b_new, b_other_key, b_other_number, b_other_new):
+    """Of what stands before and after: the better key and its granule, the later one only where its value is above or
+    it begins a caption; and whether a caption has begun."""
+    m_other = (b_other_new > 0) | exceeds(b_other_key, b_key)
+    b_key, b_number = tl.where(m_other, b_other_key, b_key), tl.where(m_other, b_other_number, b_number)
+    return b_key, b_number, b_new | b_other_new
 
 
 @triton.jit
-def merge_granules(keys, b_open, b_open_code, p_codes, TILE: tl.constexpr):
-    """The caption's best key up to each granule, and the number of the granule that it is from [ROWS, TILE]; and of
-    what is open behind the tile. ``keys``: the best of each granule [ROWS]."""
-    best_keys, best_granules = (), ()
-    for granule in tl.static_range(TILE):
-        number = tl.load(p_codes + granule) >> 1
-        m_new = (number == 0) | exceeds(keys[granule], b_open)
-        b_open = tl.where(m_new, keys[granule], b_open)
-        b_open_code = tl.where(m_new, number, b_open_code)
-        best_keys, best_granules = best_keys + (b_open,), best_granules + (b_open_code,)
-    return tile_of(best_keys, 0, TILE), tile_of(best_granules, 0, TILE), b_open, b_open_code
+def merge_granules(b_keys, b_number, b_open, b_open_number):
+    """The caption's best key up to each granule, and the number of the granule that it is from [ROWS, GRANULES].
+
+    ``b_keys`` [ROWS, GRANULES]: the best of each granule; ``b_number`` [GRANULES]: its number in its caption;
+    ``b_open``, ``b_open_number`` [ROWS]: of a caption that goes on here.
+    """
+    b_number = tl.broadcast_to(b_number[None, :], b_keys.shape)
+    b_new = (b_number == 0).to(tl.int32)
+    b_keys, b_number, b_new = tl.associative_scan((b_keys, b_number, b_new), 1, better_key)
+    m_open = (b_new == 0) & (exceeds(b_keys, b_open[:, None]) == 0)
+    return tl.where(m_open, b_open[:, None], b_keys), tl.where(m_open, b_open_number[:, None], b_number)
 
 
 @triton.jit
@@ -149,7 +144,7 @@ def maxima_kernel(
     p_text_partials,  # [I, GRANULES] or None
     p_token_keys,  # [programs, CHUNKS, SLOTS] of the size of a key: each token's best patch of a chunk
     p_open_keys,  # [programs, CHUNKS, BLOCK_P] of the size of a key: of the caption that goes on in the next tile
-    p_open_granules,  # [programs, CHUNKS, BLOCK_P] int32
+    p_open_numbers,  # [programs, CHUNKS, BLOCK_P] int32
     stride_ii, stride_ip, stride_id, stride_tj, stride_tl, stride_td, stride_p,
     FIRST, N_IMAGES,  # of the images, the first and how many this launch is over
     J, L, N, RUN_GRANULES, GRANULES, PATCH_SLOTS,
@@ -196,7 +191,6 @@ def maxima_kernel(
                 )  # fmt: skip
                 parts = columns_of(b_tile, PARTS)
             b_image_inverse = tl.load(p_image_inverse + o_i * P + b_patch)[:, None]
-            columns = ()
             for part in tl.static_range(PARTS):
                 b_token, _ = load_tokens(p_own + part * WIDTH + tl.arange(0, WIDTH))
                 if p_products is None:
@@ -214,37 +208,34 @@ def maxima_kernel(
                     tl.store(p_token_keys + o_key, b_key.to(p_token_keys.dtype.element_ty, bitcast=True))
                 if p_image_partials is not None:
                     b_granules = tl.reshape(b_bits, (BLOCK_P, WIDTH // GRANULE, GRANULE))
-                    o_within = tl.arange(0, GRANULE)[None, None, :]
-                    b_keys = tl.max(with_index(b_granules, o_within, GRANULE), axis=2)
-                    columns = columns + columns_of(b_keys, WIDTH // GRANULE)
-            if p_image_partials is not None:
-                o_open = (pid * CHUNKS + chunk) * BLOCK_P + o_row
-                m_open = tl.zeros_like(o_row) + done > 0
-                b_open = tl.load(p_open_keys + o_open, mask=m_open, other=0).to(b_keys.dtype, bitcast=True)
-                b_open_granule = tl.load(p_open_granules + o_open, mask=m_open, other=0)
-                b_keys, b_number, b_open, b_open_granule = merge_granules(
-                    columns, b_open, b_open_granule, p_codes + granule, TILE
-                )
-                tl.store(p_open_keys + o_open, b_open.to(p_open_keys.dtype.element_ty, bitcast=True))
-                tl.store(p_open_granules + o_open, b_open_granule)
-                o_granule = granule + tl.arange(0, TILE)
-                b_code, b_caption = tl.load(p_codes + o_granule), tl.load(p_captions + o_granule)
-                m_last = (b_code & 1) == 1
-                o_pair = o_i * J + b_caption
-                m_done = m_last[None, :] & (chunk * BLOCK_P + o_row < patches)[:, None]
-                b_sum = tl.sum(tl.where(m_done, value_of(b_keys, EXACT), 0.0), axis=0)
-                tl.store(p_image_partials + o_pair * CHUNKS + chunk, b_sum, mask=m_last)
-                if p_best_token is not None:
-                    b_index = b_number * GRANULE + index_of(b_keys, GRANULE)
-                    if HOLES:
-                        o_first = (o_granule - (b_code >> 1)).to(tl.int64) * GRANULE
-                        b_index = tl.load(p_slots + o_first[None, :] + b_index, mask=m_done, other=0)
-                        b_index -= (b_caption * L)[None, :]
-                    tl.store(
-                        p_best_token + o_pair[None, :] * P + b_patch[:, None],
-                        b_index.to(p_best_token.dtype.element_ty),
-                        mask=m_done,
-                    )
+                    b_keys = tl.max(with_index(b_granules, tl.arange(0, GRANULE)[None, None, :], GRANULE), axis=2)
+                    o_granule = granule + part * (WIDTH // GRANULE) + tl.arange(0, WIDTH // GRANULE)
+                    b_code, b_caption = tl.load(p_codes + o_granule), tl.load(p_captions + o_granule)
+                    o_open = (pid * CHUNKS + chunk) * BLOCK_P + o_row
+                    if part == 0:
+                        m_open = tl.zeros_like(o_row) + done > 0
+                        b_open = tl.load(p_open_keys + o_open, mask=m_open, other=0).to(b_keys.dtype, bitcast=True)
+                        b_open_number = tl.load(p_open_numbers + o_open, mask=m_open, other=0)
+                    b_keys, b_number = merge_granules(b_keys, b_code >> 1, b_open, b_open_number)
+                    m_end = (tl.arange(0, WIDTH // GRANULE) == WIDTH // GRANULE - 1)[None, :]
+                    b_open = tl.max(tl.where(m_end, b_keys, tl.zeros_like(b_keys)), axis=1)
+                    b_open_number = tl.sum(tl.where(m_end, b_number, 0), axis=1)
+                    if part == PARTS - 1:
+                        tl.store(p_open_keys + o_open, b_open.to(p_open_keys.dtype.element_ty, bitcast=True))
+                        tl.store(p_open_numbers + o_open, b_open_number)
+                    m_last = (b_code & 1) == 1
+                    o_pair = o_i * J + b_caption
+                    m_done = m_last[None, :] & (chunk * BLOCK_P + o_row < patches)[:, None]
+                    b_sum = tl.sum(tl.where(m_done, value_of(b_keys, EXACT), 0.0), axis=0)
+                    tl.store(p_image_partials + o_pair * CHUNKS + chunk, b_sum, mask=m_last)
+                    if p_best_token is not None:
+                        b_index = b_number * GRANULE + index_of(b_keys, GRANULE)
+                        if HOLES:
+                            o_first = (o_granule - (b_code >> 1)).to(tl.int64) * GRANULE
+                            b_index = tl.load(p_slots + o_first[None, :] + b_index, mask=m_done, other=0)
+                            b_index -= (b_caption * L)[None, :]
+                        o_best = o_pair[None, :] * P + b_patch[:, None]
+                        tl.store(p_best_token + o_best, b_index.to(p_best_token.dtype.element_ty), mask=m_done)
             chunk += 1
         tl.debug_barrier()  # what was stored need not be loaded by the same threads
         if p_text_partials is not None:
