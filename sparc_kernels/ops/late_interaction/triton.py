@@ -17,7 +17,7 @@ from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.late_interaction.config import TileConfig
 from sparc_kernels.ops.late_interaction.schema import fake_backward, fake_forward
 from sparc_kernels.ops.late_interaction.triton_backward import one_hot_kernel
-from sparc_kernels.ops.late_interaction.triton_forward import maxima_kernel
+from sparc_kernels.ops.late_interaction.triton_forward import INDEX_BITS, maxima_kernel
 from sparc_kernels.ops.late_interaction.triton_plans import GRANULE, Power, Problem, Product
 from sparc_kernels.ops.late_interaction.triton_rows import merge_scores_kernel
 
@@ -55,6 +55,7 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
         "p_open_keys": new(programs, chunks, tiles.block_p, dtype=key),
         "p_open_numbers": new(programs, chunks, tiles.block_p, dtype=torch.int32),
         "CHUNKS": chunks,
+        "unit": 2**INDEX_BITS.value,
     }
     products = new(length, problem.n_tokens) if length else None
     for first in range(0, problem.n_images, step):

@@ -22,14 +22,15 @@ SHRINK = tl.constexpr(0.984375)  # keeps a cosine that rounding made larger than
 
 @triton.jit
 def value_bits(b_value, EXACT: tl.constexpr):
-    """The upper part of a key: monotone in the value, NaN above all; ``SHRINK`` times a cosine where not EXACT."""
+    """The upper part of a key, monotone in the value, NaN above all. Where not EXACT, the value is ``SHRINK`` times a
+    cosine, and the bits above those of a key are the same for all."""
     if EXACT:
         b_value = tl.where(b_value == b_value, b_value + 0.0, float("nan"))  # one zero, one NaN
         b_bits = b_value.to(tl.int32, bitcast=True)
         b_bits = tl.where(b_value == b_value, b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
-        return b_bits.to(tl.int64) << INDEX_BITS
+        return b_bits.to(tl.int64)
     else:
-        return (b_value + 3.0).to(tl.uint32, bitcast=True) << INDEX_BITS
+        return (b_value + 3.0).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -51,9 +52,10 @@ def index_of(b_key, SIZE: tl.constexpr):
 
 
 @triton.jit
-def with_index(b_bits, o_index, SIZE: tl.constexpr):
-    """A key; ``o_index`` is broadcast to it."""
-    return b_bits + (-o_index + (SIZE - 1)).to(b_bits.dtype)
+def with_index(b_bits, o_index, unit, SIZE: tl.constexpr):
+    """A key; ``o_index`` is broadcast to it. ``unit`` is 2^INDEX_BITS, which the compiler may not know: it would make a
+    shift and an "or" of the multiplication and addition, whose instruction runs beside those of maxima."""
+    return b_bits * unit.to(b_bits.dtype) + (-o_index + (SIZE - 1)).to(b_bits.dtype)
 
 
 @triton.jit
@@ -124,7 +126,7 @@ def best_of_chunks(p_keys, patches, CHUNKS: tl.constexpr, BLOCK_P: tl.constexpr,
 
 
 @triton.jit(
-    do_not_specialize=["FIRST", "N_IMAGES", "J", "L", "N", "RUN_GRANULES", "GRANULES", "PATCH_SLOTS", "stride_p"]
+    do_not_specialize=["FIRST", "N_IMAGES", "J", "L", "N", "RUN_GRANULES", "GRANULES", "PATCH_SLOTS", "stride_p", "unit"]
 )
 def maxima_kernel(
     p_images,  # [I, P, D]
@@ -146,6 +148,7 @@ def maxima_kernel(
     p_open_keys,  # [programs, CHUNKS, BLOCK_P] of the size of a key: of the caption that goes on in the next tile
     p_open_numbers,  # [programs, CHUNKS, BLOCK_P] int32
     stride_ii, stride_ip, stride_id, stride_tj, stride_tl, stride_td, stride_p,
+    unit,  # 2^INDEX_BITS
     FIRST, N_IMAGES,  # of the images, the first and how many this launch is over
     J, L, N, RUN_GRANULES, GRANULES, PATCH_SLOTS,
     P: tl.constexpr,
@@ -203,12 +206,12 @@ def maxima_kernel(
                     b_text_inverse *= SHRINK
                 b_bits = value_bits(b_value * b_image_inverse * b_text_inverse, EXACT)
                 if p_text_partials is not None:
-                    b_key = tl.max(with_index(b_bits, o_row[:, None], BLOCK_P), axis=0)
+                    b_key = tl.max(with_index(b_bits, o_row[:, None], unit, BLOCK_P), axis=0)
                     o_key = (pid * CHUNKS + chunk) * SLOTS + part * WIDTH + tl.arange(0, WIDTH)
                     tl.store(p_token_keys + o_key, b_key.to(p_token_keys.dtype.element_ty, bitcast=True))
                 if p_image_partials is not None:
                     b_granules = tl.reshape(b_bits, (BLOCK_P, WIDTH // GRANULE, GRANULE))
-                    b_keys = tl.max(with_index(b_granules, tl.arange(0, GRANULE)[None, None, :], GRANULE), axis=2)
+                    b_keys = tl.max(with_index(b_granules, tl.arange(0, GRANULE)[None, None, :], unit, GRANULE), axis=2)
                     o_granule = granule + part * (WIDTH // GRANULE) + tl.arange(0, WIDTH // GRANULE)
                     b_code, b_caption = tl.load(p_codes + o_granule), tl.load(p_captions + o_granule)
                     o_open = (pid * CHUNKS + chunk) * BLOCK_P + o_row
