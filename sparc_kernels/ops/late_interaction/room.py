@@ -38,7 +38,7 @@ def _batch(
 
 ROOM = Room(
     name="late_interaction",
-    dtypes={"cpu": KERNEL_DTYPES["cpu"]},
+    dtypes={backend: KERNEL_DTYPES[backend] for backend in ("triton", "cpu")},
     entries=(
         Entry(
             "functional.late_interaction.late_interaction_scores",

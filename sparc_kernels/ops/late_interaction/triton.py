@@ -53,7 +53,7 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
         "p_text_partials": text_partials,
         "p_token_keys": new(programs, chunks, tiles.granules * GRANULE, dtype=key),
         "p_open_keys": new(programs, chunks, tiles.block_p, dtype=key),
-        "p_open_numbers": new(programs, chunks, tiles.block_p, dtype=torch.int32),
+        "p_open_ranks": new(programs, chunks, tiles.block_p, dtype=torch.int32),
         "CHUNKS": chunks,
         "unit": 2**INDEX_BITS.value,
     }

@@ -76,26 +76,23 @@ def columns_of(b_tile, PARTS: tl.constexpr):
 
 
 @triton.jit
-def better_key(b_key, b_number, b_new, b_other_key, b_other_number, b_other_new):
-    """Of what stands before and after: the better key and its granule, the later one only where its value is above or
-    it begins a caption; and whether a caption has begun."""
-    m_other = (b_other_new > 0) | exceeds(b_other_key, b_key)
-    b_key, b_number = tl.where(m_other, b_other_key, b_key), tl.where(m_other, b_other_number, b_number)
-    return b_key, b_number, b_new | b_other_new
+def merge_granules(b_keys, b_caption, b_number, open_caption, b_open, b_open_rank):
+    """The best key of each granule's whole caption, as far as it lies before here or in these granules, and the rank of
+    the token that it is from among the caption's valid ones [ROWS, GRANULES].
 
-
-@triton.jit
-def merge_granules(b_keys, b_number, b_open, b_open_number):
-    """The caption's best key up to each granule, and the number of the granule that it is from [ROWS, GRANULES].
-
-    ``b_keys`` [ROWS, GRANULES]: the best of each granule; ``b_number`` [GRANULES]: its number in its caption;
-    ``b_open``, ``b_open_number`` [ROWS]: of a caption that goes on here.
+    ``b_keys`` [ROWS, GRANULES]: the best of each granule; ``b_caption``, ``b_number`` [GRANULES]: its caption, and its
+    number there; ``b_open``, ``b_open_rank`` [ROWS]: the same of ``open_caption``, which goes on here, or NOBODY.
     """
-    b_number = tl.broadcast_to(b_number[None, :], b_keys.shape)
-    b_new = (b_number == 0).to(tl.int32)
-    b_keys, b_number, b_new = tl.associative_scan((b_keys, b_number, b_new), 1, better_key)
-    m_open = (b_new == 0) & (exceeds(b_keys, b_open[:, None]) == 0)
-    return tl.where(m_open, b_open[:, None], b_keys), tl.where(m_open, b_open_number[:, None], b_number)
+    GRANULES: tl.constexpr = b_keys.shape[1]
+    LEAST: tl.constexpr = 0 if b_keys.dtype == tl.uint32 else -(2**62)
+    o_granule = tl.arange(0, GRANULES)
+    # an index counts backwards within all granules: of equal keys the earlier one is the larger
+    b_keys += ((-o_granule + (GRANULES - 1)) * GRANULE)[None, :].to(b_keys.dtype)
+    m_same = (b_caption[:, None] == b_caption[None, :])[None, :, :]
+    b_best = tl.max(tl.where(m_same, b_keys[:, :, None], tl.full(m_same.shape, LEAST, b_keys.dtype)), axis=1)
+    b_rank = index_of(b_best, GRANULES * GRANULE) + ((b_number - o_granule) * GRANULE)[None, :]
+    m_open = (b_caption == open_caption)[None, :] & (exceeds(b_best, b_open[:, None]) == 0)
+    return tl.where(m_open, b_open[:, None], b_best), tl.where(m_open, b_open_rank[:, None], b_rank)
 
 
 @triton.jit
@@ -146,7 +143,7 @@ def maxima_kernel(
     p_text_partials,  # [I, GRANULES] or None
     p_token_keys,  # [programs, CHUNKS, SLOTS] of the size of a key: each token's best patch of a chunk
     p_open_keys,  # [programs, CHUNKS, BLOCK_P] of the size of a key: of the caption that goes on in the next tile
-    p_open_numbers,  # [programs, CHUNKS, BLOCK_P] int32
+    p_open_ranks,  # [programs, CHUNKS, BLOCK_P] int32
     stride_ii, stride_ip, stride_id, stride_tj, stride_tl, stride_td, stride_p,
     unit,  # 2^INDEX_BITS
     FIRST, N_IMAGES,  # of the images, the first and how many this launch is over
@@ -218,24 +215,27 @@ def maxima_kernel(
                     if part == 0:
                         m_open = tl.zeros_like(o_row) + done > 0
                         b_open = tl.load(p_open_keys + o_open, mask=m_open, other=0).to(b_keys.dtype, bitcast=True)
-                        b_open_number = tl.load(p_open_numbers + o_open, mask=m_open, other=0)
-                    b_keys, b_number = merge_granules(b_keys, b_code >> 1, b_open, b_open_number)
+                        b_open_rank = tl.load(p_open_ranks + o_open, mask=m_open, other=0)
+                    open_caption = NOBODY - 1
+                    if part > 0 or done > 0:
+                        open_caption = tl.load(p_captions + granule + part * (WIDTH // GRANULE) - 1)
+                    b_keys, b_rank = merge_granules(b_keys, b_caption, b_code >> 1, open_caption, b_open, b_open_rank)
                     m_end = (tl.arange(0, WIDTH // GRANULE) == WIDTH // GRANULE - 1)[None, :]
-                    b_open = tl.max(tl.where(m_end, b_keys, tl.zeros_like(b_keys)), axis=1)
-                    b_open_number = tl.sum(tl.where(m_end, b_number, 0), axis=1)
+                    b_open = tl.sum(tl.where(m_end, b_keys, tl.zeros_like(b_keys)), axis=1)
+                    b_open_rank = tl.sum(tl.where(m_end, b_rank, 0), axis=1)
                     if part == PARTS - 1:
                         tl.store(p_open_keys + o_open, b_open.to(p_open_keys.dtype.element_ty, bitcast=True))
-                        tl.store(p_open_numbers + o_open, b_open_number)
+                        tl.store(p_open_ranks + o_open, b_open_rank)
                     m_last = (b_code & 1) == 1
                     o_pair = o_i * J + b_caption
                     m_done = m_last[None, :] & (chunk * BLOCK_P + o_row < patches)[:, None]
                     b_sum = tl.sum(tl.where(m_done, value_of(b_keys, EXACT), 0.0), axis=0)
                     tl.store(p_image_partials + o_pair * CHUNKS + chunk, b_sum, mask=m_last)
                     if p_best_token is not None:
-                        b_index = b_number * GRANULE + index_of(b_keys, GRANULE)
+                        b_index = b_rank
                         if HOLES:
                             o_first = (o_granule - (b_code >> 1)).to(tl.int64) * GRANULE
-                            b_index = tl.load(p_slots + o_first[None, :] + b_index, mask=m_done, other=0)
+                            b_index = tl.load(p_slots + o_first[None, :] + b_rank, mask=m_done, other=0)
                             b_index -= (b_caption * L)[None, :]
                         o_best = o_pair[None, :] * P + b_patch[:, None]
                         tl.store(p_best_token + o_best, b_index.to(p_best_token.dtype.element_ty), mask=m_done)
