@@ -25,7 +25,7 @@ class TileConfig:
     # Whether the products are a library's, float32 and so many bytes at a time.
     library: bool = False
     library_bytes: int = 128 * 2**20
-    # The one-hot matrix of the backward pass is made in tiles of so many tokens and patches, and in blocks that fit here.
+    # The one-hot matrix of the backward pass is made so many tokens at a time, and in blocks that fit here.
     block_n: int = 64
     workspace_bytes: int = 256 * 2**20
 

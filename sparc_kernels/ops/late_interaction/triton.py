@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, strides
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.late_interaction.config import TileConfig
 from sparc_kernels.ops.late_interaction.schema import fake_backward, fake_forward

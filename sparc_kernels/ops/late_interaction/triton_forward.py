@@ -122,9 +122,10 @@ def best_of_chunks(p_keys, patches, CHUNKS: tl.constexpr, BLOCK_P: tl.constexpr,
     return b_best, b_chunk
 
 
-@triton.jit(
-    do_not_specialize=["FIRST", "N_IMAGES", "J", "L", "N", "RUN_GRANULES", "GRANULES", "PATCH_SLOTS", "stride_p", "unit"]
-)
+RAGGED = ["FIRST", "N_IMAGES", "J", "L", "N", "RUN_GRANULES", "GRANULES", "PATCH_SLOTS", "stride_p"]
+
+
+@triton.jit(do_not_specialize=[*RAGGED, "unit"])
 def maxima_kernel(
     p_images,  # [I, P, D]
     p_texts,  # [J, L, D], or packed: one item of all tokens

@@ -110,9 +110,7 @@ class Problem:
             longest = texts.shape[1]
         else:
             texts, offsets = texts.unsqueeze(0), offsets.contiguous()
-        return cls(
-            images, texts, image_mask, text_mask, offsets, longest, stats, normalize, float32_precision, config
-        )
+        return cls(images, texts, image_mask, text_mask, offsets, longest, stats, normalize, float32_precision, config)
 
     @property
     def n_images(self) -> int:

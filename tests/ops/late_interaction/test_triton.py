@@ -83,9 +83,8 @@ class Inputs:
         """Scores and gradients as eager PyTorch computes them in a dtype."""
         *tensors, longest = self.tensors
         leaves = [x.to(dtype, copy=True).requires_grad_() for x in tensors[:2]]
-        scores = late_interaction_reference(
-            *leaves, *tensors[2:], longest, *self.flags, *self.wanted, compute_dtype=dtype
-        )
+        arguments: tuple[Any, ...] = (*leaves, *tensors[2:], longest, *self.flags, *self.wanted)
+        scores = late_interaction_reference(*arguments, compute_dtype=dtype)
         pairs = [(x, g) for x, g in zip(scores, self.upstream) if x is not None and g is not None]
         grads = torch.autograd.grad([x for x, _ in pairs], leaves, [g.to(x.dtype) for x, g in pairs])
         return named(scores, grads)
