@@ -16,7 +16,7 @@ class TileConfig:
     block_p: int = 128
     granules: int = 8
     block_d: int = 64
-    parts: int = 4  # of a tile's columns, one after the other
+    parts: int = 1  # of a tile's columns, one after the other
     num_warps: int = 4
     num_stages: int = 3
     most_captions: int = 64  # of a run, whose last tile may be half empty
@@ -26,7 +26,7 @@ class TileConfig:
     library: bool = False
     library_bytes: int = 128 * 2**20
     # The one-hot matrix of the backward pass is made so many tokens at a time, and in blocks that fit here.
-    block_n: int = 64
+    block_n: int = 32
     workspace_bytes: int = 256 * 2**20
 
     def cut(self, n_patches: int, n_channels: int) -> TileConfig:

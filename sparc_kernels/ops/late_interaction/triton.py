@@ -64,7 +64,7 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
             rows = slice(first * problem.n_patches, (first + n_images) * problem.n_patches)
             part = products[: rows.stop - rows.start]
             steps.append(Product(part, problem.flat_images()[rows], problem.flat_texts().T))
-        own |= {"FIRST": first, "N_IMAGES": n_images, "p_products": products}
+        own |= {"FIRST": first, "RUNS": slots.runs, "p_products": products}
         own |= {"stride_p": 0 if products is None else products.stride(0)}
         known = problem.arguments() | slots.arguments
         steps.append(

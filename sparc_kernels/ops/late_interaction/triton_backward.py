@@ -37,13 +37,11 @@ def one_hot_kernel(
     BLOCK_P: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """W times both inverse norms, [tokens, patches of images]."""
-    TILES: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
+    """W times both inverse norms, [tokens, patches of images]. A program makes some rows, of one image."""
     pid = tl.program_id(0)
-    image, tile = pid // TILES % N_IMAGES, pid % TILES
+    image = pid % N_IMAGES
     o_i = (FIRST_IMAGE + image).to(tl.int64)
-    o_n = FIRST_TOKEN + pid // (TILES * N_IMAGES) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    o_n = FIRST_TOKEN + pid // N_IMAGES * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < LAST_TOKEN
     if p_owners is None:
         o_j = o_n // L
@@ -51,22 +49,28 @@ def one_hot_kernel(
         o_j = tl.load(p_owners + o_n, mask=m_n, other=-1)
     m_own = m_n & (o_j >= 0)
     b_first, b_length = load_caption(p_counts, p_offsets, tl.where(m_own, o_j, 0), J, L, N)
-    o_pair = o_i * J + o_j
-    b_matrix = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
+    o_pair = o_i * J + tl.where(m_own, o_j, 0)
+    b_factor = tl.load(p_text_inverse + o_n, mask=m_own, other=0.0)
+    if p_power is not None:
+        b_factor *= tl.load(p_power)
     if p_grad_text is not None:
         b_patch = tl.load(p_best_patch + o_i * N + o_n, mask=m_own, other=-1).to(tl.int32)
-        b_grad = tl.load(p_grad_text + o_pair, mask=m_own, other=0.0) * weight(b_length, AVERAGE)
-        b_matrix += tl.where(b_patch[:, None] == o_p[None, :], b_grad[:, None], 0.0)
+        b_of_text = tl.load(p_grad_text + o_pair, mask=m_own, other=0.0) * weight(b_length, AVERAGE) * b_factor
     if p_grad_image is not None:
-        m_tile = m_own[:, None] & (o_p < P)[None, :]
-        b_token = tl.load(p_best_token + (o_pair * P)[:, None] + o_p[None, :], mask=m_tile, other=-1).to(tl.int32)
         patches = tl.zeros([BLOCK_N], tl.int32) + P
         if p_patch_counts is not None:
             patches = tl.zeros([BLOCK_N], tl.int32) + tl.load(p_patch_counts + o_i)
-        b_grad = tl.load(p_grad_image + o_pair, mask=m_own, other=0.0) * weight(patches, AVERAGE)
-        b_matrix += tl.where(b_token == (o_n - b_first)[:, None], b_grad[:, None], 0.0)
-    b_matrix *= tl.load(p_text_inverse + o_n, mask=m_own, other=0.0)[:, None]
-    b_matrix *= tl.load(p_image_inverse + o_i * P + o_p, mask=o_p < P, other=0.0)[None, :]
-    if p_power is not None:
-        b_matrix = tl.minimum(tl.maximum(b_matrix * tl.load(p_power), -65504.0), 65504.0)
-    store_tile(p_matrix + image * P, b_matrix, o_n - FIRST_TOKEN, o_p, m_n, P, stride_w, UPCAST)
+        b_of_image = tl.load(p_grad_image + o_pair, mask=m_own, other=0.0) * weight(patches, AVERAGE) * b_factor
+    for tile in tl.static_range((P + BLOCK_P - 1) // BLOCK_P):
+        o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+        b_matrix = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
+        if p_grad_text is not None:
+            b_matrix = tl.where(b_patch[:, None] == o_p[None, :], b_of_text[:, None], 0.0)
+        if p_grad_image is not None:
+            m_tile = m_own[:, None] & (o_p < P)[None, :]
+            b_token = tl.load(p_best_token + (o_pair * P)[:, None] + o_p[None, :], mask=m_tile, other=-1).to(tl.int32)
+            b_matrix += tl.where(b_token == (o_n - b_first)[:, None], b_of_image[:, None], 0.0)
+        b_matrix *= tl.load(p_image_inverse + o_i * P + o_p, mask=o_p < P, other=0.0)[None, :]
+        if p_power is not None:
+            b_matrix = tl.minimum(tl.maximum(b_matrix, -65504.0), 65504.0)
+        store_tile(p_matrix + image * P, b_matrix, o_n - FIRST_TOKEN, o_p, m_n, P, stride_w, UPCAST)

@@ -122,7 +122,7 @@ def best_of_chunks(p_keys, patches, CHUNKS: tl.constexpr, BLOCK_P: tl.constexpr,
     return b_best, b_chunk
 
 
-RAGGED = ["FIRST", "N_IMAGES", "J", "L", "N", "RUN_GRANULES", "GRANULES", "PATCH_SLOTS", "stride_p"]
+RAGGED = ["FIRST", "RUNS", "J", "L", "N", "RUN_GRANULES", "GRANULES", "PATCH_SLOTS", "stride_p"]
 
 
 @triton.jit(do_not_specialize=[*RAGGED, "unit"])
@@ -137,7 +137,7 @@ def maxima_kernel(
     p_captions,  # [GRANULES]
     p_codes,  # [GRANULES]
     p_run_lengths,  # [RUNS]
-    p_products,  # [N_IMAGES * P, J * L] raw, stride_p from row to row, of a library; or None
+    p_products,  # [images of this launch * P, J * L] raw, stride_p from row to row, of a library; or None
     p_best_token,  # [I, J, P] or None
     p_best_patch,  # [I, J * L] or None
     p_image_partials,  # [I, J, CHUNKS] or None
@@ -147,7 +147,8 @@ def maxima_kernel(
     p_open_ranks,  # [programs, CHUNKS, BLOCK_P] int32
     stride_ii, stride_ip, stride_id, stride_tj, stride_tl, stride_td, stride_p,
     unit,  # 2^INDEX_BITS
-    FIRST, N_IMAGES,  # of the images, the first and how many this launch is over
+    FIRST,  # of the images of this launch
+    RUNS,
     J, L, N, RUN_GRANULES, GRANULES, PATCH_SLOTS,
     P: tl.constexpr,
     HOLES: tl.constexpr,  # a text mask is given: a token's place among the valid ones is not its place in the caption
@@ -164,8 +165,10 @@ def maxima_kernel(
     SLOTS: tl.constexpr = TILE * GRANULE
     WIDTH: tl.constexpr = SLOTS // PARTS
     pid = tl.program_id(0).to(tl.int64)
-    run = tl.program_id(0) // N_IMAGES
-    o_i = (tl.program_id(0) % N_IMAGES + FIRST).to(tl.int64)
+    # All runs of an image, then the next image: programs that run at the same time share few images and few tokens, so
+    # that both stay in the L2 cache.
+    run = tl.program_id(0) % RUNS
+    o_i = (tl.program_id(0) // RUNS + FIRST).to(tl.int64)
     patches = P
     if p_patch_counts is not None:
         patches = tl.load(p_patch_counts + o_i)

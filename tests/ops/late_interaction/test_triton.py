@@ -18,8 +18,8 @@ from sparc_kernels.ops.late_interaction.schema import none_index
 from tests.conftest import device_of
 from tests.tolerance import assert_close
 
-# Tiles of 16 patches and 32 tokens in two parts, runs of two captions, W in blocks of 32 tokens and an image.
-SMALL = TileConfig(16, 2, 16, parts=2, most_captions=2, enough_programs=0, block_n=16, workspace_bytes=4 * 600)
+# Tiles of 16 patches and 64 tokens in two parts, runs of two captions, W in blocks of 32 tokens and an image.
+SMALL = TileConfig(16, 4, 16, parts=2, most_captions=2, enough_programs=0, block_n=16, workspace_bytes=4 * 600)
 # The same with a library's products, an image at a time.
 LIBRARY = replace(SMALL, library=True, library_bytes=4 * 1500)
 
@@ -47,7 +47,7 @@ class Case:
 
 
 CASES = (
-    Case("whole", tokens=37, captions=2),
+    Case("whole", tokens=37, captions=3),
     Case("holes", image_holes=True, text_holes=True),
     Case("packed", packed=True, captions=4),
     Case("sums", packed=True, image_holes=True, normalize=False, average=False),
