@@ -1,5 +1,8 @@
-"""Tile sizes of the Triton kernels and the rules that choose them: by the compiler (registers, spills, shared memory;
-``tests/test_triton_compile.py`` looks at them) and by counting."""
+"""Tile sizes of the Triton kernels and the rules that choose them.
+
+Those of sm_90 with cosines in half precision were measured. All others are from the compiler (registers, spills, shared
+memory: ``tests/test_triton_compile.py`` looks at them) and from counting.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +65,15 @@ def choose(itemsize: int, capability: int, exact: bool) -> TileConfig:
     ``exact``: keys of 64 bits.
     """
     if itemsize == 4:
-        return TileConfig(64, 8, library=True)  # products in float32: a library's are the faster ones
+        return TileConfig(64, parts=2, library=True)  # a library's float32 products are the faster ones
     if exact:
-        return TileConfig(64, 8)
+        return TileConfig(64, parts=2)  # keys take twice the registers
     if capability < 90 or capability >= 120:
-        return TileConfig(64, 8, 32)
-    return TileConfig()
+        # mma.sync takes operands through registers: 32 channels at a time leave room for the rest.
+        return TileConfig(64, block_d=32)
+    if capability < 100:
+        # Two programs of 4 warps to a multiprocessor: one has products to add while the other looks for maxima. The
+        # fastest of thirteen on an H100 (docs/performance_log.md), although it spills some words outside of its loop;
+        # two parts took 1.19 and four 1.40 times as long.
+        return TileConfig()
+    return TileConfig(parts=4)
