@@ -33,15 +33,18 @@ def one_hot_kernel(
     J, L, N,
     P: tl.constexpr,
     AVERAGE: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """W times both inverse norms, [tokens, patches of images]. A program makes some rows, of one image."""
+    """W times both inverse norms, [tokens, patches of images]. A program makes some rows of one image, in TILES tiles:
+    unrolled, or LLVM packs comparisons into words and takes them apart again."""
+    GROUPS: tl.constexpr = (P + TILES * BLOCK_P - 1) // (TILES * BLOCK_P)
     pid = tl.program_id(0)
-    image = pid % N_IMAGES
+    group, image = pid % GROUPS, pid // GROUPS % N_IMAGES
     o_i = (FIRST_IMAGE + image).to(tl.int64)
-    o_n = FIRST_TOKEN + pid // N_IMAGES * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_n = FIRST_TOKEN + pid // (GROUPS * N_IMAGES) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < LAST_TOKEN
     if p_owners is None:
         o_j = o_n // L
@@ -61,8 +64,8 @@ def one_hot_kernel(
         if p_patch_counts is not None:
             patches = tl.zeros([BLOCK_N], tl.int32) + tl.load(p_patch_counts + o_i)
         b_of_image = tl.load(p_grad_image + o_pair, mask=m_own, other=0.0) * weight(patches, AVERAGE) * b_factor
-    for tile in tl.static_range((P + BLOCK_P - 1) // BLOCK_P):
-        o_p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    for tile in tl.static_range(TILES):
+        o_p = (group * TILES + tile) * BLOCK_P + tl.arange(0, BLOCK_P)
         b_matrix = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
         if p_grad_text is not None:
             b_matrix = tl.where(b_patch[:, None] == o_p[None, :], b_of_text[:, None], 0.0)

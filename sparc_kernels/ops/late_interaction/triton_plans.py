@@ -307,12 +307,14 @@ class Problem:
     def one_hot(self, kernel: Any, known: dict[str, Any], tokens: slice, image: int, n_images: int) -> Launch:
         """The launch for a block of W."""
         whole = max(16, 1 << (self.n_patches - 1).bit_length())
-        block_p = min(whole, max(64, whole // 4))
+        block_p = min(whole, max(64, min(256, whole // 4)))
+        tiles = min(4, cdiv(self.n_patches, block_p))
         own = {"FIRST_TOKEN": tokens.start, "LAST_TOKEN": tokens.stop, "FIRST_IMAGE": image, "N_IMAGES": n_images}
-        own |= {"BLOCK_N": self.config.block_n, "BLOCK_P": block_p}
+        own |= {"BLOCK_N": self.config.block_n, "BLOCK_P": block_p, "TILES": tiles}
         if self.offsets is not None:
             own["L"] = self.longest
-        programs = cdiv(tokens.stop - tokens.start, self.config.block_n) * n_images
+        groups = cdiv(self.n_patches, tiles * block_p)
+        programs = cdiv(tokens.stop - tokens.start, self.config.block_n) * n_images * groups
         return Launch.of(kernel, programs, known | own, {}, 4, 2)
 
     def finish(self, tokens: Tensor, product: Tensor, inverse: Tensor, power: Tensor | None, grad: Tensor) -> Launch:
