@@ -195,7 +195,7 @@ def caption_slots_kernel(
         tl.store(p_tail, tl.zeros([TILE * GRANULE], tl.int32) + NOBODY, mask=m_slot)
 
 
-@triton.jit(do_not_specialize=["N", "VALUE"])
+@triton.jit(do_not_specialize=["VALUE"])  # whether N is a multiple of 16 decides how wide it writes
 def fill_kernel(
     p_values,  # [N] of integers
     N, VALUE,
