@@ -165,8 +165,8 @@ def maxima_kernel(
     SLOTS: tl.constexpr = TILE * GRANULE
     WIDTH: tl.constexpr = SLOTS // PARTS
     pid = tl.program_id(0).to(tl.int64)
-    # All runs of an image, then the next image: programs that run at the same time share few images and few tokens, so
-    # that both stay in the L2 cache.
+    # All runs of an image, then the next image: programs that run at the same time share few images and few tokens, and
+    # both stay in the L2 cache.
     run = tl.program_id(0) % RUNS
     o_i = (tl.program_id(0) // RUNS + FIRST).to(tl.int64)
     patches = P
