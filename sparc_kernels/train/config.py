@@ -55,6 +55,7 @@ PRESETS: dict[str, Preset] = {
 LOSSES = ("sparc", "clip", "siglip")
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
+EXCHANGES = ("gather", "ring")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 64  # of all processes together
     accumulate: int = 1
+    exchange: str = "gather"
     lr: float = 0.0  # 0 = the preset's
     min_lr: float = 0.0
     warmup_steps: int = 100
@@ -93,6 +95,10 @@ class TrainConfig:
         _one_of("loss", self.loss, LOSSES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("device", self.device, DEVICES)
+        _one_of("exchange", self.exchange, EXCHANGES)
+        if self.exchange == "ring" and (self.loss == "sparc" or self.backend == "eager"):
+            against = "the loss sparc" if self.loss == "sparc" else "backend eager"
+            raise ValueError(f"exchange must be 'gather' with {against}, got 'ring'")
         for name in ("steps", "batch_size", "accumulate", "eval_pairs", "checkpoint_every", "log_every"):
             _at_least(name, getattr(self, name), 1)
         for name in ("seed", "warmup_steps", "workers"):
@@ -149,7 +155,7 @@ def check_keys(values: dict[str, Any], others: tuple[str, ...] = ()) -> None:
 TYPES = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false"}
 
 # Fields that say where and how often, not what is computed: a run may be resumed with other values of these.
-PLACE = frozenset({"out", "accumulate", "checkpoint_every", "log_every", "workers", "device", "threads"})
+PLACE = frozenset({"out", "accumulate", "exchange", "checkpoint_every", "log_every", "workers", "device", "threads"})
 
 
 def differences(saved: TrainConfig, asked: TrainConfig) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,14 +110,17 @@ class GlobalLoss(nn.Module):
     """A loss over the pairs of the batch alone, on mean-pooled patches and tokens, with a learned scale.
 
     CLIP's softmax, or the sigmoid of Zhai et al. (2023), which learns a bias too and starts at their 10 and -10.
-    ``group``: the processes whose pairs are the batch, as in :func:`sparc_kernels.contrastive_loss`.
+    ``group``: the processes whose pairs are the batch; ``exchange``: how their texts come to each other; both as in
+    :func:`sparc_kernels.contrastive_loss`.
     """
 
     logit_bias: nn.Parameter | None
 
-    def __init__(self, sigmoid: bool = False, backend: str = "auto", group: str | None = None) -> None:
+    def __init__(
+        self, sigmoid: bool = False, backend: str = "auto", group: str | None = None, exchange: str = "gather"
+    ) -> None:
         super().__init__()
-        self.backend, self.group = backend, group
+        self.backend, self.group, self.exchange = backend, group, exchange
         scale = torch.tensor([SIGMOID_SCALE if sigmoid else INITIAL_SCALE])  # FSDP2 shards no 0-dim parameter
         self.log_logit_scale = nn.Parameter(scale.log())
         self.register_parameter("logit_bias", nn.Parameter(torch.tensor([SIGMOID_BIAS])) if sigmoid else None)
@@ -135,10 +139,10 @@ class GlobalLoss(nn.Module):
         self.clamp_logit_scale()
         images, texts = patch_embeds.mean(1), pooled(token_embeds, token_mask)
         scale = self.log_logit_scale.exp()
+        where: dict[str, Any] = {"group": self.group, "exchange": self.exchange, "backend": self.backend}
         if self.logit_bias is None:
-            return contrastive_loss(images, texts, logit_scale=scale, group=self.group, backend=self.backend)
-        bias = self.logit_bias
-        return sigmoid_loss(images, texts, logit_scale=scale, logit_bias=bias, group=self.group, backend=self.backend)
+            return contrastive_loss(images, texts, logit_scale=scale, **where)
+        return sigmoid_loss(images, texts, logit_scale=scale, logit_bias=self.logit_bias, **where)
 
 
 def whole(x: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ def build_loss(config: TrainConfig, group: str | None = None) -> SparcLoss | Glo
     if config.loss != "sparc":
         # No global loss is written in CUDA C++; --backend cuda is about the local loss.
         backend = "auto" if config.backend == "cuda" else config.backend
-        return GlobalLoss(config.loss == "siglip", backend, group)
+        return GlobalLoss(config.loss == "siglip", backend, group, config.exchange)
     return SparcLoss(
         logit_scale=INITIAL_SCALE,
         similarity_threshold=config.similarity_threshold,

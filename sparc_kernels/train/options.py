@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from typing import Any
 
-from sparc_kernels.train.config import DEVICES, LOSSES, PRECISIONS, PRESETS, TrainConfig
+from sparc_kernels.train.config import DEVICES, EXCHANGES, LOSSES, PRECISIONS, PRESETS, TrainConfig
 
 DATA = "'scenes', drawn on the fly; a folder of pictures with .txt captions; or webdataset shards, 's-{000..009}.tar'"
 PROGRAM = "python -m sparc_kernels.train"
@@ -84,6 +84,12 @@ def train_parser() -> argparse.ArgumentParser:
     _option(optimisation, "batch_size", "pairs per step, of all processes together; each is compared with all of them")
     _option(
         optimisation, "accumulate", "chunks of a process's batch that pass the towers one by one; the loss compares all"
+    )
+    _option(
+        optimisation,
+        "exchange",
+        "ring: for clip and siglip, texts travel from process to process instead of lying in each (docs/distributed.md)",
+        choices=EXCHANGES,
     )
     _option(optimisation, "lr", "peak learning rate; 0 takes the preset's", metavar="X")
     _option(optimisation, "min_lr", "rate at the end of the cosine", metavar="X")

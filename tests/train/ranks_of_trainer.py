@@ -54,10 +54,16 @@ class Runs:
         )
 
     def train(
-        self, name: str, processes: Processes, chunks: int = 1, stop_after: int = 0, resume: bool = False
+        self,
+        name: str,
+        processes: Processes,
+        chunks: int = 1,
+        stop_after: int = 0,
+        resume: bool = False,
+        exchange: str = "gather",
     ) -> None:
         """``stop_after``: in that step the last process, and no other, gets a signal."""
-        config = replace(self.config, out=str(self.folder / name), accumulate=chunks)
+        config = replace(self.config, out=str(self.folder / name), accumulate=chunks, exchange=exchange)
         trainer = Trainer(config, drawn(), resume, progress=False, processes=processes)
         noted: list[int] = []
 
@@ -93,6 +99,10 @@ def check(folder: Path, loss: str, processes: Processes) -> None:
     if loss != "siglip":
         ddp = runs.together("ddp")
         same(ddp, expected)
+    if loss != "sparc":
+        runs.train("ring", processes, chunks=2, exchange="ring")
+        dist.barrier()
+        same(curve(folder / "ring"), expected)
     if loss == "sparc":
         same(runs.together("ddp-chunks", chunks=2), expected)
         check_resumed(runs, expected, ddp)
