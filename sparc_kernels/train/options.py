@@ -88,7 +88,7 @@ def train_parser() -> argparse.ArgumentParser:
     _option(
         optimisation,
         "exchange",
-        "ring: for clip and siglip, texts travel from process to process instead of lying in each (docs/distributed.md)",
+        "ring: for clip and siglip, texts travel from process to process, none holds all (docs/distributed.md)",
         choices=EXCHANGES,
     )
     _option(optimisation, "lr", "peak learning rate; 0 takes the preset's", metavar="X")

@@ -97,3 +97,16 @@ def test_the_sigmoid_loss_is_that_of_pooled_embeddings_and_learns_a_bias() -> No
 def test_backend_of_a_global_loss(asked: str, given: str) -> None:
     for loss in ("clip", "siglip"):
         assert build_loss(TrainConfig(loss=loss, backend=asked)).backend == given
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_a_ring_reaches_the_loss(loss: str) -> None:
+    """Which refuses the eager backend in it; so do the options, and the loss that has none."""
+    module = build_loss(TrainConfig(loss=loss, exchange="ring"))
+    module.backend = "eager"
+    with pytest.raises(NotImplementedError, match="exchange must be 'gather' with backend='eager', got 'ring'"):
+        module(torch.randn(5, 6, 8), torch.randn(5, 4, 8), torch.ones(5, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="exchange must be 'gather' with backend eager, got 'ring'"):
+        TrainConfig(loss=loss, exchange="ring", backend="eager")
+    with pytest.raises(ValueError, match="exchange must be 'gather' with the loss sparc, got 'ring'"):
+        TrainConfig(exchange="ring")
