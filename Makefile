@@ -8,8 +8,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Installed only where torch has not brought its own Triton along.
 TRITON ?= triton==3.6.0
-# Two processes: a file of tests stays in one of them.
-PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+# Two processes: a file of tests stays in one of them. tests/conftest.py puts the files in order.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # For example: --torch 2.10.0 newest --python 3.11 3.13
 MATRIX_ARGS ?=
 

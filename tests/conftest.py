@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -74,6 +75,11 @@ def device_of(backend: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files with slow tests first, then those with many: no worker ends with a long file while the others are idle.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    tests = Counter(item.path for item in items)
+    places = {path: place for place, path in enumerate(tests)}
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path], places[item.path]))
     if HAS_GPU:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; torch sees none")

@@ -9,9 +9,13 @@ from tests.distributed import world
 
 MODULE = "tests.distributed.losses"
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+        reason="this PyTorch has no gloo",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

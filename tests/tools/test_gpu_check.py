@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import run
 from benchmarks.measure.machine import CHECKOUT
 from benchmarks.measure.registry import suites
 from benchmarks.measure.results import read
@@ -28,15 +29,22 @@ def options(out: Path, **changes: object) -> argparse.Namespace:
 
 @pytest.mark.slow
 def test_rehearsal(tmp_path: Path) -> None:
-    """Every step of every part runs on the CPU and says that it went well."""
-    command = [sys.executable, "-m", "tools.gpu_check", "--dry", "--out", str(tmp_path)]
+    """Every step of every part runs on the CPU and says that it went well; of the suites the command starts one, the
+    others run here, with what their steps would give them."""
+    first, *others = suites()
+    command = [sys.executable, "-m", "tools.gpu_check", "--dry", "--suites", first, "--out", str(tmp_path)]
     result = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr + (tmp_path / "steps.log").read_text()[-3000:]
     steps = json.loads((tmp_path / "summary.json").read_text())["steps"]
     assert {step["part"] for step in steps} == {"setup", "tests", "sanitizer", "counters", "bench"}
     assert {step["status"] for step in steps} == {"ok"}
+    assert f"suite {first}" in {step["name"] for step in steps}
+    for step in steps_of_suites(options(tmp_path, suites=others)):
+        assert step.command[1:3] == ("-m", run.__name__)
+        assert run.main([*step.command[3:], "--budget", "60"]) == 0, step.name
     assert {row["case"]["suite"] for row in read(tmp_path / "results.json")} == set(suites())
-    table = (tmp_path / "table.txt").read_text().splitlines()
+    table = gpu_check.table(tmp_path, [Outcome(**step) for step in steps]).splitlines()
+    assert (tmp_path / "table.txt").read_text().splitlines()[: len(steps)] == table[: len(steps)]
     assert len(table) <= gpu_check.LINES
     assert len(list(tmp_path.iterdir())) <= 8, "few files: they may have to travel one by one"
 

@@ -95,11 +95,13 @@ def test_results_are_those_of_the_reference(op: str, backward: bool, architectur
 
 @built
 @pytest.mark.slow
-@pytest.mark.parametrize("path", TILED)
 @pytest.mark.parametrize(
-    "op, architecture",
-    # docs/cuda_resources.md gives the tiled path on sm_90; of the two ops this one has more to do
-    [*((op, "sm_90") for op in launches.OPS), *(("fine_grained", name) for name in ("sm_80", "sm_100", "sm_120"))],
+    "op, path, architecture",
+    # docs/cuda_resources.md gives the tiled path on sm_90; of the two ops fine_grained has more to do
+    [
+        *((op, path, "sm_90") for op in launches.OPS for path in TILED),
+        *zip(["fine_grained"] * 3, TILED, ("sm_80", "sm_100", "sm_120")),
+    ],
 )
 def test_results_of_the_tiled_path(op: str, path: str, architecture: str) -> None:
     for backward in (False, True):

@@ -122,6 +122,7 @@ def test_errors_of_lost_processes() -> None:
     assert lost(KeyError("gloo")) is None
 
 
+@pytest.mark.slow
 def test_several_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
     """Under DDP and FSDP2, in chunks, stopped and resumed by more or fewer; ranks_of_trainer.py looks on each rank.
 

@@ -65,14 +65,12 @@ def module(source: Path) -> Path:
     """The Python module made of this file, which holds ``PYBIND11_MODULE`` and gives the module its name, and of the
     emulator; built unless it is there already."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with _lock(CACHE / "lock"):  # by other workers of the same test run
-        objects = [_compiled(part, EMULATOR_FLAGS) for part in sorted(EMULATOR.glob("*.cpp"))]
-        objects.append(_compiled(source, (*KERNEL_FLAGS, *_include_flags())))
-        folder = CACHE / f"{source.stem}-{_digest(*(path.name for path in objects), *LINK_FLAGS)}"
-        target = folder / f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
-        if not target.is_file():
-            folder.mkdir(exist_ok=True)
-            _run_compiler([*LINK_FLAGS, *map(str, objects)], target)
+    objects = [_compiled(part, EMULATOR_FLAGS) for part in sorted(EMULATOR.glob("*.cpp"))]
+    objects.append(_compiled(source, (*KERNEL_FLAGS, *_include_flags())))
+    folder = CACHE / f"{source.stem}-{_digest(*(path.name for path in objects), *LINK_FLAGS)}"
+    folder.mkdir(exist_ok=True)
+    target = folder / f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    _run_compiler([*LINK_FLAGS, *map(str, objects)], target)
     return target
 
 
@@ -84,8 +82,7 @@ def _compiled(source: Path, flags: Sequence[str]) -> Path:
     contents = [Path(path).read_text() for path in dependencies]
     digest = _digest(_run(["g++", "--version"]), sys.version, _pybind11_version(), *flags, *contents)
     target = CACHE / f"{source.stem}-{digest}.o"
-    if not target.is_file():
-        _run_compiler([*flags, "-c", str(source)], target)
+    _run_compiler([*flags, "-c", str(source)], target)
     return target
 
 
@@ -97,9 +94,13 @@ def _run(command: Sequence[str]) -> str:
 
 
 def _run_compiler(arguments: Sequence[str], target: Path) -> None:
-    partial = target.with_name(f"{target.name}.partial")
-    _run(["g++", *arguments, "-o", str(partial)])
-    partial.replace(target)
+    """Makes the target unless it is there. Another worker of the test run waits for the same file only, and compiles
+    others meanwhile."""
+    with _lock(target.with_name(f"{target.name}.lock")):
+        if not target.is_file():
+            partial = target.with_name(f"{target.name}.partial")
+            _run(["g++", *arguments, "-o", str(partial)])
+            partial.replace(target)
 
 
 def _include_flags() -> list[str]:
