@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -24,7 +25,7 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
     b, (p, l, d) = 1024, shape
     patches, tokens, mask = meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), meta(b, l, dtype=torch.bool)
     pairs, mean = (patches, tokens, mask, None, meta(), None), meta(b, d, dtype=dtype)
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Sequence[Any]] = {}
     with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         for name, pool in (("forward", False), ("pooled_forward", True)):
             (_, stats, *_), found[name] = triton.forward_plan(*pairs, pool, pool, precision)

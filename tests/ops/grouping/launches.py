@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -21,7 +22,7 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
 
     b, (p, l, d) = 1024, shape
     groups = (meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), None, None)
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Sequence[Any]] = {}
     with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         for name, is_weights, n in (("embeddings", False, d), ("weights", True, p)):
             (_, stats), found[f"{name}_forward"] = triton.forward_plan(*groups, precision, weights=is_weights)
