@@ -10,18 +10,23 @@ from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels._dispatch import resolve
+from sparc_kernels.distributed import Fact, Group, Ranks, Spread, global_ratios, ranks_of, replicated, spread_over
 from sparc_kernels.functional._candidates import checked_scale
-from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable, wanted_directions
+from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, DIRECTIONS, autocast, recordable, wanted_directions
+from sparc_kernels.functional._everyone import dtype_fact, merged_logsumexp
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.late_interaction.autograd import MaxSimilarityFunction
-from sparc_kernels.ops.late_interaction.reference import late_interaction_reference
+from sparc_kernels.ops.late_interaction.reference import late_interaction_reference, padded_captions
 from sparc_kernels.ops.late_interaction.schema import MOST_ENTRIES, captions
 
 POOLINGS = ("mean", "sum")
 
 
 class LateInteractionScores(NamedTuple):
-    """What :func:`late_interaction_scores` returns, in the accumulation dtype; None for what was not asked for."""
+    """What :func:`late_interaction_scores` returns, in the accumulation dtype; None for what was not asked for.
+
+    With a group I are the images of this rank and J the captions of all ranks, those of rank 0 first.
+    """
 
     image_scores: Tensor | None
     """[I, J], image to text: of each patch the similarity with its best token, pooled over the image's patches."""
@@ -40,7 +45,7 @@ def late_interaction_scores(
     pooling: str = "mean",
     direction: str = "both",
     normalize: bool = True,
-    group: object = None,
+    group: Group = None,
     backend: str = "auto",
 ) -> LateInteractionScores:
     """Scores of all images with all captions by maxima over tokens, without the similarities of all their tokens.
@@ -62,7 +67,12 @@ def late_interaction_scores(
         pooling: ``"mean"`` over valid tokens, or their ``"sum"``.
         direction: ``"both"``, ``"image_to_text"`` (``image_scores`` alone) or ``"text_to_image"``.
         normalize: similarities are cosines; False: products of the embeddings as they are.
-        group: a process group; only None for now.
+        group: ``"world"`` or a process group: this rank's images meet the captions of all its ranks, which are counted
+            through from rank 0 on. Each rank comes with its own images and captions, of any number, and with masks or
+            offsets of these; the length L is the same on all, of packed captions ``max_seqlen``, which has to be
+            given. Gradients are those of the sum, over ranks, of what each rank makes of its scores: without the
+            factor that an average over ranks needs (docs/distributed.md). On a GPU the host waits for the number of
+            captions; not where the call is traced. None: this process alone.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -73,16 +83,33 @@ def late_interaction_scores(
     Raises:
         TypeError: an argument is no tensor, or of another dtype than it has to be.
         ValueError: shapes, devices, offsets or options that do not fit, with the argument's name.
-        NotImplementedError: the backend cannot serve the call, or ``group`` is given.
+        NotImplementedError: the backend cannot serve the call, or ``group`` is given where it is traced.
     """
     wanted = wanted_directions(direction)
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be {' or '.join(map(repr, POOLINGS))}, got {pooling!r}")
     _check_flag("normalize", normalize)
-    _check_group(group)
+    ranks = ranks_of(group, "mean", "late_interaction_scores")
     batch = _checked(image_tokens, text_tokens, image_mask, text_mask, cu_seqlens, max_seqlen)
     backend = resolve("late_interaction", backend, batch.image_tokens.device, batch.image_tokens.dtype)
-    return _scores(batch, normalize, pooling == "mean", wanted, backend)
+    if ranks is None:
+        return _scores(batch, normalize, pooling == "mean", wanted, backend)
+    if not _validate.runs_now():
+        raise NotImplementedError(
+            "group must be None where late_interaction_scores is traced or transformed: how many captions all ranks "
+            f"have is not known then, got {group!r}"
+        )
+    facts: dict[str, Fact] = {
+        "pooling": (pooling, POOLINGS),
+        "direction": (direction, DIRECTIONS),
+        "normalize": normalize,
+    }
+    batch, spread = _with_all_captions(batch, max_seqlen, facts, ranks)
+    found = _scores(batch, normalize, pooling == "mean", wanted, backend)
+    columns = spread.there().nonzero()[:, 0]
+    if columns.shape[0] == spread.size:
+        return found
+    return LateInteractionScores(*(None if x is None else x.index_select(1, columns) for x in found))
 
 
 def filip_loss(
@@ -94,7 +121,8 @@ def filip_loss(
     logit_scale: float | Tensor = DEFAULT_LOGIT_SCALE,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
-    group: object = None,
+    group: Group = None,
+    gradients: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
     """The loss of FILIP: symmetric cross-entropy on the scores of late interaction.
@@ -108,6 +136,11 @@ def filip_loss(
         image_tokens: [B, P, D], and all else, as in :func:`late_interaction_scores`.
         text_tokens: [B, L, D], or packed [N, D].
         logit_scale: 1 / temperature, a number or a one-element tensor (which receives a gradient in its shape).
+        group: ``"world"`` or a process group: the loss is that of the batches of all its ranks, and each rank returns
+            it (docs/distributed.md). What a rank comes with is said at :func:`late_interaction_scores`; the scale is
+            the same on all. Can be traced. None: this process alone.
+        gradients: what happens to the gradients of the ranks afterwards: ``"mean"`` (DDP, FSDP2) or ``"sum"``. With
+            ``"mean"`` the gradient of ``logit_scale`` is that of the loss on every rank.
 
     Returns:
         [] in float32 (float64 for float64 embeddings); 0 for an empty batch.
@@ -116,21 +149,44 @@ def filip_loss(
         TypeError, ValueError, NotImplementedError: as :func:`late_interaction_scores`; as many images as captions are
             needed.
     """
-    _check_group(group)
+    ranks = ranks_of(group, gradients, "filip_loss")
     batch = _checked(image_tokens, text_tokens, image_mask, text_mask, cu_seqlens, max_seqlen)
     images, texts = batch.image_tokens.shape[0], captions(batch.text_tokens, batch.text_offsets)
     if images != texts:
         raise ValueError(
             f"text_tokens must hold as many captions as there are images, got {texts} captions and {images} images"
         )
-    scale = checked_scale("logit_scale", logit_scale, "image_tokens", batch.image_tokens)
+    scale = replicated(checked_scale("logit_scale", logit_scale, "image_tokens", batch.image_tokens), ranks)
     backend = resolve("late_interaction", backend, batch.image_tokens.device, batch.image_tokens.dtype)
+    if ranks is not None:
+        facts: dict[str, Fact] = {
+            "image_tokens requires_grad": batch.image_tokens.requires_grad,
+            "logit_scale requires_grad": scale.requires_grad,
+        }
+        batch, spread = _with_all_captions(batch, max_seqlen, facts, ranks)
+        total = _cross_entropies_of_everyone(_scores(batch, True, True, (True, True), backend), scale, spread)[None]
+        return global_ratios(total, torch.full_like(total, 2 * images).detach(), ranks)[0]
     image_scores, text_scores = _scores(batch, True, True, (True, True), backend)
     assert image_scores is not None
     assert text_scores is not None
     target = torch.arange(images, device=image_scores.device)
     sums = (F.cross_entropy(scale * each, target, reduction="sum") for each in (image_scores, text_scores.T))
     return sum(sums, start=scale.new_zeros(())) / (2 * max(images, 1))
+
+
+def _cross_entropies_of_everyone(scores: LateInteractionScores, scale: Tensor, spread: Spread) -> Tensor:
+    """[]: the sum over this rank's images and captions, of scores with the captions at all positions.
+
+    The softmax of an image is here; what this rank's images give to that of a caption goes to the caption's rank.
+    """
+    image_scores, text_scores = scores
+    assert image_scores is not None
+    assert text_scores is not None
+    image_logits = (scale * image_scores).masked_fill(~spread.there(), -torch.inf)
+    of_images = F.cross_entropy(image_logits, spread.own_positions(), reduction="sum")
+    text_logits = scale * text_scores
+    levels = merged_logsumexp(spread.parts(text_logits.logsumexp(0)))
+    return of_images + levels.sum() - spread.own(text_logits.T).diagonal().sum()
 
 
 class _Batch(NamedTuple):
@@ -142,6 +198,30 @@ class _Batch(NamedTuple):
     text_mask: Tensor | None
     text_offsets: Tensor | None
     max_tokens: int
+
+
+def _with_all_captions(
+    batch: _Batch, max_seqlen: int | None, facts: dict[str, Fact], ranks: Ranks
+) -> tuple[_Batch, Spread]:
+    """This rank's images with the captions of all ranks, and where these are. Packed captions travel padded: what a
+    rank may send is agreed on in captions, not in tokens."""
+    text_tokens, text_mask, packed = batch.text_tokens, batch.text_mask, batch.text_offsets is not None
+    if batch.text_offsets is not None:
+        if max_seqlen is None:
+            raise ValueError("max_seqlen must be given with cu_seqlens and group, the same on all ranks, got None")
+        text_tokens, text_mask = padded_captions(text_tokens, batch.text_offsets, batch.max_tokens)
+    own: dict[str, Fact] = {
+        "text_tokens width": text_tokens.shape[2],
+        "text_tokens dtype": dtype_fact(text_tokens),
+        "text_tokens requires_grad": text_tokens.requires_grad,
+        "cu_seqlens given": packed,
+        "max_seqlen" if packed else "text_tokens length": text_tokens.shape[1],
+        "text_mask given": batch.text_mask is not None,
+    }
+    everyone, spread = spread_over(text_tokens, {**own, **facts}, ranks)
+    there = spread.there()[:, None]
+    mask = there.expand(-1, text_tokens.shape[1]) if text_mask is None else spread.everyone(text_mask)
+    return batch._replace(text_tokens=everyone, text_mask=mask.contiguous(), text_offsets=None, max_tokens=0), spread
 
 
 def _scores(
@@ -230,10 +310,3 @@ def _checked_longest(longest: object, offsets: Tensor) -> int:
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def _check_group(group: object) -> None:
-    if group is not None:
-        raise NotImplementedError(
-            f"group must be None: only this process's images and captions meet, got {type(group).__name__}"
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sparc_kernels import _validate
+from sparc_kernels.distributed import Group, check_gradients, check_group
 from sparc_kernels.functional import DEFAULT_LOGIT_SCALE, filip_loss
 from sparc_kernels.modules._scales import LearnedScales, positive
 
@@ -17,24 +18,32 @@ class FilipLoss(LearnedScales):
 
     Args:
         logit_scale: initial 1 / temperature.
+        group: ``"world"`` or a process group, as in :func:`sparc_kernels.filip_loss`.
+        gradients: ``"mean"`` or ``"sum"``, what happens to the gradients of the ranks afterwards.
         backend: as in :func:`sparc_kernels.filip_loss`.
         learn_scale: False keeps the scale fixed (a buffer instead of a parameter).
         max_logit_scale: upper bound of the scale.
 
     Raises:
-        TypeError, ValueError: a scale that is no positive number, or no such backend.
+        TypeError, ValueError: a scale that is no positive number, no process group, or no such backend.
     """
 
     def __init__(
         self,
         *,
         logit_scale: float = DEFAULT_LOGIT_SCALE,
+        group: Group = None,
+        gradients: str = "mean",
         backend: str = "auto",
         learn_scale: bool = True,
         max_logit_scale: float = 100.0,
     ) -> None:
         super().__init__(max_logit_scale)
+        check_group(group)
+        check_gradients(gradients)
         _validate.backend(backend)
+        self.group = group
+        self.gradients = gradients
         self.backend = backend
         self.register_scale("log_logit_scale", positive("logit_scale", logit_scale), learn_scale)
 
@@ -59,8 +68,11 @@ class FilipLoss(LearnedScales):
             logit_scale=self.log_logit_scale.exp(),
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
+            group=self.group,
+            gradients=self.gradients,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, backend={self.backend!r}"
+        spread = "" if self.group is None else f"group={self.group!r}, gradients={self.gradients!r}, "
+        return f"{super().extra_repr()}, {spread}backend={self.backend!r}"

@@ -61,6 +61,7 @@ def problems(device: str, dtype: torch.dtype) -> dict[str, tuple[Call, tuple[Ten
             lambda v, t, s, **o: sk.sparc_loss(v, t, token_mask=mask, logit_scale=s, **o),
             (patches, tokens, scale),
         ),
+        "filip": (lambda v, t, s, **o: sk.filip_loss(v, t, None, mask, logit_scale=s, **o), (patches, tokens, scale)),
     }
 
 

@@ -7,13 +7,14 @@ from itertools import accumulate
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure.peers import part_of
-from sparc_kernels.functional import contrastive_loss, sigmoid_loss, similarity
+from sparc_kernels.functional import contrastive_loss, filip_loss, late_interaction_scores, sigmoid_loss, similarity
 from tests.distributed.problems import (
     CLOSE,
     LEAVES,
@@ -188,6 +189,84 @@ def summed(here: Here) -> None:
     for loss in (contrastive_loss, partial(_biased, torch.tensor(-3.0, dtype=torch.float64))):
         error = compare(loss, problem, "", here, "cpu", gradients="sum")
         assert error < CLOSE, f"{error:.3g}"
+
+
+def _packed(text_tokens: Tensor, text_mask: Tensor) -> dict[str, Any]:
+    """Captions whose padding is behind them, without it."""
+    ends = text_mask.sum(1).cumsum(0)
+    length = text_tokens.shape[1]
+    return {"text_tokens": text_tokens[text_mask], "cu_seqlens": F.pad(ends, (1, 0)), "max_seqlen": length}
+
+
+def _filip(image_embeds: Tensor, text_embeds: Tensor, packed: bool = False, **options: Any) -> Tensor:
+    texts = _packed(text_embeds, options.pop("text_mask")) if packed else {"text_tokens": text_embeds}
+    return filip_loss(image_embeds, **texts, **options)
+
+
+@CASES.add("filip")
+def filip(here: Here) -> None:
+    """Packed, masked and bare captions; frozen sides, and gradients that are summed."""
+    for sizes in UNEVEN:
+        problem = Problem.of_tokens(sizes)
+        for backend in ("cpu", "eager"):
+            for kinds, packed in (("", False), ("image_mask text_mask", False), ("image_mask text_mask", True)):
+                error = compare(_filip, problem, kinds, here, backend, packed=packed)
+                assert error < CLOSE, f"{sizes} {backend} {kinds} packed={packed}: {error:.3g}"
+        for frozen in (("image_embeds",), ("text_embeds",), ("logit_scale",), ("image_embeds", "text_embeds")):
+            error = compare(_filip, problem, "text_mask", here, "cpu", frozen, "sum")
+            assert error < CLOSE, f"{sizes} without gradients of {frozen}: {error:.3g}"
+
+
+@CASES.add("scores of late interaction")
+def scores_of_late_interaction(here: Here) -> None:
+    """The rows of this rank's images, with the captions of all; gradients are those of the sum over ranks."""
+    for sizes in UNEVEN:
+        problem, batch = Problem.of_tokens(sizes), sum(sizes)
+        weights = torch.randn(2, batch, batch, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        mine = slice(sum(sizes[: here.rank]), sum(sizes[: here.rank + 1]))
+        for direction in ("both", "image_to_text", "text_to_image"):
+            whole, own = leaves(problem, None), leaves(problem, here.rank)
+            found = []
+            for x, rank, options in ((whole, None, {"backend": "eager"}), (own, here.rank, {"group": here.group})):
+                masks = problem.options("image_mask text_mask", rank)
+                options |= {"direction": direction, "pooling": "sum", **masks}
+                found.append(late_interaction_scores(x["image_embeds"], x["text_embeds"], **options))
+                pairs = zip(found[-1], weights if rank is None else weights[:, mine])
+                sum((scores * weight).sum() for scores, weight in pairs if scores is not None).backward()
+            for true, scores in zip(*found):
+                assert off(scores, None if true is None else true[mine]) < CLOSE
+            for name in LEAVES[:2]:
+                assert off(own[name].grad, whole[name].grad[mine]) < CLOSE, f"{sizes} {direction} {name}"
+
+
+@CASES.add("late interaction, ranks that disagree")
+def disagreeing_tokens(here: Here) -> None:
+    """All ranks get the error, and can go on."""
+    images, texts = torch.randn(2, 3, 6), torch.randn(2, 5, 6)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    packed, odd = _packed(texts, mask), here.rank == 2
+    calls: dict[str, dict[str, Any]] = {
+        "text_tokens length must be the same on all ranks, got 4 on rank 2 and 5": {
+            "text_tokens": texts[:, :4] if odd else texts
+        },
+        "text_mask given must be the same on all ranks, got True on rank 2 and False": {
+            "text_tokens": texts, "text_mask": mask if odd else None
+        },
+        "cu_seqlens given must be the same on all ranks, got True on rank 2 and False": (
+            packed if odd else {"text_tokens": texts}
+        ),
+        "max_seqlen must be the same on all ranks, got 6 on rank 2 and 5": packed | {"max_seqlen": 6 if odd else 5},
+        "image_tokens requires_grad must be the same on all ranks, got True on rank 2 and False": {
+            "image_tokens": images.clone().requires_grad_(odd), "text_tokens": texts
+        },
+        "max_seqlen must be given with cu_seqlens and group": packed | {"max_seqlen": None},
+    }  # fmt: skip
+    for message, arguments in calls.items():
+        with pytest.raises(ValueError, match=message):
+            filip_loss(**{"image_tokens": images} | arguments, group=here.group)
+    with pytest.raises(ValueError, match="pooling must be the same on all ranks, got sum on rank 2 and mean"):
+        late_interaction_scores(images, texts, pooling="sum" if odd else "mean", group=here.group)
+    assert late_interaction_scores(images, texts, group=here.group).image_scores.shape == (2, 2 * here.size)
 
 
 @CASES.add("open_clip's modes")

@@ -71,6 +71,19 @@ class Problem:
         made.add("shared", "extra", normal(4, 12).to(dtype))
         return made
 
+    @classmethod
+    def of_tokens(cls, sizes: tuple[int, ...], patches: int = 4, tokens: int = 5, width: int = 6) -> Problem:
+        """Images as patches and ragged captions as tokens, some of both without a valid one; in float64."""
+        generator = torch.Generator().manual_seed(0)
+        made, batch = cls(sizes, sizes), sum(sizes)
+        for kind, side, count in (("images", "image", patches), ("texts", "text", tokens)):
+            value = torch.randn(batch, count, width, generator=generator, dtype=torch.float64)
+            lengths = torch.randint(0, count + 1, (batch, 1), generator=generator)
+            made.add(kind, f"{side}_embeds", value)
+            made.add(kind, f"{side}_mask", torch.arange(count) < lengths)
+        made.add("shared", "logit_scale", torch.tensor(6.0, dtype=torch.float64))
+        return made
+
     def add(self, kind: str, name: str, value: Tensor) -> None:
         self.kinds[name], self.values[name] = kind, value
 
@@ -109,6 +122,8 @@ class Problem:
                 )
             elif name == "teacher":
                 found["teacher"] = Teacher(part("image_guides"), part("text_guides"), 3.0)
+            elif name in ("image_mask", "text_mask"):
+                found[name] = part(name)
             elif name == "weights":
                 found["weights"] = part("weights")
             elif name in ("extra_texts", "extra_images"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
 
-def _padded(text_tokens: Tensor, offsets: Tensor, max_tokens: int) -> tuple[Tensor, Tensor]:
+def padded_captions(text_tokens: Tensor, offsets: Tensor, max_tokens: int) -> tuple[Tensor, Tensor]:
     """Packed captions [N, D] as [J, max_tokens, D] with their mask."""
     place = torch.arange(max_tokens, device=offsets.device)
     valid = place < offsets.diff()[:, None]  # [J, max_tokens]
@@ -57,7 +57,7 @@ def late_interaction_reference(
     """
     with without_autocast(image_tokens.device.type):
         if text_offsets is not None:
-            text_tokens, text_mask = _padded(text_tokens, text_offsets, max(max_tokens, 1))
+            text_tokens, text_mask = padded_captions(text_tokens, text_offsets, max(max_tokens, 1))
         accumulation = accumulation_dtype(image_tokens.dtype)
         sides = []
         for tokens, mask in ((image_tokens, image_mask), (text_tokens, text_mask)):

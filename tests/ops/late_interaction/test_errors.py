@@ -38,7 +38,8 @@ SHARED: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("longest no number", TypeError, r"max_seqlen must be an integer or None, got float", {"text_tokens": PACKED, "cu_seqlens": OFFSETS, "max_seqlen": 4.0}),
     ("longest 0", ValueError, r"max_seqlen must be at least 1, got 0", {"text_tokens": PACKED, "cu_seqlens": OFFSETS, "max_seqlen": 0}),
     ("too many patches", ValueError, r"image_tokens must have at most 32767 tokens per item, got 32768", {"image_tokens": torch.zeros(1, 32768, 8)}),
-    ("a group", NotImplementedError, r"group must be None: only this process's images and captions meet, got str", {"group": "world"}),
+    ("no such group", ValueError, r"group must be 'world', a ProcessGroup or None, got 'all'", {"group": "all"}),
+    ("a group of nobody", ValueError, r"group='world' needs a process group", {"group": "world"}),
     ("a backend", ValueError, r"backend must be one of", {"backend": "cuda13"}),
     ("no kernel", NotImplementedError, r"late_interaction has no CUDA kernel", {"backend": "cuda"}),
 ]  # fmt: skip
@@ -50,6 +51,7 @@ OF_SCORES: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
 OF_LOSS: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("rectangular", ValueError, r"text_tokens must hold as many captions as there are images, got 2 captions and 3 images", {"text_tokens": T[:2]}),
     ("scale", ValueError, r"logit_scale must be positive, got 0", {"logit_scale": 0}),
+    ("gradients", ValueError, r"gradients must be 'mean' or 'sum', got 'max'", {"gradients": "max"}),
 ]  # fmt: skip
 
 
@@ -73,8 +75,12 @@ def test_traced_without_the_longest() -> None:
         compiled(V, PACKED, cu_seqlens=OFFSETS)
 
 
-def test_module_refuses_scales() -> None:
+def test_module_refuses() -> None:
     with pytest.raises(ValueError, match="logit_scale must be positive, got -1"):
         sk.FilipLoss(logit_scale=-1)
     with pytest.raises(ValueError, match="backend must be one of"):
         sk.FilipLoss(backend="gpu")
+    with pytest.raises(ValueError, match="group must be 'world', a ProcessGroup or None, got 'all'"):
+        sk.FilipLoss(group="all")
+    with pytest.raises(ValueError, match="gradients must be 'mean' or 'sum', got 'max'"):
+        sk.FilipLoss(gradients="max")
