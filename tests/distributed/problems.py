@@ -198,7 +198,7 @@ def compare(
         expected, grad = whole[name].grad, leaf.grad
         assert expected is not None
         if problem.kinds[name] == "shared":
-            grad = mean_of_ranks(grad, here) * (here.size if gradients == "sum" else 1)
+            grad = mean_of_ranks(grad, here) * here.size if gradients == "sum" else grad  # the mean on every rank
         else:
             sizes = problem.images if problem.kinds[name] == "images" else problem.texts
             expected = of_rank(expected, sizes, here.rank)

@@ -29,6 +29,7 @@ from sparc_kernels.functional import (
     SparcLossOutput,
     Teacher,
     contrastive_loss,
+    filip_loss,
     fine_grained_loss,
     mine_negatives,
     sigmoid_loss,
@@ -472,9 +473,13 @@ def compiled(here: Here) -> None:
     problem = Problem.of(SIZES)
     names = ("image_embeds", "text_embeds")
 
-    def loss(image: Tensor, text: Tensor, scale: Tensor, exchange: str = "gather") -> Tensor:
+    def loss(image: Tensor, text: Tensor, scale: Tensor, exchange: str) -> Tensor:
         options: dict[str, Any] = {"logit_scale": scale, "group": here.group, "exchange": exchange}
         return contrastive_loss(image, text, **options) + sigmoid_loss(image, text, logit_bias=-2.0, **options)
+
+    def gathered(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        tokens = (x.unflatten(1, (3, 4)) for x in (image, text))
+        return loss(image, text, scale, "gather") + filip_loss(*tokens, logit_scale=scale, group=here.group)
 
     def ring(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         ids = torch.arange(len(image)) + 100 * here.rank
@@ -488,7 +493,7 @@ def compiled(here: Here) -> None:
         found.backward()
         return [found.detach(), *(leaf.grad for leaf in x)]
 
-    for function in (loss, ring):
+    for function in (gathered, ring):
         expected = gradients(function)
         torch._dynamo.reset()
         for found, truth in zip(gradients(torch.compile(function, fullgraph=True, backend="aot_eager")), expected):
