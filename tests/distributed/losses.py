@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.measure.peers import part_of
 from sparc_kernels.functional import contrastive_loss, filip_loss, late_interaction_scores, sigmoid_loss, similarity
+from sparc_kernels.modules import FilipLoss
 from tests.distributed.problems import (
     CLOSE,
     LEAVES,
@@ -203,6 +204,15 @@ def _filip(image_embeds: Tensor, text_embeds: Tensor, packed: bool = False, **op
     return filip_loss(image_embeds, **texts, **options)
 
 
+def _by_module(
+    module: FilipLoss, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, backend: str, **ours: object
+) -> Tensor:
+    """With the group, gradients and scale that the module was made with; the single process has no group."""
+    if ours:
+        return module(image_embeds, text_embeds)
+    return filip_loss(image_embeds, text_embeds, logit_scale=module.logit_scale, backend=backend)
+
+
 @CASES.add("filip")
 def filip(here: Here) -> None:
     """Packed, masked and bare captions; frozen sides, and gradients that are summed."""
@@ -215,6 +225,10 @@ def filip(here: Here) -> None:
         for frozen in (("image_embeds",), ("text_embeds",), ("logit_scale",), ("image_embeds", "text_embeds")):
             error = compare(_filip, problem, "text_mask", here, "cpu", frozen, "sum")
             assert error < CLOSE, f"{sizes} without gradients of {frozen}: {error:.3g}"
+    for gradients in ("mean", "sum"):
+        module = FilipLoss(group=here.group, gradients=gradients, logit_scale=1)
+        error = compare(partial(_by_module, module), problem, "", here, "auto", ("logit_scale",), gradients)
+        assert error < CLOSE, f"{gradients}, by the module: {error:.3g}"
 
 
 @CASES.add("scores of late interaction")
