@@ -6,6 +6,8 @@ import sys
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import Parameter
 
 BACKENDS = ("cuda", "triton", "cpu", "eager")
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -27,7 +29,7 @@ def _refuse_dtensor(name: str, value: Tensor, instead: str) -> None:
 
 
 def embeddings(name: str, value: object, layout: str) -> None:
-    """A floating tensor with the rank of ``layout`` (such as ``"[B, N, D]"``) and no empty dimension but the batch."""
+    """A floating tensor with the rank of ``layout`` (such as ``"[B, N, D]"``) and no empty dimension but the first."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape {layout}, got {type(value).__name__}")
     _refuse_dtensor(name, value, f"{name}.to_local(), sharded over the batch alone")
@@ -38,7 +40,8 @@ def embeddings(name: str, value: object, layout: str) -> None:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f"{name} must be a floating tensor ({allowed}), got {value.dtype}")
     if 0 in value.shape[1:]:
-        raise ValueError(f"{name} of shape {layout} may be empty in B only, got {_shape(value)}")
+        first = layout[1:].partition(",")[0]
+        raise ValueError(f"{name} of shape {layout} may be empty in {first} only, got {_shape(value)}")
 
 
 def same(name: str, value: Tensor, other_name: str, other: Tensor, dims: dict[str, int]) -> None:
@@ -80,7 +83,12 @@ def mask(name: str, value: object, owner_name: str, owner: Tensor) -> None:
 
 def can_be_looked_at(tensor: Tensor) -> bool:
     """Whether its values are there, and reading them makes nobody wait: not on a GPU, in a trace or a transform."""
-    return type(tensor) is Tensor and tensor.device.type == "cpu" and runs_now()
+    return type(tensor) in (Tensor, Parameter) and tensor.device.type == "cpu" and runs_now()
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether its values can be read, though the host may have to wait for them."""
+    return runs_now() and not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def runs_now() -> bool:

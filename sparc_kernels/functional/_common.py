@@ -33,7 +33,8 @@ def scalar(value: float | Tensor, like: Tensor) -> Tensor:
     """A number or one-element tensor as a [] tensor of the accumulation dtype, on the device of ``like``."""
     dtype = accumulation_dtype(like.dtype)
     if isinstance(value, Tensor):
-        single = value.reshape(()) if value.dim() else value
+        given: Tensor = recordable(value)
+        single = given.reshape(()) if given.dim() else given
         return single if single.dtype == dtype else single.to(dtype)
     if torch.compiler.is_compiling():  # torch.full would compile anew for every value; a product takes it as an input
         return torch.ones((), dtype=dtype, device=like.device) * value

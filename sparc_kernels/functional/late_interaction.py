@@ -63,7 +63,7 @@ def late_interaction_scores(
         text_mask: [J, L] bool, True = valid; None = all are. None where captions are packed.
         cu_seqlens: [J + 1] int32 or int64, rising from 0 to N: caption j is ``cu_seqlens[j]`` to ``cu_seqlens[j + 1]``.
         max_seqlen: the longest packed caption, or more (not looked at on a GPU). None: asked of ``cu_seqlens``, for
-            which the host waits; it has to be given where the call is traced.
+            which the host waits; it has to be given where the call is traced or transformed, and with meta tensors.
         pooling: ``"mean"`` over valid tokens, or their ``"sum"``.
         direction: ``"both"``, ``"image_to_text"`` (``image_scores`` alone) or ``"text_to_image"``.
         normalize: similarities are cosines; False: products of the embeddings as they are.
@@ -292,8 +292,11 @@ def _checked_offsets(offsets: object, text_tokens: Tensor) -> Tensor:
 def _checked_longest(longest: object, offsets: Tensor) -> int:
     """At least 1."""
     if longest is None:
-        if not _validate.runs_now():
-            raise ValueError("max_seqlen must be given with cu_seqlens where the call is traced, got None")
+        if not _validate.has_values(offsets):
+            raise ValueError(
+                "max_seqlen must be given with cu_seqlens where the call is traced or transformed (torch.func), or the "
+                "tensors are meta or fake, got None"
+            )
         return max(1, int(offsets.diff().amax())) if offsets.shape[0] > 1 else 1
     if isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt)):
         raise TypeError(f"max_seqlen must be an integer or None, got {type(longest).__name__}")

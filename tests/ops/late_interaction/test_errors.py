@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparc_kernels as sk
 
@@ -21,6 +22,7 @@ SHARED: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("packed of rank 3", ValueError, r"text_tokens must have shape \[N, D\], got 3 dimensions", {"cu_seqlens": OFFSETS}),
     ("integers", TypeError, r"image_tokens must be a floating tensor", {"image_tokens": V.long()}),
     ("no patch", ValueError, r"image_tokens of shape \[B, P, D\] may be empty in B only, got \[3, 0, 8\]", {"image_tokens": V[:, :0]}),
+    ("packed of no channel", ValueError, r"text_tokens of shape \[N, D\] may be empty in N only, got \[9, 0\]", {"text_tokens": PACKED[:, :0], "cu_seqlens": OFFSETS}),
     ("other width", ValueError, r"text_tokens and image_tokens must have the same D, got D=7", {"text_tokens": T[..., :7]}),
     ("other dtype", TypeError, r"text_tokens and image_tokens must have the same dtype", {"text_tokens": T.double()}),
     ("elsewhere", ValueError, r"text_tokens must be on the device of image_tokens, got meta and cpu", {"text_tokens": T.to(META)}),
@@ -52,6 +54,7 @@ OF_LOSS: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("rectangular", ValueError, r"text_tokens must hold as many captions as there are images, got 2 captions and 3 images", {"text_tokens": T[:2]}),
     ("scale", ValueError, r"logit_scale must be positive, got 0", {"logit_scale": 0}),
     ("gradients", ValueError, r"gradients must be 'mean' or 'sum', got 'max'", {"gradients": "max"}),
+    ("scale, a parameter", ValueError, r"logit_scale must be positive and finite, got -1", {"logit_scale": torch.nn.Parameter(torch.tensor(-1.0))}),
 ]  # fmt: skip
 
 
@@ -73,6 +76,19 @@ def test_traced_without_the_longest() -> None:
     compiled = torch.compile(sk.late_interaction_scores, backend="eager", fullgraph=True)
     with pytest.raises(Exception, match="max_seqlen must be given with cu_seqlens where the call is traced"):
         compiled(V, PACKED, cu_seqlens=OFFSETS)
+
+
+def test_the_longest_of_offsets_that_cannot_be_read() -> None:
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
+        with pytest.raises(ValueError, match="max_seqlen must be given with cu_seqlens where the call is traced"):
+            sk.filip_loss(*tensors[:2], cu_seqlens=tensors[2])
+        return tensors[0].sum()
+
+    batch = (V, PACKED, OFFSETS)
+    torch.func.grad(call)(*batch)
+    call(*(x.to(META) for x in batch))
+    with FakeTensorMode() as mode:
+        call(*map(mode.from_tensor, batch))
 
 
 def test_module_refuses() -> None:
