@@ -36,8 +36,9 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
 def _notes(first: Mapping[str, float]) -> str:
     if "words" not in first:
         return ""
-    drawn = any(f"pointing_{kind}" in first for kind in KINDS)
-    what, things = ("words of held-out scenes", "the scene's shapes") if drawn else ("words with masks", "its masks")
+    what, things = "words with masks", "the masks of its picture"
+    if any(f"pointing_{kind}" in first for kind in KINDS):
+        what, things = "words of held-out scenes", "the scene's shapes"
     return (
         f"\n{first['words']:.0f} {what}. Chance in grounding: a patch drawn at random, "
         f"which is also the IoU of a uniform map;\na patch drawn from those of all {things} is right "
