@@ -16,7 +16,7 @@ from benchmarks.measure.results import read
 from benchmarks.report import document
 
 SHARED = [path for folder in ("measure", "report") for path in sorted((CHECKOUT / "benchmarks" / folder).glob("*.py"))]
-FAMILY = re.compile(r"patch|caption|token|sigma|alignment", re.IGNORECASE)
+FAMILY = re.compile(r"(?<!dis)patch|caption|token|sigma|alignment", re.IGNORECASE)
 TOY = """
 import torch
 
