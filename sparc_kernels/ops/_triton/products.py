@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""A batched matrix product, by a kernel or by a library, and a masked mean, for any number of rows."""
+"""Matrix products, batched by a kernel or by a library, and a masked mean, for any number of rows."""
 
 from __future__ import annotations
 
@@ -121,6 +121,34 @@ def product_launch(
         "UPCAST": upcast(left.dtype),
     }
     return Launch(product_kernel, (b * tiles_m * tiles_n,), arguments, tiles.num_warps, tiles.num_stages)
+
+
+@dataclass(frozen=True)
+class Product:
+    """result [a, b] of float32 = left [a, k] @ right [k, b], added to what it holds where ``add``.
+
+    The sums are float32 whatever the operands: on CUDA in one library call; elsewhere, which is the interpreter, of
+    operands made float32. ``addmm`` takes a float32 addend beside half operands since PyTorch 2.10 (its pull request
+    167931).
+    """
+
+    result: Tensor
+    left: Tensor
+    right: Tensor
+    add: bool = False
+
+    def run(self) -> None:
+        """Queue it on the current stream."""
+        left, right = self.left, self.right
+        if left.dtype != torch.float32 and left.is_cuda and torch.version.hip is None:
+            if self.add:
+                torch.addmm(self.result, left, right, out_dtype=torch.float32, out=self.result)
+            else:
+                torch.mm(left, right, out_dtype=torch.float32, out=self.result)
+        elif self.add:
+            torch.addmm(self.result, left.float(), right.float(), out=self.result)
+        else:
+            torch.mm(left.float(), right.float(), out=self.result)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sparc_kernels.ops._triton.launch import (
     strides,
     upcast,
 )
+from sparc_kernels.ops._triton.products import Product
 from sparc_kernels.ops.contrastive.config import TileConfig, choose
 from sparc_kernels.ops.contrastive.schema import STATS
 from sparc_kernels.ops.contrastive.triton_rows import (
@@ -263,34 +264,6 @@ def total(vector: Tensor, number: Tensor, weights: Tensor | None = None) -> Laun
     known: dict[str, Any] = {"p_vector": vector, "p_weights": weights, "p_total": number}
     known |= {"N": vector.shape[0], "BLOCK": VECTOR_BLOCK}
     return Launch.of(total_kernel, 1, known, {}, 4, 2)
-
-
-@dataclass(frozen=True)
-class Product:
-    """result [a, b] of float32 = left [a, k] @ right [k, b], added to what it holds where ``add``.
-
-    The sums are float32 whatever the operands: on CUDA in one library call; elsewhere, which is the interpreter, of
-    operands made float32. ``addmm`` takes a float32 addend beside half operands since PyTorch 2.10 (its pull request
-    167931).
-    """
-
-    result: Tensor
-    left: Tensor
-    right: Tensor
-    add: bool = False
-
-    def run(self) -> None:
-        """Queue it on the current stream."""
-        left, right = self.left, self.right
-        if left.dtype != torch.float32 and left.is_cuda and torch.version.hip is None:
-            if self.add:
-                torch.addmm(self.result, left, right, out_dtype=torch.float32, out=self.result)
-            else:
-                torch.mm(left, right, out_dtype=torch.float32, out=self.result)
-        elif self.add:
-            torch.addmm(self.result, left.float(), right.float(), out=self.result)
-        else:
-            torch.mm(left.float(), right.float(), out=self.result)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
 from sparc_kernels.ops._triton.launch import Launch, Step, cdiv
+from sparc_kernels.ops._triton.products import Product
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.late_interaction.config import TileConfig
 from sparc_kernels.ops.late_interaction.schema import fake_backward, fake_forward
 from sparc_kernels.ops.late_interaction.triton_backward import one_hot_kernel
 from sparc_kernels.ops.late_interaction.triton_forward import INDEX_BITS, maxima_kernel
-from sparc_kernels.ops.late_interaction.triton_plans import GRANULE, Power, Problem, Product
+from sparc_kernels.ops.late_interaction.triton_plans import GRANULE, Power, Problem
 from sparc_kernels.ops.late_interaction.triton_rows import merge_scores_kernel
 
 __all__ = ["backward", "backward_plan", "forward", "forward_plan"]

@@ -18,33 +18,6 @@ GRANULE = triton_rows.GRANULE.value
 
 
 @dataclass(frozen=True)
-class Product:
-    """result [a, b] of float32 = left [a, k] @ right [k, b], added to what it holds where ``add``.
-
-    The sums are float32 whatever the operands: on CUDA in one library call; elsewhere, which is the interpreter, of
-    operands made float32.
-    """
-
-    result: Tensor
-    left: Tensor
-    right: Tensor
-    add: bool = False
-
-    def run(self) -> None:
-        """Queue it on the current stream."""
-        left, right = self.left, self.right
-        if left.dtype != torch.float32 and left.is_cuda and torch.version.hip is None:
-            if self.add:
-                torch.addmm(self.result, left, right, out_dtype=torch.float32, out=self.result)
-            else:
-                torch.mm(left, right, out_dtype=torch.float32, out=self.result)
-        elif self.add:
-            torch.addmm(self.result, left.float(), right.float(), out=self.result)
-        else:
-            torch.mm(left.float(), right.float(), out=self.result)
-
-
-@dataclass(frozen=True)
 class Power:
     """power [2]: a power of two that brings the largest possible entry of W below 2^15, and its inverse; for float16.
 
