@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.distributed import world
+from tests.distributed.marks import NEEDS_GLOO
 
 MODULE = "tests.distributed.losses"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-        reason="this PyTorch has no gloo",
-    ),
-]
+pytestmark = [pytest.mark.slow, NEEDS_GLOO]
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.distributed.marks import NEEDS_GLOO
 from tests.distributed.world import CHECKOUT
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo"
-)
+pytestmark = NEEDS_GLOO
 
 
 @pytest.mark.parametrize(
