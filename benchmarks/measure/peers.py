@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+import torch
+
+from benchmarks.measure.case import Case, Function, Provider
 
 
 def part_of(package: str, part: str) -> ModuleType | None:
@@ -26,3 +32,33 @@ def part_of(package: str, part: str) -> ModuleType | None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def peer(
+    package: str,
+    op_of: Callable[[ModuleType], Function],
+    *,
+    refuses: Callable[[Case], str | None] = lambda case: None,
+    takes_part: Callable[[Case, torch.device], bool] = lambda case, device: True,
+    part: str = "",
+    gpu: bool = True,
+    note: str = "",
+) -> Provider:
+    """What ``op_of`` makes of a package (of its module ``part`` alone) that others publish.
+
+    ``gpu``: its kernels run nowhere else. ``refuses``: why it cannot serve a case.
+    """
+
+    def reason(case: Case, device: torch.device) -> str | None:
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+        if gpu and device.type != "cuda":
+            return "its kernels need a GPU"
+        return refuses(case)
+
+    def build(case: Case) -> Function:
+        module = part_of(package, part) if part else importlib.import_module(package)
+        assert module is not None
+        return op_of(module)
+
+    return Provider(package, "peer", build, reason, takes_part, package, note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,11 @@ class Plan:
 
     case: Case
     compiled: tuple[str, ...] = ()
+
+
+def measure_briefly(plan: Plan, context: Context) -> Row:
+    """Few rounds, where large batches take seconds a call, beside which what disturbs a call is little."""
+    return measure(plan.case, replace(context, least=3, seconds=min(context.seconds, 2.0)), plan.compiled)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ memory.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparc_kernels as sk
 from benchmarks.measure.case import BOTH, Case, Function, Provider
-from benchmarks.measure.peers import part_of
+from benchmarks.measure.peers import peer
 from benchmarks.measure.providers import PROVIDERS
 from benchmarks.ops._pairs import PairInputs
 
@@ -151,20 +149,12 @@ def _peer(
     part: str = "",
     gpu: bool = True,
 ) -> Provider:
-    """A loss that ``loss_of`` takes out of a package (of its ``part``) which others publish."""
+    """A loss of normalised images and texts that others publish."""
 
-    def reason(case: Case, device: torch.device) -> str | None:
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed"
-        if gpu and device.type != "cuda":
-            return "its kernels need a GPU"
-        return refuses(case)
-
-    def build(case: Case) -> Function:
-        module = part_of(package, part) if part else importlib.import_module(package)
+    def op_of(module: Any) -> Function:
         return of_normalised(loss_of(module))
 
-    return Provider(package, "peer", build, reason, takes_part=one_size, label=package)
+    return peer(package, op_of, refuses=refuses, takes_part=one_size, part=part, gpu=gpu)
 
 
 def _width(case: Case) -> str | None:

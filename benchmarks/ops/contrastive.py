@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 from abc import abstractmethod
@@ -14,8 +13,8 @@ from torch import Tensor
 
 import sparc_kernels as sk
 from benchmarks.measure.case import BOTH, Case, Op, Provider
-from benchmarks.measure.harness import Context, Row, measure
-from benchmarks.measure.suite import Plan, Suite
+from benchmarks.measure.harness import Row
+from benchmarks.measure.suite import Plan, Suite, measure_briefly
 from benchmarks.ops import _global
 from benchmarks.ops._global import GlobalInputs
 from benchmarks.ops._pairs import SCALE, Normal, contrast_flop
@@ -139,11 +138,6 @@ def _growing(device: torch.device, quick: bool) -> list[Plan]:
     return [Plan(case) for case in cases if case.op is CONTRASTIVE or device.type == "cuda" or case["batch"] < 32768]
 
 
-def _measure_growing(plan: Plan, context: Context) -> Row:
-    """Few rounds: the large batches take seconds a call, beside which what disturbs a call is little."""
-    return measure(plan.case, dataclasses.replace(context, least=3, seconds=min(context.seconds, 2.0)), plan.compiled)
-
-
 def _growth_tables(rows: list[Row]) -> str:
     parts = []
     for op in OPS:
@@ -162,7 +156,7 @@ SUITES = (
         _growing,
         rank=92,
         weight=1,
-        measure=_measure_growing,
+        measure=measure_briefly,
         note="Exponents of the power laws in the batch through the upper half of each series: the work is quadratic, "
         "linear memory is 1. Then the rows themselves.",
         table=_growth_tables,

@@ -1,16 +1,19 @@
-"""Late interaction over the batch: FILIP's loss, every image with every caption by maxima over their tokens."""
+"""Late interaction over the batch: every image with every caption by maxima over their tokens (FILIP, MaxSim)."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import sparc_kernels as sk
-from benchmarks.measure.case import BOTH, Case, Provider
-from benchmarks.measure.suite import DEFAULT_MODE, Plan, Suite
+from benchmarks.measure.case import BOTH, Case, Function, Provider
+from benchmarks.measure.peers import peer
+from benchmarks.measure.suite import DEFAULT_MODE, Plan, Suite, measure_briefly
 from benchmarks.ops._pairs import TINY, PairInputs, PairOp
 from benchmarks.report import tables
 from sparc_kernels.ops.late_interaction.reference import late_interaction_reference
@@ -23,33 +26,77 @@ def _bare_product(x: PairInputs) -> Tensor:
     return x.first.detach().flatten(0, 1) @ x.second.detach().flatten(0, 1).T
 
 
-class LateInteraction(PairOp):
-    apart = False
-    contenders: ClassVar[tuple[Provider, ...]] = (
-        Provider(
-            "bare_product",
-            "floor",
-            lambda case: _bare_product,
-            takes_part=lambda case, device: not case.axis,
-            label="bare product",
-            note="all similarities by one product through `torch.mm`, and nothing else.",
-        ),
+def _cross_entropy(scores: Tensor, x: PairInputs) -> Tensor:
+    """Of each row against its own column."""
+    return F.cross_entropy(x.scale * scores, torch.arange(len(scores), device=scores.device))
+
+
+def _one_size(case: Case, device: torch.device) -> bool:
+    return not case.axis
+
+
+# What others publish: queries [N, Lq, D] and documents [M, Ld, D] to sums over the queries' tokens, [N, M]
+
+MaxSim = Callable[[Tensor, Tensor], Tensor]
+
+
+def _unmasked(case: Case) -> str | None:
+    return None if case.labels["captions"] == "full" else "measured without masks"
+
+
+def _peer(package: str, scores_of: Callable[[Any], MaxSim], both: bool) -> Provider:
+    """A loss of a package's MaxSim, of captions as queries, and with ``both`` also of images as queries."""
+
+    def op_of(module: Any) -> Function:
+        scores = scores_of(module)
+
+        def loss(x: PairInputs) -> Tensor:
+            images, texts = F.normalize(x.first, dim=-1), F.normalize(x.second, dim=-1)
+            by_text = _cross_entropy(scores(texts, images) / texts.shape[1], x)
+            return (by_text + _cross_entropy(scores(images, texts) / images.shape[1], x)) / 2 if both else by_text
+
+        return loss
+
+    note = "its MaxSim of normalised embeddings, called once for each direction, and two cross-entropies."
+    return peer(package, op_of, refuses=_unmasked, takes_part=_one_size, note=note)
+
+
+def _peers(both: bool) -> tuple[Provider, ...]:
+    return (
+        _peer("late_interaction_kernels", lambda module: module.maxsim, both),
+        _peer("flash_maxsim", lambda module: module.flash_maxsim_batched_train, both),
     )
 
+
+BARE_PRODUCT = Provider(
+    "bare_product",
+    "floor",
+    lambda case: _bare_product,
+    takes_part=_one_size,
+    label="bare product",
+    note="all similarities by one product through `torch.mm`, and nothing else.",
+)
+
+
+class LateInteraction(PairOp):
+    """FILIP's loss: maxima in both directions."""
+
+    apart = False
+    directions = 2
+    contenders: ClassVar[tuple[Provider, ...]] = (BARE_PRODUCT, *_peers(both=True))
+
     def flop(self, case: Case, product: float, squares: float) -> float:
-        """``product`` is that of each image with its own caption; the gradients take a row per token and patch."""
+        """``product`` is that of each image with its own caption; gradients take a row for each maximum and side."""
         B, P, L, D = (case[axis] for axis in self.axes)
-        rows = 2.0 * B * B * (P + L) * D
+        rows = 2.0 * B * B * ((P if self.directions == 2 else 0) + L) * D
         return B * product + (rows * (2 - bool(case.frozen)) if case.mode == BOTH else 0.0)
 
     def definition(self, x: PairInputs, compute_dtype: torch.dtype) -> Tensor:
         found = late_interaction_reference(x.first, x.second, None, x.mask, compute_dtype=compute_dtype)
-        target = torch.arange(len(x.first), device=x.first.device)
         image_scores, text_scores = found
         assert image_scores is not None
         assert text_scores is not None
-        losses = [torch.nn.functional.cross_entropy(x.scale * each, target) for each in (image_scores, text_scores.T)]
-        return (losses[0] + losses[1]) / 2
+        return (_cross_entropy(image_scores, x) + _cross_entropy(text_scores.T, x)) / 2
 
     def public(self, x: PairInputs, backend: str) -> Tensor:
         return sk.filip_loss(x.first, x.second, None, x.mask, logit_scale=x.scale, backend=backend)
@@ -63,31 +110,53 @@ class LateInteraction(PairOp):
         return f"it needs about {needs / 1e9:.0f} GB, the machine has {has / 1e9:.0f}" if needs > 0.6 * has else None
 
 
-OPS = (LateInteraction("late_interaction"),)
+class OneDirection(LateInteraction):
+    """ColBERT's loss in the batch: captions are queries, images documents."""
+
+    directions = 1
+    contenders: ClassVar[tuple[Provider, ...]] = (BARE_PRODUCT, *_peers(both=False))
+
+    def definition(self, x: PairInputs, compute_dtype: torch.dtype) -> Tensor:
+        found = late_interaction_reference(x.first, x.second, None, x.mask, by_image=False, compute_dtype=compute_dtype)
+        assert found[1] is not None
+        return _cross_entropy(found[1].T, x)
+
+    def public(self, x: PairInputs, backend: str) -> Tensor:
+        scores = sk.late_interaction_scores(
+            x.first, x.second, None, x.mask, direction="text_to_image", backend=backend
+        ).text_scores
+        assert scores is not None
+        return _cross_entropy(scores.T, x)
+
+
+BOTH_DIRECTIONS, QUERIES = LateInteraction("late_interaction"), OneDirection("maxsim")
+OPS = (BOTH_DIRECTIONS, QUERIES)
 SHAPE: dict[str, Any] = {"patches": 196, "tokens": 32, "channels": 256}
 
 
 def _plans(device: torch.device, quick: bool) -> list[Plan]:
-    (op,) = OPS
     if quick:
-        return [Plan(op.case("late_interaction", **TINY))]
+        return [Plan(op.case("late_interaction", **TINY)) for op in OPS]
     batch = 256 if device.type == "cuda" else 64
     first, second = ("bfloat16", "float32") if device.type == "cuda" else ("float32", "bfloat16")
     return [
-        Plan(op.case("late_interaction", **SHAPE, batch=batch, dtype=dtype), DEFAULT_MODE if dtype == first else ())
-        for dtype in (first, second)
+        Plan(op.case("late_interaction", **SHAPE, batch=batch, dtype=dtype), DEFAULT_MODE if compiled else ())
+        for op, dtype, compiled in (
+            (BOTH_DIRECTIONS, first, True),
+            (BOTH_DIRECTIONS, second, device.type == "cpu"),
+            (QUERIES, first, False),
+        )
     ]
 
 
 def _growing(device: torch.device, quick: bool) -> list[Plan]:
-    (op,) = OPS
     batches: tuple[int, ...]
-    shape, batches = SHAPE | {"dtype": "float32"}, (32, 64, 128, 256)
+    shape, batches = SHAPE | {"dtype": "float32"}, (32, 64, 128, 256, 512)
     if quick:
         shape, batches = {name: size for name, size in TINY.items() if name != "batch"}, (4, 8, 12)
     elif device.type == "cuda":
         shape, batches = SHAPE | {"dtype": "bfloat16"}, (128, 256, 512, 1024)
-    return [Plan(op.case("late_scaling", **shape, batch=batch, axis="batch")) for batch in batches]
+    return [Plan(BOTH_DIRECTIONS.case("late_scaling", **shape, batch=batch, axis="batch")) for batch in batches]
 
 
 def _growth_table(rows: list[Any]) -> str:
@@ -102,6 +171,7 @@ SUITES = (
         _growing,
         rank=94,
         weight=1,
+        measure=measure_briefly,
         note="The work is quadratic; ours keeps the inputs and an index per pair and token, one byte each here.",
         table=_growth_table,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import Any
 
@@ -122,16 +123,16 @@ def test_streamed_keeps_nothing_and_leaves_the_setting_alone(monkeypatch: pytest
 def test_peers_say_why_they_do_not_run(op: contrastive.Global, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"contrastive": ("inf_cl", "cut_cross_entropy"), "sigmoid": ("siglip_kernel",)}[op.name]
     case = small(op)
-    find = _global.importlib.util.find_spec
+    find = importlib.util.find_spec
     for name in names:
-        monkeypatch.setattr(_global.importlib.util, "find_spec", lambda asked: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None)
         assert providers(op)[name].reason(case, GPU) == f"{name} is not installed"
-        monkeypatch.setattr(_global.importlib.util, "find_spec", lambda asked: object())
+        monkeypatch.setattr(importlib.util, "find_spec", lambda asked: object())
         assert providers(op)[name].reason(case, CPU) == "its kernels need a GPU"
         refused = providers(op)[name].reason(case, GPU)
         assert refused == ("it takes multiples of 256 channels" if name == "inf_cl" else None)
         assert providers(op)[name].reason(small(op, channels=768), GPU) is None
-    monkeypatch.setattr(_global.importlib.util, "find_spec", find)
+    monkeypatch.setattr(importlib.util, "find_spec", find)
     assert part_of("no_such_package", "loss") is None
 
 
