@@ -158,12 +158,12 @@ def scaling_series(rows: list[Row], axis: str, name: str) -> tuple[list[int], li
     return [size for size, _ in points], [median(record) for _, record in points], memory
 
 
-def scaling_table(rows: list[Row], work: float = 1.0) -> str:
+def scaling_table(rows: list[Row], work: float = 1.0, memory_grows: float = 1.0) -> str:
     """Exponents of the power laws through the upper half of each series; 1 is linear.
 
-    ``work``: the power with which the operations themselves grow.
+    ``work``: the power with which the operations themselves grow; ``memory_grows``: that of what ours keeps.
     """
-    limits = (FITTED_LIMIT * work, FITTED_LIMIT)  # of time, of memory
+    limits = (FITTED_LIMIT * work, FITTED_LIMIT * memory_grows)  # of time, of memory
     lines = []
     for axis in op_of(rows[0]).axes:
         along = [row for row in rows if row["case"].get("axis") == axis]
