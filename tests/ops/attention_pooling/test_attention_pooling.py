@@ -129,9 +129,11 @@ def test_sharp_attention_takes_the_best_patch(backend: str) -> None:
     problem = make(SHAPES[0])
     images, texts = (x.to(device_of(backend), torch.float32) for x in problem[:2])
     best = sk.late_interaction_scores(images, texts, direction="text_to_image", backend="eager").text_scores
-    for weights in WEIGHTS[:2]:
-        found = sk.attention_pooled_scores(images, texts, weights=weights, attention_scale=1e4, backend=backend)
-        torch.testing.assert_close(found, best, rtol=0, atol=1e-4)  # the runner-up is close by
+    found = sk.attention_pooled_scores(images, texts, attention_scale=1e4, backend=backend)
+    torch.testing.assert_close(found, best, rtol=0, atol=1e-4)  # the runner-up is close by
+    sunk = sk.attention_pooled_scores(images, texts, weights="softmax_sink", attention_scale=1e4, backend=backend)
+    exact = eager(problem, torch.float64, torch.float64, weights="softmax_sink", attention_scale=1e4)[0]
+    torch.testing.assert_close(sunk.cpu().double(), exact, rtol=0, atol=1e-4)
     words = sk.attention_pooled_scores(images, texts, weights="words_softmax", attention_scale=1e4, backend=backend)
     exact = eager(problem, torch.float64, torch.float64, weights="words_softmax", attention_scale=1e4)[0]
     torch.testing.assert_close(words.cpu().double(), exact, rtol=0, atol=1e-4)
