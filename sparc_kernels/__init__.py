@@ -30,7 +30,16 @@ from sparc_kernels.functional import (
     similarity_softplus,
     sparc_loss,
 )
-from sparc_kernels.modules import ClipLoss, DistillClipLoss, FilipLoss, SigLipLoss, SparcLoss
+from sparc_kernels.modules import (
+    ClipLoss,
+    DistillClipLoss,
+    FilipLoss,
+    SelectedTokens,
+    SigLipLoss,
+    SparcLoss,
+    TokenReduction,
+    TokenSelection,
+)
 from sparc_kernels.ops._registration import register
 from sparc_kernels.ops._room import rooms
 from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
@@ -50,11 +59,14 @@ __all__ = [
     "LanguageGroupedEmbeddingsFunction",
     "LateInteractionScores",
     "Pairs",
+    "SelectedTokens",
     "SigLipLoss",
     "SimilarityLogsumexp",
     "SparcLoss",
     "SparcLossOutput",
     "Teacher",
+    "TokenReduction",
+    "TokenSelection",
     "__version__",
     "alignment_weights",
     "available_backends",
