@@ -53,8 +53,8 @@ class TokenReduction(_OfTokens):
         A = softmax over patches of W_2 W_1 LayerNorm(x)        [K, P]
         y = A (W_3 x)                                           [K, D]
 
-    It is a TokenLearner (Ryoo et al., 2021, arXiv 2106.11297) whose attention maps are linear. Parameters have the names
-    and shapes that they have there. The class token is taken off before.
+    It is a TokenLearner (Ryoo et al., 2021, arXiv 2106.11297) whose attention maps are linear. Parameters have the same
+    names and shapes as there. The class token is taken off before.
 
     Args:
         width: D.
