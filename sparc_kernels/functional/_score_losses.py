@@ -48,7 +48,9 @@ def sigmoid_of_pairs(
     place = torch.arange(columns, device=scores.device)
     if spread is not None:  # of this rank's captions; another rank's are negative, or more than there are here
         place = place - spread.ranks.rank * spread.capacity
-    belongs = place.div(captions_per_image, rounding_mode="floor") == torch.arange(images, device=scores.device)[:, None]
+    belongs = (
+        place.div(captions_per_image, rounding_mode="floor") == torch.arange(images, device=scores.device)[:, None]
+    )
     logits = scale * scores + bias
     losses = F.softplus(torch.where(belongs, -logits, logits))
     if spread is None:

@@ -10,10 +10,9 @@ from sparc_kernels import _validate
 from sparc_kernels._dispatch import resolve
 from sparc_kernels.distributed import Fact, Group, Ranks, Spread, ranks_of, replicated
 from sparc_kernels.functional._candidates import checked_scale, checked_single
-from sparc_kernels.functional._captions import Batch, checked, with_all_captions
+from sparc_kernels.functional._captions import Batch, check_captions, checked, with_all_captions
 from sparc_kernels.functional._score_losses import sigmoid_of_pairs, symmetric_cross_entropy
 from sparc_kernels.functional.attention_pooling import pooled_scores
-from sparc_kernels.ops._captions.sizes import captions
 
 PACL_WEIGHTS = ("sigmoid", "softmax")
 
@@ -68,7 +67,7 @@ def gloria_loss(
     _validate.positive("attention_scale", attention_scale)
     _validate.positive("pooling_scale", pooling_scale)
     batch = checked(image_tokens, text_tokens, image_mask, text_mask, cu_seqlens, max_seqlen)
-    _check_captions(batch, 1)
+    check_captions(batch)
     scale = replicated(checked_scale("logit_scale", logit_scale, "image_tokens", batch.image_tokens), ranks)
     pooling = _Pooling(False, "words_softmax", float(attention_scale), "logsumexp", float(pooling_scale))
     scores, spread = _scores(batch, max_seqlen, pooling, _facts(scale), ranks, backend)
@@ -95,9 +94,10 @@ def pacl_loss(
         a_p = sigmoid(attention_scale t . v_p)     or     softmax over patches of it
         score = cos(t, sum_p a_p v_p)
 
-    for every image with every caption, and the mean of the cross-entropies of ``logit_scale`` times it over captions and
-    over images. Weights and numbers are those of the public re-implementation (NMS05/Patch-Aligned-Contrastive-Learning,
-    which pools an image for its own caption alone, and patches of any length); ``weights="softmax"`` are the paper's.
+    for every image with every caption, and the mean of the cross-entropies of ``logit_scale`` times it over captions
+    and over images. Weights and numbers are those of the re-implementation NMS05/Patch-Aligned-Contrastive-Learning,
+    which differs in two points: it pools an image for its own caption alone, and sums patches of any length. With
+    ``weights="softmax"`` they sum to 1, as in the paper.
 
     Args:
         image_tokens: [B, P, D] patch embeddings, and all else, as in :func:`attention_pooled_scores`.
@@ -116,11 +116,10 @@ def pacl_loss(
             needed.
     """
     ranks = ranks_of(group, gradients, "pacl_loss")
-    if weights not in PACL_WEIGHTS:
-        raise ValueError(f"weights must be {' or '.join(map(repr, PACL_WEIGHTS))}, got {weights!r}")
+    check_pacl_weights(weights)
     _validate.positive("attention_scale", attention_scale)
     batch = _checked_of_captions(image_tokens, text_tokens, image_mask)
-    _check_captions(batch, 1)
+    check_captions(batch)
     scale = replicated(checked_scale("logit_scale", logit_scale, "image_tokens", batch.image_tokens), ranks)
     pooling = _Pooling(True, weights, float(attention_scale))
     scores, spread = _scores(batch, None, pooling, _facts(scale), ranks, backend)
@@ -145,14 +144,15 @@ def flair_loss(
     "FLAIR: VLM with Fine-grained Language-informed Image Representations" (Xiao et al., 2024, arXiv 2412.03561),
     section 3: with patches v_p of an image and the embedding t of a caption, both as they are,
 
-        a_p = softmax over patches of attention_scale t . v_p           z = logit_scale cos(t, sum_p a_p v_p) + logit_bias
-        loss = 1 / B  sum over all pairs of log(1 + exp(-y z))           y = 1 for an image and its own captions, else -1
+        a_p = softmax over patches of attention_scale t . v_p
+        z = logit_scale cos(t, sum_p a_p v_p) + logit_bias
+        loss = 1 / B sum over all pairs of log(1 + exp(-y z)), with y = 1 for an image and its own captions, else -1
 
-    The paper's empty token, a further patch 0 with value 0, makes the sum shorter and changes no cosine. Projections
-    are the model's: queries, keys and values are the tokens given, in one head. FLAIR's pooling (8 heads, with norms and
-    projections of their own for queries, keys and values) has this form where its one head has tied projections; what
-    its value and output projections make of normalised patches is then ``image_tokens``. The public code draws one
-    caption of every other image as a negative; here all are, which for one caption per image is the same.
+    The paper's empty token, one more patch whose product and value are 0, shortens the sum and changes no cosine.
+    Projections are the model's: with ``image_tokens = norm(patches) @ M`` this is FLAIR's pooling in one head, with M
+    for its value and output projections and M transposed for its query and key projections; FLAIR has 8 heads with
+    projections of their own. Its public code draws one caption of every other image as a negative; here all captions
+    are, which is the same for one caption per image.
 
     Args:
         image_tokens: [B, P, D] patch embeddings, and all else, as in :func:`attention_pooled_scores`.
@@ -172,14 +172,11 @@ def flair_loss(
             images are needed.
     """
     ranks = ranks_of(group, gradients, "flair_loss")
-    if isinstance(captions_per_image, bool) or not isinstance(captions_per_image, int):
-        raise TypeError(f"captions_per_image must be an integer, got {type(captions_per_image).__name__}")
-    if captions_per_image < 1:
-        raise ValueError(f"captions_per_image must be at least 1, got {captions_per_image}")
+    _validate.count("captions_per_image", captions_per_image)
     if attention_scale is not None:
         _validate.positive("attention_scale", attention_scale)
     batch = _checked_of_captions(image_tokens, text_tokens, image_mask)
-    _check_captions(batch, captions_per_image)
+    check_captions(batch, captions_per_image)
     scale = replicated(checked_scale("logit_scale", logit_scale, "image_tokens", batch.image_tokens), ranks)
     bias = replicated(checked_single("logit_bias", logit_bias, "image_tokens", batch.image_tokens), ranks)
     attention = batch.image_tokens.shape[2] ** -0.5 if attention_scale is None else float(attention_scale)
@@ -230,14 +227,12 @@ def _facts(scale: Tensor) -> dict[str, Fact]:
 # Checks
 
 
+def check_pacl_weights(weights: object) -> None:
+    if weights not in PACL_WEIGHTS:
+        raise ValueError(f"weights must be {' or '.join(map(repr, PACL_WEIGHTS))}, got {weights!r}")
+
+
 def _checked_of_captions(image_tokens: Tensor, text_tokens: Tensor, image_mask: Tensor | None) -> Batch:
     """With one token per caption."""
     _validate.embeddings("text_tokens", text_tokens, "[B, D]")
     return checked(image_tokens, text_tokens[:, None], image_mask, None, None, None)
-
-
-def _check_captions(batch: Batch, each: int) -> None:
-    images, texts = batch.image_tokens.shape[0], captions(batch.text_tokens, batch.text_offsets)
-    if texts != each * images:
-        wanted = "as many captions as there are images" if each == 1 else f"{each} captions for each image"
-        raise ValueError(f"text_tokens must hold {wanted}, got {texts} captions and {images} images")

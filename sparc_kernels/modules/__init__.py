@@ -2,7 +2,7 @@
 lines, token reduction and token selection."""
 
 from sparc_kernels.modules.contrastive import ClipLoss, DistillClipLoss, SigLipLoss
-from sparc_kernels.modules.late_interaction import FilipLoss
+from sparc_kernels.modules.late_interaction import FilipLoss, FlairLoss, GloriaLoss, PaclLoss
 from sparc_kernels.modules.sparc import SparcLoss
 from sparc_kernels.modules.token_reduction import SelectedTokens, TokenReduction, TokenSelection
 
@@ -10,6 +10,9 @@ __all__ = [
     "ClipLoss",
     "DistillClipLoss",
     "FilipLoss",
+    "FlairLoss",
+    "GloriaLoss",
+    "PaclLoss",
     "SelectedTokens",
     "SigLipLoss",
     "SparcLoss",

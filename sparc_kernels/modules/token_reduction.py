@@ -10,19 +10,11 @@ from torch import Tensor, nn
 from sparc_kernels import _validate
 
 
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
-
-
 class _OfTokens(nn.Module):
     def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
-        self.width = _count("width", width)
-        self.tokens = _count("tokens", tokens)
+        self.width = _validate.count("width", width)
+        self.tokens = _validate.count("tokens", tokens)
 
     def _checked(self, image_tokens: Tensor, image_mask: Tensor | None, weight: Tensor) -> Tensor:
         """The tokens, with zeros where they are not valid."""
@@ -67,7 +59,7 @@ class TokenReduction(_OfTokens):
 
     def __init__(self, width: int, tokens: int, *, groups: int = 8) -> None:
         super().__init__(width, tokens)
-        self.groups = _count("groups", groups)
+        self.groups = _validate.count("groups", groups)
         if width % groups:
             raise ValueError(f"groups must divide width {width}, got {groups}")
         self.norm = nn.LayerNorm(width)
