@@ -243,7 +243,7 @@ def compiled(here: Here) -> None:
         return contrastive_loss(image, text, **options) + sigmoid_loss(image, text, logit_bias=-2.0, **options)
 
     def gathered(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        tokens = (x.unflatten(1, (3, 4)) for x in (image, text))
+        tokens = [x.unflatten(1, (3, 4)) for x in (image, text)]
         pooled = gloria_loss(*tokens, logit_scale=scale, group=here.group)
         return loss(image, text, scale, "gather") + filip_loss(*tokens, logit_scale=scale, group=here.group) + pooled
 
