@@ -122,7 +122,7 @@ def test_module(name: str) -> None:
     for parameter in module.parameters():
         parameter.data.fill_(9.0)
     module(images, texts, mask)
-    assert float(module.log_logit_scale) == pytest.approx(math.log(100.0))
+    assert module.log_logit_scale.item() == pytest.approx(math.log(100.0))
     module.reset_parameters()
     torch.testing.assert_close(module(images, texts, mask), loss)
     assert not list(call.module(learn_scale=False).parameters())
