@@ -78,7 +78,8 @@ def test_flair_is_a_layer_of_attention() -> None:
 
 @every
 def test_modes(name: str) -> None:
-    """Compiled in one graph, transformed, in autocast, of meta tensors; a scale of any shape; one side frozen."""
+    """Compiled in one graph, transformed, in autocast, of meta tensors; a scale of any shape; one side frozen, or made
+    in inference mode."""
     call, (images, texts, mask) = CALLS[name], leaves(name)
     scale = torch.full((1, 1), 7.0, requires_grad=True)
     wanted = (images, texts, scale)
@@ -101,6 +102,9 @@ def test_modes(name: str) -> None:
         sides[place] = wanted[place]
         torch.testing.assert_close(torch.autograd.grad(loss(*sides), wanted[place])[0], expected[place])
         assert not fixed[other].requires_grad
+    with torch.inference_mode():
+        made = [x.clone() for x in fixed]
+    torch.testing.assert_close(torch.autograd.grad(loss(images, *made[1:]), images)[0], expected[0])
     with torch.autocast("cpu", torch.bfloat16):
         half = loss(*wanted)
     assert half.dtype == torch.float32
