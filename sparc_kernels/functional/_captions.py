@@ -12,6 +12,7 @@ from sparc_kernels.distributed import Fact, Group, Ranks, Spread, spread_over
 from sparc_kernels.functional._common import autocast
 from sparc_kernels.functional._everyone import dtype_fact
 from sparc_kernels.ops._captions.eager import padded_captions
+from sparc_kernels.ops._captions.sizes import captions
 
 
 class Batch(NamedTuple):
@@ -87,6 +88,14 @@ def checked(
         _validate.mask("text_mask", text_mask, "text_tokens", text_tokens)
         offsets, longest = None, 0
     return Batch(image_tokens, text_tokens, image_mask, text_mask, offsets, longest)
+
+
+def check_captions(batch: Batch, each: int = 1) -> None:
+    """That there are ``each`` captions for each image."""
+    images, texts = batch.image_tokens.shape[0], captions(batch.text_tokens, batch.text_offsets)
+    if texts != each * images:
+        wanted = "as many captions as there are images" if each == 1 else f"{each} captions for each image"
+        raise ValueError(f"text_tokens must hold {wanted}, got {texts} captions and {images} images")
 
 
 def _checked_offsets(offsets: object, text_tokens: Tensor) -> Tensor:

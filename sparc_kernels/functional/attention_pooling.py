@@ -86,9 +86,7 @@ def attention_pooled_scores(
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
     for name, scale in (("attention_scale", attention_scale), ("pooling_scale", pooling_scale)):
-        _validate.weight(name, scale)
-        if scale <= 0:
-            raise ValueError(f"{name} must be positive, got {scale}")
+        _validate.positive(name, scale)
     check_flag("normalize", normalize)
     ranks = ranks_of(group, "mean", "attention_pooled_scores")
     if cu_seqlens is None and isinstance(text_tokens, Tensor) and text_tokens.dim() == 2:
@@ -99,7 +97,7 @@ def attention_pooled_scores(
     backend = resolve("attention_pooling", backend, batch.image_tokens.device, batch.image_tokens.dtype)
     options = (normalize, weights, float(attention_scale), pooling, float(pooling_scale))
     if ranks is None:
-        return _scores(batch, options, backend)
+        return pooled_scores(batch, options, backend)
     refuse_traced("attention_pooled_scores", group)
     facts: dict[str, Fact] = {
         "weights": (weights, WEIGHTS),
@@ -109,10 +107,10 @@ def attention_pooled_scores(
         "normalize": normalize,
     }
     batch, spread = with_all_captions(batch, max_seqlen, facts, ranks)
-    return without_padding(_scores(batch, options, backend), spread)
+    return without_padding(pooled_scores(batch, options, backend), spread)
 
 
-def _scores(batch: Batch, options: tuple[Any, ...], backend: str) -> Tensor:
+def pooled_scores(batch: Batch, options: tuple[Any, ...], backend: str) -> Tensor:
     if backend == "eager":
         inputs: list[Any] = [*map(recordable, batch[:-1]), batch.max_tokens, *options]
         return attention_pooled_reference(*inputs)

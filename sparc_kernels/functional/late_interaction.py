@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparc_kernels._dispatch import resolve
-from sparc_kernels.distributed import Fact, Group, Spread, global_ratios, ranks_of, replicated
+from sparc_kernels.distributed import Fact, Group, ranks_of, replicated
 from sparc_kernels.functional._candidates import checked_scale
 from sparc_kernels.functional._captions import (
     Batch,
+    check_captions,
     check_flag,
     checked,
     refuse_traced,
@@ -20,8 +20,7 @@ from sparc_kernels.functional._captions import (
     without_padding,
 )
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, DIRECTIONS, recordable, wanted_directions
-from sparc_kernels.functional._everyone import merged_logsumexp
-from sparc_kernels.ops._captions.sizes import captions
+from sparc_kernels.functional._score_losses import symmetric_cross_entropy
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.late_interaction.autograd import MaxSimilarityFunction
 from sparc_kernels.ops.late_interaction.reference import late_interaction_reference
@@ -152,42 +151,20 @@ def filip_loss(
     """
     ranks = ranks_of(group, gradients, "filip_loss")
     batch = _checked(image_tokens, text_tokens, image_mask, text_mask, cu_seqlens, max_seqlen)
-    images, texts = batch.image_tokens.shape[0], captions(batch.text_tokens, batch.text_offsets)
-    if images != texts:
-        raise ValueError(
-            f"text_tokens must hold as many captions as there are images, got {texts} captions and {images} images"
-        )
+    check_captions(batch)
     scale = replicated(checked_scale("logit_scale", logit_scale, "image_tokens", batch.image_tokens), ranks)
     backend = resolve("late_interaction", backend, batch.image_tokens.device, batch.image_tokens.dtype)
+    spread = None
     if ranks is not None:
         facts: dict[str, Fact] = {
             "image_tokens requires_grad": batch.image_tokens.requires_grad,
             "logit_scale requires_grad": scale.requires_grad,
         }
         batch, spread = with_all_captions(batch, max_seqlen, facts, ranks)
-        total = _cross_entropies_of_everyone(_scores(batch, True, True, (True, True), backend), scale, spread)[None]
-        return global_ratios(total, torch.full_like(total, 2 * images).detach(), ranks)[0]
     image_scores, text_scores = _scores(batch, True, True, (True, True), backend)
     assert image_scores is not None
     assert text_scores is not None
-    target = torch.arange(images, device=image_scores.device)
-    sums = (F.cross_entropy(scale * each, target, reduction="sum") for each in (image_scores, text_scores.T))
-    return sum(sums, start=scale.new_zeros(())) / (2 * max(images, 1))
-
-
-def _cross_entropies_of_everyone(scores: LateInteractionScores, scale: Tensor, spread: Spread) -> Tensor:
-    """[]: the sum over this rank's images and captions, of scores with the captions at all positions.
-
-    The softmax of an image is here; what this rank's images give to that of a caption goes to the caption's rank.
-    """
-    image_scores, text_scores = scores
-    assert image_scores is not None
-    assert text_scores is not None
-    image_logits = (scale * image_scores).masked_fill(~spread.there(), -torch.inf)
-    of_images = F.cross_entropy(image_logits, spread.own_positions(), reduction="sum")
-    text_logits = scale * text_scores
-    levels = merged_logsumexp(spread.parts(text_logits.logsumexp(0)))
-    return of_images + levels.sum() - spread.own(text_logits.T).diagonal().sum()
+    return symmetric_cross_entropy(image_scores, text_scores, scale, spread)
 
 
 def _scores(
