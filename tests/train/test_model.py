@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sparc_kernels.train.config import PRESETS, TrainConfig
-from sparc_kernels.train.model import INITIAL_SCALE, DualEncoder, GlobalLoss, blocked_pairs, build_loss, pooled
+from sparc_kernels.train.losses import INITIAL_SCALE, GlobalLoss, build_loss
+from sparc_kernels.train.model import DualEncoder, blocked_pairs, pooled
 
 TINY = PRESETS["tiny"]
 

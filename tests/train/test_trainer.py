@@ -16,7 +16,8 @@ import torch
 from sparc_kernels.train import checkpoint
 from sparc_kernels.train.config import LOSSES, PRESETS, TrainConfig
 from sparc_kernels.train.data import load_data
-from sparc_kernels.train.model import DualEncoder, GlobalLoss
+from sparc_kernels.train.losses import GlobalLoss
+from sparc_kernels.train.model import DualEncoder
 from sparc_kernels.train.optimizer import lr_factor, make_optimizer
 from sparc_kernels.train.record import COLUMNS, LOG, TIMES
 from sparc_kernels.train.trainer import Trainer
