@@ -65,8 +65,8 @@ def evaluate(towers: Towers, data: Data) -> dict[str, float]:
 
     - Retrieval by the cosine of pooled embeddings, whatever the loss; with ``own_`` before the name by the scores of
       the loss itself, where it has others. These take the patches of all pairs at a time.
-    - Grounding by the products of patches and words, as ``alignment_weights`` has them; with ``cosine_`` before the name
-      by their cosines.
+    - Grounding by the products of patches and words, as ``alignment_weights`` has them; with ``cosine_`` before the
+      name by their cosines.
     """
     images, texts, maps, cosine_maps, whole = [], [], [], [], []
     for encoded in encode(towers, data):
