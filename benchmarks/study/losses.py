@@ -16,6 +16,7 @@ from benchmarks.study.plots import COMPARED, draw
 from benchmarks.study.runs import LOSSES, Subject, train
 
 ROUNDS = 40
+SMALL = (("batch_size", 4), ("eval_pairs", 4), ("device", "cpu"))
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -23,6 +24,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     common_options(parser, tuple(LOSSES))
     parser.add_argument("--steps", type=int, default=SCENE_STEPS, help="of each run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of steps that are timed (%(default)s)")
+    parser.add_argument("--small", action="store_true", help="two steps of 4 pairs: tries it, tells nothing")
     return parser.parse_args(arguments)
 
 
@@ -30,7 +32,11 @@ def run(chosen: argparse.Namespace) -> int:
     """Train what has not ended, time what has not been timed, then the table."""
     if chosen.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {chosen.rounds}")
-    subject = Subject("scenes", "scenes", chosen.steps, tuple(chosen.losses))
+    if chosen.small and chosen.write:
+        raise ValueError("--small has nothing to write: leave out --write")
+    if chosen.small:
+        chosen.steps, chosen.seeds, chosen.rounds = 2, 1, 1
+    subject = Subject("scenes", "scenes", chosen.steps, tuple(chosen.losses), SMALL if chosen.small else ())
     seeds = range(chosen.seeds)
     times = pace.kept(chosen.out)
     if not chosen.no_training:

@@ -50,10 +50,10 @@ def spread(values: Sequence[float], signed: bool = False) -> str:
     return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
-def measures(found: Found) -> list[tuple[str, str, str]]:
-    """(name, chance's name, words) of the trainer's rows that these runs have."""
+def measures(found: Found, rows: Sequence[tuple[str, str, str]] = ROWS) -> list[tuple[str, str, str]]:
+    """(name, chance's name, words) of those of the rows that these runs have."""
     first = next(iter(next(iter(found.runs.values())).values()))["results"]
-    return [row for row in ROWS if row[0] in first]
+    return [row for row in rows if row[0] in first]
 
 
 def of_subject(found: Found) -> str:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from sparc_kernels.train.config import PRESETS, TrainConfig
-from sparc_kernels.train.losses import INITIAL_SCALE, GlobalLoss, build_loss
+from sparc_kernels.train.config import LOSSES, PRESETS, TrainConfig
+from sparc_kernels.train.losses import INITIAL_SCALE, SCORES, GlobalLoss, build_loss
 from sparc_kernels.train.model import DualEncoder, blocked_pairs, pooled
 
 TINY = PRESETS["tiny"]
@@ -65,8 +66,9 @@ def test_pooling_leaves_padding_out() -> None:
     assert pooled(embeds, torch.tensor([[True, True, False]])).tolist() == [[2.0, 3.0]]
 
 
-@pytest.mark.parametrize("loss, start", [("sparc", INITIAL_SCALE), ("clip", INITIAL_SCALE), ("siglip", 10)])
-def test_scales_start_where_they_should_and_stay_below_100(loss: str, start: float) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scales_start_where_they_should_and_stay_below_100(loss: str) -> None:
+    start = {"siglip": 10}.get(loss, INITIAL_SCALE)
     module = build_loss(TrainConfig(loss=loss))
     assert module.logit_scale.item() == pytest.approx(start)
     with torch.no_grad():
@@ -94,9 +96,24 @@ def test_the_sigmoid_loss_is_that_of_pooled_embeddings_and_learns_a_bias() -> No
     assert module.logit_bias.grad.abs() > 0
 
 
+def test_filip_is_alone_and_leaves_padding_out() -> None:
+    """Both directions of the maxima over cosines, by the definition."""
+    patches, tokens = torch.randn(3, 6, 8), torch.randn(3, 5, 8)
+    mask = torch.arange(5)[None] < torch.tensor([5, 2, 4])[:, None]
+    found = build_loss(TrainConfig(loss="filip"))(patches, tokens, mask)
+    cosines = torch.einsum("ipd,jld->ijpl", F.normalize(patches, dim=-1), F.normalize(tokens, dim=-1))
+    of_captions = cosines.masked_fill(~mask[:, None], -2).amax(3).mean(2)
+    of_images = (cosines.amax(2) * mask).sum(2) / mask.sum(1)
+    target = torch.arange(3)
+    losses = [F.cross_entropy(INITIAL_SCALE * scores, target) for scores in (of_captions, of_images.T)]
+    torch.testing.assert_close(found, sum(losses) / 2)
+    for scores, expected in zip(SCORES["filip"](patches, tokens, mask), (of_captions, of_images)):
+        torch.testing.assert_close(scores, expected)
+
+
 @pytest.mark.parametrize("asked, given", [("auto", "auto"), ("eager", "eager"), ("cpu", "cpu"), ("cuda", "auto")])
 def test_backend_of_a_global_loss(asked: str, given: str) -> None:
-    for loss in ("clip", "siglip"):
+    for loss in ("clip", "siglip", "filip"):
         assert build_loss(TrainConfig(loss=loss, backend=asked)).backend == given
 
 
@@ -109,5 +126,6 @@ def test_a_ring_reaches_the_loss(loss: str) -> None:
         module(torch.randn(5, 6, 8), torch.randn(5, 4, 8), torch.ones(5, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="exchange must be 'gather' with backend eager, got 'ring'"):
         TrainConfig(loss=loss, exchange="ring", backend="eager")
-    with pytest.raises(ValueError, match="exchange must be 'gather' with the loss sparc, got 'ring'"):
-        TrainConfig(exchange="ring")
+    for other in ("sparc", "filip"):
+        with pytest.raises(ValueError, match=f"exchange must be 'gather' with the loss {other}, got 'ring'"):
+            TrainConfig(loss=other, exchange="ring")

@@ -109,7 +109,7 @@ def test_siglip_learns_its_scale_and_bias(small: TrainConfig) -> None:
         assert len({row[name] for row in rows}) == len(rows), "a value for every step"
 
 
-@pytest.mark.parametrize("loss, killed_at", [("sparc", 0), ("sparc", 7), ("clip", 3), ("siglip", 4)])
+@pytest.mark.parametrize("loss, killed_at", [("sparc", 0), ("sparc", 7), ("clip", 3), ("siglip", 4), ("filip", 5)])
 def test_a_resumed_run_follows_the_uninterrupted_curve(small: TrainConfig, loss: str, killed_at: int) -> None:
     small = replace(small, loss=loss)
     whole = train(replace(small, out=small.out + "-whole"))
