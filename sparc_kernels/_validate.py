@@ -121,6 +121,22 @@ def weight(name: str, value: object) -> None:
     _number(name, value, "a number")
 
 
+def positive(name: str, value: float) -> None:
+    """A finite number above 0."""
+    weight(name, value)
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+def count(name: str, value: object) -> int:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
 def backend(value: object) -> None:
     if value not in ("auto", *BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(map(repr, ('auto', *BACKENDS)))}, got {value!r}")

@@ -12,9 +12,7 @@ from sparc_kernels import _validate
 
 
 def positive(name: str, value: float) -> float:
-    _validate.weight(name, value)
-    if value <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
+    _validate.positive(name, value)
     return float(value)
 
 

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparc_kernels import TokenReduction, TokenSelection
+from tests.ops.attention_pooling.papers import DEFINITIONS as POOLED
+
 BATCH, CAPTIONS, WIDTH, QUEUE, CLASSES, GUIDE = 6, 3, 10, 4, 9, 5
 
 
@@ -51,12 +54,17 @@ def draw(dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, Any]:
         "index": torch.randint(11, (BATCH,), generator=generator),
     }
     learned |= {name: images[:, None] + normal(BATCH, 5, WIDTH) for name in ("patches", "tokens")}
+    models = {"reduction": TokenReduction(WIDTH, 3, groups=2), "selection": TokenSelection(WIDTH, 3)}
+    for model in models.values():
+        for parameter in model.parameters():
+            parameter.data.copy_(normal(*parameter.shape) / WIDTH**0.5)
     whole["token_mask"] = torch.arange(5) < torch.tensor([5, 1, 3, 4, 2, 5])[:, None]
     numbers = {"k": CAPTIONS, "gamma": 0.3, "rho": 6.0, "beta": 0.7, "tau_plus": 0.05, "teacher_scale": 3.0}
     return {
         **{name: x.to(device, dtype).requires_grad_() for name, x in learned.items()},
         **{name: x.to(device, dtype) for name, x in fixed.items()},
         **{name: x.to(device) for name, x in whole.items()},
+        **{name: model.to(device, dtype) for name, model in models.items()},
         **numbers,
     }
 
@@ -289,13 +297,15 @@ def nt_xent(x: dict[str, Any]) -> Tensor:
     return F.cross_entropy(similar, torch.arange(2 * size).roll(size))
 
 
-def filip(x: dict[str, Any]) -> Tensor:
-    """Section 3.1, pair by pair: L = 1/2 sum_k (L_k^I + L_k^T) / b."""
+def filip(x: dict[str, Any], gates: Tensor | None = None) -> Tensor:
+    """Section 3.1, pair by pair: L = 1/2 sum_k (L_k^I + L_k^T) / b; cosines times the gate of their patch."""
     images, texts = (F.normalize(x[name], dim=-1) for name in ("patches", "tokens"))
     of_images, of_texts = (x["scale"].new_zeros(BATCH, BATCH) for _ in range(2))
     for i in range(BATCH):
         for j in range(BATCH):
             similarities = images[i] @ texts[j][x["token_mask"][j]].T  # [patches, tokens]
+            if gates is not None:
+                similarities = gates[i][:, None] * similarities
             of_images[i, j] = similarities.max(1).values.mean()
             of_texts[i, j] = similarities.max(0).values.mean()
     total = x["scale"].new_zeros(())
@@ -303,6 +313,27 @@ def filip(x: dict[str, Any]) -> Tensor:
         row, column = (x["scale"] * of_images[k]).exp(), (x["scale"] * of_texts[:, k]).exp()
         total = total - (row[k] / row.sum()).log() - (column[k] / column.sum()).log()
     return total / (2 * BATCH)
+
+
+def wukong(x: dict[str, Any]) -> Tensor:
+    """FILIP's loss of sums of patches: token k takes softmax over patches of (W_2 W_1 norm(x))_k of each W_3 x."""
+    first, second, values = (
+        layer.weight.flatten(1) for layer in (*x["reduction"].attention_maps, x["reduction"].feat_conv)
+    )
+    whole = [torch.block_diag(*weight.chunk(x["reduction"].groups)) for weight in (first, values)]
+    norm = x["reduction"].norm
+    normal = F.layer_norm(x["patches"], (WIDTH,), norm.weight, norm.bias)
+    shares = (normal @ whole[0].T @ second.T).exp()  # [B, P, K]
+    reduced = torch.einsum("bpk,bpd->bkd", shares / shares.sum(1, keepdim=True), x["patches"] @ whole[1].T)
+    return filip({**x, "patches": reduced})
+
+
+def of_selected(x: dict[str, Any]) -> Tensor:
+    weight = x["selection"].weight
+    scores = F.normalize(x["patches"], dim=-1) @ (weight / weight.norm())
+    best = scores.argsort(1, descending=True)[:, : x["selection"].tokens]
+    rows = torch.arange(BATCH)[:, None]
+    return filip({**x, "patches": x["patches"][rows, best]}, 1 / (1 + (-scores[rows, best]).exp()))
 
 
 # By the headings of the page.
@@ -335,5 +366,8 @@ DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "CyCLIP": cyclip,
     "NT-Xent": nt_xent,
     "FILIP": filip,
+    "Wukong": wukong,
+    "Token selection": of_selected,
+    **POOLED,
 }
 LEARNED = ("images", "texts", "captions", "view_1", "view_2", "centres", "scale", "bias", "patches", "tokens")
