@@ -52,9 +52,9 @@ PRESETS: dict[str, Preset] = {
     "vit-l-14": Preset(224, 14, 1024, 24, 16, 768, 12, 12, 512, 55, 32768, 2.5e-4),
 }
 
-LOSSES = ("sparc", "clip", "siglip", "filip")
+LOSSES = ("sparc", "clip", "siglip", "filip", "pacl", "gloria")
 IN_A_RING = ("clip", "siglip")  # whose texts can travel from process to process
-ALL_TOKENS_MEET = ("filip",)  # whose tokens go to all processes, in captions of one length
+ALL_TOKENS_MEET = ("filip", "gloria")  # whose tokens go to all processes, in captions of one length
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 EXCHANGES = ("gather", "ring")

@@ -21,6 +21,7 @@ from sparc_kernels.train.tokenizer import CaptionTokenizer, TokenBatch
 
 PEAK_SHARE = 0.5  # a patch belongs to a word's map from this share of the map's maximum on
 CUTS = (1, 5)  # the k of R@k
+IMAGES_AT_A_TIME = 32  # scored with all captions; eager definitions keep something for each of their tokens
 
 
 class Towers(Protocol):
@@ -81,7 +82,9 @@ def evaluate(towers: Towers, data: Data) -> dict[str, float]:
     results = retrieval(torch.cat(images), torch.cat(texts), data.captions)
     if whole:
         patches, tokens, masks = (_end_to_end(parts) for parts in zip(*whole))
-        found = recalls(*SCORES[towers.config.loss](patches, tokens, masks), data.captions)
+        scored = [SCORES[towers.config.loss](some, tokens, masks) for some in patches.split(IMAGES_AT_A_TIME)]
+        of_captions, of_images = (torch.cat(scores) for scores in zip(*scored))
+        found = recalls(of_captions, of_images, data.captions)
         results |= {f"own_{name}": value for name, value in found.items()}
     if data.scenes:
         size = towers.config.model.patch_size

@@ -42,7 +42,7 @@ def parsed(arguments: Sequence[str]) -> dict[str, Any]:
 def train_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Train an image tower and a text tower with the SPARC loss (or CLIP's, SigLIP's, FILIP's), then measure "
+        description="Train an image tower and a text tower with the SPARC loss (or one of its rivals), then measure "
         "retrieval and grounding and draw what each word looks at.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -26,7 +26,7 @@ from sparc_kernels.modules import SparcLoss
 from sparc_kernels.train import checkpoint
 from sparc_kernels.train.config import ALL_TOKENS_MEET, TrainConfig, differences
 from sparc_kernels.train.data import Data, batches
-from sparc_kernels.train.losses import LearnedScale, build_loss, whole
+from sparc_kernels.train.losses import ScaledLoss, build_loss, whole
 from sparc_kernels.train.meter import BEGIN, Pace, StepClock
 from sparc_kernels.train.model import DualEncoder, tower_autocast
 from sparc_kernels.train.optimizer import lr_factor, make_optimizer
@@ -94,7 +94,7 @@ class Trainer:
 
         # Towers and loss, the same in all processes before FSDP2 leaves each a piece of them.
         self.model = DualEncoder(config.model, self.tokenizer.vocab_size).to(self.device)
-        self.loss: SparcLoss | LearnedScale = build_loss(config, "world" if processes.joined else None).to(self.device)
+        self.loss: SparcLoss | ScaledLoss = build_loss(config, "world" if processes.joined else None).to(self.device)
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.loss.load_state_dict({name: x.reshape(1) for name, x in saved["loss"].items()})  # once they were []

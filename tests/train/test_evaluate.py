@@ -94,11 +94,11 @@ class Truth:
 
 def test_what_is_measured_by_products_by_cosines_and_by_the_scores_of_the_loss() -> None:
     data = load_data(TrainConfig(eval_pairs=5))
-    results = evaluate(Truth(data, "filip"), data)  # type: ignore[arg-type]
+    results = evaluate(Truth(data, "filip"), data)
     assert results["pointing"] == 0
     assert results["cosine_pointing"] == results["cosine_pointing_shape"] == 1
     assert results["own_image_to_text_r1"] == results["own_text_to_image_r1"] == 1
-    assert not [name for name in evaluate(Truth(data, "clip"), data) if name.startswith("own")]  # type: ignore[arg-type]
+    assert not [name for name in evaluate(Truth(data, "clip"), data) if name.startswith("own")]
 
 
 def by_hand() -> Scene:

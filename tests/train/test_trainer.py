@@ -85,7 +85,7 @@ def test_a_run_leaves_logs_and_a_checkpoint(small: TrainConfig, loss: str) -> No
     rows = checkpoint.read_log(trainer.run / LOG)
     assert [int(row["step"]) for row in rows] == list(range(1, 9))
     assert tuple(rows[0]) == COLUMNS
-    assert all((row["local_loss"] != "") == (loss == "sparc") for row in rows)
+    assert all((row["local_loss"] != "") == (loss in ("sparc", "gloria")) for row in rows)
     assert all((row["logit_bias"] != "") == (loss == "siglip") for row in rows)
     assert list((trainer.run / "tensorboard").glob("events.out.tfevents.*"))
     saved = checkpoint.load(trainer.run)
@@ -109,7 +109,9 @@ def test_siglip_learns_its_scale_and_bias(small: TrainConfig) -> None:
         assert len({row[name] for row in rows}) == len(rows), "a value for every step"
 
 
-@pytest.mark.parametrize("loss, killed_at", [("sparc", 0), ("sparc", 7), ("clip", 3), ("siglip", 4), ("filip", 5)])
+@pytest.mark.parametrize(
+    "loss, killed_at", [("sparc", 0), ("sparc", 7), ("clip", 3), ("siglip", 4), ("filip", 5), ("gloria", 2)]
+)
 def test_a_resumed_run_follows_the_uninterrupted_curve(small: TrainConfig, loss: str, killed_at: int) -> None:
     small = replace(small, loss=loss)
     whole = train(replace(small, out=small.out + "-whole"))
