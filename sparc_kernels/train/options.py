@@ -69,8 +69,8 @@ def train_parser() -> argparse.ArgumentParser:
     _option(
         model,
         "loss",
-        "sparc: local and global loss; clip: the global one alone; siglip: a sigmoid for each pair; filip: the best "
-        "patch of each word and the best word of each patch, for all pairs",
+        "sparc: local and global loss; clip: the global one alone; siglip: a sigmoid for each pair; filip: maxima "
+        "over the tokens of all pairs; pacl: captions attend to patches; gloria: words do, and a global loss",
         choices=LOSSES,
     )
     _option(
