@@ -81,7 +81,7 @@ def evaluate(towers: Towers, data: Data) -> dict[str, float]:
             whole.append((encoded.patches, encoded.tokens, mask))
     results = retrieval(torch.cat(images), torch.cat(texts), data.captions)
     if whole:
-        patches, tokens, masks = (_end_to_end(parts) for parts in zip(*whole))
+        patches, tokens, masks = (end_to_end(parts) for parts in zip(*whole))
         scored = [SCORES[towers.config.loss](some, tokens, masks) for some in patches.split(IMAGES_AT_A_TIME)]
         of_captions, of_images = (torch.cat(scores) for scores in zip(*scored))
         found = recalls(of_captions, of_images, data.captions)
@@ -100,7 +100,7 @@ def _maps(encoded: Encoded, patches: Tensor, scenes: list[Scene]) -> list[Tensor
     return [word_maps(scenes[encoded.start + row], weights[row], encoded.batch, row) for row in range(len(weights))]
 
 
-def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
+def end_to_end(parts: Sequence[Tensor]) -> Tensor:
     """Batches [B, N, ...] of any N as one, the shorter ones padded with zeros."""
     longest = max(part.shape[1] for part in parts)
     whole = parts[0].new_zeros(sum(map(len, parts)), longest, *parts[0].shape[2:])

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data import Data, load_data
 from sparc_kernels.train.data_scenes import Item, Scene, Word, scene
-from sparc_kernels.train.evaluate import evaluate, grounding, recalls, retrieval, word_maps
+from sparc_kernels.train.evaluate import end_to_end, evaluate, grounding, recalls, retrieval, word_maps
 from sparc_kernels.train.report import table
 from sparc_kernels.train.tokenizer import CaptionTokenizer, TokenBatch
 
@@ -64,6 +64,11 @@ def test_each_way_has_its_own_scores() -> None:
     found = recalls(wrong, torch.tensor([[2.0, 1.0, 0.0], [3.0, 0.0, 1.0], [0.0, 0.0, 2.0]]), ["a", "b", "c"])
     # column 0: 2 against 3, wrong; column 1: 0 against 1, wrong; column 2: 2 against 1, right.
     assert (found["image_to_text_r1"], found["text_to_image_r1"]) == (0, pytest.approx(1 / 3))
+
+
+def test_batches_of_several_lengths_end_to_end() -> None:
+    whole = end_to_end([torch.ones(2, 3, 1), torch.full((1, 4, 1), 2.0)])
+    assert whole[..., 0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [2, 2, 2, 2]]
 
 
 class Truth:
