@@ -94,6 +94,10 @@ benchmark-report: install ## write docs/benchmarks.md, its plots, the README's f
 study: install ## train what docs/training.md reports, 30 runs of minutes; what has ended is kept: [STUDY="--only scenes"]
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study --write $(STUDY)
 
+.PHONY: compare-losses
+compare-losses: install ## train with each loss of the trainer and write their table, 27 runs of a minute or two: [LOSSES="--seeds 1"]
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study.losses --write $(LOSSES)
+
 # Needs no virtual environment, no network: where there is none it takes $(PYTHON) as it is.
 .PHONY: gpu-check
 gpu-check: ## tests, sanitizer and benchmarks on a GPU: OUT=folder [PART=...] [SUITES=...] [WHEEL=...] [BUDGET=540] [COMMIT=...] [DRY=1]

@@ -7,36 +7,48 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure.machine import CHECKOUT
 from benchmarks.study.page import Found, budget, section, with_section
 from benchmarks.study.plots import draw
-from benchmarks.study.runs import LOSSES, Subject, collect, train
+from benchmarks.study.runs import LOSSES, STUDIED, Subject, collect, train
 
 PAGE = CHECKOUT / "docs" / "training.md"
 STAMPS = "/usr/share/tuxpaint/stamps"
 SUBJECTS = ("scenes", "stamps")
+SCENE_STEPS, STAMP_STEPS = 600, 400
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="where the runs lie (%(default)s)")
+    common_options(parser, tuple(STUDIED))
     parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="subjects (both)")
-    parser.add_argument("--losses", nargs="+", metavar="NAME", choices=tuple(LOSSES), default=tuple(LOSSES))
     parser.add_argument("--stamps", default=STAMPS, help="Debian's tuxpaint-stamps-default (%(default)s)")
+    parser.add_argument("--steps", type=int, help=f"of each run ({SCENE_STEPS} on scenes, {STAMP_STEPS} on stamps)")
+    return parser.parse_args(arguments)
+
+
+def common_options(parser: argparse.ArgumentParser, losses: tuple[str, ...]) -> None:
+    """What both commands of the study take; ``losses``: those that are meant unless others are named."""
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="where the runs lie (%(default)s)")
+    parser.add_argument("--losses", nargs="+", metavar="NAME", choices=tuple(LOSSES), default=losses)
     parser.add_argument("--seeds", type=int, default=3, help="at least this many, from 0 on (%(default)s)")
-    parser.add_argument("--steps", type=int, help="of each run (600 on scenes, 400 on stamps)")
     parser.add_argument("--write", action="store_true", help="write docs/training.md and its plots from what has ended")
     parser.add_argument("--no-training", action="store_true", help="take what has ended, train nothing")
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 2 where the input is at fault; 128 and its number after a signal."""
-    chosen = options(arguments)
+    return ended(run, options(arguments))
+
+
+def ended(run: Callable[[argparse.Namespace], int], chosen: argparse.Namespace) -> int:
+    """The exit status of ``run``, and a sentence where the input is at fault."""
     try:
+        if chosen.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {chosen.seeds}")
         return run(chosen)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -44,8 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    if chosen.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {chosen.seeds}")
     subjects = [_subject(name, chosen) for name in chosen.only]
     seeds = range(chosen.seeds)
     if not chosen.no_training and (stopped := train(subjects, seeds, chosen.out)):
@@ -78,13 +88,13 @@ def gather(subject: Subject, seeds: Sequence[int], out: Path) -> Found:
 
 def _subject(name: str, chosen: argparse.Namespace) -> Subject:
     if name == "scenes":
-        return Subject(name, "scenes", chosen.steps or 600, tuple(chosen.losses))
+        return Subject(name, "scenes", chosen.steps or SCENE_STEPS, tuple(chosen.losses))
     if not Path(chosen.stamps).is_dir():
         raise ValueError(
             f"--stamps {chosen.stamps!r} is no folder: install Debian's tuxpaint-stamps-default, name the folder in "
             "which it was unpacked, or give --only scenes"
         )
-    return Subject(name, str(Path(chosen.stamps).resolve()), chosen.steps or 400, tuple(chosen.losses))
+    return Subject(name, str(Path(chosen.stamps).resolve()), chosen.steps or STAMP_STEPS, tuple(chosen.losses))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.report.tables import table
 from benchmarks.study.page import spread
-from benchmarks.study.runs import LOSSES, Subject, finished
+from benchmarks.study.runs import LOSSES, STUDIED, Subject, finished
 from sparc_kernels.functional import alignment_weights
 from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data import load_data
@@ -111,7 +111,7 @@ def _mean(values: Sequence[float]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.maps", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="where the study's runs lie (%(default)s)")
-    parser.add_argument("--losses", nargs="+", metavar="NAME", choices=tuple(LOSSES), default=tuple(LOSSES))
+    parser.add_argument("--losses", nargs="+", metavar="NAME", choices=tuple(LOSSES), default=tuple(STUDIED))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
     chosen = parser.parse_args(arguments)

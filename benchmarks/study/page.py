@@ -9,10 +9,19 @@ from typing import Any
 
 from benchmarks.report.markers import between
 from benchmarks.report.tables import table
+from benchmarks.study.pace import Pace
 from benchmarks.study.runs import CLIP
+from sparc_kernels.train.data_scenes import KINDS
 from sparc_kernels.train.report import ROWS
 
 BEGIN, END = "<!-- study: make study -->", "<!-- end of study -->"
+BEGIN_LOSSES, END_LOSSES = "<!-- losses: make compare-losses -->", "<!-- end of losses -->"
+# What all losses are compared by, as they are in ``train.report.ROWS``.
+GROUNDING = (
+    ("cosine_pointing", "chance", "words whose patch of largest cosine is right"),
+    *((f"cosine_pointing_{kind}", "chance", f"of the {kind} words") for kind in KINDS),
+)
+R1 = ("image_to_text_r1", "text_to_image_r1")
 PAIRED = ("pointing", "iou", "image_to_text_r1")  # measures whose gain over CLIP, seed by seed, has a row
 
 
@@ -41,10 +50,10 @@ def spread(values: Sequence[float], signed: bool = False) -> str:
     return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
-def measures(found: Found) -> list[tuple[str, str, str]]:
-    """(name, chance's name, words) of the trainer's rows that these runs have."""
+def measures(found: Found, rows: Sequence[tuple[str, str, str]] = ROWS) -> list[tuple[str, str, str]]:
+    """(name, chance's name, words) of those of the rows that these runs have."""
     first = next(iter(next(iter(found.runs.values())).values()))["results"]
-    return [row for row in ROWS if row[0] in first]
+    return [row for row in rows if row[0] in first]
 
 
 def of_subject(found: Found) -> str:
@@ -59,8 +68,7 @@ def of_subject(found: Found) -> str:
             if name in PAIRED
         ]
     head = ["%", "chance", *(f"{loss} (n = {len(seeds)})" for loss, seeds in found.runs.items())]
-    image = [] if found.image is None else [f"![{found.subject}: each seed, and mean and spread]({found.image})"]
-    return "\n\n".join([f"**{found.subject}.** {found.what}", table(head, rows), *image])
+    return "\n\n".join([f"**{found.subject}.** {found.what}", table(head, rows), *_image(found)])
 
 
 def budget(found: Found) -> str:
@@ -85,15 +93,54 @@ def duration(seconds: float) -> str:
 
 def section(subjects: Sequence[Found]) -> str:
     """All of it, between the markers."""
-    lead = (
-        "Written by `make study`; edits here are lost. Mean ± standard deviation over n seeds, which decide weights, "
-        "data and order; a gain is that over CLIP with the same seed."
-    )
-    return "\n\n".join([lead, *(of_subject(found) for found in subjects)])
+    return "\n\n".join([_lead("study"), *(of_subject(found) for found in subjects)])
 
 
 def with_section(document: str, subjects: Sequence[Found]) -> str:
     return between(document, BEGIN, END, section(subjects))
+
+
+def compared(found: Found, times: Pace | None) -> str:
+    """All losses in one table, a row each."""
+    columns = [*GROUNDING, ("pointing", "chance", "by products"), *(row for row in ROWS if row[0] in R1)]
+    words = ["words", *KINDS, "by products", "R@1 to text", "R@1 to image"]
+    head = ["%", "n", *words, "words, gain over CLIP", "R@1 by own scores", "step over CLIP's"]
+    chance = ["chance", "", *(spread(_chances(found, of)) for _, of, _ in columns), "", "", ""]
+    rows = [
+        [
+            loss,
+            str(len(found.runs[loss])),
+            *(spread(found.values(loss, name)) for name, _, _ in columns),
+            _gain(found, loss, "cosine_pointing"),
+            _own(found, loss),
+            "" if times is None or loss not in times.over_clip else f"{times.over_clip[loss]:.2f}",
+        ]
+        for loss in found.runs
+    ]
+    said = [] if times is None else [times.said()]
+    return "\n\n".join([_lead("compare-losses"), found.what, table(head, [chance, *rows]), *said, *_image(found)])
+
+
+def with_comparison(document: str, found: Found, times: Pace | None) -> str:
+    return between(document, BEGIN_LOSSES, END_LOSSES, compared(found, times))
+
+
+def _lead(target: str) -> str:
+    return (
+        f"Written by `make {target}`; edits here are lost. Mean ± standard deviation over n seeds, which decide "
+        "weights, data and order; a gain is that over CLIP with the same seed."
+    )
+
+
+def _image(found: Found) -> list[str]:
+    return [] if found.image is None else [f"![{found.subject}: each seed, and mean and spread]({found.image})"]
+
+
+def _own(found: Found, loss: str) -> str:
+    """R@1 to text and to image by the scores of the loss; nothing for a loss that has none but cosines."""
+    names = [f"own_{name}" for name in R1]
+    first = next(iter(found.runs[loss].values()))["results"]
+    return "; ".join(spread(found.values(loss, name)) for name in names) if names[0] in first else ""
 
 
 def _chances(found: Found, name: str) -> list[float]:
@@ -102,4 +149,4 @@ def _chances(found: Found, name: str) -> list[float]:
 
 
 def _gain(found: Found, loss: str, name: str) -> str:
-    return "" if loss == CLIP else spread(found.gains(loss, name), signed=True)
+    return "" if loss == CLIP or not found.gains(loss, name) else spread(found.gains(loss, name), signed=True)

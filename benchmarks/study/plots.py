@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib import pyplot as plt
 
 from benchmarks.report import plots as house
-from benchmarks.study.page import Found, measures
+from benchmarks.study.page import GROUNDING, Found, measures
+from sparc_kernels.train.report import ROWS
 
 SHOWN = ("pointing", "pointing_size", "pointing_colour", "pointing_texture", "pointing_shape", "iou")
 WITHOUT_TRUTH = ("image_to_text_r1", "text_to_image_r1")
+COMPARED = (*(name for name, _, _ in GROUNDING), "image_to_text_r1")
 
 
-def draw(found: Found, path: Path) -> None:
+def draw(found: Found, path: Path, shown: Sequence[str] = SHOWN) -> None:
     """A panel per measure, a row per loss: a dot for each seed, a bar of one standard deviation around the mean."""
-    known = {name: (chance, words) for name, chance, words in measures(found)}
-    shown = [name for name in SHOWN if name in known] or list(WITHOUT_TRUTH)
+    known = {name: (chance, words) for name, chance, words in measures(found, (*ROWS, *GROUNDING))}
+    shown = [name for name in shown if name in known] or list(WITHOUT_TRUTH)
     losses = list(found.runs)
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)

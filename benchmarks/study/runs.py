@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.measure.machine import environment
 from sparc_kernels.train.checkpoint import CHECKPOINT, write_atomic
+from sparc_kernels.train.config import LOSSES as TRAINED
 from sparc_kernels.train.config import TrainConfig, differences
 from sparc_kernels.train.data import Data, load_data
 from sparc_kernels.train.evaluate import evaluate
@@ -22,7 +23,7 @@ from sparc_kernels.train.trainer import Trainer
 RESULTS = "study.json"
 CLIP = "clip"
 # Threshold and local weight of SPARC beside CLIP's loss. Without a threshold it is 1 / patches, as in the paper.
-LOSSES: dict[str, dict[str, Any]] = {
+STUDIED: dict[str, dict[str, Any]] = {
     CLIP: {"loss": "clip"},
     **{
         f"sparc, sigma {'1/P' if sigma is None else sigma}, local {weight}": {
@@ -33,6 +34,9 @@ LOSSES: dict[str, dict[str, Any]] = {
         for weight in (1, 5)
     },
 }
+# What `make compare-losses` adds to them: every other loss of the trainer.
+LOSSES = STUDIED | {name: {"loss": name} for name in TRAINED if name not in (CLIP, "sparc")}
+VERSION = 2  # of a record: an older one lacks measures, and is made again from its run's checkpoint
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Subject:
     name: str
     data: str
     steps: int
-    losses: tuple[str, ...] = tuple(LOSSES)
+    losses: tuple[str, ...] = tuple(STUDIED)
     options: tuple[tuple[str, Any], ...] = ()
 
     def config(self, loss: str, seed: int, out: Path) -> TrainConfig:
@@ -88,6 +92,7 @@ def _run(config: TrainConfig, data: Data) -> int:
         stopped = trainer.fit(signals)
     if not stopped:
         record = {
+            "version": VERSION,
             "config": config.to_dict(),
             "results": evaluate(trainer, data),
             "parameters": sum(parameter.numel() for parameter in trainer.parameters),
@@ -108,7 +113,7 @@ def finished(config: TrainConfig) -> dict[str, Any] | None:
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if changed := differences(replace(TrainConfig.from_dict(record["config"]), data=config.data), config):
         raise ValueError(f"{str(path)!r} is of another configuration: {'; '.join(changed)}; give another --out")
-    return record
+    return record if record.get("version") == VERSION else None
 
 
 def collect(subject: Subject, seeds: Sequence[int], out: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:

@@ -52,7 +52,9 @@ PRESETS: dict[str, Preset] = {
     "vit-l-14": Preset(224, 14, 1024, 24, 16, 768, 12, 12, 512, 55, 32768, 2.5e-4),
 }
 
-LOSSES = ("sparc", "clip", "siglip")
+LOSSES = ("sparc", "clip", "siglip", "filip", "pacl", "gloria")
+IN_A_RING = ("clip", "siglip")  # whose texts can travel from process to process
+ALL_TOKENS_MEET = ("filip", "gloria")  # whose tokens go to all processes, in captions of one length
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 EXCHANGES = ("gather", "ring")
@@ -96,8 +98,8 @@ class TrainConfig:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("device", self.device, DEVICES)
         _one_of("exchange", self.exchange, EXCHANGES)
-        if self.exchange == "ring" and (self.loss == "sparc" or self.backend == "eager"):
-            against = "the loss sparc" if self.loss == "sparc" else "backend eager"
+        if self.exchange == "ring" and (self.loss not in IN_A_RING or self.backend == "eager"):
+            against = "backend eager" if self.loss in IN_A_RING else f"the loss {self.loss}"
             raise ValueError(f"exchange must be 'gather' with {against}, got 'ring'")
         for name in ("steps", "batch_size", "accumulate", "eval_pairs", "checkpoint_every", "log_every"):
             _at_least(name, getattr(self, name), 1)

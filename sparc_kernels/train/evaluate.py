@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,10 +15,13 @@ from sparc_kernels.functional import alignment_weights
 from sparc_kernels.train.config import TrainConfig
 from sparc_kernels.train.data import Data, to_tensor
 from sparc_kernels.train.data_scenes import KINDS, Scene
+from sparc_kernels.train.losses import SCORES
 from sparc_kernels.train.model import DualEncoder, pooled
 from sparc_kernels.train.tokenizer import CaptionTokenizer, TokenBatch
 
 PEAK_SHARE = 0.5  # a patch belongs to a word's map from this share of the map's maximum on
+CUTS = (1, 5)  # the k of R@k
+IMAGES_AT_A_TIME = 32  # scored with all captions; eager definitions keep something for each of their tokens
 
 
 class Towers(Protocol):
@@ -59,43 +62,83 @@ def encode(towers: Towers, data: Data, batch_size: int = 64) -> Iterator[Encoded
 
 
 def evaluate(towers: Towers, data: Data) -> dict[str, float]:
-    """Retrieval, and grounding where the data are scenes, by name."""
-    images, texts, maps = [], [], []
+    """Retrieval, and grounding where the data are scenes, by name.
+
+    - Retrieval by the cosine of pooled embeddings, whatever the loss; with ``own_`` before the name by the scores of
+      the loss itself, where it has others. These take the patches of all pairs at a time.
+    - Grounding by the products of patches and words, as ``alignment_weights`` has them; with ``cosine_`` before the
+      name by their cosines.
+    """
+    images, texts, maps, cosine_maps, whole = [], [], [], [], []
     for encoded in encode(towers, data):
         mask = encoded.batch.mask.to(towers.device)
         images.append(encoded.patches.mean(1))
         texts.append(pooled(encoded.tokens, mask))
         if data.scenes:
-            weights = alignment_weights(encoded.patches, encoded.tokens).cpu()
-            maps += [
-                word_maps(data.scenes[encoded.start + row], weights[row], encoded.batch, row)
-                for row in range(len(weights))
-            ]
+            maps += _maps(encoded, encoded.patches, data.scenes)
+            cosine_maps += _maps(encoded, F.normalize(encoded.patches, dim=2), data.scenes)
+        if towers.config.loss in SCORES:
+            whole.append((encoded.patches, encoded.tokens, mask))
     results = retrieval(torch.cat(images), torch.cat(texts), data.captions)
+    if whole:
+        patches, tokens, masks = (end_to_end(parts) for parts in zip(*whole))
+        scored = [SCORES[towers.config.loss](some, tokens, masks) for some in patches.split(IMAGES_AT_A_TIME)]
+        of_captions, of_images = (torch.cat(scores) for scores in zip(*scored))
+        found = recalls(of_captions, of_images, data.captions)
+        results |= {f"own_{name}": value for name, value in found.items()}
     if data.scenes:
-        results |= grounding(data.scenes, maps, towers.config.model.patch_size)
+        size = towers.config.model.patch_size
+        results |= grounding(data.scenes, maps, size)
+        found = grounding(data.scenes, cosine_maps, size)
+        results |= {f"cosine_{name}": value for name, value in found.items() if name.startswith(("pointing", "iou"))}
     return results
+
+
+def _maps(encoded: Encoded, patches: Tensor, scenes: list[Scene]) -> list[Tensor]:
+    """The maps of the words of each scene in the batch. The length of a token changes nothing in its weights."""
+    weights = alignment_weights(patches, encoded.tokens).cpu()
+    return [word_maps(scenes[encoded.start + row], weights[row], encoded.batch, row) for row in range(len(weights))]
+
+
+def end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    """Batches [B, N, ...] of any N as one, the shorter ones padded with zeros."""
+    longest = max(part.shape[1] for part in parts)
+    whole = parts[0].new_zeros(sum(map(len, parts)), longest, *parts[0].shape[2:])
+    start = 0
+    for part in parts:
+        whole[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return whole
 
 
 def retrieval(images: Tensor, texts: Tensor, captions: list[str]) -> dict[str, float]:
-    """R@1 and R@5 both ways for [N, D] embeddings, by cosine.
-
-    A pair with the very same caption counts as right. Ties count against the model: a constant
-    embedding finds nothing.
-    """
+    """R@1 and R@5 both ways for [N, D] embeddings, by cosine, and the levels of chance."""
     similarity = F.normalize(images.double(), dim=1) @ F.normalize(texts.double(), dim=1).T
-    number = {text: place for place, text in enumerate(dict.fromkeys(captions))}
-    label = torch.tensor([number[text] for text in captions], device=similarity.device)
-    same = label[:, None] == label[None, :]
+    same = _same_caption(captions, similarity.device).double().mean().item()
+    return recalls(similarity, similarity, captions) | {f"chance_r{k}": min(1.0, k * same) for k in CUTS}
+
+
+def recalls(of_captions: Tensor, of_images: Tensor, captions: list[str]) -> dict[str, float]:
+    """R@1 and R@5 both ways by scores [N, N] of all images with all captions: the first rank the captions of an image
+    (a row), the others the images of a caption (a column).
+
+    A pair with the very same caption counts as right. Ties count against the model: a constant score finds nothing.
+    """
+    same = _same_caption(captions, of_captions.device)
     results = {}
-    for way, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+    for way, scores in (("image_to_text", of_captions), ("text_to_image", of_images.T)):
         best_right = scores.masked_fill(~same, -torch.inf).amax(1, keepdim=True)
         ahead = ((scores >= best_right) & ~same).sum(1)
-        for k in (1, 5):
+        for k in CUTS:
             results[f"{way}_r{k}"] = (ahead < k).double().mean().item()
-    for k in (1, 5):
-        results[f"chance_r{k}"] = min(1.0, k * same.double().mean().item())
     return results
+
+
+def _same_caption(captions: list[str], device: torch.device) -> Tensor:
+    """[N, N] bool."""
+    number = {text: place for place, text in enumerate(dict.fromkeys(captions))}
+    label = torch.tensor([number[text] for text in captions], device=device)
+    return label[:, None] == label[None, :]
 
 
 def word_maps(scene: Scene, weights: Tensor, batch: TokenBatch, row: int) -> Tensor:

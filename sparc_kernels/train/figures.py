@@ -32,7 +32,14 @@ from matplotlib.ft2font import FT2Font
 
 _log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
-COLOURS = {"sparc": "#0b6e99", "clip": "#d1602d", "siglip": "#5b7f2b"}
+COLOURS = {
+    "sparc": "#0b6e99",
+    "clip": "#d1602d",
+    "siglip": "#5b7f2b",
+    "filip": "#7b4f9d",
+    "pacl": "#b08900",
+    "gloria": "#a33b5e",
+}
 PANELS = {
     "global_loss": "global loss",
     "local_loss": "local loss",

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from sparc_kernels.functional import contrastive_loss, sigmoid_loss
-from sparc_kernels.modules import SparcLoss
 from sparc_kernels.train.config import Preset, TrainConfig
-
-INITIAL_SCALE = 1 / 0.07
-LARGEST_SCALE = 100.0
-SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
 
 
 class Tower(nn.Module):
@@ -104,65 +95,3 @@ def pooled(token_embeds: Tensor, token_mask: Tensor) -> Tensor:
 def tower_autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """What the towers run under, and the loss does not."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-class GlobalLoss(nn.Module):
-    """A loss over the pairs of the batch alone, on mean-pooled patches and tokens, with a learned scale.
-
-    CLIP's softmax, or the sigmoid of Zhai et al. (2023), which learns a bias too and starts at their 10 and -10.
-    ``group``: the processes whose pairs are the batch; ``exchange``: how their texts come to each other; both as in
-    :func:`sparc_kernels.contrastive_loss`.
-    """
-
-    logit_bias: nn.Parameter | None
-
-    def __init__(
-        self, sigmoid: bool = False, backend: str = "auto", group: str | None = None, exchange: str = "gather"
-    ) -> None:
-        super().__init__()
-        self.backend, self.group, self.exchange = backend, group, exchange
-        scale = torch.tensor([SIGMOID_SCALE if sigmoid else INITIAL_SCALE])  # FSDP2 shards no 0-dim parameter
-        self.log_logit_scale = nn.Parameter(scale.log())
-        self.register_parameter("logit_bias", nn.Parameter(torch.tensor([SIGMOID_BIAS])) if sigmoid else None)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """[]: the current 1 / temperature, without gradient. Under FSDP2 all processes have to ask together."""
-        return whole(self.log_logit_scale).exp().reshape(())
-
-    def clamp_logit_scale(self) -> None:
-        with torch.no_grad():
-            self.log_logit_scale.clamp_(max=math.log(LARGEST_SCALE))
-
-    def forward(self, patch_embeds: Tensor, token_embeds: Tensor, token_mask: Tensor) -> Tensor:
-        """[B, P, D], [B, L, D], [B, L] -> scalar."""
-        self.clamp_logit_scale()
-        images, texts = patch_embeds.mean(1), pooled(token_embeds, token_mask)
-        scale = self.log_logit_scale.exp()
-        where: dict[str, Any] = {"group": self.group, "exchange": self.exchange, "backend": self.backend}
-        if self.logit_bias is None:
-            return contrastive_loss(images, texts, logit_scale=scale, **where)
-        return sigmoid_loss(images, texts, logit_scale=scale, logit_bias=self.logit_bias, **where)
-
-
-def whole(x: Tensor) -> Tensor:
-    """A tensor without its gradient; a DTensor, which lies in pieces in all processes, put together by all of them."""
-    x = x.detach()
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
-def build_loss(config: TrainConfig, group: str | None = None) -> SparcLoss | GlobalLoss:
-    """The loss of ``config`` over the batches of all processes in ``group`` (None: of this one)."""
-    if config.loss != "sparc":
-        # No global loss is written in CUDA C++; --backend cuda is about the local loss.
-        backend = "auto" if config.backend == "cuda" else config.backend
-        return GlobalLoss(config.loss == "siglip", backend, group, config.exchange)
-    return SparcLoss(
-        logit_scale=INITIAL_SCALE,
-        similarity_threshold=config.similarity_threshold,
-        global_weight=config.global_weight,
-        local_weight=config.local_weight,
-        return_components=True,
-        group=group,
-        backend=config.backend,
-    )

@@ -42,7 +42,7 @@ def parsed(arguments: Sequence[str]) -> dict[str, Any]:
 def train_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Train an image tower and a text tower with the SPARC loss (or CLIP's, or SigLIP's), then measure "
+        description="Train an image tower and a text tower with the SPARC loss (or one of its rivals), then measure "
         "retrieval and grounding and draw what each word looks at.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,14 +69,15 @@ def train_parser() -> argparse.ArgumentParser:
     _option(
         model,
         "loss",
-        "sparc: local and global loss; clip: the global one alone; siglip: a sigmoid for each pair",
+        "sparc: local and global loss; clip: the global one alone; siglip: a sigmoid for each pair; filip: maxima "
+        "over the tokens of all pairs; pacl: captions attend to patches; gloria: words do, and a global loss",
         choices=LOSSES,
     )
     _option(
         model, "backend", "who computes the losses: auto, cuda (the local one), triton, cpu or eager", metavar="NAME"
     )
-    _option(model, "global_weight", "weight of the global loss", metavar="X")
-    _option(model, "local_weight", "weight of the local loss", metavar="X")
+    _option(model, "global_weight", "weight of the global loss in sparc", metavar="X")
+    _option(model, "local_weight", "weight of the local loss in sparc", metavar="X")
     _option(model, "similarity_threshold", "sigma in [0, 1]; 1 / patches unless given", float, metavar="X")
 
     optimisation = parser.add_argument_group("optimisation (AdamW, linear warm-up, cosine)")

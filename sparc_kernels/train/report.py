@@ -12,6 +12,8 @@ ROWS = (
     ("image_to_text_r5", "chance_r5", "retrieval, image to text, R@5"),
     ("text_to_image_r1", "chance_r1", "retrieval, text to image, R@1"),
     ("text_to_image_r5", "chance_r5", "retrieval, text to image, R@5"),
+    ("own_image_to_text_r1", "chance_r1", "retrieval by the loss's own scores, image to text, R@1"),
+    ("own_text_to_image_r1", "chance_r1", "retrieval by the loss's own scores, text to image, R@1"),
     ("pointing", "chance", "grounding, words whose strongest patch is right"),
     *((f"pointing_{kind}", "chance", f"  of the {kind} words") for kind in KINDS),
     ("iou", "chance", "grounding, mean IoU with the word's patches"),
@@ -23,9 +25,9 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
     first = next(iter(results.values()))
     head = ["", "chance", *results]
     lines = [
-        [text, _percent(first[chance]), *(_percent(run[name]) for run in results.values())]
+        [text, _percent(first[chance]), *(_percent(run[name]) if name in run else "" for run in results.values())]
         for name, chance, text in ROWS
-        if name in first
+        if any(name in run for run in results.values())
     ]
     widths = [max(len(line[place]) for line in [head, *lines]) for place in range(len(head))]
     rule = "|" + "|".join(_rule(width, place) for place, width in enumerate(widths)) + "|"

@@ -27,6 +27,12 @@ class TokenBatch:
     mask: torch.Tensor
     spans: list[list[tuple[int, int]]]
 
+    def padded(self, length: int) -> TokenBatch:
+        """As long as that, by tokens that are not valid."""
+        more = max(0, length - self.ids.shape[1])
+        ids, mask = (torch.nn.functional.pad(x, (0, more)) for x in (self.ids, self.mask))
+        return TokenBatch(ids, mask, self.spans)
+
     def tokens_of(self, caption: int, start: int, end: int) -> list[int]:
         """The valid tokens of a caption that overlap its characters [start, end); none if cut off."""
         return [number for number, (a, b) in enumerate(self.spans[caption]) if a < end and b > start]

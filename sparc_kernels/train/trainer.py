@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from sparc_kernels.modules import SparcLoss
 from sparc_kernels.train import checkpoint
-from sparc_kernels.train.config import TrainConfig, differences
+from sparc_kernels.train.config import ALL_TOKENS_MEET, TrainConfig, differences
 from sparc_kernels.train.data import Data, batches
+from sparc_kernels.train.losses import ScaledLoss, build_loss, whole
 from sparc_kernels.train.meter import BEGIN, Pace, StepClock
-from sparc_kernels.train.model import DualEncoder, GlobalLoss, build_loss, tower_autocast, whole
+from sparc_kernels.train.model import DualEncoder, tower_autocast
 from sparc_kernels.train.optimizer import lr_factor, make_optimizer
 from sparc_kernels.train.processes import ALONE, Processes, pick_device
 from sparc_kernels.train.record import OF_STEP, Record
@@ -93,7 +94,7 @@ class Trainer:
 
         # Towers and loss, the same in all processes before FSDP2 leaves each a piece of them.
         self.model = DualEncoder(config.model, self.tokenizer.vocab_size).to(self.device)
-        self.loss: SparcLoss | GlobalLoss = build_loss(config, "world" if processes.joined else None).to(self.device)
+        self.loss: SparcLoss | ScaledLoss = build_loss(config, "world" if processes.joined else None).to(self.device)
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.loss.load_state_dict({name: x.reshape(1) for name, x in saved["loss"].items()})  # once they were []
@@ -132,7 +133,7 @@ class Trainer:
         with closing(record) if record else nullcontext():
             for pixels, captions in batches(self.data, config, self.step, self.processes.share(config.batch_size)):
                 started = time.perf_counter()
-                row = self._train(pixels, captions)
+                row = self.train_step(pixels, captions)
                 self.step += 1
                 self.seconds += time.perf_counter() - started
                 pace.step()
@@ -152,11 +153,13 @@ class Trainer:
                     break
         return stopping or self._asked_to(stop)
 
-    def _train(self, pixels: Tensor, captions: list[str]) -> dict[str, Any]:
+    def train_step(self, pixels: Tensor, captions: list[str]) -> dict[str, Any]:
         """One step on the pairs of this process; the row of the log."""
         config = self.config
         self.clock.mark(BEGIN)
         tokens = self.tokenizer(captions)
+        if config.loss in ALL_TOKENS_MEET:
+            tokens = tokens.padded(self.processes.largest(tokens.ids.shape[1]))
         batch = Batch(*(x.to(self.device, non_blocking=True) for x in (pixels, tokens.ids, tokens.mask)))
 
         # Forward and backward: the towers perhaps in bfloat16, the loss after them.

@@ -16,8 +16,9 @@ for module in ("PIL", "tokenizers", "tqdm", "tensorboard", "matplotlib", "filelo
     pytest.importorskip(module, reason="the study trains, which needs the extra 'train'")
 
 from benchmarks.study import __main__ as command  # noqa: E402
-from benchmarks.study import maps, page, plots, runs  # noqa: E402
+from benchmarks.study import losses, maps, pace, page, plots, runs  # noqa: E402
 from sparc_kernels.train.checkpoint import read_log  # noqa: E402
+from sparc_kernels.train.config import LOSSES as TRAINED  # noqa: E402
 from sparc_kernels.train.data_scenes import scene  # noqa: E402
 
 SMALL = (("batch_size", 4), ("eval_pairs", 3), ("device", "cpu"))
@@ -90,6 +91,56 @@ def test_the_table_has_mean_spread_and_count(made_up: page.Found) -> None:
     # Seed by seed 0.10, 0.09, 0.09, far closer together than the seeds; -0.20 and -0.10.
     assert cells[f"gain over CLIP, {pointing}"] == ["", "", "+9.3 ± 0.6", "-15.0 ± 7.1"]
     assert not [name for name in cells if "text to image" in name]
+
+
+def test_all_losses_stand_in_one_table_with_their_times(made_up: page.Found) -> None:
+    for number, of_seeds in enumerate(made_up.runs.values()):
+        for seed, run in of_seeds.items():
+            for place, (name, _, _) in enumerate(page.GROUNDING):
+                run["results"][name] = 0.5 + 0.1 * number + 0.01 * place + 0.001 * seed
+            run["results"]["text_to_image_r1"] = 0.8
+    made_up.runs["filip"] = {0: record(**made_up.runs[SPARC][0]["results"], own_image_to_text_r1=0.25)}
+    made_up.runs["filip"][0]["results"]["own_text_to_image_r1"] = 0.125
+    times = pace.Pace({runs.CLIP: 1.0, "filip": 1.5}, {}, 7, 0.25, {"device": "a machine", "torch": "2"})
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.compared(made_up, times).splitlines()]
+    head = next(cells for cells in lines if cells[:1] == ["%"])
+    rows = {cells[0]: dict(zip(head, cells)) for cells in lines if cells}
+    assert list(rows)[2:] == ["chance", runs.CLIP, SPARC, "sparc, sigma 1/P, local 1", "filip"]
+    assert (rows["chance"]["words"], rows["chance"]["R@1 to image"]) == ("13.2 ± 0.0", "0.4 ± 0.0")
+    assert (rows[SPARC]["n"], rows[SPARC]["words"], rows[SPARC]["shape"]) == ("3", "60.1 ± 0.1", "64.1 ± 0.1")
+    assert (rows[SPARC]["words, gain over CLIP"], rows[SPARC]["by products"]) == ("+10.0 ± 0.0", "58.0 ± 6.2")
+    assert (rows["filip"]["R@1 by own scores"], rows["filip"]["step over CLIP's"]) == ("25.0; 12.5", "1.50")
+    assert rows[SPARC]["R@1 by own scores"] == rows[SPARC]["step over CLIP's"] == ""
+
+
+def test_every_loss_of_the_trainer_is_compared_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What CI runs of `make compare-losses`."""
+    assert losses.main(["--small", "--out", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == list(runs.LOSSES)
+    assert {settings.get("loss", "sparc") for settings in runs.LOSSES.values()} == set(TRAINED)
+    assert (tmp_path / "study_losses.svg").stat().st_size > 1000
+    kept = pace.kept(tmp_path)
+    assert kept is not None
+    assert kept.over_clip.keys() == runs.LOSSES.keys()
+    assert losses.main(["--small", "--write"]) == 2
+    assert "nothing to write" in capsys.readouterr().err
+
+
+def test_a_record_without_the_newest_measures_is_made_again(tmp_path: Path) -> None:
+    """From the checkpoint, without training."""
+    subject = runs.Subject("scenes", "scenes", 1, (runs.CLIP,), SMALL)
+    assert runs.train([subject], [0], tmp_path) == 0
+    folder = Path(subject.config(runs.CLIP, 0, tmp_path).out)
+    whole = json.loads((folder / runs.RESULTS).read_text())
+    log = (folder / "log.csv").read_bytes()
+    results = {name: value for name, value in whole["results"].items() if not name.startswith("cosine")}
+    (folder / runs.RESULTS).write_text(json.dumps(whole | {"version": 1, "results": results}))
+    assert not list(runs.collect(subject, [0], tmp_path))
+    assert runs.train([subject], [0], tmp_path) == 0
+    ((_, _, again),) = runs.collect(subject, [0], tmp_path)
+    assert again["results"] == whole["results"]
+    assert (folder / "log.csv").read_bytes() == log
 
 
 def test_one_seed_has_no_spread_and_nothing_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from sparc_kernels.train.config import TrainConfig
+from sparc_kernels.train.data import Data, load_data
 from sparc_kernels.train.data_scenes import Item, Scene, Word, scene
-from sparc_kernels.train.evaluate import grounding, retrieval, word_maps
+from sparc_kernels.train.evaluate import end_to_end, evaluate, grounding, recalls, retrieval, word_maps
 from sparc_kernels.train.report import table
-from sparc_kernels.train.tokenizer import TokenBatch
+from sparc_kernels.train.tokenizer import CaptionTokenizer, TokenBatch
 
 
 def test_perfect_retrieval() -> None:
@@ -49,6 +54,56 @@ def test_the_same_caption_counts_as_right() -> None:
     texts = torch.tensor([[1.0, 0.1], [1.0, 0.0], [0.0, 1.0]])  # the first two are swapped
     assert retrieval(images, texts, ["x", "y", "z"])["image_to_text_r1"] == pytest.approx(1 / 3)
     assert retrieval(images, texts, ["x", "x", "z"])["image_to_text_r1"] == 1
+
+
+def test_each_way_has_its_own_scores() -> None:
+    """Captions are ranked in rows of the first, images in columns of the second."""
+    right, wrong = torch.eye(3), torch.eye(3).roll(1, 0)
+    found = recalls(right, wrong, ["a", "b", "c"])
+    assert (found["image_to_text_r1"], found["text_to_image_r1"]) == (1, 0)
+    found = recalls(wrong, torch.tensor([[2.0, 1.0, 0.0], [3.0, 0.0, 1.0], [0.0, 0.0, 2.0]]), ["a", "b", "c"])
+    # column 0: 2 against 3, wrong; column 1: 0 against 1, wrong; column 2: 2 against 1, right.
+    assert (found["image_to_text_r1"], found["text_to_image_r1"]) == (0, pytest.approx(1 / 3))
+
+
+def test_batches_of_several_lengths_end_to_end() -> None:
+    whole = end_to_end([torch.ones(2, 3, 1), torch.full((1, 4, 1), 2.0)])
+    assert whole[..., 0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [2, 2, 2, 2]]
+
+
+class Truth:
+    """Towers that know each scene: a patch is the shape it shows, a word the shape that it speaks of. One patch, of the
+    background, resembles all words a little and is a hundred times as long as the others."""
+
+    device, autocast = torch.device("cpu"), staticmethod(nullcontext)
+
+    def __init__(self, data: Data, loss: str) -> None:
+        self.data, self.config, self.model = data, TrainConfig(loss=loss), self
+        self.tokenizer = CaptionTokenizer.train(data.train_captions, 2048, 32)
+
+    def eval(self) -> None:
+        """As a module's."""
+
+    def __call__(self, _: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        batch = self.tokenizer(self.data.captions)
+        count = len(self.data.scenes)
+        patches, tokens = torch.zeros(count, 64, 4 * count), torch.zeros(*mask.shape, 4 * count)
+        for number, drawn in enumerate(self.data.scenes):
+            masks = torch.from_numpy(drawn.patch_masks(8)).float()
+            patches[number, :, 4 * number : 4 * number + len(masks)] = masks.T
+            patches[number, masks.sum(0).argmin(), 4 * number : 4 * number + len(masks)] = 100
+            for word in drawn.words:
+                tokens[number, batch.tokens_of(number, word.start, word.end), 4 * number + word.item] = 1
+        return patches, tokens
+
+
+def test_what_is_measured_by_products_by_cosines_and_by_the_scores_of_the_loss() -> None:
+    data = load_data(TrainConfig(eval_pairs=5))
+    results = evaluate(Truth(data, "filip"), data)
+    assert results["pointing"] == 0
+    assert results["cosine_pointing"] == results["cosine_pointing_shape"] == 1
+    assert results["own_image_to_text_r1"] == results["own_text_to_image_r1"] == 1
+    assert not [name for name in evaluate(Truth(data, "clip"), data) if name.startswith("own")]
 
 
 def by_hand() -> Scene:
@@ -104,10 +159,12 @@ def test_the_table_shows_each_run_beside_chance() -> None:
     scenes = [scene(0, "heldout", index, 64) for index in range(4)]
     masks = [torch.from_numpy(drawn.patch_masks(8)[[word.item for word in drawn.words]]).float() for drawn in scenes]
     results = retrieval(torch.eye(4), torch.eye(4), [drawn.caption for drawn in scenes]) | grounding(scenes, masks, 8)
-    text = table({"clip": results, "sparc": results})
+    text = table({"clip": results, "sparc": results | {"own_image_to_text_r1": 0.5}})
     header, rule, first = text.splitlines()[:3]
     assert [cell.strip() for cell in header.split("|")[1:-1]] == ["", "chance", "clip", "sparc"]
     assert set(rule) == set("|-:")
     assert "25.0 %" in first
     assert first.count("100.0 %") == 2
     assert "of the texture words" in text
+    (own,) = (line for line in text.splitlines() if "by the loss's own scores" in line)
+    assert [cell.strip() for cell in own.split("|")[2:-1]] == ["25.0 %", "", "50.0 %"]

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from sparc_kernels.train.config import PRESETS, TrainConfig
-from sparc_kernels.train.model import INITIAL_SCALE, DualEncoder, GlobalLoss, blocked_pairs, build_loss, pooled
+from sparc_kernels.train.config import LOSSES, PRESETS, TrainConfig
+from sparc_kernels.train.losses import INITIAL_SCALE, SCORES, GlobalLoss, build_loss
+from sparc_kernels.train.model import DualEncoder, blocked_pairs, pooled
 
 TINY = PRESETS["tiny"]
 
@@ -64,8 +66,9 @@ def test_pooling_leaves_padding_out() -> None:
     assert pooled(embeds, torch.tensor([[True, True, False]])).tolist() == [[2.0, 3.0]]
 
 
-@pytest.mark.parametrize("loss, start", [("sparc", INITIAL_SCALE), ("clip", INITIAL_SCALE), ("siglip", 10)])
-def test_scales_start_where_they_should_and_stay_below_100(loss: str, start: float) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scales_start_where_they_should_and_stay_below_100(loss: str) -> None:
+    start = 10 if loss in ("siglip", "pacl", "gloria") else INITIAL_SCALE
     module = build_loss(TrainConfig(loss=loss))
     assert module.logit_scale.item() == pytest.approx(start)
     with torch.no_grad():
@@ -93,9 +96,49 @@ def test_the_sigmoid_loss_is_that_of_pooled_embeddings_and_learns_a_bias() -> No
     assert module.logit_bias.grad.abs() > 0
 
 
+def test_filip_is_alone_and_leaves_padding_out() -> None:
+    """Both directions of the maxima over cosines, by the definition."""
+    patches, tokens = torch.randn(3, 6, 8), torch.randn(3, 5, 8)
+    mask = torch.arange(5)[None] < torch.tensor([5, 2, 4])[:, None]
+    found = build_loss(TrainConfig(loss="filip"))(patches, tokens, mask)
+    cosines = torch.einsum("ipd,jld->ijpl", F.normalize(patches, dim=-1), F.normalize(tokens, dim=-1))
+    of_captions = cosines.masked_fill(~mask[:, None], -2).amax(3).mean(2)
+    of_images = (cosines.amax(2) * mask).sum(2) / mask.sum(1)
+    target = torch.arange(3)
+    losses = [F.cross_entropy(INITIAL_SCALE * scores, target) for scores in (of_captions, of_images.T)]
+    torch.testing.assert_close(found, sum(losses) / 2)
+    for scores, expected in zip(SCORES["filip"](patches, tokens, mask), (of_captions, of_images)):
+        torch.testing.assert_close(scores, expected)
+
+
+def test_pacl_meets_the_mean_of_each_captions_tokens() -> None:
+    patches, tokens = F.normalize(torch.randn(3, 6, 8), dim=-1), torch.randn(3, 5, 8)
+    mask = torch.arange(5)[None] < torch.tensor([5, 2, 4])[:, None]
+    texts = F.normalize(torch.stack([x[m].mean(0) for x, m in zip(tokens, mask)]), dim=-1)
+    weights = torch.sigmoid(10 * torch.einsum("ipd,jd->ijp", patches, texts))
+    scores = F.cosine_similarity(torch.einsum("ijp,ipd->ijd", weights, patches), texts[None], dim=-1)
+    target = torch.arange(3)
+    expected = sum(F.cross_entropy(10 * each, target) for each in (scores, scores.T)) / 2
+    torch.testing.assert_close(build_loss(TrainConfig(loss="pacl"))(2 * patches, tokens, mask), expected)
+    torch.testing.assert_close(SCORES["pacl"](2 * patches, tokens, mask)[0], scores)
+
+
+def test_gloria_is_its_global_and_its_local_loss_at_a_fixed_scale() -> None:
+    patches, tokens, mask = torch.randn(3, 6, 8), torch.randn(3, 5, 8), torch.arange(5) < torch.tensor([[5], [2], [4]])
+    module = build_loss(TrainConfig(loss="gloria"))
+    assert not list(module.parameters())
+    total, global_loss, local_loss = module(patches, tokens, mask)
+    torch.testing.assert_close(total, global_loss + local_loss)
+    images, texts = F.normalize(patches.mean(1), dim=1), F.normalize(pooled(tokens, mask), dim=1)
+    logits, target = 10 * images @ texts.T, torch.arange(3)
+    torch.testing.assert_close(global_loss, F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    logits = 10 * SCORES["gloria"](patches, tokens, mask)[0]
+    torch.testing.assert_close(local_loss, F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
 @pytest.mark.parametrize("asked, given", [("auto", "auto"), ("eager", "eager"), ("cpu", "cpu"), ("cuda", "auto")])
 def test_backend_of_a_global_loss(asked: str, given: str) -> None:
-    for loss in ("clip", "siglip"):
+    for loss in ("clip", "siglip", "filip"):
         assert build_loss(TrainConfig(loss=loss, backend=asked)).backend == given
 
 
@@ -108,5 +151,6 @@ def test_a_ring_reaches_the_loss(loss: str) -> None:
         module(torch.randn(5, 6, 8), torch.randn(5, 4, 8), torch.ones(5, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="exchange must be 'gather' with backend eager, got 'ring'"):
         TrainConfig(loss=loss, exchange="ring", backend="eager")
-    with pytest.raises(ValueError, match="exchange must be 'gather' with the loss sparc, got 'ring'"):
-        TrainConfig(exchange="ring")
+    for other in ("sparc", "filip", "pacl", "gloria"):
+        with pytest.raises(ValueError, match=f"exchange must be 'gather' with the loss {other}, got 'ring'"):
+            TrainConfig(loss=other, exchange="ring")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparc_kernels import _native
 from sparc_kernels.train.config import TrainConfig
-from sparc_kernels.train.model import GlobalLoss
+from sparc_kernels.train.losses import GlobalLoss
 from tools.curve_parity import EAGER, FUSED, NUDGED, curves, distances
 
 STEPS = 8  # from 20 on the runs of eager are apart

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sparc_kernels.train.config import LOSSES, PRESETS, TrainConfig
 from sparc_kernels.train.data import load_data
-from sparc_kernels.train.model import DualEncoder, build_loss
+from sparc_kernels.train.losses import build_loss
+from sparc_kernels.train.model import DualEncoder
 from sparc_kernels.train.step import Batch, TowersAndLoss, backward
 from sparc_kernels.train.trainer import Trainer
 from tests.train.conftest import float64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sparc_kernels.train.data_scenes import caption, scene
 from sparc_kernels.train.tokenizer import PAD, CaptionTokenizer
@@ -63,3 +64,13 @@ def test_a_word_of_several_tokens_and_a_word_cut_off(tokenizer: CaptionTokenizer
     assert tokenizer.decode(batch.ids[0, tokens].tolist()) == "xylophone"
     long = "red " * 40 + "circle"
     assert tokenizer([long]).tokens_of(0, long.index("circle"), len(long)) == []
+
+
+def test_a_batch_can_be_made_longer_by_tokens_that_are_not_valid() -> None:
+    batch = CaptionTokenizer.train(["a red circle"] * 3, 300, 8)(["red", "a red circle"])
+    longer = batch.padded(batch.ids.shape[1] + 2)
+    assert longer.ids.shape == longer.mask.shape == (2, batch.ids.shape[1] + 2)
+    assert torch.equal(longer.ids[:, :-2], batch.ids)
+    assert torch.equal(longer.mask[:, :-2], batch.mask)
+    assert not longer.mask[:, -2:].any()
+    assert torch.equal(batch.padded(1).ids, batch.ids)

@@ -16,7 +16,8 @@ import torch
 from sparc_kernels.train import checkpoint
 from sparc_kernels.train.config import LOSSES, PRESETS, TrainConfig
 from sparc_kernels.train.data import load_data
-from sparc_kernels.train.model import DualEncoder, GlobalLoss
+from sparc_kernels.train.losses import GlobalLoss
+from sparc_kernels.train.model import DualEncoder
 from sparc_kernels.train.optimizer import lr_factor, make_optimizer
 from sparc_kernels.train.record import COLUMNS, LOG, TIMES
 from sparc_kernels.train.trainer import Trainer
@@ -84,7 +85,7 @@ def test_a_run_leaves_logs_and_a_checkpoint(small: TrainConfig, loss: str) -> No
     rows = checkpoint.read_log(trainer.run / LOG)
     assert [int(row["step"]) for row in rows] == list(range(1, 9))
     assert tuple(rows[0]) == COLUMNS
-    assert all((row["local_loss"] != "") == (loss == "sparc") for row in rows)
+    assert all((row["local_loss"] != "") == (loss in ("sparc", "gloria")) for row in rows)
     assert all((row["logit_bias"] != "") == (loss == "siglip") for row in rows)
     assert list((trainer.run / "tensorboard").glob("events.out.tfevents.*"))
     saved = checkpoint.load(trainer.run)
@@ -108,7 +109,9 @@ def test_siglip_learns_its_scale_and_bias(small: TrainConfig) -> None:
         assert len({row[name] for row in rows}) == len(rows), "a value for every step"
 
 
-@pytest.mark.parametrize("loss, killed_at", [("sparc", 0), ("sparc", 7), ("clip", 3), ("siglip", 4)])
+@pytest.mark.parametrize(
+    "loss, killed_at", [("sparc", 0), ("sparc", 7), ("clip", 3), ("siglip", 4), ("filip", 5), ("gloria", 2)]
+)
 def test_a_resumed_run_follows_the_uninterrupted_curve(small: TrainConfig, loss: str, killed_at: int) -> None:
     small = replace(small, loss=loss)
     whole = train(replace(small, out=small.out + "-whole"))
