@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.measure.machine import synchronize
 
+WARM_GPU_CALLS = 6  # after the first; what replays launches does so from the fourth call of a kind on
 LONG = 2.0  # seconds of a call that nobody makes just to warm up
 GPU_SAMPLE = 2e-3  # seconds of back-to-back calls between two events, so that the queue is full
 Function = Callable[[], object]
@@ -42,15 +43,17 @@ def interleaved(
     """Seconds of every call of every function, called in turn.
 
     Rounds start with another function each time, until ``seconds`` have passed or ``most`` rounds were run. Everything
-    is called twice before (once, where that takes ``LONG``), which warms up and says how many calls a sample needs.
+    is called a few times before (once, where that takes ``LONG``), which warms up and says how many calls a sample
+    needs: on a GPU so often that what is compiled, recorded or cached in the first calls of a kind is.
     """
     names = list(functions)
     times: dict[str, list[float]] = {name: [] for name in names}
     calls = {}
     for name, function in functions.items():
         once = one_call(function, device)
-        if once < LONG:
-            once = one_call(function, device)
+        for _ in range(WARM_GPU_CALLS if device.type == "cuda" else 1):
+            if once < LONG:
+                once = one_call(function, device)
         calls[name] = min(50, max(1, math.ceil(GPU_SAMPLE / once)))
     start = time.perf_counter()
     for done in range(most):
