@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.measure.case import Case
 from benchmarks.measure.providers import providers
-from benchmarks.ops import late_interaction
+from benchmarks.ops import _all_pairs
 from benchmarks.ops.late_interaction import OPS, LateInteraction
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -55,7 +55,7 @@ def test_a_peer_says_why_it_does_not_run(op: LateInteraction, name: str, monkeyp
 @each_op
 def test_eager_is_spared_what_no_memory_holds(op: LateInteraction, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {"SC_PHYS_PAGES": 24 * 2**30 // 4096, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(late_interaction.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(_all_pairs.os, "sysconf", pages.__getitem__)
     large = small(op, batch=512, patches=196, tokens=32, channels=256, dtype="float32")
     assert providers(op)["eager"].reason(large, CPU) == "it needs about 26 GB, the machine has 26"
     assert providers(op)["eager"].reason(large.but(batch=256), CPU) is None
