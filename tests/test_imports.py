@@ -220,7 +220,7 @@ def test_import_touches_nothing() -> None:
         "heavy = [m for m in new if m.startswith(('triton', 'torch._dynamo', 'torch._inductor', 'numpy'))]\n"
         "assert not heavy, heavy\n"
         "from sparc_kernels.ops._room import rooms\n"
-        "assert len(new) <= 30 + 9 * len(rooms()), sorted(new)\n"
+        "assert len(new) <= 33 + 9 * len(rooms()), sorted(new)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -97,7 +97,7 @@ def pacl_loss(
     for every image with every caption, and the mean of the cross-entropies of ``logit_scale`` times it over captions
     and over images. Weights and numbers are those of the re-implementation NMS05/Patch-Aligned-Contrastive-Learning,
     which differs in two points: it pools an image for its own caption alone, and sums patches of any length. With
-    ``weights="softmax"`` they sum to 1, as in the paper.
+    ``weights="softmax"`` they sum to 1, which is taken to be the paper's form.
 
     Args:
         image_tokens: [B, P, D] patch embeddings, and all else, as in :func:`attention_pooled_scores`.
@@ -150,9 +150,9 @@ def flair_loss(
 
     The paper's empty token, one more patch whose product and value are 0, shortens the sum and changes no cosine.
     Projections are the model's: with ``image_tokens = norm(patches) @ M`` this is FLAIR's pooling in one head, with M
-    for its value and output projections and M transposed for its query and key projections; FLAIR has 8 heads with
-    projections of their own. Its public code draws one caption of every other image as a negative; here all captions
-    are, which is the same for one caption per image.
+    for its value and output projections and M transposed for its query and key projections. FLAIR has 8 heads, and
+    norms and projections of their own for queries, keys and values. Its public code draws one caption of every other
+    image as a negative and divides by B + K - 1; with all captions and B, as here, that is the same for K = 1.
 
     Args:
         image_tokens: [B, P, D] patch embeddings, and all else, as in :func:`attention_pooled_scores`.

@@ -62,6 +62,11 @@ def problems(device: str, dtype: torch.dtype) -> dict[str, tuple[Call, tuple[Ten
             (patches, tokens, scale),
         ),
         "filip": (lambda v, t, s, **o: sk.filip_loss(v, t, None, mask, logit_scale=s, **o), (patches, tokens, scale)),
+        "gloria": (lambda v, t, s, **o: sk.gloria_loss(v, t, None, mask, logit_scale=s, **o), (patches, tokens, scale)),
+        "flair": (
+            lambda v, t, s, b, **o: sk.flair_loss(v, t, logit_scale=s, logit_bias=b, **o),
+            (patches, tokens[:, 0], scale, bias),
+        ),
     }
 
 

@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure.peers import part_of
-from sparc_kernels.functional import contrastive_loss, filip_loss, late_interaction_scores, sigmoid_loss, similarity
+from sparc_kernels.functional import (
+    contrastive_loss,
+    filip_loss,
+    flair_loss,
+    gloria_loss,
+    late_interaction_scores,
+    pacl_loss,
+    sigmoid_loss,
+    similarity,
+)
 from sparc_kernels.modules import FilipLoss
 from tests.distributed.problems import (
     CLOSE,
@@ -231,6 +240,39 @@ def filip(here: Here) -> None:
         assert error < CLOSE, f"{gradients}, by the module: {error:.3g}"
 
 
+def _gloria(image_embeds: Tensor, text_embeds: Tensor, packed: bool = False, **options: Any) -> Tensor:
+    texts = _packed(text_embeds, options.pop("text_mask")) if packed else {"text_tokens": text_embeds}
+    return gloria_loss(image_embeds, **texts, **options)
+
+
+def _pacl(image_embeds: Tensor, text_embeds: Tensor, **options: Any) -> Tensor:
+    return pacl_loss(image_embeds, text_embeds[:, 0], **options)
+
+
+def _flair(image_embeds: Tensor, text_embeds: Tensor, **options: Any) -> Tensor:
+    """Two tokens of each caption are its image's captions."""
+    return flair_loss(image_embeds, text_embeds[:, :2].flatten(0, 1), captions_per_image=2, logit_bias=-3.0, **options)
+
+
+@CASES.add("losses on attention-pooled scores")
+def pooled(here: Here) -> None:
+    calls: dict[Loss, tuple[tuple[str, dict[str, Any]], ...]] = {
+        _gloria: (("", {}), ("image_mask text_mask", {}), ("image_mask text_mask", {"packed": True})),
+        _pacl: (("image_mask", {}), ("", {"weights": "softmax"})),
+        _flair: (("image_mask", {}), ("", {})),
+    }
+    for loss, kinds in calls.items():
+        for sizes, backend, masks, options in (
+            (UNEVEN[1], "eager", *kinds[0]),
+            *((UNEVEN[0], "cpu", *kind) for kind in kinds),
+        ):
+            error = compare(loss, Problem.of_tokens(sizes), masks, here, backend, **options)
+            assert error < CLOSE, f"{loss.__name__} {sizes} {backend} {masks} {options}: {error:.3g}"
+        for frozen in (("image_embeds", "logit_scale"), ("text_embeds",)):
+            error = compare(loss, Problem.of_tokens(UNEVEN[1]), "", here, "cpu", frozen, "sum")
+            assert error < CLOSE, f"{loss.__name__} without gradients of {frozen}: {error:.3g}"
+
+
 @CASES.add("scores of late interaction")
 def scores_of_late_interaction(here: Here) -> None:
     """The rows of this rank's images, with the captions of all; gradients are those of the sum over ranks."""
@@ -278,6 +320,11 @@ def disagreeing_tokens(here: Here) -> None:
     for message, arguments in calls.items():
         with pytest.raises(ValueError, match=message):
             filip_loss(**{"image_tokens": images} | arguments, group=here.group)
+    message = "captions_per_image must be the same on all ranks, got 2 on rank 2 and 1"
+    with pytest.raises(ValueError, match=message):
+        flair_loss(
+            images, texts[:, :2].flatten(0, 1) if odd else texts[:, 0], captions_per_image=1 + odd, group=here.group
+        )
     with pytest.raises(ValueError, match="pooling must be the same on all ranks, got sum on rank 2 and mean"):
         late_interaction_scores(images, texts, pooling="sum" if odd else "mean", group=here.group)
     assert late_interaction_scores(images, texts, group=here.group).image_scores.shape == (2, 2 * here.size)

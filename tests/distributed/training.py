@@ -27,6 +27,7 @@ from sparc_kernels.functional import (
     contrastive_loss,
     filip_loss,
     fine_grained_loss,
+    gloria_loss,
     sigmoid_loss,
     similarity_softplus,
     sparc_loss,
@@ -242,8 +243,9 @@ def compiled(here: Here) -> None:
         return contrastive_loss(image, text, **options) + sigmoid_loss(image, text, logit_bias=-2.0, **options)
 
     def gathered(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        tokens = (x.unflatten(1, (3, 4)) for x in (image, text))
-        return loss(image, text, scale, "gather") + filip_loss(*tokens, logit_scale=scale, group=here.group)
+        tokens = [x.unflatten(1, (3, 4)) for x in (image, text)]
+        pooled = gloria_loss(*tokens, logit_scale=scale, group=here.group)
+        return loss(image, text, scale, "gather") + filip_loss(*tokens, logit_scale=scale, group=here.group) + pooled
 
     def ring(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         ids = torch.arange(len(image)) + 100 * here.rank

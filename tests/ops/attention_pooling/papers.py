@@ -24,37 +24,40 @@ def both_ways(logits: Tensor) -> Tensor:
     return -torch.stack(each)
 
 
-def gloria(x: dict[str, Any]) -> Tensor:
-    """``local_loss`` of marshuang80/gloria at temp1 = 4, temp2 = 5: the sum of its two losses."""
+def gloria(x: dict[str, Any], temp1: float = 4.0, temp2: float = 5.0) -> Tensor:
+    """``local_loss`` of marshuang80/gloria: the sum of its two losses."""
 
     def score(regions: Tensor, words: Tensor) -> Tensor:
         products = (regions @ words.T).exp()  # [regions, words]
-        attention = (4 * products / products.sum(1, keepdim=True)).exp()
+        attention = (temp1 * products / products.sum(1, keepdim=True)).exp()
         attention = attention / attention.sum(0)
         contexts = attention.T @ regions
-        return torch.stack([(5 * cosine(word, context)).exp() for word, context in zip(words, contexts)]).sum().log()
+        return (
+            torch.stack([(temp2 * cosine(word, context)).exp() for word, context in zip(words, contexts)]).sum().log()
+        )
 
     words = [tokens[mask] for tokens, mask in zip(x["tokens"], x["token_mask"])]
     return both_ways(x["scale"] * matrix(x["patches"], words, score)).sum()
 
 
-def pacl(x: dict[str, Any]) -> Tensor:
-    """Each caption weighs the patches of each image by sigmoid(10 cos)."""
+def pacl(x: dict[str, Any], scale: float = 10.0, to_one: bool = False) -> Tensor:
+    """Each caption weighs the patches of each image by the sigmoid, or the softmax, of their cosines."""
 
     def score(patches: Tensor, text: Tensor) -> Tensor:
         directions = patches / patches.norm(dim=1, keepdim=True)
-        weights = 1 / (1 + (-10 * directions @ (text / text.norm())).exp())
+        similarities = scale * directions @ (text / text.norm())
+        weights = similarities.exp() / similarities.exp().sum() if to_one else 1 / (1 + (-similarities).exp())
         return cosine(text, weights @ directions)
 
     return both_ways(x["scale"] * matrix(x["patches"], x["texts"], score)).mean()
 
 
-def flair(x: dict[str, Any]) -> Tensor:
+def flair(x: dict[str, Any], scale: float | None = None) -> Tensor:
     """With the empty token: a patch 0 that attention may fall on."""
 
     def score(patches: Tensor, text: Tensor) -> Tensor:
         patches = torch.cat([patches, torch.zeros_like(patches[:1])])
-        attention = (patches @ text / len(text) ** 0.5).exp()
+        attention = ((1 / len(text) ** 0.5 if scale is None else scale) * patches @ text).exp()
         return cosine(text, attention / attention.sum() @ patches)
 
     logits = x["scale"] * matrix(x["patches"], x["captions"], score) + x["bias"]

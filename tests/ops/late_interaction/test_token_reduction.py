@@ -186,6 +186,6 @@ def test_modules_refuse() -> None:
     with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
         sk.TokenSelection(12, 0)
     with pytest.raises(TypeError, match="width must be an integer, got float"):
-        sk.TokenSelection(12.0, 3)  # type: ignore[arg-type]
+        sk.TokenSelection(12.0, 3)
     with pytest.raises(ValueError, match=r"image_tokens must have at least 3 tokens, got \[4, 2, 6\]"):
         made("TokenSelection", torch.float32)(X[:, :2])
