@@ -102,8 +102,8 @@ def with_section(document: str, subjects: Sequence[Found]) -> str:
 
 def compared(found: Found, times: Pace | None) -> str:
     """All losses in one table, a row each."""
-    columns = [*GROUNDING, ("pointing", "chance", "by products"), *(row for row in ROWS if row[0] in R1)]
-    words = ["words", *KINDS, "by products", "R@1 to text", "R@1 to image"]
+    columns = [*GROUNDING, ("pointing", "chance", ""), ("iou", "chance", ""), *(row for row in ROWS if row[0] in R1)]
+    words = ["words", *KINDS, "by products", "IoU, by products", "R@1 to text", "R@1 to image"]
     head = ["%", "n", *words, "words, gain over CLIP", "R@1 by own scores", "step over CLIP's", "loss's share of it"]
     chance = ["chance", "", *(spread(_chances(found, of)) for _, of, _ in columns), "", "", "", ""]
     rows = [
