@@ -32,6 +32,12 @@ class Pace:
     busy: float
     machine: dict[str, Any]
 
+    def cells(self, loss: str) -> tuple[str, str]:
+        """Of the table: the ratio, and the share in percent."""
+        if loss not in self.over_clip:
+            return "", ""
+        return f"{self.over_clip[loss]:.2f}", f"{100 * self.loss_share[loss]:.0f}"
+
     def said(self) -> str:
         machine = f"{self.machine['device']}, torch {self.machine['torch']}"
         return (

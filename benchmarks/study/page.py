@@ -102,10 +102,10 @@ def with_section(document: str, subjects: Sequence[Found]) -> str:
 
 def compared(found: Found, times: Pace | None) -> str:
     """All losses in one table, a row each."""
-    columns = [*GROUNDING, ("pointing", "chance", "by products"), *(row for row in ROWS if row[0] in R1)]
-    words = ["words", *KINDS, "by products", "R@1 to text", "R@1 to image"]
-    head = ["%", "n", *words, "words, gain over CLIP", "R@1 by own scores", "step over CLIP's"]
-    chance = ["chance", "", *(spread(_chances(found, of)) for _, of, _ in columns), "", "", ""]
+    columns = [*GROUNDING, ("pointing", "chance", ""), ("iou", "chance", ""), *(row for row in ROWS if row[0] in R1)]
+    words = ["words", *KINDS, "by products", "IoU, by products", "R@1 to text", "R@1 to image"]
+    head = ["%", "n", *words, "words, gain over CLIP", "R@1 by own scores", "step over CLIP's", "loss's share of it"]
+    chance = ["chance", "", *(spread(_chances(found, of)) for _, of, _ in columns), "", "", "", ""]
     rows = [
         [
             loss,
@@ -113,7 +113,7 @@ def compared(found: Found, times: Pace | None) -> str:
             *(spread(found.values(loss, name)) for name, _, _ in columns),
             _gain(found, loss, "cosine_pointing"),
             _own(found, loss),
-            "" if times is None or loss not in times.over_clip else f"{times.over_clip[loss]:.2f}",
+            *(("", "") if times is None else times.cells(loss)),
         ]
         for loss in found.runs
     ]

@@ -101,7 +101,13 @@ def test_all_losses_stand_in_one_table_with_their_times(made_up: page.Found) -> 
             run["results"]["text_to_image_r1"] = 0.8
     made_up.runs["filip"] = {0: record(**made_up.runs[SPARC][0]["results"], own_image_to_text_r1=0.25)}
     made_up.runs["filip"][0]["results"]["own_text_to_image_r1"] = 0.125
-    times = pace.Pace({runs.CLIP: 1.0, "filip": 1.5}, {}, 7, 0.25, {"device": "a machine", "torch": "2"})
+    times = pace.Pace(
+        {runs.CLIP: 1.0, "filip": 1.5},
+        {runs.CLIP: 0.02, "filip": 0.254},
+        7,
+        0.25,
+        {"device": "a machine", "torch": "2"},
+    )
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.compared(made_up, times).splitlines()]
     head = next(cells for cells in lines if cells[:1] == ["%"])
     rows = {cells[0]: dict(zip(head, cells)) for cells in lines if cells}
@@ -110,6 +116,7 @@ def test_all_losses_stand_in_one_table_with_their_times(made_up: page.Found) -> 
     assert (rows[SPARC]["n"], rows[SPARC]["words"], rows[SPARC]["shape"]) == ("3", "60.1 ± 0.1", "64.1 ± 0.1")
     assert (rows[SPARC]["words, gain over CLIP"], rows[SPARC]["by products"]) == ("+10.0 ± 0.0", "58.0 ± 6.2")
     assert (rows["filip"]["R@1 by own scores"], rows["filip"]["step over CLIP's"]) == ("25.0; 12.5", "1.50")
+    assert rows["filip"]["loss's share of it"] == "25"
     assert rows[SPARC]["R@1 by own scores"] == rows[SPARC]["step over CLIP's"] == ""
 
 
