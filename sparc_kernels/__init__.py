@@ -23,12 +23,15 @@ from sparc_kernels.functional import (
     fine_grained_loss,
     language_grouped_embeddings,
     late_interaction_scores,
+    mgca_local_loss,
     mine_negatives,
     paired_cosines,
+    relevance_mask,
     sigmoid_loss,
     similarity_logsumexp,
     similarity_softplus,
     sparc_loss,
+    subcaption_grouping_loss,
 )
 from sparc_kernels.modules import ClipLoss, DistillClipLoss, FilipLoss, SigLipLoss, SparcLoss
 from sparc_kernels.ops._registration import register
@@ -63,10 +66,13 @@ __all__ = [
     "fine_grained_loss",
     "language_grouped_embeddings",
     "late_interaction_scores",
+    "mgca_local_loss",
     "mine_negatives",
     "paired_cosines",
+    "relevance_mask",
     "sigmoid_loss",
     "similarity_logsumexp",
     "similarity_softplus",
     "sparc_loss",
+    "subcaption_grouping_loss",
 ]

@@ -21,6 +21,7 @@ from sparc_kernels.functional.similarity import (
     similarity_softplus,
 )
 from sparc_kernels.functional.sparc import SparcLossOutput, sparc_loss
+from sparc_kernels.functional.within_pairs import mgca_local_loss, relevance_mask, subcaption_grouping_loss
 
 __all__ = [
     "DEFAULT_LOGIT_SCALE",
@@ -38,10 +39,13 @@ __all__ = [
     "fine_grained_loss",
     "language_grouped_embeddings",
     "late_interaction_scores",
+    "mgca_local_loss",
     "mine_negatives",
     "paired_cosines",
+    "relevance_mask",
     "sigmoid_loss",
     "similarity_logsumexp",
     "similarity_softplus",
     "sparc_loss",
+    "subcaption_grouping_loss",
 ]
