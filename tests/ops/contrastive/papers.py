@@ -305,6 +305,69 @@ def filip(x: dict[str, Any]) -> Tensor:
     return total / (2 * BATCH)
 
 
+def subcaption_grouping_of(
+    patch_embeds: Tensor,
+    subcaption_embeds: Tensor,
+    subcaption_mask: Tensor,
+    patch_mask: Tensor,
+    logit_scale: Tensor,
+    similarity_threshold: float,
+    negatives: str,
+) -> Tensor:
+    """DreamLIP: t against sum_n w_n v_n, w the min-max cosines of t and v_n, cut and normalised."""
+    groups, texts, image_of = [], [], []
+    for i in range(len(patch_embeds)):
+        patches = F.normalize(patch_embeds[i][patch_mask[i]], dim=-1)
+        for text in subcaption_embeds[i][subcaption_mask[i]]:
+            similar = patches @ F.normalize(text, dim=0)
+            weights = (similar - similar.min()) / (similar.max() - similar.min())
+            weights = torch.where(weights >= similarity_threshold, weights, 0.0)
+            groups.append((weights / weights.sum()) @ patches)
+            texts.append(text)
+            image_of.append(i)
+    logits = logit_scale * cosines(torch.stack(texts), torch.stack(groups))
+    if negatives == "image":
+        same = torch.tensor(image_of)[:, None] == torch.tensor(image_of)
+        logits = logits.masked_fill(~same, -torch.inf)
+    target = torch.arange(len(logits))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def mgca_of(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    image_mask: Tensor,
+    text_mask: Tensor,
+    image_weights: Tensor | None,
+    text_weights: Tensor | None,
+    logit_scale: Tensor,
+    attention_scale: float,
+    direction: str,
+) -> Tensor:
+    """Token-wise alignment, pair by pair and query by query."""
+    total, count = logit_scale.new_zeros(()), 0
+    for i in range(len(image_tokens)):
+        images, texts = image_tokens[i][image_mask[i]], text_tokens[i][text_mask[i]]
+        if len(images) == 0 or len(texts) == 0:
+            continue
+        count += 1
+        for name, queries, keys, weights, mask in (
+            ("text_to_image", texts, images, text_weights, text_mask),
+            ("image_to_text", images, texts, image_weights, image_mask),
+        ):
+            if direction not in ("both", name):
+                continue
+            share = torch.ones(len(queries), dtype=torch.float64) if weights is None else weights[i][mask[i]]
+            keys = F.normalize(keys, dim=-1)
+            contexts = [(attention_scale * keys @ F.normalize(query, dim=0)).softmax(0) @ keys for query in queries]
+            logits = logit_scale * cosines(queries, torch.stack(contexts))
+            target = torch.arange(len(queries))
+            each = F.cross_entropy(logits, target, reduction="none")
+            each = (each + F.cross_entropy(logits.T, target, reduction="none")) / 2
+            total = total + (share / share.sum() * each).sum()
+    return total / count
+
+
 # By the headings of the page.
 DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "CLIP": clip,
