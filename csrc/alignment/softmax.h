@@ -62,8 +62,8 @@ void normalise_rows(const T* exponentials, int64_t p, int64_t lp, const SoftmaxR
   }
 }
 
-// da [p, lp], the derivative with respect to A^T, becomes the one with respect to S^T. What stands in lanes
-// beyond column n of `at` is no weight.
+// da [p, lp], the derivative with respect to A^T, becomes the one with respect to S^T. `dot` is 0 but for
+// rounding. What stands in lanes beyond column n of `at` is no weight.
 template <class T>
 void softmax_to_similarities(Matrix<T> at, int64_t p, int64_t lp, T scale, const SoftmaxRows<T>& rows,
                              T* da) {

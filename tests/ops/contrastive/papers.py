@@ -50,9 +50,20 @@ def draw(dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, Any]:
         "positives": torch.stack([torch.randperm(CLASSES, generator=generator)[:2].sort().values for _ in images]),
         "index": torch.randint(11, (BATCH,), generator=generator),
     }
-    learned |= {name: images[:, None] + normal(BATCH, 5, WIDTH) for name in ("patches", "tokens")}
+    learned |= {name: images[:, None] + normal(BATCH, 5, WIDTH) for name in ("patches", "tokens", "subcaptions")}
     whole["token_mask"] = torch.arange(5) < torch.tensor([5, 1, 3, 4, 2, 5])[:, None]
-    numbers = {"k": CAPTIONS, "gamma": 0.3, "rho": 6.0, "beta": 0.7, "tau_plus": 0.05, "teacher_scale": 3.0}
+    whole["subcaption_mask"] = torch.arange(5) < torch.tensor([3, 5, 1, 2, 5, 4])[:, None]
+    fixed |= {f"attention_of_{name}": torch.rand(BATCH, 5, generator=generator) for name in ("patches", "words")}
+    fixed["targets"] = normal(BATCH, 5, WIDTH)
+    numbers: dict[str, Any] = {
+        "k": CAPTIONS,
+        "gamma": 0.3,
+        "rho": 6.0,
+        "beta": 0.7,
+        "tau_plus": 0.05,
+        "teacher_scale": 3.0,
+    }
+    numbers["decode"] = lambda visible, tokens: visible + (visible + tokens).mean(1, keepdim=True)
     return {
         **{name: x.to(device, dtype).requires_grad_() for name, x in learned.items()},
         **{name: x.to(device, dtype) for name, x in fixed.items()},
@@ -368,6 +379,38 @@ def mgca_of(
     return total / count
 
 
+def subcaptions(x: dict[str, Any]) -> Tensor:
+    every = torch.ones(x["patches"].shape[:2], dtype=torch.bool)
+    return subcaption_grouping_of(
+        x["patches"],
+        x["subcaptions"],
+        x["subcaption_mask"],
+        every,
+        x["scale"],
+        similarity_threshold=0,
+        negatives="batch",
+    )
+
+
+def mgca(x: dict[str, Any]) -> Tensor:
+    every = torch.ones(x["patches"].shape[:2], dtype=torch.bool)
+    weights = (x["attention_of_patches"], x["attention_of_words"])
+    scales = (torch.tensor(10.0, dtype=torch.float64), 10.0)
+    return mgca_of(x["patches"], x["tokens"], every, x["token_mask"], *weights, *scales, "both")
+
+
+def sycoca(x: dict[str, Any]) -> Tensor:
+    """Mean square over the hidden half; 2.5 of 5 patches are 2, rounded to even."""
+    squares = []
+    for i in range(BATCH):
+        words = x["tokens"][i][x["token_mask"][i]]
+        hidden = cosines(x["patches"][i], words).max(1).values.topk(2).indices
+        seen = [patch for p, patch in enumerate(x["patches"][i]) if p not in hidden.tolist()]
+        restored = sum(seen, x["tokens"][i].sum(0)) / 5
+        squares.append((restored - x["targets"][i][hidden]).square())
+    return torch.stack(squares).mean()
+
+
 # By the headings of the page.
 DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "CLIP": clip,
@@ -398,5 +441,20 @@ DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "CyCLIP": cyclip,
     "NT-Xent": nt_xent,
     "FILIP": filip,
+    "DreamLIP, grouping": subcaptions,
+    "MGCA": mgca,
+    "SyCoCa": sycoca,
 }
-LEARNED = ("images", "texts", "captions", "view_1", "view_2", "centres", "scale", "bias", "patches", "tokens")
+LEARNED = (
+    "images",
+    "texts",
+    "captions",
+    "view_1",
+    "view_2",
+    "centres",
+    "scale",
+    "bias",
+    "patches",
+    "tokens",
+    "subcaptions",
+)
