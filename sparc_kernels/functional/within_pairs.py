@@ -134,7 +134,7 @@ def mgca_local_loss(
             (docs/distributed.md). Nothing else is exchanged. None: this process alone.
         gradients: what happens to the gradients of the ranks afterwards: ``"mean"`` (DDP, FSDP2) or ``"sum"``. With
             ``"mean"`` the gradient of ``logit_scale`` is that of the loss on every rank.
-        backend: ``"auto"``, ``"cpu"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
         []: the mean over pairs in float32 (float64 for float64 embeddings). A pair without a valid word or without a
@@ -173,6 +173,9 @@ def mgca_local_loss(
     for want, (queries, query_mask), (keys, key_mask), share in zip(wanted, sides, sides[::-1], shares):
         if not want:
             continue
+        if key_mask is not None:  # what the ops make of a query without a key is their own
+            seen = key_mask.any(1, keepdim=True)
+            query_mask = seen.expand(queries.shape[:2]) if query_mask is None else query_mask & seen
         inputs = (keys, queries, query_mask, key_mask, scale, attention)
         if backend == "eager":
             losses = softmax_alignment_reference(*inputs)

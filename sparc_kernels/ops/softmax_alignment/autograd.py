@@ -35,7 +35,7 @@ class SoftmaxAlignmentFunction(Function):
     ``apply(patch_embeds, token_embeds, token_mask, patch_mask, logit_scale, attention_scale, backend)``: patch_embeds
     [B, P, D] and token_embeds [B, L, D] of one floating dtype, token_mask [B, L] and patch_mask [B, P] bool or None,
     logit_scale [] and attention_scale [] of the accumulation dtype (float64 for float64 embeddings, else float32) on
-    the same device, backend ``"cpu"``. Arguments are not validated here: ``mgca_local_loss`` does that.
+    the same device, backend ``"triton"`` or ``"cpu"``. Arguments are not validated here: ``mgca_local_loss`` does that.
 
     Returns ``(token_loss [B, L], stats [7, B, L])`` (``MATH.md``) in the accumulation dtype. Gradients flow to
     patch_embeds, token_embeds and logit_scale. Between forward and backward it keeps the inputs and seven numbers per

@@ -20,7 +20,7 @@ def _pairs(device: torch.device, dtype: torch.dtype, **sizes: int) -> dict[str, 
 
 ROOM = Room(
     name="softmax_alignment",
-    dtypes={"cpu": KERNEL_DTYPES["cpu"]},
+    dtypes={backend: KERNEL_DTYPES[backend] for backend in ("triton", "cpu")},
     entries=(Entry("functional.within_pairs.mgca_local_loss"),),
     sample=_pairs,
     sizes=samples.SIZES,

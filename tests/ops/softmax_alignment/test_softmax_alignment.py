@@ -12,7 +12,7 @@ import sparc_kernels as sk
 from sparc_kernels.ops.softmax_alignment.autograd import SoftmaxAlignmentFunction
 from sparc_kernels.ops.softmax_alignment.reference import softmax_alignment_reference
 from tests import tolerance
-from tests.conftest import DTYPES
+from tests.conftest import DTYPES, device_of
 from tests.modes import GradientsWritten, graphs
 from tests.ops.alignment import cases
 from tests.ops.contrastive import papers
@@ -46,11 +46,29 @@ def low_precision(x: cases.Inputs, dtype: torch.dtype) -> cases.Result:
     return cases.differentiate(softmax_alignment_reference(*inputs, ATTENTION, compute_dtype=dtype), leaves)
 
 
+# The interpreter is slow: holes and a masked patch in one tile, and more tokens and patches than one tile holds.
+INTERPRETED = (
+    cases.Case("interpreted", B=2, L=5, lengths=(4, 3), holes=True, patches=(9, 6)),
+    cases.Case("many-tiles", B=1, P=70, L=66, D=16, lengths=(65,), patches=(67,)),
+)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_kernel_against_truth(case: cases.Case) -> None:
-    for dtype in DTYPES["cpu"]:
+def test_kernel_on_every_instruction_set(case: cases.Case, capability: str) -> None:
+    check(case, "cpu")
+
+
+@pytest.mark.parametrize("case", INTERPRETED, ids=str)
+def test_triton_against_truth(case: cases.Case) -> None:
+    check(case, "triton")
+
+
+def check(case: cases.Case, backend: str) -> None:
+    device = device_of(backend)
+    for dtype in DTYPES[backend]:
         exact = cases.draw(case, dtype)
-        truth, low, found = run(exact, "eager"), low_precision(exact.to(dtype), dtype), run(exact.to(dtype), "cpu")
+        truth, low = run(exact, "eager"), low_precision(exact.to(dtype), dtype)
+        found = run(exact.to(dtype, device), backend)
         for (name, expected), (_, eager), (_, result) in zip(truth.named(), low.named(), found.named()):
             tolerance.assert_close(name, result, expected, eager, dtype, cases.least_of(name, exact))
         for mask, results in (
@@ -58,7 +76,7 @@ def test_kernel_against_truth(case: cases.Case) -> None:
             (exact.patch_mask, (found.grad_patch_embeds,)),
         ):
             for result in results if mask is not None else ():
-                assert (result[~mask] == 0).all(), "masked rows get exact zeros"
+                assert (result.cpu()[~mask] == 0).all(), "masked rows get exact zeros"
 
 
 def problem(dtype: torch.dtype = torch.float64) -> dict[str, Any]:
@@ -160,7 +178,7 @@ ERRORS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, r"attention_scale must be positive, got 0", {"attention_scale": 0}),
     (ValueError, r"logit_scale must be positive, got -1", {"logit_scale": -1.0}),
     (ValueError, r"direction must be one of 'both', .* got 'rows'", {"direction": "rows"}),
-    (NotImplementedError, r"softmax_alignment has no Triton kernel", {"backend": "triton"}),
+    (NotImplementedError, r"softmax_alignment has no CUDA kernel", {"backend": "cuda"}),
 ]  # fmt: skip
 
 
