@@ -13,19 +13,24 @@ namespace SPARC_ISA {
 
 // Per token, [lp] each; padded lanes get constants that make their weights 0.
 template <class T>
-struct RowAlignments {
+struct MinMaxRows {
   T *min, *max;
   T* cut;   // kept where s - min >= cut
   T* gain;  // U = gain * (s - min) + bias; gain = 1 / (max - min), 0 for a degenerate row
   T* bias;  // 0, or 1 for a degenerate row
 
   template <class Arena>
-  RowAlignments(Arena& arena, int64_t lp)
+  MinMaxRows(Arena& arena, int64_t lp)
       : min(arena.template take<T>(lp)),
         max(arena.template take<T>(lp)),
         cut(arena.template take<T>(lp)),
         gain(arena.template take<T>(lp)),
         bias(arena.template take<T>(lp)) {}
+
+  // An image without a valid patch makes its tokens' losses NaN, or 0.
+  static constexpr bool kNanWithoutPatches = true;
+  const T* first_statistic() const { return min; }
+  const T* second_statistic() const { return max; }
 };
 
 inline float next_above(float x) { return __builtin_nextafterf(x, __builtin_inff()); }
@@ -49,7 +54,7 @@ inline T exact_cut(T sigma, T range) {
 
 // Minimum and maximum over the patches of st [p, lp], and what follows from them. sigma < 0 means 1 / p.
 template <class T>
-void measure_rows(const T* st, int64_t p, int64_t n, int64_t lp, double sigma, const RowAlignments<T>& rows) {
+void measure_rows(const T* st, int64_t p, int64_t n, int64_t lp, double sigma, const MinMaxRows<T>& rows) {
   constexpr int kN = kGranule<T>;
   for (int64_t l = 0; l < lp; l += kN) {
     Vec<T, kN> low = load<kN>(st + l), high = low;
@@ -84,7 +89,7 @@ void measure_rows(const T* st, int64_t p, int64_t n, int64_t lp, double sigma, c
 // ut [p, lp] = U^T, rounded to bfloat16 where the products will read it in that dtype, so that every use of
 // U sees the same numbers. Writes up to a granule beyond column n; a row is written after the one above it.
 template <bool kRound, class T>
-void weigh(const T* st, int64_t p, int64_t lp, const RowAlignments<T>& rows, Matrix<T> ut) {
+void weigh(const T* st, int64_t p, int64_t lp, const MinMaxRows<T>& rows, Matrix<T> ut) {
   constexpr int kN = kGranule<T>;
   for (int64_t l = 0; l < lp; l += kN) {
     const Vec<T, kN> low = load<kN>(rows.min + l), cut = load<kN>(rows.cut + l);
@@ -102,7 +107,7 @@ void weigh(const T* st, int64_t p, int64_t lp, const RowAlignments<T>& rows, Mat
 // gain, and minus their sum at the minimum, shared evenly by ties. Degenerate rows and padded lanes have gain
 // 0.
 template <class T>
-void weights_to_similarities(const T* st, int64_t p, int64_t lp, const RowAlignments<T>& rows, T* du) {
+void weights_to_similarities(const T* st, int64_t p, int64_t lp, const MinMaxRows<T>& rows, T* du) {
   constexpr int kN = kGranule<T>;
   for (int64_t l = 0; l < lp; l += kN) {
     const Vec<T, kN> low = load<kN>(rows.min + l), cut = load<kN>(rows.cut + l),

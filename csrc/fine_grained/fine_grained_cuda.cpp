@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& patch_embeds, c
   FineGrainedArguments args = describe(call, logit_scale, similarity_threshold);
   const PairSizes& sizes = call.sizes();
   Tensor token_loss = new_empty(token_embeds, {sizes.b, sizes.l}, ScalarType::Float);
-  Tensor stats = new_empty(token_embeds, {kFineGrainedStats, sizes.b, sizes.l}, ScalarType::Float);
+  Tensor stats = new_empty(token_embeds, {kTokenLossStats, sizes.b, sizes.l}, ScalarType::Float);
   const auto mean = [&](bool wanted) {
     return wanted ? new_empty(token_embeds, {sizes.b, sizes.d}) : new_empty(token_embeds, {0});
   };
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_token_loss,
   FineGrainedArguments args = describe(call, logit_scale, similarity_threshold);
   const PairSizes& sizes = call.sizes();
   call.check(grad_token_loss, "grad_token_loss", ScalarType::Float, {sizes.b, sizes.l});
-  call.check(stats, "stats", ScalarType::Float, {kFineGrainedStats, sizes.b, sizes.l});
+  call.check(stats, "stats", ScalarType::Float, {kTokenLossStats, sizes.b, sizes.l});
   check_contiguous(stats, "stats");
   const Gradient grad_patches(patch_embeds, need_patches), grad_tokens(token_embeds, need_tokens);
   if (!need_patches && !need_tokens) return {grad_patches.tensor, grad_tokens.tensor};

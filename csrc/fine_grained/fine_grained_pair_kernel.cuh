@@ -183,8 +183,8 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kStrips> {
     }
     this->for_held_rows([&](int half, int l) {
       float* const stat = args.stats + this->result_at(l);
-      stat[kRowMin * args.stats_stride] = aligned.rows[half].low;
-      stat[kRowMax * args.stats_stride] = aligned.rows[half].high;
+      stat[kFirstOfRow * args.stats_stride] = aligned.rows[half].low;
+      stat[kSecondOfRow * args.stats_stride] = aligned.rows[half].high;
     });
     device::block_barrier();
 

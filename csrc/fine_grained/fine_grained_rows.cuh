@@ -88,7 +88,7 @@ SPARC_DEVICE void fill_results(const FineGrainedArguments& args, int64_t text, i
     if (valid && patches > 0) continue;
     const int64_t at = text * args.in.text_rows + i;
     args.token_loss[at] = valid ? device::nan() : 0.0f;
-    for (int field = 0; field < kFineGrainedStats; ++field) args.stats[field * args.stats_stride + at] = 0.0f;
+    for (int field = 0; field < kTokenLossStats; ++field) args.stats[field * args.stats_stride + at] = 0.0f;
     if (valid) args.stats[kScaleDerivative * args.stats_stride + at] = device::nan();
   }
 }

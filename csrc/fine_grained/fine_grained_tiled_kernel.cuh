@@ -108,8 +108,8 @@ struct FineGrainedTiled
     const int64_t stride = args.stats_stride;
     compare([&](int l, const RowAlignment& row) {
       if (device::lane_index() == 0) {
-        args.stats[kRowMin * stride + result_at(l)] = row.low;
-        args.stats[kRowMax * stride + result_at(l)] = row.high;
+        args.stats[kFirstOfRow * stride + result_at(l)] = row.low;
+        args.stats[kSecondOfRow * stride + result_at(l)] = row.high;
       }
     });
     norms();

@@ -30,7 +30,7 @@ struct GroupingBuffers : AlignedPair<E> {
   }
 
   // dA^T in grad_t becomes dS^T, U^T becomes A^T.
-  void normalise_backward() {
+  void normalise_backward(const GroupingPair& pair) {
     fill(dot, s.n, Acc{0});
     for (int64_t i = 0; i < s.p; ++i) {
       Acc* a = Base::weights_t.data + i * Base::weights_t.ld;
@@ -44,7 +44,7 @@ struct GroupingBuffers : AlignedPair<E> {
       Acc* da = Base::grad_t + i * s.lp;
       for (int64_t l = 0; l < s.n; ++l) da[l] = (da[l] - dot[l]) / sum[l];
     }
-    Base::align_backward();
+    Base::align_backward(pair);
   }
 
   void write_stats(const GroupingPair& pair) const {
@@ -121,7 +121,7 @@ void grouped_embeddings_backward(const GroupingPair& pair, void* workspace) {
   gather_rows<In>(grad, w.s.d, w.second_rows(), w.s.dp);
   w.clear_second_padding();
   w.against_image(w.second_rows(), w.grad_t, false);  // dA = dC V^T
-  w.normalise_backward();
+  w.normalise_backward(pair);
   w.template write_gradients<In>(pair, true);
 }
 
@@ -155,7 +155,7 @@ void alignment_weights_backward(const GroupingPair& pair, void* workspace) {
     const In* column = grad + pair.patches.index[i] * pair.grad_strides[1];
     for (int64_t l = 0; l < w.s.n; ++l) w.grad_t[i * w.s.lp + l] = to_acc(column[l * pair.grad_strides[0]]);
   }
-  w.normalise_backward();
+  w.normalise_backward(pair);
   w.template write_gradients<In>(pair, false);
 }
 

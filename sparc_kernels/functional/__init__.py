@@ -23,6 +23,7 @@ from sparc_kernels.functional.similarity import (
     similarity_softplus,
 )
 from sparc_kernels.functional.sparc import SparcLossOutput, sparc_loss
+from sparc_kernels.functional.within_pairs import mgca_local_loss, relevance_mask, subcaption_grouping_loss
 
 __all__ = [
     "DEFAULT_LOGIT_SCALE",
@@ -43,11 +44,14 @@ __all__ = [
     "gloria_loss",
     "language_grouped_embeddings",
     "late_interaction_scores",
+    "mgca_local_loss",
     "mine_negatives",
     "pacl_loss",
     "paired_cosines",
+    "relevance_mask",
     "sigmoid_loss",
     "similarity_logsumexp",
     "similarity_softplus",
     "sparc_loss",
+    "subcaption_grouping_loss",
 ]

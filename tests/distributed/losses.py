@@ -21,9 +21,11 @@ from sparc_kernels.functional import (
     flair_loss,
     gloria_loss,
     late_interaction_scores,
+    mgca_local_loss,
     pacl_loss,
     sigmoid_loss,
     similarity,
+    subcaption_grouping_loss,
 )
 from sparc_kernels.modules import FilipLoss
 from tests.distributed.problems import (
@@ -272,6 +274,35 @@ def pooled(here: Here) -> None:
         for frozen in (("image_embeds", "logit_scale"), ("text_embeds",)):
             error = compare(loss, Problem.of_tokens(UNEVEN[1]), "", here, "cpu", frozen, "sum")
             assert error < CLOSE, f"{loss.__name__} without gradients of {frozen}: {error:.3g}"
+
+
+def _subcaptions(image_embeds: Tensor, text_embeds: Tensor, negatives: str, **options: Any) -> Tensor:
+    options["subcaption_mask"] = options.pop("text_mask")
+    return subcaption_grouping_loss(image_embeds, text_embeds, negatives=negatives, **options)
+
+
+def _mgca(image_embeds: Tensor, text_embeds: Tensor, **options: Any) -> Tensor:
+    return mgca_local_loss(image_embeds, text_embeds, **options)
+
+
+@CASES.add("losses within pairs")
+def within_pairs(here: Here) -> None:
+    """Texts and images of nothing but padding among them, and a rank without a pair."""
+    for sizes in UNEVEN:
+        problem = Problem.of_tokens(sizes)
+        for gradients in ("mean", "sum"):
+            error = compare(_mgca, problem, "image_mask text_mask", here, "cpu", (), gradients)
+            assert error < CLOSE, f"{sizes} {gradients}, mgca: {error:.3g}"
+        for negatives in ("batch", "image"):
+            error = compare(_subcaptions, problem, "text_mask", here, "cpu", negatives=negatives)
+            assert error < CLOSE, f"{sizes} {negatives}: {error:.3g}"
+    odd = here.rank == 2
+    with pytest.raises(
+        ValueError, match="direction must be the same on all ranks, got image_to_text on rank 2 and both"
+    ):
+        mgca_local_loss(
+            torch.ones(2, 3, 4), torch.ones(2, 5, 4), direction="image_to_text" if odd else "both", group=here.group
+        )
 
 
 SCORES: tuple[tuple[Any, dict[str, Any]], ...] = (

@@ -1,11 +1,13 @@
-"""Equations 2-4 in plain PyTorch, shared by the references of ``fine_grained`` and ``grouping``."""
+"""Equations 2-6 in plain PyTorch, shared by the references of the family's rooms."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparc_kernels.ops._alignment.flatness import FLAT_EPS
+from sparc_kernels.ops._dtype import accumulation_dtype
 
 
 def alignment_weights(
@@ -37,3 +39,35 @@ def alignment_weights(
     sparse = normalised.masked_fill(~kept, 0)  # eq 3
     sparse = sparse.masked_fill(constant, 1).masked_fill(~valid, 0)
     return sparse / sparse.sum(-1, keepdim=True)  # eq 4
+
+
+def without_padding(embeds: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, N, D] with zeros in masked rows: what stands there, NaN included, changes nothing."""
+    return embeds if mask is None else embeds.masked_fill(~mask[..., None], 0)
+
+
+def token_losses(
+    weights: Tensor,  # [B, L, P]
+    patches: Tensor,  # [B, P, D]
+    tokens: Tensor,  # [B, L, D]
+    token_mask: Tensor | None,  # [B, L] bool
+    logit_scale: Tensor,  # []
+) -> Tensor:  # [B, L]
+    """Loss of every token against its weighted mean of the patches (eq 5-6), 0 at padding.
+
+    Products in the dtype of the embeddings, which have no padding; norms and cross-entropies in its accumulation dtype.
+    """
+    dtype, accumulation = patches.dtype, accumulation_dtype(patches.dtype)
+    if token_mask is None:
+        token_mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    groups = weights @ patches  # eq 5   [B, L, D]
+    group_directions = F.normalize(groups.to(accumulation), dim=-1).to(dtype)
+    token_directions = F.normalize(tokens.to(accumulation), dim=-1).to(dtype)
+    cosine = group_directions @ token_directions.transpose(-1, -2)  # [B, L, L]
+    logits = logit_scale.to(accumulation) * cosine.to(accumulation)
+
+    # eq 6: both cross-entropies against the diagonal, over the valid tokens of the caption.
+    diagonal = logits.diagonal(dim1=-2, dim2=-1)  # [B, L]
+    rows = logits.masked_fill(~token_mask[:, None, :], -torch.inf).logsumexp(-1) - diagonal
+    columns = logits.masked_fill(~token_mask[:, :, None], -torch.inf).logsumexp(-2) - diagonal
+    return ((rows + columns) / 2).masked_fill(~token_mask, 0)

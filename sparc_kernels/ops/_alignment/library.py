@@ -21,6 +21,7 @@ from sparc_kernels.ops._alignment.library_rows import (
     row_weights_kernel,
 )
 from sparc_kernels.ops._alignment.plans import Inputs, Tiled, in_workspaces
+from sparc_kernels.ops._alignment.softmax import row_grad_softmax_kernel, row_softmax_kernel
 from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, strides
 
 _ROWS = ("stride_rb", "stride_rn", "stride_rd")
@@ -54,9 +55,11 @@ class ByLibrary(Tiled):
     def weights(self, similarities: Tensor, weights: Tensor, normalize: bool, **wanted: Tensor | None) -> Launch:
         """weights [N, L, P] = U (or A) of similarities [N, L, P]; numbers per row by the kernel's names for them."""
         own = {"p_similarities": similarities, "stride_s": similarities.stride(0)}
-        own |= {"p_weights": weights, "stride_u": weights.stride(0), "NORMALIZE": normalize}
-        known = dict.fromkeys(("p_scalars", "p_row_min", "p_row_max", "p_weight_sum")) | self.workspaces | wanted
-        return self._along_patches(row_weights_kernel, weights.stride(1), known, own)
+        own |= {"p_weights": weights, "stride_u": weights.stride(0)}
+        known: dict[str, Any] = {"NORMALIZE": normalize}
+        known |= dict.fromkeys(("p_scalars", "p_row_min", "p_row_max", "p_weight_sum")) | self.workspaces | wanted
+        kernel = row_weights_kernel if self.inputs.attention is None else row_softmax_kernel
+        return self._along_patches(kernel, weights.stride(1), known, own)
 
     def grad_weights(
         self, similarities: Tensor, grad: Tensor, products: Tensor | None, grads: Tensor, weights: Tensor | None
@@ -66,12 +69,14 @@ class ByLibrary(Tiled):
         All [N, L, P], in a workspace [N, L, W]. What is read may be overwritten.
         """
         own: dict[str, Any] = {"p_similarities": similarities, "p_grad": grad, "p_products": products}
-        own |= {"p_grads": grads, "p_weights": weights, "NORMALIZE": products is None}
+        own |= {"p_grads": grads, "p_weights": weights}
         own |= {"stride_s": similarities.stride(0), "stride_x": grads.stride(0)}
         own |= {"stride_u": 0 if weights is None else weights.stride(0)}
         own |= {"stride_c": 0 if products is None else products.stride(0)}
-        own |= {"G": grad.shape[2], **strides(grad, "stride_gb", "stride_gl", "stride_gd")}
-        return self._along_patches(row_grad_similarities_kernel, grads.stride(1), {}, own)
+        own |= strides(grad, "stride_gb", "stride_gl", "stride_gd")
+        known = {"G": grad.shape[2], "NORMALIZE": products is None}
+        kernel = row_grad_similarities_kernel if self.inputs.attention is None else row_grad_softmax_kernel
+        return self._along_patches(kernel, grads.stride(1), known, own)
 
     def _along_patches(self, kernel: Any, pitch: int, known: dict[str, Any], own: dict[str, Any]) -> Launch:
         every = self.known | known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparc_kernels.ops._alignment.config import Config, PairConfig, TiledConfig, choose
+from sparc_kernels.ops._alignment.softmax import tiled_grad_softmax_kernel, tiled_softmax_kernel
 from sparc_kernels.ops._alignment.tiled import (
     tiled_grad_patches_kernel,
     tiled_grad_similarities_kernel,
@@ -40,6 +41,8 @@ class Inputs:
     patch_mask: Tensor | None
     threshold: Tensor | None
     float32_precision: str
+    attention: Tensor | None = field(default=None, kw_only=True)
+    """[]: weights are the softmax of similarities times this; None: min-max similarities above the threshold."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -74,6 +77,7 @@ class Inputs:
             "p_token_mask": self.token_mask,
             "p_patch_mask": self.patch_mask,
             "p_threshold": self.threshold,
+            "p_attention": self.attention,
             **strides(self.patches, "stride_vb", "stride_vp", "stride_vd"),
             **strides(self.tokens, "stride_tb", "stride_tl", "stride_td"),
             **strides(self.token_mask, "stride_lb", "stride_ll"),
@@ -196,8 +200,11 @@ class Tiled:
     ) -> list[Launch]:
         """heights and scalars from the embeddings; minimum, maximum and sum of U of each row [N, L] if wanted."""
         tokens, token_mask = self.inputs.tokens, self.inputs.token_mask
+        similarities = self.similarities(tokens, token_mask, self.workspaces["p_heights"])
+        if self.inputs.attention is not None:
+            return [similarities, self.launch_rows(tiled_softmax_kernel)]
         return [
-            self.similarities(tokens, token_mask, self.workspaces["p_heights"]),
+            similarities,
             self.launch_rows(tiled_min_max_kernel, p_row_min=row_min, p_row_max=row_max, p_weight_sum=weight_sum),
         ]
 
@@ -207,6 +214,8 @@ class Tiled:
 
     def grad_similarities(self, amax: Tensor | None, normalize: bool) -> Launch:
         """In grads [N, L, P], dS from dU, or from dA."""
+        if self.inputs.attention is not None:
+            return self.launch_rows(tiled_grad_softmax_kernel)
         return self.launch_rows(tiled_grad_similarities_kernel, p_amax=amax, NORMALIZE=normalize)
 
     def grad_inputs(self, out: Gradients, groups: Tensor | None) -> list[Launch]:

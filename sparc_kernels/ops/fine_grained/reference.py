@@ -7,10 +7,9 @@ Differentiable by autograd any number of times, on any device, in any floating d
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sparc_kernels.ops._alignment.eager import alignment_weights
+from sparc_kernels.ops._alignment.eager import alignment_weights, token_losses, without_padding
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
 
@@ -31,26 +30,8 @@ def fine_grained_reference(
     ``compute_dtype=torch.bfloat16`` gives what forty lines of PyTorch give on bfloat16 tensors.
     """
     with without_autocast(patch_embeds.device.type):
-        accumulation = accumulation_dtype(patch_embeds.dtype)
-        dtype = compute_dtype or accumulation
-        # What stands in a masked row, NaN included, changes nothing.
-        if token_mask is None:
-            token_mask = torch.ones(token_embeds.shape[:2], dtype=torch.bool, device=token_embeds.device)
-        tokens = token_embeds.masked_fill(~token_mask[..., None], 0).to(dtype)
-        patches = patch_embeds
-        if patch_mask is not None:
-            patches = patches.masked_fill(~patch_mask[..., None], 0)
-        patches = patches.to(dtype)
-
+        dtype = compute_dtype or accumulation_dtype(patch_embeds.dtype)
+        tokens = without_padding(token_embeds, token_mask).to(dtype)
+        patches = without_padding(patch_embeds, patch_mask).to(dtype)
         weights = alignment_weights(patches, tokens, patch_mask, similarity_threshold)  # eq 2-4   [B, L, P]
-        groups = weights @ patches  # eq 5   [B, L, D]
-        group_directions = F.normalize(groups.to(accumulation), dim=-1).to(dtype)
-        token_directions = F.normalize(tokens.to(accumulation), dim=-1).to(dtype)
-        cosine = group_directions @ token_directions.transpose(-1, -2)  # [B, L, L]
-        logits = logit_scale.to(accumulation) * cosine.to(accumulation)
-
-        # eq 6: both cross-entropies against the diagonal, over the valid tokens of the caption.
-        diagonal = logits.diagonal(dim1=-2, dim2=-1)  # [B, L]
-        rows = logits.masked_fill(~token_mask[:, None, :], -torch.inf).logsumexp(-1) - diagonal
-        columns = logits.masked_fill(~token_mask[:, :, None], -torch.inf).logsumexp(-2) - diagonal
-        return ((rows + columns) / 2).masked_fill(~token_mask, 0)
+        return token_losses(weights, patches, tokens, token_mask, logit_scale)  # eq 5-6

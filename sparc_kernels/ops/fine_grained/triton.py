@@ -12,19 +12,21 @@ from typing import Any
 
 from torch import Tensor
 
+from sparc_kernels.ops._alignment import loss_logits
 from sparc_kernels.ops._alignment.config import Config, LibraryConfig, TiledConfig
+from sparc_kernels.ops._alignment.loss_library import library_backward, library_forward
+from sparc_kernels.ops._alignment.loss_plans import LossInputs, Results, tiled_backward, tiled_forward
 from sparc_kernels.ops._alignment.plans import Gradients, wanted
 from sparc_kernels.ops._dtype import without_autocast
 from sparc_kernels.ops._triton.launch import Step, strides
 from sparc_kernels.ops._triton.replay import run_plan
-from sparc_kernels.ops.fine_grained.schema import fake_backward, fake_forward
-from sparc_kernels.ops.fine_grained.triton_library import library_backward, library_forward
+from sparc_kernels.ops.fine_grained.schema import STATS, fake_backward, fake_forward
 from sparc_kernels.ops.fine_grained.triton_pair import pair_backward_kernel, pair_forward_kernel
-from sparc_kernels.ops.fine_grained.triton_plans import LossInputs, Results, tiled_backward, tiled_forward
 
 __all__ = ["backward", "backward_plan", "forward", "forward_plan"]
 
 Outputs = tuple[Tensor, ...]
+assert STATS[2:] == loss_logits.STATS[2:]
 
 
 def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Sequence[Step]]:

@@ -17,6 +17,16 @@ loop of S sums nothing beside its product: Triton 3.6 then has copies overwrite 
 import triton
 import triton.language as tl
 
+from sparc_kernels.ops._alignment.loss_logits import (
+    COLUMN_LSE,
+    GROUP_NORM,
+    ROW_LSE,
+    ROW_MAX,
+    ROW_MIN,
+    SCALE_DERIVATIVE,
+    TOKEN_NORM,
+    grad_logits,
+)
 from sparc_kernels.ops._alignment.min_max import (
     grad_similarities,
     min_max_heights,
@@ -37,16 +47,6 @@ from sparc_kernels.ops._triton.tiles import (
     store_tile,
 )
 from sparc_kernels.ops._triton.workspaces import load_stat, store_stat
-from sparc_kernels.ops.fine_grained.triton_logits import (
-    COLUMN_LSE,
-    GROUP_NORM,
-    ROW_LSE,
-    ROW_MAX,
-    ROW_MIN,
-    SCALE_DERIVATIVE,
-    TOKEN_NORM,
-    grad_logits,
-)
 
 # Batches differ in their longest caption: no reason to compile again while the tiles stay the same.
 RAGGED = ["L", "P", "stride_lb", "stride_pb", "stride_gb", "stride_stat"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._alignment.eager import alignment_weights as _alignment_weights
+from sparc_kernels.ops._alignment.eager import without_padding
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
 
 
@@ -17,9 +18,7 @@ def _cast(
     patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     dtype = dtype or accumulation_dtype(patch_embeds.dtype)
-    if patch_mask is not None:  # what stands in a masked patch, NaN included, changes nothing
-        patch_embeds = patch_embeds.masked_fill(~patch_mask[..., None], 0)
-    return patch_embeds.to(dtype), token_embeds.to(dtype)
+    return without_padding(patch_embeds, patch_mask).to(dtype), token_embeds.to(dtype)
 
 
 def alignment_weights_reference(

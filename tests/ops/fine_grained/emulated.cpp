@@ -27,7 +27,7 @@ py::tuple forward(const py::dict& given, const Device& device) {
   const Strided<float> scale(given["logit_scale"]);
   FineGrainedArguments args = describe(in, scale, data_or_null(threshold));
   auto loss = result_array<float>({in.pairs, in.text_rows});
-  auto stats = result_array<float>({kFineGrainedStats, in.pairs, in.text_rows});
+  auto stats = result_array<float>({kTokenLossStats, in.pairs, in.text_rows});
   auto pooled_patches = result_array<E>({in.pairs, in.channels}, flag(given, "pool_patches"));
   auto pooled_tokens = result_array<E>({in.pairs, in.channels}, flag(given, "pool_tokens"));
   args.token_loss = loss.data();

@@ -1,14 +1,15 @@
 # mypy: disable-error-code="no-untyped-def"
-"""What both paths of the loss share: its statistics [STATS, B, L] by name, and the gradient of its logits."""
+"""What all paths of a loss per token share: its statistics [STATS, B, L] by name, and the gradient of its logits."""
 
 import triton
 import triton.language as tl
 
 from sparc_kernels.ops._triton.tiles import MIN_NORM, clamped_inverse_norm
-from sparc_kernels.ops.fine_grained.schema import STATS
 
-ROW_MIN = tl.constexpr(STATS.index("row_min"))
-ROW_MAX = tl.constexpr(STATS.index("row_max"))
+# The first two are of the rows of similarities; only the backend that wrote them reads them.
+STATS = ("low", "high", "group_norm", "token_norm", "row_logsumexp", "column_logsumexp", "scale_derivative")
+ROW_MIN = tl.constexpr(STATS.index("low"))
+ROW_MAX = tl.constexpr(STATS.index("high"))
 GROUP_NORM = tl.constexpr(STATS.index("group_norm"))
 TOKEN_NORM = tl.constexpr(STATS.index("token_norm"))
 ROW_LSE = tl.constexpr(STATS.index("row_logsumexp"))

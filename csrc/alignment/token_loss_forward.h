@@ -1,10 +1,10 @@
-// Forward of one pair and what the backward shares with it, compiled once per instruction set. Names follow
-// MATH.md.
+// The per-token loss of one pair, forward, and what the backward shares with it, compiled once per
+// instruction set. `Rows` says how similarities become weights (weights.h). Names follow MATH.md.
 #pragma once
 
 #include "alignment/aligned_pair.h"
-#include "fine_grained/fine_grained.h"
-#include "fine_grained/logits.h"
+#include "alignment/logits.h"
+#include "alignment/token_loss.h"
 #include "pairs/row_mean.h"
 
 namespace sparc {
@@ -12,10 +12,10 @@ namespace SPARC_ISA {
 
 constexpr double kSmallestNorm = 1e-12;  // as in F.normalize
 
-template <class E>
-struct FineGrainedBuffers : AlignedPair<E> {
+template <class E, template <class> class Rows>
+struct TokenLossBuffers : AlignedPair<E, Rows> {
   using Acc = typename E::Acc;
-  using Base = AlignedPair<E>;
+  using Base = AlignedPair<E, Rows>;
   using Base::s;
 
   Acc* mixed_t;                    // [p, lp] = U^T dZ
@@ -23,7 +23,7 @@ struct FineGrainedBuffers : AlignedPair<E> {
   Acc *patch_share, *token_share;  // [dp]: of the gradients of the pooled embeddings
   TokenLogits<Acc> logits;
 
-  FineGrainedBuffers(Arena& arena, const PaddedSizes<E>& sizes)
+  TokenLossBuffers(Arena& arena, const PaddedSizes<E>& sizes)
       : Base(arena, sizes),
         mixed_t(arena.take<Acc>(s.p * s.lp)),
         z(arena.take<Acc>(s.lp * s.lp)),
@@ -34,7 +34,7 @@ struct FineGrainedBuffers : AlignedPair<E> {
 
   // Everything up to Z = U S^T, of the same rounded U as C'.
   template <class In>
-  void compare(const FineGrainedPair& pair, bool backward) {
+  void compare(const TokenLossPair& pair, bool backward) {
     Base::template align<In, Base::kPacked>(pair, backward);
     logits.clear(s.n, s.lp);
     gemm<MultiplyAdd<Acc>, ALayout::kColumns>(s.n, s.lp, s.p, Base::weights_t, {Base::sim_t, s.lp},
@@ -57,15 +57,15 @@ T clamped_norm(const X* x, int64_t count) {
   return length < static_cast<T>(kSmallestNorm) ? static_cast<T>(kSmallestNorm) : length;
 }
 
-template <class E, class In>
-void fine_grained_forward(const FineGrainedPair& pair, void* workspace) {
+template <class E, template <class> class Rows, class In>
+void token_loss_forward(const TokenLossPair& pair, void* workspace) {
   using Acc = typename E::Acc;
   Acc* loss = static_cast<Acc*>(pair.token_loss);
   Acc* stats = static_cast<Acc*>(pair.stats);
   const int64_t n = pair.tokens.count, stride = pair.stats_stride;
   const int32_t* index = pair.tokens.index;
   fill(loss, pair.all_tokens, Acc{0});
-  for (int i = 0; i < kFineGrainedStats; ++i) fill(stats + i * stride, pair.all_tokens, Acc{0});
+  for (int i = 0; i < kTokenLossStats; ++i) fill(stats + i * stride, pair.all_tokens, Acc{0});
   // An empty caption's image is pooled as well. Here V comes from DRAM; the products then find it in the
   // cache.
   if (pair.pooled_patches) {
@@ -76,13 +76,13 @@ void fine_grained_forward(const FineGrainedPair& pair, void* workspace) {
   }
   if (n == 0) return;
   if (pair.patches.count == 0) {
-    for (int64_t l = 0; l < n; ++l) {
+    for (int64_t l = 0; Rows<Acc>::kNanWithoutPatches && l < n; ++l) {
       loss[index[l]] = stats[kScaleDerivative * stride + index[l]] = static_cast<Acc>(__builtin_nan(""));
     }
     return;
   }
   Arena arena(workspace);
-  FineGrainedBuffers<E> w(arena, PaddedSizes<E>(n, pair.patches.count, pair.channels));
+  TokenLossBuffers<E, Rows> w(arena, PaddedSizes<E>(n, pair.patches.count, pair.channels));
   w.template compare<In>(pair, false);
   w.group();
   const TokenLogits<Acc>& logits = w.logits;
@@ -98,8 +98,8 @@ void fine_grained_forward(const FineGrainedPair& pair, void* workspace) {
   cross_entropies(w.z, n, w.s.lp, static_cast<Acc>(pair.logit_scale), logits);
   for (int64_t l = 0; l < n; ++l) {
     Acc* stat = stats + index[l];
-    stat[kRowMin * stride] = w.align_rows.min[l];
-    stat[kRowMax * stride] = w.align_rows.max[l];
+    stat[kFirstOfRow * stride] = w.align_rows.first_statistic()[l];
+    stat[kSecondOfRow * stride] = w.align_rows.second_statistic()[l];
     stat[kRowLogSumExp * stride] = logits.row_lse[l];
     stat[kColumnLogSumExp * stride] = logits.column_lse[l];
     stat[kScaleDerivative * stride] = logits.mean_cosine[l];

@@ -10,15 +10,15 @@ from torch import Tensor
 from sparc_kernels.ops._alignment.config import LibraryConfig
 from sparc_kernels.ops._alignment.library import by_library, width
 from sparc_kernels.ops._alignment.library_rows import RAGGED_ROWS, block_of_rows
+from sparc_kernels.ops._alignment.loss_logits import GROUP_NORM, TOKEN_NORM
+from sparc_kernels.ops._alignment.loss_plans import LossInputs, Results, mean_launches, stats_arguments
+from sparc_kernels.ops._alignment.loss_tiled import tiled_grad_logits_kernel, tiled_loss_kernel
 from sparc_kernels.ops._alignment.plans import Gradients
 from sparc_kernels.ops._alignment.tiled import ROW_FACTORS, ROW_SCALARS
 from sparc_kernels.ops._triton.launch import Step, strides
 from sparc_kernels.ops._triton.products import LibraryProduct
 from sparc_kernels.ops._triton.tiles import MIN_NORM, load_mask, load_tile
 from sparc_kernels.ops._triton.workspaces import store_stat
-from sparc_kernels.ops.fine_grained.triton_logits import GROUP_NORM, TOKEN_NORM
-from sparc_kernels.ops.fine_grained.triton_plans import LossInputs, Results, mean_launches, stats_arguments
-from sparc_kernels.ops.fine_grained.triton_tiled import tiled_grad_logits_kernel, tiled_loss_kernel
 
 
 @triton.jit

@@ -8,6 +8,16 @@ Workspaces of N pairs, float32: ``groups`` [N, L, D] (C'), ``z`` and ``dz`` [N, 
 import triton
 import triton.language as tl
 
+from sparc_kernels.ops._alignment.loss_logits import (
+    COLUMN_LSE,
+    GROUP_NORM,
+    ROW_LSE,
+    ROW_MAX,
+    ROW_MIN,
+    SCALE_DERIVATIVE,
+    TOKEN_NORM,
+    grad_logits,
+)
 from sparc_kernels.ops._alignment.tiled import (
     GRAD_FACTOR,
     GROUP_FACTOR,
@@ -31,16 +41,6 @@ from sparc_kernels.ops._triton.tiles import (
     split_dot_right,
 )
 from sparc_kernels.ops._triton.workspaces import load_stat, load_workspace, locate, store_stat, workspace_offsets
-from sparc_kernels.ops.fine_grained.triton_logits import (
-    COLUMN_LSE,
-    GROUP_NORM,
-    ROW_LSE,
-    ROW_MAX,
-    ROW_MIN,
-    SCALE_DERIVATIVE,
-    TOKEN_NORM,
-    grad_logits,
-)
 
 
 @triton.jit
@@ -265,6 +265,7 @@ def tiled_grad_weights_kernel(
     p_factors,  # [N, ROW_FACTORS, L] float32
     p_patches,  # [N, P, D]
     p_patch_mask,  # [N, P] bool or None
+    p_attention,  # [] float32, or None: weights are min-max similarities, no softmax
     p_grads,  # [N, L, P] float32: dU
     stride_vb, stride_vp, stride_vd, stride_pb, stride_pp,
     L, P,
@@ -295,7 +296,11 @@ def tiled_grad_weights_kernel(
         b_a = load_workspace(p_dz, o_b, o_l, o_j, L, L).to(OPERAND)  # [BLOCK_L, BLOCK_L]
         b_height = load_heights(p_heights, o_b, o_j, o_p, L, P)
         b_s = load_scalar(p_scalars, o_b, o_j, L, MIN)[:, None]
-        b_s = b_s + load_scalar(p_scalars, o_b, o_j, L, RANGE)[:, None] * b_height  # [BLOCK_L, BLOCK_P]
+        if p_attention is not None:  # of E, with 0 where it is 0: the gradient there is 0 whatever S
+            b_s += tl.log(tl.where(b_height > 0.0, b_height, 1.0)) / tl.load(p_attention)
+            b_s = tl.where(b_height > 0.0, b_s, 0.0)  # [BLOCK_L, BLOCK_P]
+        else:
+            b_s = b_s + load_scalar(p_scalars, o_b, o_j, L, RANGE)[:, None] * b_height  # [BLOCK_L, BLOCK_P]
         reach = largest_magnitude(b_s) if IS_HALF else 1.0  # S may leave the range of float16
         b_du = split_dot_right(b_a, b_s * (1.0 / reach), b_du * (1.0 / reach), PRECISION) * reach
     o_out, m_out = workspace_offsets(o_b, o_l, o_p, L, P)

@@ -8,17 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from sparc_kernels.ops._alignment.config import TiledConfig
-from sparc_kernels.ops._alignment.plans import Gradients, Inputs, micro_batches
-from sparc_kernels.ops._alignment.tiled import ROW_FACTORS, ROW_SCALARS
-from sparc_kernels.ops._triton.launch import Launch, cdiv, strides
-from sparc_kernels.ops._triton.products import mean_launch
-from sparc_kernels.ops.fine_grained.triton_tiled import (
+from sparc_kernels.ops._alignment.loss_tiled import (
     tiled_grad_logits_kernel,
     tiled_grad_products_kernel,
     tiled_grad_weights_kernel,
     tiled_logits_kernel,
     tiled_loss_kernel,
 )
+from sparc_kernels.ops._alignment.plans import Gradients, Inputs, micro_batches
+from sparc_kernels.ops._alignment.tiled import ROW_FACTORS, ROW_SCALARS
+from sparc_kernels.ops._triton.launch import Launch, cdiv, strides
+from sparc_kernels.ops._triton.products import mean_launch
 
 
 @dataclass(frozen=True)

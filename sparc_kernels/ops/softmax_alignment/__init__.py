@@ -1,0 +1,1 @@
+"""Losses of tokens against their attention over patches, within pairs."""
