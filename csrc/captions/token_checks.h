@@ -68,10 +68,6 @@ struct CheckedTokens {
     } else {
       set_padded(texts, text_tokens, in.text_mask, "text_mask");
     }
-    constexpr int64_t kMostRows = 32767;
-    STD_TORCH_CHECK(images.rows <= kMostRows && texts.rows <= kMostRows,
-                    "image_tokens and text_tokens: expected at most ", kMostRows, " tokens per item, got ",
-                    images.rows, " and ", texts.rows);
   }
   CheckedTokens(const CheckedTokens&) = delete;
 

@@ -19,6 +19,7 @@ namespace {
 using torch::stable::new_empty;
 
 constexpr int64_t kMostInByte = 255;    // entries that an index of one byte can tell from "none"
+constexpr int64_t kMostRows = 32767;    // so that an index fits two bytes
 constexpr int64_t kItemsPerThread = 4;  // of the step that makes the scores
 
 // The tensors that both passes take, checked, and what follows from them.
@@ -33,6 +34,9 @@ struct LateTensors : LateCall {
       : checked(inputs, images, texts), accumulation(checked.accumulation), first(first_valid_rows(texts)) {
     normalize = normalized;
     average = averaged;
+    STD_TORCH_CHECK(images.rows <= kMostRows && texts.rows <= kMostRows,
+                    "image_tokens and text_tokens: expected at most ", kMostRows, " tokens per item, got ",
+                    images.rows, " and ", texts.rows);
     images.wide = texts.rows > kMostInByte;
     texts.wide = images.rows > kMostInByte;
     image_weights = weights_of(images);
