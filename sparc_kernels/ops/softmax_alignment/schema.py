@@ -54,18 +54,21 @@ def fake_backward(
     )
 
 
-def _product(patch_embeds: Tensor, token_embeds: Tensor) -> int:
-    """Flop of one product over tokens and patches; padding counts."""
+def _products(patch_embeds: Tensor, token_embeds: Tensor) -> tuple[int, int]:
+    """Flop of one product over tokens and patches, and of one over tokens and tokens; padding counts."""
     b, l, d = token_embeds.shape
-    return 2 * b * l * patch_embeds.shape[1] * d
+    return 2 * b * l * patch_embeds.shape[1] * d, 2 * b * l * l * d
 
 
 def forward_flops(patch_embeds: Tensor, token_embeds: Tensor, *rest: object) -> int:
-    """S and C (``MATH.md``); Z = A S^T has no product over channels."""
-    return 2 * _product(patch_embeds, token_embeds)
+    """S, C and Z (``MATH.md``)."""
+    across, within = _products(patch_embeds, token_embeds)
+    return 2 * across + within
 
 
 def backward_flops(grad_token_loss: Tensor, patch_embeds: Tensor, token_embeds: Tensor, *rest: object) -> int:
-    """S, C and C V^T; two products for dV, one for dT."""
+    """S, C and Z once more, dA; two products over tokens and patches for dV; one, and dZ^T C, for dT."""
+    across, within = _products(patch_embeds, token_embeds)
     need_patches, need_tokens = rest[-3:-1]
-    return _product(patch_embeds, token_embeds) * (3 + (2 if need_patches else 0) + (1 if need_tokens else 0))
+    flops = 3 * across + 2 * within
+    return flops + (2 * across if need_patches else 0) + (across + within if need_tokens else 0)
