@@ -22,7 +22,7 @@ from sparc_kernels.ops._alignment.tiled import (
     tiled_groups_kernel,
     tiled_min_max_kernel,
 )
-from sparc_kernels.ops._triton.launch import Launch, capability, cdiv, product_precision, strides, upcast
+from sparc_kernels.ops._triton.launch import Launch, capability, cdiv, describable, product_precision, strides, upcast
 from sparc_kernels.ops._triton.products import product_launch
 
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -67,6 +67,11 @@ class Inputs:
         return replace(
             self, patches=self.patches[pairs], tokens=self.tokens[pairs], token_mask=token_mask, patch_mask=patch_mask
         )
+
+    @property
+    def described(self) -> bool:
+        """Whether kernels can copy patches by tensor descriptors, which know no mask."""
+        return self.patch_mask is None and self.patches.element_size() == 2 and describable(self.patches)
 
     def arguments(self) -> dict[str, Any]:
         """Kernel arguments."""

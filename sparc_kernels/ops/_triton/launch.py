@@ -108,10 +108,11 @@ def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:
 
 
 def describable(tensor: Tensor) -> bool:
-    """Whether a kernel can make a tensor descriptor of a matrix: copies by the tensor memory accelerator of sm_90 and
-    later, whose rows start at multiples of 16 bytes and lie dense."""
-    starts = (tensor.stride(0) * tensor.element_size(), 0 if tensor.is_meta else tensor.data_ptr())
-    dense = tensor.dim() == 2 and tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1] > 0
+    """Whether a kernel can make a tensor descriptor of a matrix, or of each one of a batch: copies by the tensor memory
+    accelerator of sm_90 and later, whose rows start at multiples of 16 bytes and lie dense."""
+    starts = [stride * tensor.element_size() for stride in tensor.stride()[:-1]]
+    starts.append(0 if tensor.is_meta else tensor.data_ptr())
+    dense = tensor.dim() >= 2 and tensor.stride(-1) == 1 and tensor.stride(-2) >= tensor.shape[-1] > 0
     return dense and torch.version.hip is None and capability(tensor) >= 90 and not any(x % 16 for x in starts)
 
 

@@ -81,6 +81,7 @@ def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Se
             **strides(grad_loss, "stride_gb", "stride_gl"),
             p_stats=stats,
             stride_stat=b * l,
+            DESCRIBED=config.described and inputs.described,
             **part.arguments(),
         )
         for part in ([out] if config.grads_together else out.apart())

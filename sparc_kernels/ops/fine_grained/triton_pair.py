@@ -3,7 +3,7 @@
 
 S [L, P], as heights H, stays in registers; V and T are streamed in chunks of channels, once from DRAM and then from L2.
 Products of size L x P x D: forward 2 (S, C'), backward 7 (S, C' twice, C' V^T, V^T X, X^T T, U^T C' with
-X = dZ^T U + dS). Beside them two or four of size L x L x P.
+X = dZ^T U + dS), or 6 where C' can be kept. Beside them two or four of size L x L x P.
 
 Z is U S^T with S = m + (M - m) H, H in two halves of the operands' dtype: it then carries the rounding of U alone, as
 C' does, and once for all channels. At scale 100 in bfloat16 the logits are off by at most 0.037 so, as with C' T^T and
@@ -41,7 +41,6 @@ from sparc_kernels.ops._triton.tiles import (
     load_mask,
     load_tile,
     masked_logsumexp,
-    rows_product,
     share_of_mean,
     store_mean,
     store_tile,
@@ -64,6 +63,37 @@ def pair_logits(b_height, b_u, PRECISION: tl.constexpr):
         b_z = tl.dot(b_half, b_u, b_z, input_precision=PRECISION)
         b_half = b_low
     return b_z
+
+
+@triton.jit
+def load_patches(
+    p_v, d_v, first, o_p, o_chunk, m_p, stride_vp, stride_vd,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_P, BLOCK_D]: patches from row ``first`` on by their tensor descriptor; without one, those of a mask."""
+    if d_v is not None:
+        b_v = d_v.load([first, o_chunk])
+        return b_v.to(tl.float32) if UPCAST else b_v
+    return load_tile(p_v, o_p, o_chunk + tl.arange(0, BLOCK_D), m_p, D, stride_vp, stride_vd, UPCAST)
+
+
+@triton.jit
+def similarities(
+    p_t, p_v, d_v, first, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_L, BLOCK_P] float32: tokens times patches."""
+    b_s = tl.zeros([o_l.shape[0], o_p.shape[0]], tl.float32)
+    for o_chunk in range(0, D, BLOCK_D):
+        b_t = load_tile(p_t, o_l, o_chunk + tl.arange(0, BLOCK_D), m_l, D, stride_tl, stride_td, UPCAST)
+        b_v = load_patches(p_v, d_v, first, o_p, o_chunk, m_p, stride_vp, stride_vd, D, BLOCK_D, UPCAST)
+        b_s = tl.dot(b_t, tl.trans(b_v), b_s, input_precision=PRECISION)
+    return b_s
 
 
 @triton.jit(do_not_specialize=RAGGED)
@@ -104,9 +134,10 @@ def pair_forward_kernel(
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
 
-    b_s = rows_product(
-        p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
-    )  # [BLOCK_L, BLOCK_P]
+    b_s = similarities(
+        p_t, p_v, None, 0, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd,
+        D, BLOCK_D, PRECISION, UPCAST,
+    )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
     store_stat(p_stats, b_min, o_b, o_l, m_l, stride_stat, L, ROW_MIN)
@@ -184,6 +215,7 @@ def pair_backward_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    DESCRIBED: tl.constexpr,  # patches have a tensor descriptor, and no mask
 ):  # fmt: skip
     IS_HALF: tl.constexpr = p_patches.dtype.element_ty == tl.float16
     SHRINK: tl.constexpr = 1.0 / BLOCK_P if IS_HALF else 1.0
@@ -194,22 +226,22 @@ def pair_backward_kernel(
     m_l = load_mask(p_token_mask, o_b, o_l, L, stride_lb, stride_ll)
     n_tokens = tl.sum(m_l.to(tl.int32), axis=0)
     # an empty caption reads nothing, unless its image is pooled
-    m_p = load_mask(
-        p_patch_mask,
-        o_b,
-        o_p,
-        P if p_grad_mean_patches is not None else tl.minimum(n_tokens, 1) * P,
-        stride_pb,
-        stride_pp,
-    )
+    n_read = P if p_grad_mean_patches is not None else tl.minimum(n_tokens, 1) * P
+    m_p = load_mask(p_patch_mask, o_b, o_p, n_read, stride_pb, stride_pp)
     n_patches = tl.sum(m_p.to(tl.int32), axis=0)
     sigma, poison = threshold_of(p_threshold, n_patches)
     p_v = p_patches + o_b * stride_vb
     p_t = p_tokens + o_b * stride_tb
+    d_v = tl.make_tensor_descriptor(p_v, [P, D], [stride_vp, 1], [BLOCK_P, BLOCK_D]) if DESCRIBED else None
+    first = tl.where(n_patches > 0, 0, P)  # of an image that is not read: rows outside, which are 0
+    # C' is made once where its place is there until then: in the tokens' gradient, which has its shape and dtype
+    KEEPS: tl.constexpr = DESCRIBED and not UPCAST and p_grad_tokens is not None and p_grad_patches is not None
+    p_kept = p_grad_tokens + o_b * L * D if KEEPS else None
 
-    b_s = rows_product(
-        p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
-    )  # [BLOCK_L, BLOCK_P]
+    b_s = similarities(
+        p_t, p_v, d_v, first, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd,
+        D, BLOCK_D, PRECISION, UPCAST,
+    )  # fmt: skip
     b_min, b_max = row_extrema(b_s, m_p)
     b_height, b_range = min_max_heights(b_s, b_min, b_max, m_p)
     b_u = sparse_weights(b_height, b_range, sigma).to(OPERAND)  # [BLOCK_L, BLOCK_P]
@@ -238,9 +270,14 @@ def pair_backward_kernel(
     b_du = tl.zeros([BLOCK_L, BLOCK_P], tl.float32)  # C' V^T
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)  # [BLOCK_P, BLOCK_D]
+        b_v = load_patches(p_v, d_v, first, o_p, o_chunk, m_p, stride_vp, stride_vd, D, BLOCK_D, UPCAST)
         b_c = tl.dot(tl.trans(b_v), tl.trans(b_u), input_precision=PRECISION) * SHRINK  # C'^T [BLOCK_D, BLOCK_L]
+        if KEEPS:
+            m_kept = (o_d < D)[:, None] & (o_l < L)[None, :]
+            tl.store(p_kept + o_d[:, None] + o_l[None, :] * D, (b_c * -b_alpha[None, :]).to(OPERAND), mask=m_kept)
         b_du = tl.dot(tl.trans(b_c.to(OPERAND)), tl.trans(b_v), b_du, input_precision=PRECISION)
+    if KEEPS:
+        tl.debug_barrier()  # what one thread has stored, another one loads below
     b_s = b_min[:, None] + b_range[:, None] * b_height
     reach = largest_magnitude(b_s) if IS_HALF else 1.0  # S may leave the range of float16
     b_s = b_s * (1.0 / reach)
@@ -261,8 +298,9 @@ def pair_backward_kernel(
     for turn in tl.static_range(PASSES):
         for o_chunk in range(0, D, BLOCK_D):
             o_d = o_chunk + tl.arange(0, BLOCK_D)
-            b_v = load_tile(p_v, o_p, o_d, m_p, D, stride_vp, stride_vd, UPCAST)
+            b_v = load_patches(p_v, d_v, first, o_p, o_chunk, m_p, stride_vp, stride_vd, D, BLOCK_D, UPCAST)
             b_t = load_tile(p_t, o_l, o_d, m_l, D, stride_tl, stride_td, UPCAST)
+            b_kept = load_tile(p_kept, o_l, o_d, m_l, D, D, 1, UPCAST) if KEEPS else None  # -diag(alpha) C'
             if p_grad_tokens is not None and (PASSES == 1 or turn == 0):
                 b_gt = tl.trans(tl.dot(tl.trans(b_v), b_x, input_precision=PRECISION))  # [BLOCK_L, BLOCK_D]
                 b_gt = b_gt * SHRINK - b_beta[:, None] * b_t.to(tl.float32)
@@ -272,10 +310,13 @@ def pair_backward_kernel(
                 b_gt = tl.where(m_l[:, None], b_gt, 0.0)
                 store_tile(p_grad_tokens + o_b * L * D, b_gt, o_l, o_d, o_l < L, D, D, UPCAST)
             if p_grad_patches is not None and turn == PASSES - 1:
-                b_c = tl.dot(tl.trans(b_v), b_ut, input_precision=PRECISION)  # C'^T [BLOCK_D, BLOCK_L]
-                b_c = (b_c * (-b_alpha * SHRINK)[None, :]).to(OPERAND)
                 b_gv = tl.dot(b_x, b_t, input_precision=PRECISION)  # [BLOCK_P, BLOCK_D]
-                b_gv = tl.dot(b_ut, tl.trans(b_c), b_gv, input_precision=PRECISION)
+                if KEEPS:
+                    b_gv = tl.dot(b_ut, b_kept, b_gv, input_precision=PRECISION)
+                else:
+                    b_c = tl.dot(tl.trans(b_v), b_ut, input_precision=PRECISION)  # C'^T [BLOCK_D, BLOCK_L]
+                    b_c = (b_c * (-b_alpha * SHRINK)[None, :]).to(OPERAND)
+                    b_gv = tl.dot(b_ut, tl.trans(b_c), b_gv, input_precision=PRECISION)
                 b_gv = b_gv * (SHRINK * amax)
                 if p_grad_mean_patches is not None:
                     b_gv = tl.where(n_tokens > 0, b_gv, 0.0)
