@@ -12,7 +12,8 @@ from tests.ops.alignment.launches import launches, meta
 
 # name -> (P, L, D) of the pairs: words over patches, patches over words
 SHAPES = {"paper": [(196, 96, 128)], "large": [(256, 1024, 256)]}
-MAY_SPILL: dict[str, int] = {}
+# Two words a thread on sm_100, in bfloat16 with six tiles of tokens: a pass over [L, L] numbers, no product.
+MAY_SPILL = {"tiled_loss_kernel": 8}
 
 
 def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], precision: str) -> dict[str, list[Any]]:
