@@ -8,6 +8,7 @@ where its batch has another size than the positions that were agreed, and otherw
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -22,8 +23,8 @@ from sparc_kernels.distributed.collectives import gather, gathered
 from sparc_kernels.distributed.ranks import GRADIENTS, Ranks
 from sparc_kernels.distributed.spread import Spread
 
-# What all ranks have to share: an integer, or one of some words.
-Fact: TypeAlias = "int | bool | tuple[str, Sequence[str]]"
+# What all ranks have to share: a number, or one of some words.
+Fact: TypeAlias = "int | bool | float | tuple[str, Sequence[str]]"
 MOST_FACTS = 28
 _CAPACITY, _COUNT, _CALL, _FACTS = range(4)
 _WIDTH = _FACTS + MOST_FACTS
@@ -33,11 +34,17 @@ _last: dict[tuple[str, str], int] = {}
 _agreed: dict[tuple[str, str, tuple[int, ...]], int] = {}
 
 
+@constant_when_compiled
+def _bits(number: float) -> int:
+    """Those of a float64, as an int64."""
+    return int(struct.unpack("q", struct.pack("d", number))[0])
+
+
 class Facts(NamedTuple):
     """Facts as integers."""
 
     names: str
-    """Separated by ``;``, each with the words that its values stand for behind ``=``."""
+    """Separated by ``;``, each with the words that its values stand for behind ``=``; ``float``: they are its bits."""
     values: tuple[int, ...]
 
     @classmethod
@@ -48,6 +55,9 @@ class Facts(NamedTuple):
             if isinstance(fact, tuple):
                 names.append(f"{name}={'/'.join(fact[1])}")
                 values.append(list(fact[1]).index(fact[0]))
+            elif isinstance(fact, float):
+                names.append(f"{name}=float")
+                values.append(_bits(fact))
             else:
                 names.append(f"{name}=False/True" if isinstance(fact, bool) else name)
                 values.append(int(fact))
@@ -83,6 +93,8 @@ def _on_device(values: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _word(name: str, value: int) -> str:
     _, is_word, words = name.partition("=")
+    if words == "float":
+        return str(struct.unpack("d", struct.pack("q", value))[0])
     return words.split("/")[value] if is_word else str(value)
 
 

@@ -8,16 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparc_kernels import _validate
 from sparc_kernels._dispatch import resolve
-from sparc_kernels.distributed import Fact, Group, Ranks, Spread, global_ratios, ranks_of, replicated, spread_over
+from sparc_kernels.distributed import Fact, Group, Spread, global_ratios, ranks_of, replicated
 from sparc_kernels.functional._candidates import checked_scale
-from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, DIRECTIONS, autocast, recordable, wanted_directions
-from sparc_kernels.functional._everyone import dtype_fact, merged_logsumexp
+from sparc_kernels.functional._captions import (
+    Batch,
+    check_flag,
+    checked,
+    refuse_traced,
+    with_all_captions,
+    without_padding,
+)
+from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, DIRECTIONS, recordable, wanted_directions
+from sparc_kernels.functional._everyone import merged_logsumexp
+from sparc_kernels.ops._captions.sizes import captions
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.late_interaction.autograd import MaxSimilarityFunction
-from sparc_kernels.ops.late_interaction.reference import late_interaction_reference, padded_captions
-from sparc_kernels.ops.late_interaction.schema import MOST_ENTRIES, captions
+from sparc_kernels.ops.late_interaction.reference import late_interaction_reference
+from sparc_kernels.ops.late_interaction.schema import MOST_ENTRIES
 
 POOLINGS = ("mean", "sum")
 
@@ -88,28 +96,21 @@ def late_interaction_scores(
     wanted = wanted_directions(direction)
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be {' or '.join(map(repr, POOLINGS))}, got {pooling!r}")
-    _check_flag("normalize", normalize)
+    check_flag("normalize", normalize)
     ranks = ranks_of(group, "mean", "late_interaction_scores")
     batch = _checked(image_tokens, text_tokens, image_mask, text_mask, cu_seqlens, max_seqlen)
     backend = resolve("late_interaction", backend, batch.image_tokens.device, batch.image_tokens.dtype)
     if ranks is None:
         return _scores(batch, normalize, pooling == "mean", wanted, backend)
-    if not _validate.runs_now():
-        raise NotImplementedError(
-            "group must be None where late_interaction_scores is traced or transformed: how many captions all ranks "
-            f"have is not known then, got {group!r}"
-        )
+    refuse_traced("late_interaction_scores", group)
     facts: dict[str, Fact] = {
         "pooling": (pooling, POOLINGS),
         "direction": (direction, DIRECTIONS),
         "normalize": normalize,
     }
-    batch, spread = _with_all_captions(batch, max_seqlen, facts, ranks)
+    batch, spread = with_all_captions(batch, max_seqlen, facts, ranks)
     found = _scores(batch, normalize, pooling == "mean", wanted, backend)
-    columns = spread.there().nonzero()[:, 0]
-    if columns.shape[0] == spread.size:
-        return found
-    return LateInteractionScores(*(None if x is None else x.index_select(1, columns) for x in found))
+    return LateInteractionScores(*(None if x is None else without_padding(x, spread) for x in found))
 
 
 def filip_loss(
@@ -163,7 +164,7 @@ def filip_loss(
             "image_tokens requires_grad": batch.image_tokens.requires_grad,
             "logit_scale requires_grad": scale.requires_grad,
         }
-        batch, spread = _with_all_captions(batch, max_seqlen, facts, ranks)
+        batch, spread = with_all_captions(batch, max_seqlen, facts, ranks)
         total = _cross_entropies_of_everyone(_scores(batch, True, True, (True, True), backend), scale, spread)[None]
         return global_ratios(total, torch.full_like(total, 2 * images).detach(), ranks)[0]
     image_scores, text_scores = _scores(batch, True, True, (True, True), backend)
@@ -189,43 +190,8 @@ def _cross_entropies_of_everyone(scores: LateInteractionScores, scale: Tensor, s
     return of_images + levels.sum() - spread.own(text_logits.T).diagonal().sum()
 
 
-class _Batch(NamedTuple):
-    """Checked tokens: the op's arguments of these names."""
-
-    image_tokens: Tensor
-    text_tokens: Tensor
-    image_mask: Tensor | None
-    text_mask: Tensor | None
-    text_offsets: Tensor | None
-    max_tokens: int
-
-
-def _with_all_captions(
-    batch: _Batch, max_seqlen: int | None, facts: dict[str, Fact], ranks: Ranks
-) -> tuple[_Batch, Spread]:
-    """This rank's images with the captions of all ranks, and where these are. Packed captions travel padded: what a
-    rank may send is agreed on in captions, not in tokens."""
-    text_tokens, text_mask, packed = batch.text_tokens, batch.text_mask, batch.text_offsets is not None
-    if batch.text_offsets is not None:
-        if max_seqlen is None:
-            raise ValueError("max_seqlen must be given with cu_seqlens and group, the same on all ranks, got None")
-        text_tokens, text_mask = padded_captions(text_tokens, batch.text_offsets, batch.max_tokens)
-    own: dict[str, Fact] = {
-        "text_tokens width": text_tokens.shape[2],
-        "text_tokens dtype": dtype_fact(text_tokens),
-        "text_tokens requires_grad": text_tokens.requires_grad,
-        "cu_seqlens given": packed,
-        "max_seqlen" if packed else "text_tokens length": text_tokens.shape[1],
-        "text_mask given": batch.text_mask is not None,
-    }
-    everyone, spread = spread_over(text_tokens, {**own, **facts}, ranks)
-    there = spread.there()[:, None]
-    mask = there.expand(-1, text_tokens.shape[1]) if text_mask is None else spread.everyone(text_mask)
-    return batch._replace(text_tokens=everyone, text_mask=mask.contiguous(), text_offsets=None, max_tokens=0), spread
-
-
 def _scores(
-    batch: _Batch, normalize: bool, average: bool, wanted: tuple[bool, bool], backend: str
+    batch: Batch, normalize: bool, average: bool, wanted: tuple[bool, bool], backend: str
 ) -> LateInteractionScores:
     if backend == "eager":
         inputs: list[Any] = [*map(recordable, batch[:-1]), batch.max_tokens, normalize, average, *wanted]
@@ -238,78 +204,10 @@ def _scores(
     return LateInteractionScores(image_scores if wanted[0] else None, text_scores if wanted[1] else None)
 
 
-# Checks
-
-
-def _checked(
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    image_mask: Tensor | None,
-    text_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int | None,
-) -> _Batch:
-    _validate.embeddings("image_tokens", image_tokens, "[B, P, D]")
-    _validate.embeddings("text_tokens", text_tokens, "[B, L, D]" if cu_seqlens is None else "[N, D]")
-    image_tokens, text_tokens = autocast(image_tokens, text_tokens)
-    _validate.same("text_tokens", text_tokens, "image_tokens", image_tokens, {"D": -1})
-    _validate.mask("image_mask", image_mask, "image_tokens", image_tokens)
-    if cu_seqlens is not None:
-        if text_mask is not None:
-            raise ValueError("text_mask must be None where cu_seqlens is given, all packed tokens being valid")
-        offsets = _checked_offsets(cu_seqlens, text_tokens)
-        longest = _checked_longest(max_seqlen, offsets)
-    else:
-        if max_seqlen is not None:
-            raise ValueError(f"max_seqlen must be None without cu_seqlens, got {max_seqlen!r}")
-        _validate.mask("text_mask", text_mask, "text_tokens", text_tokens)
-        offsets, longest = None, 0
-    for name, size in (("image_tokens", image_tokens.shape[1]), ("text_tokens", longest or text_tokens.shape[1])):
+def _checked(*arguments: Any) -> Batch:
+    batch = checked(*arguments)
+    longest = batch.max_tokens or batch.text_tokens.shape[1]
+    for name, size in (("image_tokens", batch.image_tokens.shape[1]), ("text_tokens", longest)):
         if size > MOST_ENTRIES:
             raise ValueError(f"{name} must have at most {MOST_ENTRIES} tokens per item, got {size}")
-    return _Batch(image_tokens, text_tokens, image_mask, text_mask, offsets, longest)
-
-
-def _checked_offsets(offsets: object, text_tokens: Tensor) -> Tensor:
-    """As int64."""
-    if not isinstance(offsets, Tensor):
-        raise TypeError(f"cu_seqlens must be an integer torch.Tensor or None, got {type(offsets).__name__}")
-    if offsets.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"cu_seqlens must have dtype torch.int32 or torch.int64, got {offsets.dtype}")
-    if offsets.dim() != 1 or offsets.shape[0] == 0:
-        raise ValueError(f"cu_seqlens must have shape [captions + 1], got {list(offsets.shape)}")
-    _validate.same_device("cu_seqlens", offsets, "text_tokens", text_tokens)
-    if _validate.can_be_looked_at(offsets):
-        first, last, falls = int(offsets[0]), int(offsets[-1]), bool((offsets.diff() < 0).any())
-        if first != 0 or last != text_tokens.shape[0] or falls:
-            raise ValueError(
-                f"cu_seqlens must rise from 0 to {text_tokens.shape[0]}, the number of tokens, got {first} to {last}"
-                + (", falling in between" if falls else "")
-            )
-    return offsets.to(torch.int64).contiguous()
-
-
-def _checked_longest(longest: object, offsets: Tensor) -> int:
-    """At least 1."""
-    if longest is None:
-        if not _validate.has_values(offsets):
-            raise ValueError(
-                "max_seqlen must be given with cu_seqlens where the call is traced or transformed (torch.func), or the "
-                "tensors are meta or fake, got None"
-            )
-        return max(1, int(offsets.diff().amax())) if offsets.shape[0] > 1 else 1
-    if isinstance(longest, bool) or not isinstance(longest, (int, torch.SymInt)):
-        raise TypeError(f"max_seqlen must be an integer or None, got {type(longest).__name__}")
-    if longest < 1:
-        raise ValueError(f"max_seqlen must be at least 1, got {longest}")
-    if _validate.can_be_looked_at(offsets) and offsets.shape[0] > 1 and int(offsets.diff().amax()) > longest:
-        raise ValueError(
-            f"max_seqlen must be at least {int(offsets.diff().amax())}, the longest caption of cu_seqlens, "
-            f"got {longest}"
-        )
-    return longest  # type: ignore[return-value]
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return batch

@@ -140,11 +140,11 @@ def _op_context(backend: str, kept: int) -> Callable[..., None]:
 
 
 def _keep(ctx: Any, op_inputs: list[Any], kept: tuple[Tensor, ...], backend: str, precision: str) -> None:
-    """Tensors among the inputs, its flags and counts, and the results that are ``kept``, which have no gradient."""
+    """Tensors among the inputs, its other values, and the results that are ``kept``, which have no gradient."""
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*kept)
     keep_tensors(ctx, [x for x in (*op_inputs, *kept) if x is None or isinstance(x, Tensor)])
-    ctx.flags = [x for x in op_inputs if isinstance(x, (int, torch.SymInt))]
+    ctx.flags = [x for x in op_inputs if isinstance(x, (int, float, str, torch.SymInt, torch.SymFloat))]
     ctx.backend, ctx.float32_precision = backend, precision
 
 

@@ -41,7 +41,7 @@ def forward_arguments(
         value = known.get(argument.name, whole)
         if isinstance(argument.type, torch.OptionalType) and not whole:
             value = None
-        elif isinstance(value, float):
+        elif isinstance(value, float) and not isinstance(argument.type, torch.FloatType):
             value = torch.tensor(value, dtype=accumulation_dtype(dtype), device=device)
         given[argument.name] = value
     return given

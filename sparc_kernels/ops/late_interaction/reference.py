@@ -9,23 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparc_kernels.ops._captions.eager import flat_products, padded_captions, valid_tokens
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
-
-
-def padded_captions(text_tokens: Tensor, offsets: Tensor, max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Packed captions [N, D] as [J, max_tokens, D] with their mask."""
-    place = torch.arange(max_tokens, device=offsets.device)
-    valid = place < offsets.diff()[:, None]  # [J, max_tokens]
-    index = torch.where(valid, offsets[:-1, None] + place, 0)
-    tokens = torch.cat([text_tokens, text_tokens.new_zeros((1, text_tokens.shape[1]))])  # may hold no token
-    return tokens[index], valid
-
-
-def _valid(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Tokens with zeros in padding, so that what stands there reaches no gradient, and the mask."""
-    if mask is None:
-        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    return torch.where(mask[:, :, None], tokens, 0), mask
 
 
 def _pooled(similarities: Tensor, others: Tensor, own: Tensor, dim: int, average: bool) -> Tensor:  # [I, J]
@@ -61,15 +46,12 @@ def late_interaction_reference(
         accumulation = accumulation_dtype(image_tokens.dtype)
         sides = []
         for tokens, mask in ((image_tokens, image_mask), (text_tokens, text_mask)):
-            there, valid = _valid(tokens.to(accumulation), mask)
+            there, valid = valid_tokens(tokens.to(accumulation), mask)
             sides.append(
                 ((F.normalize(there, dim=-1) if normalize else there).to(compute_dtype or accumulation), valid)
             )
         (patches, patch_valid), (tokens, token_valid) = sides
-        i, p, d = patches.shape
-        j, l = token_valid.shape
-        flat = patches.reshape(i * p, d) @ tokens.reshape(j * l, d).T
-        similarities = flat.view(i, p, j, l).permute(0, 2, 3, 1).to(accumulation)  # [I, J, L, P]
+        similarities = flat_products(patches, tokens).to(accumulation)  # [I, J, L, P]
         token_side = token_valid[None, :, :, None]  # [1, J, L, 1]
         patch_side = patch_valid[:, None, None, :]  # [I, 1, 1, P]
         image_scores = text_scores = None

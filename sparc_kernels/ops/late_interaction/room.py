@@ -6,34 +6,15 @@ from typing import Any
 
 import torch
 
+from sparc_kernels.ops._captions.samples import SIZES, batch
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._room import KERNEL_DTYPES, Entry, Op, Pass, Room
 from sparc_kernels.ops.late_interaction import autograd, schema
 
 
-def _batch(
-    device: torch.device, dtype: torch.dtype, images: int = 3, patches: int = 5, captions: int = 3, tokens: int = 4
-) -> dict[str, Any]:
-    """A batch with a hole in an image, a short caption and no ties."""
-    generator = torch.Generator().manual_seed(0)
-    image_tokens = torch.randn(images, patches, 12, generator=generator)
-    text_tokens = torch.randn(captions, tokens, 12, generator=generator)
-    image_mask = torch.ones(images, patches, dtype=torch.bool)
-    image_mask[0, 1] = False
-    text_mask = torch.ones(captions, tokens, dtype=torch.bool)
-    text_mask[-1, -1] = False
-    return {
-        "image_tokens": image_tokens.to(device, dtype),
-        "text_tokens": text_tokens.to(device, dtype),
-        "image_mask": image_mask.to(device),
-        "text_mask": text_mask.to(device),
-        "text_offsets": None,
-        "max_tokens": 0,
-        "by_image": True,
-        "by_text": True,
-        "keep": True,
-        "logit_scale": torch.tensor(3.0, dtype=accumulation_dtype(dtype), device=device),
-    }
+def _batch(device: torch.device, dtype: torch.dtype, **sizes: int) -> dict[str, Any]:
+    scale = torch.tensor(3.0, dtype=accumulation_dtype(dtype), device=device)
+    return batch(device, dtype, **sizes) | {"by_image": True, "by_text": True, "keep": True, "logit_scale": scale}
 
 
 ROOM = Room(
@@ -47,7 +28,7 @@ ROOM = Room(
         Entry("functional.late_interaction.filip_loss"),
     ),
     sample=_batch,
-    sizes=({"patches": 70, "tokens": 40}, {"patches": 300, "tokens": 3}),
+    sizes=SIZES,
     ops=(
         Op(
             "max_similarity",

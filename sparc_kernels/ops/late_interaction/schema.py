@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparc_kernels.ops._captions.sizes import captions
 from sparc_kernels.ops._dtype import accumulation_dtype
 
 _TENSORS = "Tensor image_tokens, Tensor text_tokens, Tensor? image_mask, Tensor? text_mask, Tensor? text_offsets"
@@ -32,11 +33,6 @@ def index_dtype(entries: int) -> torch.dtype:
 def none_index(dtype: torch.dtype) -> int:
     """What stands for "none" among indices of a dtype."""
     return _MOST_IN_BYTE if dtype == torch.uint8 else -1
-
-
-def captions(text_tokens: Tensor, text_offsets: Tensor | None) -> int:
-    """How many captions there are, packed or not."""
-    return text_tokens.shape[0] if text_offsets is None else text_offsets.shape[0] - 1
 
 
 def fake_forward(
