@@ -13,10 +13,12 @@ from sparc_kernels.ops.attention_pooling.triton_weights import (
     LOG2E,
     bounded,
     cosine_of,
+    exponentials,
+    length_factor,
     load_upstream,
+    load_valid_patches,
     row_gradient,
     similarity_gradient,
-    sum_of_weights,
 )
 
 RAGGED = ["I", "J", "N", "IMAGES", "FIRST", "RUNS"]
@@ -40,16 +42,6 @@ def load_gram(
     if UPCAST:
         b_gram = b_gram.to(tl.float32)
     return b_gram
-
-
-@triton.jit
-def load_valid_patches(p_image_mask, o_i, stride_vi, stride_vp, P: tl.constexpr, BLOCK_P: tl.constexpr):
-    """[BLOCK_P]"""
-    o_p = tl.arange(0, BLOCK_P)
-    m_p = o_p < P
-    if p_image_mask is not None:
-        m_p = m_p & (tl.load(p_image_mask + o_i * stride_vi + o_p * stride_vp, mask=m_p, other=0) != 0)
-    return m_p
 
 
 @triton.jit
@@ -110,15 +102,11 @@ def tile_weights(
     """S and E [ROWS, BLOCK_P], and the largest logit of each row."""
     b_s = products(images, texts, o_i, first, count, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, UPCAST, DESCRIBED)
     b_logit = b_s * (scale * LOG2E)
-    if SIGMOID:
-        b_e = 1.0 / (1.0 + tl.exp2(-b_logit))
-        b_e = tl.where(m_p[None, :], b_e, 0.0)
-        b_top = tl.zeros([BLOCK_R], tl.float32)
-    else:
-        b_logit = tl.where(m_p[None, :], b_logit, -float("inf"))
-        b_top = tl.max(b_logit, axis=1)
+    b_top = tl.zeros([BLOCK_R], tl.float32)
+    if not SIGMOID:
+        b_top = tl.max(tl.where(m_p[None, :], b_logit, -float("inf")), axis=1)
         b_top = tl.where(b_top == -float("inf"), 0.0, b_top)  # an image without a valid patch
-        b_e = tl.exp2(b_logit - b_top[:, None])
+    b_e = exponentials(b_logit, m_p, b_top, SIGMOID)
     return b_s, b_e, b_top
 
 
@@ -151,7 +139,7 @@ def fused_cosines_kernel(
     count = tl.load(p_starts + J)
     if p_scales is not None:
         scale = tl.load(p_scales + o_i)
-    m_p = load_valid_patches(p_image_mask, o_i, stride_vi, stride_vp, P, BLOCK_P)
+    m_p = load_valid_patches(p_image_mask, o_i, tl.arange(0, BLOCK_P), stride_vi, stride_vp, P)
     images, texts = sides(p_images, p_texts, I, N, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, DESCRIBED)
     b_gram = load_gram(p_gram, image, IMAGES, 0, PADDED, BLOCK_P, BLOCK_P, UPCAST, DESCRIBED)
     tile = run
@@ -162,7 +150,7 @@ def fused_cosines_kernel(
             images, texts, o_i, tile * BLOCK_R, count, m_p, scale, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, SIGMOID, UPCAST,
             DESCRIBED
         )  # fmt: skip
-        b_z = sum_of_weights(b_e, b_top, SIGMOID, SINK)
+        b_z = length_factor(tl.sum(b_e, axis=1), b_top, SIGMOID, SINK)
         b_n = tl.sum(b_e * b_s, axis=1)
         b_half = b_e.to(b_gram.dtype)
         b_h = tl.dot(b_half, b_gram)
@@ -210,7 +198,7 @@ def fused_gradient_kernel(
     count = tl.load(p_starts + J)
     if p_scales is not None:
         scale = tl.load(p_scales + o_i)
-    m_p = load_valid_patches(p_image_mask, o_i, stride_vi, stride_vp, P, BLOCK_P)
+    m_p = load_valid_patches(p_image_mask, o_i, tl.arange(0, BLOCK_P), stride_vi, stride_vp, P)
     images, texts = sides(p_images, p_texts, I, N, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, DESCRIBED)
     b_gram = load_gram(p_gram, image, IMAGES, 0, PADDED, BLOCK_P, BLOCK_P, UPCAST, DESCRIBED)
     o_p = tl.arange(0, BLOCK_P)
@@ -223,7 +211,7 @@ def fused_gradient_kernel(
             images, texts, o_i, first, count, m_p, scale, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, SIGMOID, UPCAST,
             DESCRIBED
         )  # fmt: skip
-        b_z = sum_of_weights(b_e, b_top, SIGMOID, SINK)
+        b_z = length_factor(tl.sum(b_e, axis=1), b_top, SIGMOID, SINK)
         b_half = b_e.to(b_gram.dtype)
         b_e = b_half.to(tl.float32)
         b_n = tl.sum(b_e * b_s, axis=1)

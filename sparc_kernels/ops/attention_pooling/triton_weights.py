@@ -15,16 +15,14 @@ LARGEST_HALF = tl.constexpr(65504.0)
 
 
 @triton.jit
-def sum_of_weights(b_e, b_top, SIGMOID: tl.constexpr, SINK: tl.constexpr):
-    """z [ROWS]; ``b_top`` is the largest logit, to the base 2."""
+def length_factor(b_sum, b_top, SIGMOID: tl.constexpr, SINK: tl.constexpr):
+    """z [ROWS] from the sum of E and the largest logit, to the base 2."""
     if SIGMOID:
         return tl.full(b_top.shape, 1.0, tl.float32)
+    elif SINK:
+        return b_sum + tl.exp2(tl.minimum(-b_top, 120.0))  # finite: E times it is not read, its inverse is
     else:
-        b_z = tl.sum(b_e, axis=1)
-        if SINK:
-            # a sum of 0 and an infinite sink both mean weights of 0
-            b_z += tl.exp2(tl.minimum(-b_top, 120.0))
-        return b_z
+        return b_sum
 
 
 @triton.jit
@@ -180,7 +178,7 @@ def weights_kernel(
         store_tile(p_weights + image * PADDED, b_e, o_local, o_p, m_row, PADDED, stride_w, UPCAST)
     p_own = p_row_sums + image.to(tl.int64) * N + o_row
     tl.store(p_own, b_n, mask=m_row)
-    tl.store(p_own + IMAGES.to(tl.int64) * N, with_sink(b_z, b_top, SIGMOID, SINK), mask=m_row)
+    tl.store(p_own + IMAGES.to(tl.int64) * N, length_factor(b_z, b_top, SIGMOID, SINK), mask=m_row)
     tl.store(p_own + 2 * IMAGES.to(tl.int64) * N, b_top, mask=m_row)
 
 
@@ -300,3 +298,85 @@ def gradient_kernel(
             store_tile(p_a, b_a, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
             b_a = bounded(b_a * tl.where(m_clamped, 0.0, -b_k * b_r)[:, None], p_power)
             store_tile(p_b + image * PADDED, b_a, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
+
+
+@triton.jit(do_not_specialize=["J", "N", "IMAGES", "FIRST", "I"])
+def word_levels_kernel(
+    p_products,  # [N, IMAGES * PADDED]: S, stride_w from row to row
+    p_starts,  # [J + 1] int32
+    p_scales,  # [2, I] or None
+    p_word_levels,  # [J, IMAGES * PADDED]
+    stride_w, stride_l,
+    I, J, FIRST, IMAGES,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Log sum exp of S over a caption's words, for each patch."""
+    o_j, o_column, m, first, end, unit = caption_columns(p_starts, p_scales, I, FIRST, IMAGES, PADDED, BLOCK)
+    b_top = tl.full([BLOCK], -float("inf"), tl.float32)
+    row = first
+    while row < end:
+        b_top = tl.maximum(b_top, tl.load(p_products + tl.cast(row, tl.int64) * stride_w + o_column, mask=m, other=0.0) * unit)
+        row += 1
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    row = first
+    while row < end:
+        b_s = tl.load(p_products + tl.cast(row, tl.int64) * stride_w + o_column, mask=m, other=0.0) * unit
+        b_sum += tl.exp2((b_s - b_top) * LOG2E)
+        row += 1
+    tl.store(p_word_levels + o_j.to(tl.int64) * stride_l + o_column, b_top + tl.log(b_sum), mask=m & (first < end))
+
+
+@triton.jit
+def caption_columns(p_starts, p_scales, I, FIRST, IMAGES, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+    """(caption, columns, which are there, first row, end, the unit of S) of this program."""
+    blocks = tl.cdiv(IMAGES * PADDED, BLOCK)
+    o_j = tl.program_id(0) // blocks
+    o_column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    m = o_column < IMAGES * PADDED
+    unit = tl.full([BLOCK], 1.0, tl.float32)
+    if p_scales is not None:
+        unit = tl.load(p_scales + I + FIRST + o_column // PADDED, mask=m, other=1.0)
+    return o_j, o_column, m, tl.load(p_starts + o_j), tl.load(p_starts + o_j + 1), unit
+
+
+@triton.jit(do_not_specialize=["J", "N", "IMAGES", "FIRST", "I"])
+def word_gradient_kernel(
+    p_products,  # [N, IMAGES * PADDED]: S
+    p_forms,  # the same: B dB
+    p_word_levels,  # [J, IMAGES * PADDED]
+    p_starts,  # [J + 1] int32
+    p_image_mask,  # [I, P] bool or None
+    p_scales,  # [2, I] or None
+    p_power,  # [2] or None
+    p_similarity_grad,  # [N, IMAGES * PADDED]: dn E, to which the rest is added
+    stride_vi, stride_vp, stride_w, stride_l,
+    I, J, FIRST, IMAGES,
+    P: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """B (dB - sum over words of B dB) of a caption's words."""
+    o_j, o_column, m, first, end, unit = caption_columns(p_starts, p_scales, I, FIRST, IMAGES, PADDED, BLOCK)
+    o_p = o_column % PADDED
+    m = m & (o_p < P)
+    if p_image_mask is not None:
+        p_valid = p_image_mask + (FIRST + o_column // PADDED).to(tl.int64) * stride_vi + o_p * stride_vp
+        m = m & (tl.load(p_valid, mask=m, other=0) != 0)
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    row = first
+    while row < end:
+        b_sum += tl.load(p_forms + tl.cast(row, tl.int64) * stride_w + o_column, mask=m, other=0.0)
+        row += 1
+    b_level = tl.load(p_word_levels + o_j.to(tl.int64) * stride_l + o_column, mask=m & (first < end), other=0.0)
+    o_one = tl.arange(0, 1)
+    row = first
+    while row < end:
+        o_row = tl.cast(row, tl.int64) * stride_w
+        b_b = tl.exp2((tl.load(p_products + o_row + o_column, mask=m, other=0.0) * unit - b_level) * LOG2E)
+        b_ds = tl.load(p_similarity_grad + o_row + o_column, mask=m, other=0.0).to(tl.float32)
+        b_ds += unit * (tl.load(p_forms + o_row + o_column, mask=m, other=0.0) - b_b * b_sum)
+        b_ds = tl.where(m, bounded(b_ds, p_power), 0.0)
+        store_tile(p_similarity_grad + o_row, b_ds[None, :], o_one, o_column, o_one < 1, IMAGES * PADDED, 0, UPCAST)
+        row += 1
