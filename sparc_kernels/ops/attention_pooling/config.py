@@ -20,13 +20,14 @@ class Tiles:
     block_d: int
     num_warps: int
     num_stages: int
+    parts: int = 1  # of the Gram matrix's columns in the forward pass
 
 
 @dataclass(frozen=True)
 class TileConfig:
     """How both passes go through images and tokens."""
 
-    forward: Tiles = Tiles(128, 64, 8, 2)
+    forward: Tiles = Tiles(128, 64, 8, 2, 2)
     backward: Tiles = Tiles(64, 64, 8, 2)
     # Similarities by products of a library, with passes of ours between them, instead of tiles in registers.
     library: bool = False

@@ -41,7 +41,7 @@ class Matrices:
 
     def __init__(self, problem: Problem, n_tokens: int, n_images: int) -> None:
         self.problem = problem
-        width = n_images * problem.padded
+        width = pitch(n_images * problem.padded)
         self.products = problem.new(n_tokens, width)
         self.weights = problem.new(n_tokens, width, dtype=problem.images.dtype)
         self.forms = problem.new(n_tokens, width)
@@ -83,6 +83,11 @@ class Matrices:
     def programs(self, tokens: slice, images: slice) -> int:
         """Of a kernel whose programs take some tokens and an image."""
         return cdiv(tokens.stop - tokens.start, self.problem.config.block_r) * (images.stop - images.start)
+
+
+def pitch(width: int) -> int:
+    """Of the rows of a matrix: what Triton takes for aligned."""
+    return cdiv(width, 16) * 16
 
 
 def by_image(matrix: Tensor, n_images: int) -> Tensor:
@@ -141,6 +146,7 @@ def fused(problem: Problem, kernel: Any, tiles: Any, runs: int, known: dict[str,
         "BLOCK_P": max(16, 1 << (problem.padded - 1).bit_length()),
         "BLOCK_D": tiles.block_d,
         "DESCRIBED": problem.described,
+        "PARTS": tiles.parts,
     }
     return Launch.of(kernel, known["IMAGES"] * runs, known | own, {}, tiles.num_warps, tiles.num_stages)
 
@@ -170,7 +176,7 @@ def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[T
     itemsize = problem.images.element_size()
     tokens_step, images_step = block_of(problem, itemsize * (1 + 2 * need_images) + (8 + itemsize) * tiles.library)
     matrices = Matrices(problem, tokens_step, images_step) if tiles.library else None
-    new, width, d = problem.new, images_step * padded, problem.images.shape[2]
+    new, width, d = problem.new, pitch(images_step * padded), problem.images.shape[2]
     similarity_grad = new(tokens_step, width, dtype=problem.images.dtype)
     weights = weights_grad = image_product = gram_grad = text_product = radial = radial_sum = power = None
     if need_images:

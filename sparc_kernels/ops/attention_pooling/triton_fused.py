@@ -8,7 +8,7 @@ the two sides of the similarities are read again: what a multiprocessor can ask 
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._triton.tiles import rows_product, store_tile
+from sparc_kernels.ops._triton.tiles import columns_of, rows_product, store_tile
 from sparc_kernels.ops.attention_pooling.triton_weights import (
     LOG2E,
     bounded,
@@ -74,7 +74,8 @@ def products(
     if DESCRIBED:
         b_s = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
         for o_d in range(0, D, BLOCK_D):
-            b_texts, b_images = texts.load([first, o_d]), tl.reshape(images.load([o_i.to(tl.int32), 0, o_d]), (BLOCK_P, BLOCK_D))
+            b_texts = texts.load([first, o_d])
+            b_images = tl.reshape(images.load([o_i.to(tl.int32), 0, o_d]), (BLOCK_P, BLOCK_D))
             if UPCAST:
                 b_texts, b_images = b_texts.to(tl.float32), b_images.to(tl.float32)
             b_s = tl.dot(b_texts, tl.trans(b_images), b_s)
@@ -101,12 +102,13 @@ def tile_weights(
 ):  # fmt: skip
     """S and E [ROWS, BLOCK_P], and the largest logit of each row."""
     b_s = products(images, texts, o_i, first, count, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, UPCAST, DESCRIBED)
-    b_logit = b_s * (scale * LOG2E)
+    # no logits beside S: the maximum is that of S, and a multiply-add goes into the exponential
     b_top = tl.zeros([BLOCK_R], tl.float32)
     if not SIGMOID:
-        b_top = tl.max(tl.where(m_p[None, :], b_logit, -float("inf")), axis=1)
+        b_top = tl.max(tl.where(m_p[None, :], b_s, -float("inf")), axis=1) * (scale * LOG2E)
         b_top = tl.where(b_top == -float("inf"), 0.0, b_top)  # an image without a valid patch
-    b_e = exponentials(b_logit, m_p, b_top, SIGMOID)
+    b_exponent = tl.where(m_p[None, :], b_s * (scale * LOG2E) - b_top[:, None], -float("inf"))
+    b_e = exponentials(b_exponent, SIGMOID)
     return b_s, b_e, b_top
 
 
@@ -133,6 +135,7 @@ def fused_cosines_kernel(
     SINK: tl.constexpr,
     UPCAST: tl.constexpr,
     DESCRIBED: tl.constexpr,  # rows lie at multiples of 16 bytes
+    PARTS: tl.constexpr,  # of the Gram matrix's columns, one after the other: registers
 ):  # fmt: skip
     run, image = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS
     o_i = (FIRST + image).to(tl.int64)
@@ -141,7 +144,11 @@ def fused_cosines_kernel(
         scale = tl.load(p_scales + o_i)
     m_p = load_valid_patches(p_image_mask, o_i, tl.arange(0, BLOCK_P), stride_vi, stride_vp, P)
     images, texts = sides(p_images, p_texts, I, N, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, DESCRIBED)
-    b_gram = load_gram(p_gram, image, IMAGES, 0, PADDED, BLOCK_P, BLOCK_P, UPCAST, DESCRIBED)
+    WIDTH: tl.constexpr = BLOCK_P // PARTS
+    grams = ()
+    for part in tl.static_range(PARTS):
+        b_gram = load_gram(p_gram, image, IMAGES, part * WIDTH, PADDED, BLOCK_P, WIDTH, UPCAST, DESCRIBED)
+        grams = grams + (b_gram,)
     tile = run
     while tile * BLOCK_R < count:
         o_row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -152,9 +159,11 @@ def fused_cosines_kernel(
         )  # fmt: skip
         b_z = length_factor(tl.sum(b_e, axis=1), b_top, SIGMOID, SINK)
         b_n = tl.sum(b_e * b_s, axis=1)
-        b_half = b_e.to(b_gram.dtype)
-        b_h = tl.dot(b_half, b_gram)
-        b_q = tl.sum(b_h * b_half.to(tl.float32), axis=1)
+        b_half = b_e.to(grams[0].dtype)
+        parts = columns_of(b_half, PARTS)
+        b_q = tl.zeros([BLOCK_R], tl.float32)
+        for part in tl.static_range(PARTS):
+            b_q += tl.sum(tl.dot(b_half, grams[part]) * parts[part].to(tl.float32), axis=1)
         b_gamma = tl.load(p_gamma + o_row, mask=m_row, other=0.0)
         b_r, _, _ = cosine_of(b_n, b_q, b_z, b_gamma)
         tl.store(p_cosines + image.to(tl.int64) * N + o_row, b_r, mask=m_row)

@@ -84,25 +84,24 @@ def bounded(b_x, p_power):
 def load_logits(
     p_products, p_word_levels, o_product, o_row, o_column, m, b_owner, scale, unit, stride_l, WORDS: tl.constexpr
 ):  # fmt: skip
-    """S [ROWS, PATCHES], and the logits of the weights to the base 2; of words_softmax B stands between."""
+    """S and B [ROWS, PATCHES], and the logits of the weights to the base 2, -inf where not ``m``."""
     b_s = tl.load(p_products + o_product, mask=m, other=0.0)
     if WORDS:
         o_level = b_owner.to(tl.int64)[:, None] * stride_l + o_column[None, :]
         b_level = tl.load(p_word_levels + o_level, mask=m, other=0.0)
         b_b = tl.exp2((b_s * unit - b_level) * LOG2E)
-        return b_s, b_b, b_b * (scale * LOG2E)
+        return b_s, b_b, tl.where(m, b_b * (scale * LOG2E), -float("inf"))
     else:
-        return b_s, b_s, b_s * (scale * LOG2E)
+        return b_s, b_s, tl.where(m, b_s * (scale * LOG2E), -float("inf"))
 
 
 @triton.jit
-def exponentials(b_logit, m_p, b_top, SIGMOID: tl.constexpr):
-    """E [ROWS, PATCHES], 0 at patches that are not valid."""
+def exponentials(b_exponent, SIGMOID: tl.constexpr):
+    """E from logits less the largest one of the row, or of a sigmoid, to the base 2; of -inf it is 0."""
     if SIGMOID:
-        b_e = 1.0 / (1.0 + tl.exp2(-b_logit))
+        return 1.0 / (1.0 + tl.exp2(-b_exponent))
     else:
-        b_e = tl.exp2(b_logit - b_top[:, None])
-    return tl.where(m_p[None, :], b_e, 0.0)
+        return tl.exp2(b_exponent)
 
 
 @triton.jit
@@ -160,7 +159,7 @@ def weights_kernel(
                 p_products, p_word_levels, o_product, o_row, o_column, m_row[:, None] & m_p[None, :], b_owner, scale,
                 unit, stride_l, WORDS
             )  # fmt: skip
-            b_top = tl.maximum(b_top, tl.max(tl.where(m_p[None, :], b_logit, -float("inf")), axis=1))
+            b_top = tl.maximum(b_top, tl.max(b_logit, axis=1))
     b_top = tl.where(b_top == -float("inf"), 0.0, b_top)
     b_n, b_z = tl.zeros([BLOCK_R], tl.float32), tl.zeros([BLOCK_R], tl.float32)
     for first in range(0, PADDED, BLOCK_P):
@@ -172,7 +171,7 @@ def weights_kernel(
             p_products, p_word_levels, o_product, o_row, o_column, m_row[:, None] & m_p[None, :], b_owner, scale,
             unit, stride_l, WORDS
         )  # fmt: skip
-        b_e = exponentials(b_logit, m_p, b_top, SIGMOID)
+        b_e = exponentials(b_logit - b_top[:, None], SIGMOID)
         b_n += tl.sum(b_e * b_s, axis=1)
         b_z += tl.sum(b_e, axis=1)
         store_tile(p_weights + image * PADDED, b_e, o_local, o_p, m_row, PADDED, stride_w, UPCAST)
@@ -284,7 +283,7 @@ def gradient_kernel(
         b_s, b_b, b_logit = load_logits(
             p_products, p_word_levels, o_product, o_row, o_column, m, b_owner, scale, unit, stride_l, WORDS
         )
-        b_e = tl.where(m_row[:, None], exponentials(b_logit, m_p, b_top, SIGMOID), 0.0)
+        b_e = exponentials(b_logit - b_top[:, None], SIGMOID)
         b_de = b_dn[:, None] * b_s + b_twice_dq[:, None] * tl.load(p_forms + o_product, mask=m, other=0.0)
         if WORDS:
             b_db = scale * b_e * (b_de - b_shift[:, None])
