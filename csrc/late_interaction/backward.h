@@ -11,7 +11,7 @@ namespace SPARC_ISA {
 
 // How a pass sees the two sides.
 struct Sides {
-  const TokenSide &own, &other;
+  const LateSide &own, &other;
   bool of_images;
 
   static Sides of(const LateCall& call, bool of_images) {
@@ -30,14 +30,14 @@ struct Sides {
 };
 
 // -1 for none.
-SPARC_INLINE int64_t index_at(const TokenSide& side, int64_t at) {
+SPARC_INLINE int64_t index_at(const LateSide& side, int64_t at) {
   if (side.wide) return static_cast<const int16_t*>(side.best)[at];
   const uint8_t index = static_cast<const uint8_t*>(side.best)[at];
   return index == 255 ? -1 : index;
 }
 
 template <class Acc>
-SPARC_INLINE Acc upstream_of(const TokenSide& side, int64_t item, int64_t pair) {
+SPARC_INLINE Acc upstream_of(const LateSide& side, int64_t item, int64_t pair) {
   return static_cast<const Acc*>(side.upstream)[pair] * static_cast<Acc>(side.weights[item]);
 }
 
@@ -75,7 +75,7 @@ SPARC_INLINE void add_terms(const Term<Acc, In>* terms, int64_t count, int64_t w
 // What rows of item x chose among items [first, last) of the other side.
 template <class Acc, class In>
 void add_chosen(const Sides& sides, int64_t x, int64_t first, int64_t last, Acc* out) {
-  const TokenSide &own = sides.own, &other = sides.other;
+  const LateSide &own = sides.own, &other = sides.other;
   const Acc* norms = static_cast<const Acc*>(other.inverse_norms);
   const In* data = static_cast<const In*>(other.data);
   for (int64_t r = 0; r < own.size(x); ++r) {
@@ -94,7 +94,7 @@ void add_chosen(const Sides& sides, int64_t x, int64_t first, int64_t last, Acc*
 // The rows of item y of the other side, each to the row of item x that it chose.
 template <class Acc, class In>
 void add_choosers(const Sides& sides, int64_t x, int64_t y, Acc* out) {
-  const TokenSide &own = sides.own, &other = sides.other;
+  const LateSide &own = sides.own, &other = sides.other;
   const Acc* norms = static_cast<const Acc*>(other.inverse_norms) + other.start(y);
   const In* data = static_cast<const In*>(other.data);
   const Acc upstream = upstream_of<Acc>(other, y, sides.pair(x, y));
@@ -110,7 +110,7 @@ void add_choosers(const Sides& sides, int64_t x, int64_t y, Acc* out) {
 // From the sum over what a row met: times its inverse norm, less the part along the row. Rows that are not
 // valid have 0.
 template <class Acc, class In>
-void finish_row(const LateCall& call, const TokenSide& side, int64_t item, int64_t r, const Acc* sum,
+void finish_row(const LateCall& call, const LateSide& side, int64_t item, int64_t r, const Acc* sum,
                 In* out) {
   const In* row = static_cast<const In*>(side.data) + side.place(item, r);
   if (!side.valid(item, r)) {
@@ -134,7 +134,7 @@ template <class E, class In>
 void gradient(const LateCall& call, bool of_images, int64_t item, void* workspace) {
   using Acc = typename E::Acc;
   const Sides sides = Sides::of(call, of_images);
-  const TokenSide &own = sides.own, &other = sides.other;
+  const LateSide &own = sides.own, &other = sides.other;
   const int64_t begin = item * items_at_once(own), end = smaller(own.items, begin + items_at_once(own));
   Acc* sums = static_cast<Acc*>(workspace);
   const int64_t stride = own.rows * own.width;

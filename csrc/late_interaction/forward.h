@@ -3,77 +3,30 @@
 // Compiled once per instruction set.
 #pragma once
 
-#include "common/operands.h"
-#include "common/rows.h"
+#include "captions/token_operands.h"
 #include "late_interaction/late_interaction.h"
 #include "late_interaction/maxima.h"
 
 namespace sparc {
 namespace SPARC_ISA {
 
-template <class E>
-int64_t channel_units(const TokenSide& side) {
-  return ceil_div(side.width, E::kPack);
-}
-
-// Units of a packed row: whole vectors of a transpose.
-template <class E>
-int64_t padded_units(const TokenSide& side) {
-  return round_up(channel_units<E>(side), kGranule<typename E::Unit>);
-}
-
-template <class Acc>
-int64_t padded_columns(const TokenSide& images) {
-  return round_up(images.rows, kGranule<Acc>);
-}
-
-template <class Acc, class In>
-Acc inverse_norm(const TokenSide& side, const In* row, bool normalize) {
-  constexpr int kN = kGranule<Acc>;
-  if (!normalize) return 1;
-  Vec<Acc, kN> squares = {};
-  int64_t d = 0;
-  for (; d + kN <= side.width; d += kN) {
-    const Vec<Acc, kN> x = load_numbers<kN>(row + d);
-    squares += x * x;
-  }
-  Acc rest = 0;
-  for (; d < side.width; ++d) rest += to_acc(row[d]) * to_acc(row[d]);
-  return inverse_of_norm(sum_lanes<Acc>(squares) + rest);
-}
-
-// A valid row as elements of an operand, 0 beyond the last channel.
-template <class E, class In>
-void pack_token(const TokenSide& side, const In* row, typename E::Elem* out) {
-  using Elem = typename E::Elem;
-  convert_row<Elem>(row, 1, side.width, out);
-  for (int64_t d = side.width; d < padded_units<E>(side) * E::kPack; ++d) out[d] = Elem{};
-}
-
 template <class E, class In>
 void image_norms(const LateCall& call, int64_t image, void*) {
-  using Acc = typename E::Acc;
-  const TokenSide& side = call.images;
-  Acc* norms = static_cast<Acc*>(side.inverse_norms) + side.start(image);
-  for (int64_t p = 0; p < side.rows; ++p) {
-    const In* row = static_cast<const In*>(side.data) + side.place(image, p);
-    norms[p] = side.valid(image, p) ? inverse_norm<Acc>(side, row, call.normalize) : Acc{0};
-  }
+  write_norms<typename E::Acc, In>(call.images, image, call.normalize);
 }
 
 template <class E, class In>
 void pack_caption(const LateCall& call, int64_t caption, void*) {
   using Acc = typename E::Acc;
   using Elem = typename E::Elem;
-  const TokenSide& side = call.texts;
+  const LateSide& side = call.texts;
   const int64_t stride = padded_units<E>(side) * E::kPack;
   int64_t out = call.tokens.first[caption];
-  Acc* norms = static_cast<Acc*>(side.inverse_norms) + side.start(caption);
+  write_norms<Acc, In>(side, caption, call.normalize);
+  const Acc* norms = static_cast<const Acc*>(side.inverse_norms) + side.start(caption);
   for (int64_t l = 0; l < side.size(caption); ++l) {
-    norms[l] = 0;
     if (!side.valid(caption, l)) continue;
     const In* row = static_cast<const In*>(side.data) + side.place(caption, l);
-    norms[l] = inverse_norm<Acc>(side, row, call.normalize);
     pack_token<E>(side, row, static_cast<Elem*>(call.tokens.rows) + out * stride);
     static_cast<Acc*>(call.tokens.inverse_norms)[out] = norms[l];
     call.tokens.index[out] = static_cast<int32_t>(l);
@@ -83,70 +36,27 @@ void pack_caption(const LateCall& call, int64_t caption, void*) {
 
 // The memory of a thread, and the valid patches of its image as an operand.
 template <class E, class In>
-struct ImagePatches {
+struct ImagePatches : PatchOperand<E, In> {
   using Acc = typename E::Acc;
-  using Elem = typename E::Elem;
   using Unit = typename E::Unit;
 
-  int64_t count = 0;  // valid patches
-  int32_t* index;     // [count]: where they were
-  Acc* inverse_norms;
   BestRows<Acc> best;
   Acc* products;  // [kTokenRows, columns]
-  Elem* rows;
-  Unit* panels;  // one behind the other, [channels, columns of the panel] each
 
-  ImagePatches(const LateCall& call, Arena& arena) {
-    const int64_t columns = padded_columns<Acc>(call.images), units = padded_units<E>(call.images);
-    index = arena.take<int32_t>(call.images.rows);
-    inverse_norms = arena.take<Acc>(columns);
+  ImagePatches(const LateCall& call, Arena& arena) : PatchOperand<E, In>(call.images, arena) {
+    const int64_t columns = padded_columns<Acc>(call.images);
     best = {arena.take<Acc>(columns), arena.take<Index<Acc>>(columns)};
     products = arena.take<Acc>(kTokenRows * columns);
-    rows = arena.take<Elem>(call.images.rows * units * E::kPack);
-    panels = arena.take<Unit>(columns * units);
   }
 
-  void pack(const TokenSide& side, int64_t image) {
-    const int64_t units = padded_units<E>(side);
-    const Acc* norms = static_cast<const Acc*>(side.inverse_norms) + side.start(image);
-    count = 0;
-    for (int64_t p = 0; p < side.rows; ++p) {
-      if (!side.valid(image, p)) continue;
-      pack_token<E>(side, static_cast<const In*>(side.data) + side.place(image, p),
-                    rows + count * units * E::kPack);
-      inverse_norms[count] = norms[p];
-      index[count++] = static_cast<int32_t>(p);
-    }
-    for (int64_t p = count; p < round_up(count, kGranule<Acc>); ++p) inverse_norms[p] = 0;
-    each_panel([&](int64_t first, int64_t width) {
-      transpose(reinterpret_cast<const Unit*>(rows) + first * units, smaller(width, count - first), units,
-                units, panels + first * units, width, width);
-    });
-  }
-
-  // `count` rows of products of tokens with all patches.
-  void multiply(const LateCall& call, int64_t token, int64_t tokens) {
-    const int64_t units = padded_units<E>(call.images), columns = round_up(count, kGranule<Acc>);
-    const Matrix<const Unit> a = {static_cast<const Unit*>(call.tokens.rows) + token * units, units};
-    each_panel([&](int64_t first, int64_t width) {
-      gemm<typename E::Ops, ALayout::kRows>(tokens, width, channel_units<E>(call.images), a,
-                                            {panels + first * units, width}, {products + first, columns});
-    });
-  }
-
- private:
-  template <class F>
-  void each_panel(const F& work) const {
-    const EvenParts parts(ceil_div(count, kGranule<Acc>), kPanelGranules<Acc>);
-    for (int64_t i = 0, first = 0; i < parts.parts; ++i) {
-      const int64_t width = parts.size(i) * kGranule<Acc>;
-      work(first, width);
-      first += width;
-    }
+  // `tokens` rows of products of tokens with all patches.
+  void multiply_tokens(const LateCall& call, int64_t token, int64_t tokens) {
+    const Unit* rows = static_cast<const Unit*>(call.tokens.rows) + token * this->units;
+    this->multiply(tokens, channel_units<E>(call.images), {rows, this->units}, products);
   }
 };
 
-SPARC_INLINE void put_index(const TokenSide& side, int64_t at, int64_t value) {
+SPARC_INLINE void put_index(const LateSide& side, int64_t at, int64_t value) {
   if (side.wide) {
     static_cast<int16_t*>(side.best)[at] = static_cast<int16_t>(value);
   } else {
@@ -155,7 +65,7 @@ SPARC_INLINE void put_index(const TokenSide& side, int64_t at, int64_t value) {
 }
 
 // Every place "none": all bits are set, in one byte and in two.
-inline void clear_indices(const TokenSide& side, int64_t at, int64_t count) {
+inline void clear_indices(const LateSide& side, int64_t at, int64_t count) {
   const int64_t bytes = side.wide ? 2 : 1;
   if (side.best) __builtin_memset(static_cast<char*>(side.best) + at * bytes, 0xFF, count * bytes);
 }
@@ -178,7 +88,7 @@ void scores_of_some(const LateCall& call, int64_t item, void* workspace) {
   using Acc = typename E::Acc;
   Arena arena(workspace);
   ImagePatches<E, In> patches(call, arena);
-  const TokenSide &images = call.images, &texts = call.texts;
+  const LateSide &images = call.images, &texts = call.texts;
   const PackedTokens& tokens = call.tokens;
   const int64_t captions = texts.items, parts = ceil_div(captions, call.captions_at_once);
   const int64_t image = item / parts, begin = item % parts * call.captions_at_once;
@@ -198,7 +108,7 @@ void scores_of_some(const LateCall& call, int64_t item, void* workspace) {
       if (t == multiplied) {
         done = t;
         multiplied = smaller(tokens.first[end], t + kTokenRows);
-        patches.multiply(call, done, multiplied - done);
+        patches.multiply_tokens(call, done, multiplied - done);
       }
       const Acc* row = patches.products + (t - done) * round_up(patches.count, kGranule<Acc>);
       const Best<Acc> best =

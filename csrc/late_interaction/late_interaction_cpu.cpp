@@ -5,174 +5,87 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <optional>
 #include <tuple>
 #include <vector>
 
-#include "common/checks.h"
+#include "captions/token_checks.h"
 #include "common/cpu_capability.h"
-#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "late_interaction/late_interaction.h"
 
 namespace sparc {
 namespace {
 
-using Maybe = std::optional<Tensor>;
 using torch::stable::new_empty;
 
 constexpr int64_t kMostInByte = 255;    // entries that an index of one byte can tell from "none"
+constexpr int64_t kMostRows = 32767;    // so that an index fits two bytes
 constexpr int64_t kItemsPerThread = 4;  // of the step that makes the scores
 
-int64_t parts_of(int64_t total, int64_t size) { return (total + size - 1) / size; }
-
-Tensor with_rows_in_one_piece(const Tensor& tokens) {
-  const int64_t last = tokens.dim() - 1;
-  if (tokens.size(last) <= 1 || tokens.stride(last) == 1) return tokens;
-  return torch::stable::contiguous(tokens);
-}
-
-void check_tokens(const Tensor& tokens, const char* name, int64_t dim, const char* shape) {
-  check_on_cpu(tokens, name);
-  STD_TORCH_CHECK(tokens.dim() == dim, name, ": expected ", dim, " dimensions ", shape, ", got ",
-                  tokens.dim());
-  STD_TORCH_CHECK(tokens.size(dim - 1) > 0 && (dim == 2 || tokens.size(1) > 0), name, ": expected a shape ",
-                  shape, " that is empty in its first dimension only");
-}
-
 // The tensors that both passes take, checked, and what follows from them.
-struct CheckedTokens : LateCall {
-  Tensor image_tokens, text_tokens;
-  ScalarType dtype, accumulation;
+struct LateTensors : LateCall {
+  CheckedTokens checked;
+  ScalarType accumulation;
   LateKernel kernel;
   std::vector<double> image_weights, text_weights;
   std::vector<int64_t> first;  // of each caption's valid tokens among those of all
 
-  CheckedTokens(const Tensor& image_embeds, const Tensor& text_embeds, const Maybe& image_mask,
-                const Maybe& text_mask, const Maybe& text_offsets, int64_t max_tokens, bool normalized,
-                bool averaged)
-      : image_tokens(image_embeds),
-        text_tokens(text_embeds),
-        dtype(image_embeds.scalar_type()),
-        accumulation(accumulation_dtype(dtype)) {
-    check_tokens(image_embeds, "image_tokens", 3, "[I, P, D]");
-    STD_TORCH_CHECK(
-        dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
-        "image_tokens: the CPU kernels take Float, Double and BFloat16, got ",
-        torch::headeronly::toString(dtype));
-    check_tokens(text_embeds, "text_tokens", text_offsets ? 2 : 3, text_offsets ? "[N, D]" : "[J, L, D]");
-    check_dtype(text_embeds, "text_tokens", dtype);
-    STD_TORCH_CHECK(text_embeds.size(text_embeds.dim() - 1) == image_embeds.size(2),
-                    "text_tokens: expected the width of image_tokens, ", image_embeds.size(2), ", got ",
-                    text_embeds.size(text_embeds.dim() - 1));
+  LateTensors(const TokenInputs& inputs, bool normalized, bool averaged)
+      : checked(inputs, images, texts), accumulation(checked.accumulation), first(first_valid_rows(texts)) {
     normalize = normalized;
     average = averaged;
-    image_tokens = with_rows_in_one_piece(image_embeds);
-    text_tokens = with_rows_in_one_piece(text_embeds);
-    set_padded(images, image_tokens, image_mask, "image_mask");
-    if (text_offsets) {
-      STD_TORCH_CHECK(!text_mask, "text_mask: expected None with text_offsets");
-      set_packed(*text_offsets, max_tokens);
-    } else {
-      set_padded(texts, text_tokens, text_mask, "text_mask");
-    }
-    constexpr int64_t kMostRows = 32767;
     STD_TORCH_CHECK(images.rows <= kMostRows && texts.rows <= kMostRows,
                     "image_tokens and text_tokens: expected at most ", kMostRows, " tokens per item, got ",
                     images.rows, " and ", texts.rows);
     images.wide = texts.rows > kMostInByte;
     texts.wide = images.rows > kMostInByte;
-    image_weights = weights_of(images, nullptr);
-    text_weights = weights_of(texts, &first);
+    image_weights = weights_of(images);
+    text_weights = weights_of(texts);
     images.weights = image_weights.data();
     texts.weights = text_weights.data();
-    kernel = pick_kernel<LateKernel>(dtype);
+    kernel = pick_kernel<LateKernel>(checked.dtype);
   }
-  CheckedTokens(const CheckedTokens&) = delete;
+  LateTensors(const LateTensors&) = delete;
 
   int64_t stats_size() const { return images.total + texts.total; }
-  ScalarType index_dtype(const TokenSide& side) const {
+  ScalarType index_dtype(const LateSide& side) const {
     return side.wide ? ScalarType::Short : ScalarType::Byte;
   }
   std::vector<int64_t> pairs() const { return {images.items, texts.items}; }
 
-  void set_stats(void* stats) {
-    images.inverse_norms = stats;
-    const int64_t size = accumulation == ScalarType::Double ? sizeof(double) : sizeof(float);
-    texts.inverse_norms = static_cast<char*>(stats) + images.total * size;
-  }
+  void set_stats(void* stats) { checked.set_stats(images, texts, stats); }
 
   void run(LateStep step, int64_t items, size_t bytes) const {
     for_each_item(items, bytes, [&](int64_t item, void* workspace) { step(*this, item, workspace); });
   }
 
  private:
-  static void set_padded(TokenSide& side, const Tensor& tokens, const Maybe& mask, const char* name) {
-    side.data = tokens.const_data_ptr();
-    side.items = tokens.size(0);
-    side.rows = tokens.size(1);
-    side.width = tokens.size(2);
-    side.item_stride = tokens.stride(0);
-    side.row_stride = tokens.stride(1);
-    side.total = side.items * side.rows;
-    if (!mask) return;
-    check_cpu_input(*mask, name, ScalarType::Bool, {side.items, side.rows});
-    side.mask = static_cast<const bool*>(mask->const_data_ptr());
-    side.mask_item_stride = mask->stride(0);
-    side.mask_stride = mask->stride(1);
-  }
-
-  void set_packed(const Tensor& offsets, int64_t max_tokens) {
-    check_on_cpu(offsets, "text_offsets");
-    check_dtype(offsets, "text_offsets", ScalarType::Long);
-    STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) > 0, "text_offsets: expected a shape [J + 1]");
-    check_contiguous(offsets, "text_offsets");
-    STD_TORCH_CHECK(max_tokens > 0, "max_tokens: expected at least 1 with text_offsets, got ", max_tokens);
-    texts.data = text_tokens.const_data_ptr();
-    texts.items = offsets.size(0) - 1;
-    texts.rows = max_tokens;
-    texts.width = text_tokens.size(1);
-    texts.row_stride = text_tokens.stride(0);
-    texts.total = text_tokens.size(0);
-    texts.offsets = static_cast<const int64_t*>(offsets.const_data_ptr());
-    STD_TORCH_CHECK(texts.offsets[0] >= 0 && texts.offsets[texts.items] <= texts.total,
-                    "text_offsets: expected values in [0, ", texts.total, "]");
-    for (int64_t j = 0; j < texts.items; ++j) {
-      STD_TORCH_CHECK(texts.size(j) >= 0 && texts.size(j) <= max_tokens,
-                      "text_offsets: expected captions of 0 to ", max_tokens, " tokens, got ", texts.size(j),
-                      " of caption ", j);
-    }
-  }
-
-  // Of the maxima in the score of each item; and where its valid rows begin among those of all.
-  std::vector<double> weights_of(const TokenSide& side, std::vector<int64_t>* begins) const {
+  // Of the maxima in the score of each item.
+  std::vector<double> weights_of(const TokenSide& side) const {
     std::vector<double> weights(side.items);
-    if (begins) begins->assign(1, 0);
     for (int64_t i = 0; i < side.items; ++i) {
-      int64_t count = side.mask ? 0 : side.size(i);
-      for (int64_t r = 0; side.mask && r < side.rows; ++r) count += side.valid(i, r);
+      const int64_t count = side.valid_rows(i);
       weights[i] = average && count > 0 ? 1.0 / static_cast<double>(count) : 1.0;
-      if (begins) begins->push_back(begins->back() + count);
     }
     return weights;
   }
 };
 
-Tensor new_scores(CheckedTokens& call, const Tensor& like, TokenSide& side, bool wanted) {
+Tensor new_scores(LateTensors& call, const Tensor& like, LateSide& side, bool wanted) {
   Tensor scores = new_empty(like, wanted ? call.pairs() : std::vector<int64_t>{0}, call.accumulation);
   if (wanted) side.scores = scores.mutable_data_ptr();
   return scores;
 }
 
 // The table of a side's indices.
-std::vector<int64_t> index_shape(const CheckedTokens& call, bool of_images) {
+std::vector<int64_t> index_shape(const LateTensors& call, bool of_images) {
   if (of_images) return {call.images.items, call.texts.items, call.images.rows};
   if (call.texts.offsets) return {call.images.items, call.texts.total};
   return {call.images.items, call.texts.items, call.texts.rows};
 }
 
-Tensor new_indices(CheckedTokens& call, const Tensor& like, bool of_images, bool wanted) {
-  TokenSide& side = of_images ? call.images : call.texts;
+Tensor new_indices(LateTensors& call, const Tensor& like, bool of_images, bool wanted) {
+  LateSide& side = of_images ? call.images : call.texts;
   Tensor indices = new_empty(like, wanted ? index_shape(call, of_images) : std::vector<int64_t>{0},
                              call.index_dtype(side));
   if (!wanted) return indices;
@@ -189,8 +102,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& image_tokens, const Tensor& text_tokens, const Maybe& image_mask, const Maybe& text_mask,
     const Maybe& text_offsets, int64_t max_tokens, bool normalize, bool average, bool by_image, bool by_text,
     bool keep, const std::string& /* float32_precision: the CPU products are exact */) {
-  CheckedTokens call(image_tokens, text_tokens, image_mask, text_mask, text_offsets, max_tokens, normalize,
-                     average);
+  LateTensors call({image_tokens, text_tokens, image_mask, text_mask, text_offsets, max_tokens}, normalize,
+                   average);
   Tensor image_scores = new_scores(call, image_tokens, call.images, by_image);
   Tensor text_scores = new_scores(call, image_tokens, call.texts, by_text);
   Tensor best_token = new_indices(call, image_tokens, true, by_image && keep);
@@ -219,10 +132,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
 }
 
 // The upstream gradient of a side's scores with the indices that go with it.
-void set_upstream(CheckedTokens& call, bool of_images, const Maybe& grad, const char* name,
+void set_upstream(LateTensors& call, bool of_images, const Maybe& grad, const char* name,
                   const Tensor& indices, const char* indices_name) {
   if (!grad) return;
-  TokenSide& side = of_images ? call.images : call.texts;
+  LateSide& side = of_images ? call.images : call.texts;
   const auto shape = index_shape(call, of_images);
   check_cpu_input(*grad, name, call.accumulation, {call.images.items, call.texts.items});
   check_contiguous(*grad, name);
@@ -236,16 +149,9 @@ void set_upstream(CheckedTokens& call, bool of_images, const Maybe& grad, const 
   side.best = const_cast<void*>(indices.const_data_ptr());
 }
 
-Tensor new_gradient(const Tensor& tokens, TokenSide& side, bool needed) {
-  std::vector<int64_t> shape;
-  for (int64_t axis = 0; axis < tokens.dim(); ++axis) shape.push_back(tokens.size(axis));
-  Tensor grad = new_empty(tokens, needed ? shape : std::vector<int64_t>{0});
-  if (!needed) return grad;
-  side.grad = grad.mutable_data_ptr();
-  const int64_t bytes = grad.numel() * grad.element_size();
-  prefer_huge_pages(side.grad, bytes);
-  // tokens of no caption
-  if (side.offsets) std::fill_n(static_cast<char*>(side.grad), bytes, static_cast<char>(0));
+Tensor new_gradient(const Tensor& tokens, LateSide& side, bool needed) {
+  Tensor grad = new_token_gradient(tokens, side, needed);
+  if (needed) side.grad = grad.mutable_data_ptr();
   return grad;
 }
 
@@ -256,8 +162,8 @@ std::tuple<Tensor, Tensor> backward(const Maybe& grad_image_scores, const Maybe&
                                     const Tensor& best_patch, int64_t max_tokens, bool normalize,
                                     bool average, bool need_image_tokens, bool need_text_tokens,
                                     const std::string& /* float32_precision: the CPU products are exact */) {
-  CheckedTokens call(image_tokens, text_tokens, image_mask, text_mask, text_offsets, max_tokens, normalize,
-                     average);
+  LateTensors call({image_tokens, text_tokens, image_mask, text_mask, text_offsets, max_tokens}, normalize,
+                   average);
   check_cpu_input(stats, "stats", call.accumulation, {call.stats_size()});
   check_contiguous(stats, "stats");
   call.set_stats(const_cast<void*>(stats.const_data_ptr()));
@@ -266,7 +172,7 @@ std::tuple<Tensor, Tensor> backward(const Maybe& grad_image_scores, const Maybe&
   Tensor grad_images = new_gradient(image_tokens, call.images, need_image_tokens);
   Tensor grad_texts = new_gradient(text_tokens, call.texts, need_text_tokens);
   const LateKernel& kernel = call.kernel;
-  const TokenSide &images = call.images, &texts = call.texts;
+  const LateSide &images = call.images, &texts = call.texts;
   if (need_image_tokens) {
     call.run(kernel.image_gradient, parts_of(images.items, items_at_once(images)),
              kernel.gradient_bytes(images));

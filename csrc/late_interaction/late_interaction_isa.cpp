@@ -16,7 +16,7 @@ LateKernel late_kernel() {
     ImagePatches<E, In>(call, arena);
     return arena.used();
   };
-  kernel.gradient_bytes = [](const TokenSide& own) {
+  kernel.gradient_bytes = [](const LateSide& own) {
     return static_cast<size_t>(items_at_once(own) * own.rows * own.width) * sizeof(typename E::Acc);
   };
   kernel.image_norms = &image_norms<E, In>;

@@ -61,10 +61,10 @@ def attention_pooled_scores(
         max_seqlen: the longest packed caption, or more (not looked at on a GPU). None: asked of ``cu_seqlens``, for
             which the host waits; it has to be given where the call is traced or transformed, and with meta tensors.
         weights: of a token's similarities s with the valid patches. ``"softmax"`` of ``attention_scale * s``;
-            ``"softmax_sink"``: with a further logit 0 whose value is 0 (an empty token), which shortens the sum, so
-            that its cosine is that of ``"softmax"``; ``"sigmoid"`` of ``attention_scale * s``; ``"words_softmax"``:
-            for each patch a softmax of s over the caption's valid tokens, then for each token a softmax over patches
-            of ``attention_scale`` times it.
+            ``"softmax_sink"``: with a further logit 0 whose value is 0 (an empty token), which only shortens the sum:
+            its cosine is that of ``"softmax"`` until the sum is shorter than 1e-12, and then goes to 0; ``"sigmoid"``
+            of ``attention_scale * s``; ``"words_softmax"``: for each patch a softmax of s over the caption's valid
+            tokens, then for each token a softmax over patches of ``attention_scale`` times it.
         attention_scale: 1 / temperature, a positive number.
         pooling: ``"mean"`` over valid tokens, or ``"logsumexp"`` of ``pooling_scale`` times their cosines.
         pooling_scale: a positive number.

@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure.peers import part_of
-from sparc_kernels.functional import contrastive_loss, filip_loss, late_interaction_scores, sigmoid_loss, similarity
+from sparc_kernels.functional import (
+    attention_pooled_scores,
+    contrastive_loss,
+    filip_loss,
+    late_interaction_scores,
+    sigmoid_loss,
+    similarity,
+)
 from sparc_kernels.modules import FilipLoss
 from tests.distributed.problems import (
     CLOSE,
@@ -231,26 +238,34 @@ def filip(here: Here) -> None:
         assert error < CLOSE, f"{gradients}, by the module: {error:.3g}"
 
 
-@CASES.add("scores of late interaction")
-def scores_of_late_interaction(here: Here) -> None:
+SCORES: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (late_interaction_scores, {"direction": "both", "pooling": "sum"}),
+    (late_interaction_scores, {"direction": "image_to_text", "pooling": "sum"}),
+    (late_interaction_scores, {"direction": "text_to_image", "pooling": "sum"}),
+    (attention_pooled_scores, {"weights": "words_softmax", "pooling": "logsumexp"}),
+)
+
+
+@CASES.add("scores of all pairs")
+def scores_of_all_pairs(here: Here) -> None:
     """The rows of this rank's images, with the captions of all; gradients are those of the sum over ranks."""
     for sizes in UNEVEN:
         problem, batch = Problem.of_tokens(sizes), sum(sizes)
         weights = torch.randn(2, batch, batch, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         mine = slice(sum(sizes[: here.rank]), sum(sizes[: here.rank + 1]))
-        for direction in ("both", "image_to_text", "text_to_image"):
+        for function, known in SCORES:
             whole, own = leaves(problem, None), leaves(problem, here.rank)
             found = []
             for x, rank, options in ((whole, None, {"backend": "eager"}), (own, here.rank, {"group": here.group})):
                 masks = problem.options("image_mask text_mask", rank)
-                options |= {"direction": direction, "pooling": "sum", **masks}
-                found.append(late_interaction_scores(x["image_embeds"], x["text_embeds"], **options))
+                scores = function(x["image_embeds"], x["text_embeds"], **options, **known, **masks)
+                found.append((scores,) if isinstance(scores, Tensor) else scores)
                 pairs = zip(found[-1], weights if rank is None else weights[:, mine])
                 sum((scores * weight).sum() for scores, weight in pairs if scores is not None).backward()
             for true, scores in zip(*found):
                 assert off(scores, None if true is None else true[mine]) < CLOSE
             for name in LEAVES[:2]:
-                assert off(own[name].grad, whole[name].grad[mine]) < CLOSE, f"{sizes} {direction} {name}"
+                assert off(own[name].grad, whole[name].grad[mine]) < CLOSE, f"{sizes} {known} {name}"
 
 
 @CASES.add("late interaction, ranks that disagree")
@@ -280,6 +295,8 @@ def disagreeing_tokens(here: Here) -> None:
             filip_loss(**{"image_tokens": images} | arguments, group=here.group)
     with pytest.raises(ValueError, match="pooling must be the same on all ranks, got sum on rank 2 and mean"):
         late_interaction_scores(images, texts, pooling="sum" if odd else "mean", group=here.group)
+    with pytest.raises(ValueError, match=r"attention_scale must be the same on all ranks, got 2.5 on rank 2 and 10.0"):
+        attention_pooled_scores(images, texts, attention_scale=2.5 if odd else 10, group=here.group)
     assert late_interaction_scores(images, texts, group=here.group).image_scores.shape == (2, 2 * here.size)
 
 

@@ -68,7 +68,8 @@ def attention_pooled_reference(
         similarities = flat_products(patches, tokens).to(accumulation)  # (1), [I, J, L, P]
         chosen = _weights(similarities, token_valid, patch_valid, weights, attention_scale)  # (2)
         i, j, l, p = chosen.shape
-        contexts = (chosen.to(patches.dtype).view(i, j * l, p) @ patches).view(i, j, l, -1).to(accumulation)  # (3)
+        flat = chosen.to(patches.dtype).view(i, j * l, p) @ patches
+        contexts = flat.view(i, j, l, patches.shape[2]).to(accumulation)  # (3)
         cosines = (F.normalize(contexts, dim=-1) * directions).sum(3)  # (4), [I, J, L]
         if pooling == "logsumexp":  # (5)
             lowest = torch.finfo(accumulation).min

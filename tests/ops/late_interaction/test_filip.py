@@ -7,7 +7,8 @@ import torch
 
 import sparc_kernels as sk
 from tests.conftest import device_of
-from tests.ops.late_interaction.test_late_interaction import BACKENDS, Shape, leaves_of, make
+from tests.ops.captions.problems import Shape, leaves_of, make
+from tests.ops.late_interaction.test_late_interaction import BACKENDS
 
 
 def test_module_learns_its_scale() -> None:

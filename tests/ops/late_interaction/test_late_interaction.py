@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from sparc_kernels.ops.late_interaction.reference import late_interaction_refere
 from sparc_kernels.ops.late_interaction.room import ROOM
 from tests import tolerance
 from tests.conftest import device_of, dtypes_of
+from tests.ops.captions.problems import Problem, Shape, leaves_of, make
 
 BACKENDS = ["eager", *(backend for backend in ("cpu", "triton") if backend in ROOM.dtypes)]
 FUSED = BACKENDS[1:]
@@ -26,15 +27,6 @@ EVERY = [
     for backend in BACKENDS
     for dtype in dtypes_of(backend)
 ]
-
-
-class Shape(NamedTuple):
-    images: int
-    patches: int
-    captions: int
-    tokens: int
-    channels: int
-    layout: str = "whole"  # or masked, or packed
 
 
 SHAPES = (
@@ -49,51 +41,9 @@ SHAPES = (
 )
 
 
-class Problem(NamedTuple):
-    image_tokens: Tensor
-    text_tokens: Tensor
-    options: dict[str, Any]  # masks, or offsets
-    upstream: tuple[Tensor, Tensor]
-
-    def masks(self, device: torch.device | str) -> dict[str, Any]:
-        return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in self.options.items()}
-
-
-def make(shape: Shape, magnitude: float = 1.0) -> Problem:
-    """In float64, of numbers that bfloat16 holds exactly; NaN in padding, a caption and an image without a token."""
-    generator = torch.Generator().manual_seed(sum(shape[:5]))
-    i, p, j, length, d, layout = shape
-    draw = lambda *sizes: (magnitude * torch.randn(*sizes, generator=generator)).bfloat16().double()  # noqa: E731
-    options: dict[str, Any] = {}
-    images = draw(i, p, d)
-    if layout != "whole":
-        mask = torch.rand(i, p, generator=generator) > 0.3
-        mask[:, 0], mask[1:2] = True, False
-        images[~mask] = torch.nan
-        options["image_mask"] = mask
-    texts = draw(j, length, d)
-    if layout == "masked":
-        mask = torch.rand(j, length, generator=generator) > 0.3
-        mask[:, 0], mask[1:2] = True, False
-        texts[~mask] = torch.nan
-        options["text_mask"] = mask
-    if layout == "packed":
-        lengths = torch.randint(1, length + 1, (j,), generator=generator)
-        lengths[:1], lengths[1:2] = length, 0
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        texts, options = draw(int(offsets[-1]), d), options | {"cu_seqlens": offsets, "max_seqlen": max(length, 1)}
-    upstream = (torch.randn(i, j, generator=generator, dtype=torch.float64) for _ in range(2))
-    return Problem(images, texts, options, (next(upstream), next(upstream)))
-
-
 def grads_of(scores: Any, problem: Problem, leaves: tuple[Tensor, Tensor]) -> list[Tensor]:
     total = sum((x * up.to(x.device, x.dtype)).sum() for x, up in zip(scores, problem.upstream) if x is not None)
     return list(torch.autograd.grad(total, leaves))
-
-
-def leaves_of(problem: Problem, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    one, other = (x.to(device, dtype).requires_grad_() for x in problem[:2])
-    return one, other
 
 
 def eager(problem: Problem, dtype: torch.dtype, compute_dtype: torch.dtype, **options: Any) -> list[Tensor]:
