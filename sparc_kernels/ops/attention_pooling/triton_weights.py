@@ -29,7 +29,8 @@ def length_factor(b_sum, b_top, SIGMOID: tl.constexpr, SINK: tl.constexpr):
 def cosine_of(b_n, b_q, b_z, b_gamma):
     """r [ROWS], i, and whether the context counts as zero."""
     b_z = tl.where(b_z == 0.0, 1.0, b_z)  # no valid patch
-    b_norm = tl.sqrt(tl.where(b_q < 0.0, 0.0, b_q)) / b_z
+    b_least = (b_gamma * b_n) * (b_gamma * b_n)  # of q, by Cauchy and Schwarz: rounding may say less
+    b_norm = tl.sqrt(tl.where(b_q < b_least, b_least, b_q)) / b_z
     m_clamped = b_norm <= MIN_NORM
     b_i = 1.0 / (tl.where(m_clamped, MIN_NORM, b_norm) * b_z)
     return b_gamma * b_n * b_i, b_i, m_clamped
