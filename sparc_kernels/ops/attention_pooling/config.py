@@ -7,6 +7,7 @@ looks at them; docs/performance_log.md has the counts). None was timed yet.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 MOST_FUSED = 256  # patches of an image whose similarities fit a tile
 MULTIPROCESSORS = 132  # of an H100; the fused kernels run one program on each
@@ -20,14 +21,13 @@ class Tiles:
     block_d: int
     num_warps: int
     num_stages: int
-    parts: int = 1  # of the Gram matrix's columns in the forward pass
 
 
 @dataclass(frozen=True)
 class TileConfig:
     """How both passes go through images and tokens."""
 
-    forward: Tiles = Tiles(128, 64, 8, 2, 2)
+    forward: Tiles = Tiles(128, 64, 8, 3)
     backward: Tiles = Tiles(64, 64, 8, 2)
     # Similarities by products of a library, with passes of ours between them, instead of tiles in registers.
     library: bool = False
@@ -70,6 +70,14 @@ class TileConfig:
         step = self.backward.block_r
         tokens = max(1, entries // (images * n_patches) // step) * step
         return min(max(1, n_tokens), tokens), images
+
+
+def pieces(n_patches: int) -> tuple[int, int, int]:
+    """Widths of up to three pieces that hold an image's patches, powers of two of at least 16; the least in all, then
+    the fewest."""
+    widths = [0, *(1 << n for n in range(4, 9))]
+    found = (x for x in product(widths, repeat=3) if x[0] >= x[1] >= x[2] and sum(x) >= n_patches)
+    return min(found, key=lambda x: (sum(x), -x[0]))
 
 
 def choose(itemsize: int, capability: int, n_patches: int, words: bool) -> TileConfig:

@@ -15,7 +15,7 @@ from sparc_kernels.ops._dtype import without_autocast
 from sparc_kernels.ops._triton.launch import Launch, Step, cdiv
 from sparc_kernels.ops._triton.products import Product
 from sparc_kernels.ops._triton.replay import run_plan
-from sparc_kernels.ops.attention_pooling.config import TileConfig
+from sparc_kernels.ops.attention_pooling.config import TileConfig, Tiles, pieces
 from sparc_kernels.ops.attention_pooling.schema import fake_backward, fake_forward
 from sparc_kernels.ops.attention_pooling.triton_fused import fused_cosines_kernel, fused_gradient_kernel
 from sparc_kernels.ops.attention_pooling.triton_plans import BatchedProduct, Options, Power, Problem
@@ -138,16 +138,10 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
     return results, steps
 
 
-def fused(problem: Problem, kernel: Any, tiles: Any, runs: int, known: dict[str, Any]) -> Launch:
+def fused(problem: Problem, kernel: Any, tiles: Tiles, runs: int, known: dict[str, Any]) -> Launch:
     """The launch of a fused kernel, ``runs`` programs for each image."""
-    own = {
-        "RUNS": runs,
-        "BLOCK_R": tiles.block_r,
-        "BLOCK_P": max(16, 1 << (problem.padded - 1).bit_length()),
-        "BLOCK_D": tiles.block_d,
-        "DESCRIBED": problem.described,
-        "PARTS": tiles.parts,
-    }
+    own = {"RUNS": runs, "BLOCK_R": tiles.block_r, "BLOCK_D": tiles.block_d, "DESCRIBED": problem.described}
+    own |= dict(zip(("W_0", "W_1", "W_2"), pieces(problem.n_patches)))
     return Launch.of(kernel, known["IMAGES"] * runs, known | own, {}, tiles.num_warps, tiles.num_stages)
 
 

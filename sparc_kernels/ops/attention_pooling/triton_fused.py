@@ -3,12 +3,14 @@
 
 A program owns an image and some tiles of tokens. Its Gram matrix stays in shared memory over the tiles, so that only
 the two sides of the similarities are read again: what a multiprocessor can ask of the L2 cache is the narrowest place.
+Patches come in up to three pieces, since the sides of a tile are powers of two: 196 of them take 128 + 64 + 16 columns
+of products and registers, not 256. W_0, W_1 and W_2 are their widths, the last ones perhaps 0.
 """
 
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._triton.tiles import columns_of, rows_product, store_tile
+from sparc_kernels.ops._triton.tiles import rows_product, store_tile
 from sparc_kernels.ops.attention_pooling.triton_weights import (
     LOG2E,
     bounded,
@@ -25,91 +27,170 @@ RAGGED = ["I", "J", "N", "IMAGES", "FIRST", "RUNS"]
 
 
 @triton.jit
-def load_gram(
-    p_gram, image, IMAGES, first, PADDED: tl.constexpr, BLOCK_P: tl.constexpr, WIDTH: tl.constexpr,
-    UPCAST: tl.constexpr, DESCRIBED: tl.constexpr
-):  # fmt: skip
-    """[BLOCK_P, WIDTH] of an image's columns from ``first`` on, 0 outside."""
-    if DESCRIBED:
-        gram = tl.make_tensor_descriptor(
-            p_gram, [IMAGES, PADDED, PADDED], [PADDED * PADDED, PADDED, 1], [1, BLOCK_P, WIDTH]
-        )
-        b_gram = tl.reshape(gram.load([image, 0, first]), (BLOCK_P, WIDTH))
+def piece(part: tl.constexpr, W_0: tl.constexpr, W_1: tl.constexpr, W_2: tl.constexpr):
+    """[WIDTH] patches of a piece."""
+    if part == 0:
+        return tl.arange(0, W_0)
+    elif part == 1:
+        return W_0 + tl.arange(0, W_1)
     else:
-        o_p, o_col = tl.arange(0, BLOCK_P), first + tl.arange(0, WIDTH)
-        o_gram = image.to(tl.int64) * PADDED * PADDED + o_p[:, None] * PADDED + o_col[None, :]
-        b_gram = tl.load(p_gram + o_gram, mask=(o_p < PADDED)[:, None] & (o_col < PADDED)[None, :], other=0.0)
-    if UPCAST:
-        b_gram = b_gram.to(tl.float32)
-    return b_gram
+        return W_0 + W_1 + tl.arange(0, W_2)
 
 
 @triton.jit
-def sides(
-    p_images, p_texts, I, N, PADDED: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr, DESCRIBED: tl.constexpr
+def valid_pieces(
+    p_image_mask, o_i, stride_vi, stride_vp, P: tl.constexpr, W_0: tl.constexpr, W_1: tl.constexpr, W_2: tl.constexpr,
+    PIECES: tl.constexpr
 ):  # fmt: skip
-    """Patches and tokens as ``products`` takes them: pointers or tensor descriptors."""
+    """Whether patches are valid, piece by piece."""
+    valid = ()
+    for part in tl.static_range(PIECES):
+        o_p = piece(part, W_0, W_1, W_2)
+        valid = valid + (load_valid_patches(p_image_mask, o_i, o_p, stride_vi, stride_vp, P),)
+    return valid
+
+
+@triton.jit
+def load_gram(
+    p_gram, image, PADDED: tl.constexpr, W_0: tl.constexpr, W_1: tl.constexpr, W_2: tl.constexpr,
+    PIECES: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """G in pieces of rows times pieces of columns, one row of pieces after the other; 0 outside."""
+    grams = ()
+    for above in tl.static_range(PIECES):
+        for beside in tl.static_range(PIECES):
+            o_row, o_col = piece(above, W_0, W_1, W_2), piece(beside, W_0, W_1, W_2)
+            o_gram = image.to(tl.int64) * PADDED * PADDED + o_row[:, None] * PADDED + o_col[None, :]
+            b_gram = tl.load(p_gram + o_gram, mask=(o_row < PADDED)[:, None] & (o_col < PADDED)[None, :], other=0.0)
+            if UPCAST:
+                b_gram = b_gram.to(tl.float32)
+            grams = grams + (b_gram,)
+    return grams
+
+
+@triton.jit
+def described(
+    p_images, p_texts, I, N, PADDED: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    W_0: tl.constexpr, W_1: tl.constexpr, W_2: tl.constexpr, DESCRIBED: tl.constexpr
+):  # fmt: skip
+    """Tokens, and patches by pieces, as ``products`` takes them: tensor descriptors, or pointers."""
     if DESCRIBED:
-        return (
-            tl.make_tensor_descriptor(p_images, [I, PADDED, D], [PADDED * D, D, 1], [1, BLOCK_P, BLOCK_D]),
-            tl.make_tensor_descriptor(p_texts, [N, D], [D, 1], [BLOCK_R, BLOCK_D]),
-        )
+        texts = tl.make_tensor_descriptor(p_texts, [N, D], [D, 1], [BLOCK_R, BLOCK_D])
+        first = tl.make_tensor_descriptor(p_images, [I, PADDED, D], [PADDED * D, D, 1], [1, W_0, BLOCK_D])
+        if W_1 == 0:
+            return texts, (first,)
+        else:
+            second = tl.make_tensor_descriptor(p_images, [I, PADDED, D], [PADDED * D, D, 1], [1, W_1, BLOCK_D])
+            if W_2 == 0:
+                return texts, (first, second)
+            else:
+                third = tl.make_tensor_descriptor(p_images, [I, PADDED, D], [PADDED * D, D, 1], [1, W_2, BLOCK_D])
+                return texts, (first, second, third)
     else:
-        return p_images, p_texts
+        return p_texts, (p_images,)
+
+
+@triton.jit
+def add_channels(b_texts, images, image, first, o_d, b_s, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
+    """A piece's products with those of some more channels, by tensor descriptors; patches outside of an image are 0."""
+    b_images = tl.reshape(images.load([image, first, o_d]), (WIDTH, BLOCK_D))
+    if UPCAST:
+        b_images = b_images.to(tl.float32)
+    return tl.dot(b_texts, tl.trans(b_images), b_s)
 
 
 @triton.jit
 def products(
-    images, texts, o_i, first, count,
+    texts, images, o_i, first, count,
     PADDED: tl.constexpr,
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    W_0: tl.constexpr,
+    W_1: tl.constexpr,
+    W_2: tl.constexpr,
     UPCAST: tl.constexpr,
     DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """S [BLOCK_R, BLOCK_P], 0 at patches that are not valid."""
+    """S [BLOCK_R, WIDTH] of each piece, 0 at patches that are not valid."""
+    WIDTH_1: tl.constexpr = W_1 if W_1 > 0 else 16
+    WIDTH_2: tl.constexpr = W_2 if W_2 > 0 else 16
+    b_0 = tl.zeros([BLOCK_R, W_0], tl.float32)
+    b_1 = tl.zeros([BLOCK_R, WIDTH_1], tl.float32)
+    b_2 = tl.zeros([BLOCK_R, WIDTH_2], tl.float32)
     if DESCRIBED:
-        b_s = tl.zeros([BLOCK_R, BLOCK_P], tl.float32)
+        image = o_i.to(tl.int32)
         for o_d in range(0, D, BLOCK_D):
             b_texts = texts.load([first, o_d])
-            b_images = tl.reshape(images.load([o_i.to(tl.int32), 0, o_d]), (BLOCK_P, BLOCK_D))
             if UPCAST:
-                b_texts, b_images = b_texts.to(tl.float32), b_images.to(tl.float32)
-            b_s = tl.dot(b_texts, tl.trans(b_images), b_s)
-        return b_s
+                b_texts = b_texts.to(tl.float32)
+            b_0 = add_channels(b_texts, images[0], image, 0, o_d, b_0, W_0, BLOCK_D, UPCAST)
+            if W_1 > 0:
+                b_1 = add_channels(b_texts, images[1], image, W_0, o_d, b_1, W_1, BLOCK_D, UPCAST)
+            if W_2 > 0:
+                b_2 = add_channels(b_texts, images[2], image, W_0 + W_1, o_d, b_2, W_2, BLOCK_D, UPCAST)
     else:
-        o_row, o_p = first + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_P)
-        return rows_product(
-            texts, images + o_i * PADDED * D, o_row, o_p, o_row < count, o_p < PADDED, D, 1, D, 1, D, BLOCK_D, "ieee",
-            UPCAST
-        )  # fmt: skip
+        b_0 = by_pointers(texts, images[0], o_i, first, count, piece(0, W_0, W_1, W_2), PADDED, D, BLOCK_R, BLOCK_D, UPCAST)
+        if W_1 > 0:
+            b_1 = by_pointers(
+                texts, images[0], o_i, first, count, piece(1, W_0, W_1, W_2), PADDED, D, BLOCK_R, BLOCK_D, UPCAST
+            )
+        if W_2 > 0:
+            b_2 = by_pointers(
+                texts, images[0], o_i, first, count, piece(2, W_0, W_1, W_2), PADDED, D, BLOCK_R, BLOCK_D, UPCAST
+            )
+    if W_1 == 0:
+        return (b_0,)
+    elif W_2 == 0:
+        return b_0, b_1
+    else:
+        return b_0, b_1, b_2
+
+
+@triton.jit
+def by_pointers(
+    p_texts, p_images, o_i, first, count, o_p, PADDED: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """S of a piece, whatever the rows' alignment."""
+    o_row = first + tl.arange(0, BLOCK_R)
+    return rows_product(
+        p_texts, p_images + o_i * PADDED * D, o_row, o_p, o_row < count, o_p < PADDED, D, 1, D, 1, D, BLOCK_D, "ieee",
+        UPCAST
+    )  # fmt: skip
 
 
 @triton.jit
 def tile_weights(
-    images, texts, o_i, first, count, m_p, scale,
-    PADDED: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SIGMOID: tl.constexpr,
-    UPCAST: tl.constexpr,
-    DESCRIBED: tl.constexpr,
+    similarities, valid, scale, dtype: tl.constexpr, PIECES: tl.constexpr, SIGMOID: tl.constexpr, SINK: tl.constexpr
 ):  # fmt: skip
-    """S and E [ROWS, BLOCK_P], and the largest logit of each row."""
-    b_s = products(images, texts, o_i, first, count, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, UPCAST, DESCRIBED)
+    """E of each piece as an operand, n and z [BLOCK_R]."""
     # no logits beside S: the maximum is that of S, and a multiply-add goes into the exponential
-    b_top = tl.zeros([BLOCK_R], tl.float32)
+    b_top = tl.zeros([similarities[0].shape[0]], tl.float32)
     if not SIGMOID:
-        b_top = tl.max(tl.where(m_p[None, :], b_s, -float("inf")), axis=1) * (scale * LOG2E)
-        b_top = tl.where(b_top == -float("inf"), 0.0, b_top)  # an image without a valid patch
-    b_exponent = tl.where(m_p[None, :], b_s * (scale * LOG2E) - b_top[:, None], -float("inf"))
-    b_e = exponentials(b_exponent, SIGMOID)
-    return b_s, b_e, b_top
+        b_top -= float("inf")
+        for part in tl.static_range(PIECES):
+            b_s = tl.where(valid[part][None, :], similarities[part], -float("inf"))
+            b_top = tl.maximum(b_top, tl.max(b_s, axis=1))
+        b_top = tl.where(b_top == -float("inf"), 0.0, b_top * (scale * LOG2E))  # an image without a valid patch
+    b_n, b_z = tl.zeros_like(b_top), tl.zeros_like(b_top)
+    weights = ()
+    for part in tl.static_range(PIECES):
+        b_exponent = similarities[part] * (scale * LOG2E) - b_top[:, None]
+        b_e = exponentials(tl.where(valid[part][None, :], b_exponent, -float("inf")), SIGMOID)
+        b_z += tl.sum(b_e, axis=1)
+        b_n += tl.sum(b_e * similarities[part], axis=1)
+        weights = weights + (b_e.to(dtype),)
+    return weights, b_n, length_factor(b_z, b_top, SIGMOID, SINK)
+
+
+@triton.jit
+def form(weights, grams, beside: tl.constexpr, PIECES: tl.constexpr):
+    """H [BLOCK_R, WIDTH] of a piece."""
+    b_h = tl.dot(weights[0], grams[beside])
+    for above in tl.static_range(1, PIECES):
+        b_h = tl.dot(weights[above], grams[above * PIECES + beside], b_h)
+    return b_h
 
 
 @triton.jit(do_not_specialize=RAGGED)
@@ -129,41 +210,35 @@ def fused_cosines_kernel(
     PADDED: tl.constexpr,
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    W_0: tl.constexpr,
+    W_1: tl.constexpr,
+    W_2: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SIGMOID: tl.constexpr,
     SINK: tl.constexpr,
     UPCAST: tl.constexpr,
     DESCRIBED: tl.constexpr,  # rows lie at multiples of 16 bytes
-    PARTS: tl.constexpr,  # of the Gram matrix's columns, one after the other: registers
 ):  # fmt: skip
     run, image = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS
     o_i = (FIRST + image).to(tl.int64)
     count = tl.load(p_starts + J)
     if p_scales is not None:
         scale = tl.load(p_scales + o_i)
-    m_p = load_valid_patches(p_image_mask, o_i, tl.arange(0, BLOCK_P), stride_vi, stride_vp, P)
-    images, texts = sides(p_images, p_texts, I, N, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, DESCRIBED)
-    WIDTH: tl.constexpr = BLOCK_P // PARTS
-    grams = ()
-    for part in tl.static_range(PARTS):
-        b_gram = load_gram(p_gram, image, IMAGES, part * WIDTH, PADDED, BLOCK_P, WIDTH, UPCAST, DESCRIBED)
-        grams = grams + (b_gram,)
+    PIECES: tl.constexpr = 1 + (W_1 > 0) + (W_2 > 0)
+    valid = valid_pieces(p_image_mask, o_i, stride_vi, stride_vp, P, W_0, W_1, W_2, PIECES)
+    texts, images = described(p_images, p_texts, I, N, PADDED, D, BLOCK_R, BLOCK_D, W_0, W_1, W_2, DESCRIBED)
+    grams = load_gram(p_gram, image, PADDED, W_0, W_1, W_2, PIECES, UPCAST)
     tile = run
     while tile * BLOCK_R < count:
         o_row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
         m_row = o_row < count
-        b_s, b_e, b_top = tile_weights(
-            images, texts, o_i, tile * BLOCK_R, count, m_p, scale, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, SIGMOID, UPCAST,
-            DESCRIBED
-        )  # fmt: skip
-        b_z = length_factor(tl.sum(b_e, axis=1), b_top, SIGMOID, SINK)
-        b_n = tl.sum(b_e * b_s, axis=1)
-        b_half = b_e.to(grams[0].dtype)
-        parts = columns_of(b_half, PARTS)
+        similarities = products(
+            texts, images, o_i, tile * BLOCK_R, count, PADDED, D, BLOCK_R, BLOCK_D, W_0, W_1, W_2, UPCAST, DESCRIBED
+        )
+        weights, b_n, b_z = tile_weights(similarities, valid, scale, grams[0].dtype, PIECES, SIGMOID, SINK)
         b_q = tl.zeros([BLOCK_R], tl.float32)
-        for part in tl.static_range(PARTS):
-            b_q += tl.sum(tl.dot(b_half, grams[part]) * parts[part].to(tl.float32), axis=1)
+        for part in tl.static_range(PIECES):
+            b_q += tl.sum(form(weights, grams, part, PIECES) * weights[part].to(tl.float32), axis=1)
         b_gamma = tl.load(p_gamma + o_row, mask=m_row, other=0.0)
         b_r, _, _ = cosine_of(b_n, b_q, b_z, b_gamma)
         tl.store(p_cosines + image.to(tl.int64) * N + o_row, b_r, mask=m_row)
@@ -194,7 +269,9 @@ def fused_gradient_kernel(
     PADDED: tl.constexpr,
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    W_0: tl.constexpr,
+    W_1: tl.constexpr,
+    W_2: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SIGMOID: tl.constexpr,
     SINK: tl.constexpr,
@@ -207,38 +284,42 @@ def fused_gradient_kernel(
     count = tl.load(p_starts + J)
     if p_scales is not None:
         scale = tl.load(p_scales + o_i)
-    m_p = load_valid_patches(p_image_mask, o_i, tl.arange(0, BLOCK_P), stride_vi, stride_vp, P)
-    images, texts = sides(p_images, p_texts, I, N, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, DESCRIBED)
-    b_gram = load_gram(p_gram, image, IMAGES, 0, PADDED, BLOCK_P, BLOCK_P, UPCAST, DESCRIBED)
-    o_p = tl.arange(0, BLOCK_P)
+    PIECES: tl.constexpr = 1 + (W_1 > 0) + (W_2 > 0)
+    valid = valid_pieces(p_image_mask, o_i, stride_vi, stride_vp, P, W_0, W_1, W_2, PIECES)
+    texts, images = described(p_images, p_texts, I, N, PADDED, D, BLOCK_R, BLOCK_D, W_0, W_1, W_2, DESCRIBED)
+    grams = load_gram(p_gram, image, PADDED, W_0, W_1, W_2, PIECES, UPCAST)
     o_out = image * PADDED
     first = FIRST_ROW + run * BLOCK_R
     while first < LAST_ROW:
         o_row = first + tl.arange(0, BLOCK_R)
         m_row, m_out = o_row < count, o_row < LAST_ROW
-        b_s, b_e, b_top = tile_weights(
-            images, texts, o_i, first, count, m_p, scale, PADDED, D, BLOCK_R, BLOCK_P, BLOCK_D, SIGMOID, UPCAST,
-            DESCRIBED
-        )  # fmt: skip
-        b_z = length_factor(tl.sum(b_e, axis=1), b_top, SIGMOID, SINK)
-        b_half = b_e.to(b_gram.dtype)
-        b_e = b_half.to(tl.float32)
-        b_n = tl.sum(b_e * b_s, axis=1)
-        b_h = tl.dot(b_half, b_gram)
-        b_q = tl.sum(b_h * b_e, axis=1)
+        similarities = products(
+            texts, images, o_i, first, count, PADDED, D, BLOCK_R, BLOCK_D, W_0, W_1, W_2, UPCAST, DESCRIBED
+        )
+        weights, b_n, b_z = tile_weights(similarities, valid, scale, grams[0].dtype, PIECES, SIGMOID, SINK)
+        b_q = tl.zeros([BLOCK_R], tl.float32)
+        forms = ()
+        for part in tl.static_range(PIECES):
+            b_h = form(weights, grams, part, PIECES)
+            b_q += tl.sum(b_h * weights[part].to(tl.float32), axis=1)
+            forms = forms + (b_h,)
         b_gamma = tl.load(p_gamma + o_row, mask=m_row, other=0.0)
         b_r, b_i, m_clamped = cosine_of(b_n, b_q, b_z, b_gamma)
         b_k = load_upstream(p_grad_scores, p_levels, p_owners, p_starts, p_power, o_i, o_row, m_row, b_r, pooling_scale, J)
         if p_radial is not None:
             tl.store(p_radial + image.to(tl.int64) * N + o_row, b_k * b_r, mask=m_row)
         b_dn, b_twice_dq, b_shift = row_gradient(b_k, b_n, b_z, b_r, b_i, b_gamma, m_clamped)
-        b_de = b_dn[:, None] * b_s + b_twice_dq[:, None] * b_h
-        b_ds = similarity_gradient(b_e, b_de, b_dn, b_shift, scale, SIGMOID)
+        b_kr = tl.where(m_clamped, 0.0, -b_k * b_r)
         o_local = o_row - FIRST_ROW
-        store_tile(p_similarity_grad + o_out, bounded(b_ds, p_power), o_local, o_p, m_out, PADDED, stride_w, UPCAST)
-        if p_weights is not None:
-            b_a = tl.where(m_row[:, None], b_e * b_i[:, None], 0.0)
-            store_tile(p_weights + o_out, b_a, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
-            b_a *= tl.where(m_clamped, 0.0, -b_k * b_r)[:, None]
-            store_tile(p_weights_grad + o_out, bounded(b_a, p_power), o_local, o_p, m_out, PADDED, stride_w, UPCAST)
+        for part in tl.static_range(PIECES):
+            o_p = piece(part, W_0, W_1, W_2)
+            b_e = weights[part].to(tl.float32)
+            b_de = b_dn[:, None] * similarities[part] + b_twice_dq[:, None] * forms[part]
+            b_ds = bounded(similarity_gradient(b_e, b_de, b_dn, b_shift, scale, SIGMOID), p_power)
+            store_tile(p_similarity_grad + o_out, b_ds, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
+            if p_weights is not None:
+                b_a = tl.where(m_row[:, None], b_e * b_i[:, None], 0.0)
+                store_tile(p_weights + o_out, b_a, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
+                b_a = bounded(b_a * b_kr[:, None], p_power)
+                store_tile(p_weights_grad + o_out, b_a, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
         first += RUNS * BLOCK_R
