@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, cdiv
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, interpreted
 from sparc_kernels.ops._triton.products import Product
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.attention_pooling.config import TileConfig, Tiles, pieces
@@ -31,6 +31,11 @@ from sparc_kernels.ops.attention_pooling.triton_weights import (
 __all__ = ["backward", "backward_plan", "forward", "forward_plan"]
 
 Steps = list[Step]
+
+ROUND = {  # PTX that rounds two numbers into one register
+    torch.bfloat16: "cvt.rn.bf16x2.f32 $0, $2, $1;",
+    torch.float16: "cvt.rn.f16x2.f32 $0, $2, $1;",
+}
 
 
 class Matrices:
@@ -141,6 +146,7 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
 def fused(problem: Problem, kernel: Any, tiles: Tiles, runs: int, known: dict[str, Any]) -> Launch:
     """The launch of a fused kernel, ``runs`` programs for each image."""
     own = {"RUNS": runs, "BLOCK_R": tiles.block_r, "BLOCK_D": tiles.block_d, "DESCRIBED": problem.described}
+    own["ROUND"] = None if interpreted() or torch.version.hip else ROUND[problem.images.dtype]
     own |= dict(zip(("W_0", "W_1", "W_2"), pieces(problem.n_patches)))
     return Launch.of(kernel, known["IMAGES"] * runs, known | own, {}, tiles.num_warps, tiles.num_stages)
 

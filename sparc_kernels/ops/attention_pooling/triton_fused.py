@@ -161,8 +161,21 @@ def by_pointers(
 
 
 @triton.jit
+def rounded(b_x, dtype: tl.constexpr, ROUND: tl.constexpr):
+    """In ``dtype``; by an instruction for two numbers, where there is one. The compiler takes one for each, of the pipe
+    that exponentials are made in, if a number is wanted alone later, too."""
+    if ROUND is None:
+        return b_x.to(dtype)
+    elif dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(ROUND, "=r,r,r", [b_x], tl.bfloat16, True, 2)
+    else:
+        return tl.inline_asm_elementwise(ROUND, "=r,r,r", [b_x], tl.float16, True, 2)
+
+
+@triton.jit
 def tile_weights(
-    similarities, valid, scale, dtype: tl.constexpr, PIECES: tl.constexpr, SIGMOID: tl.constexpr, SINK: tl.constexpr
+    similarities, valid, scale, dtype: tl.constexpr, PIECES: tl.constexpr, SIGMOID: tl.constexpr, SINK: tl.constexpr,
+    ROUND: tl.constexpr
 ):  # fmt: skip
     """E of each piece as an operand, n and z [BLOCK_R]."""
     # no logits beside S: the maximum is that of S, and a multiply-add goes into the exponential
@@ -180,7 +193,7 @@ def tile_weights(
         b_e = exponentials(tl.where(valid[part][None, :], b_exponent, -float("inf")), SIGMOID)
         b_z += tl.sum(b_e, axis=1)
         b_n += tl.sum(b_e * similarities[part], axis=1)
-        weights = weights + (b_e.to(dtype),)
+        weights = weights + (rounded(b_e, dtype, ROUND),)
     return weights, b_n, length_factor(b_z, b_top, SIGMOID, SINK)
 
 
@@ -218,6 +231,7 @@ def fused_cosines_kernel(
     SINK: tl.constexpr,
     UPCAST: tl.constexpr,
     DESCRIBED: tl.constexpr,  # rows lie at multiples of 16 bytes
+    ROUND: tl.constexpr,  # assembly that rounds two numbers, or None
 ):  # fmt: skip
     run, image = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS
     o_i = (FIRST + image).to(tl.int64)
@@ -235,7 +249,7 @@ def fused_cosines_kernel(
         similarities = products(
             texts, images, o_i, tile * BLOCK_R, count, PADDED, D, BLOCK_R, BLOCK_D, W_0, W_1, W_2, UPCAST, DESCRIBED
         )
-        weights, b_n, b_z = tile_weights(similarities, valid, scale, grams[0].dtype, PIECES, SIGMOID, SINK)
+        weights, b_n, b_z = tile_weights(similarities, valid, scale, grams[0].dtype, PIECES, SIGMOID, SINK, ROUND)
         b_q = tl.zeros([BLOCK_R], tl.float32)
         for part in tl.static_range(PIECES):
             b_q += tl.sum(form(weights, grams, part, PIECES) * weights[part].to(tl.float32), axis=1)
@@ -277,6 +291,7 @@ def fused_gradient_kernel(
     SINK: tl.constexpr,
     UPCAST: tl.constexpr,
     DESCRIBED: tl.constexpr,  # rows lie at multiples of 16 bytes
+    ROUND: tl.constexpr,  # assembly that rounds two numbers, or None
 ):  # fmt: skip
     """What the products of the backward pass take, of rows FIRST_ROW to LAST_ROW; 0 behind the last valid token."""
     run, image = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS
@@ -296,7 +311,7 @@ def fused_gradient_kernel(
         similarities = products(
             texts, images, o_i, first, count, PADDED, D, BLOCK_R, BLOCK_D, W_0, W_1, W_2, UPCAST, DESCRIBED
         )
-        weights, b_n, b_z = tile_weights(similarities, valid, scale, grams[0].dtype, PIECES, SIGMOID, SINK)
+        weights, b_n, b_z = tile_weights(similarities, valid, scale, grams[0].dtype, PIECES, SIGMOID, SINK, ROUND)
         b_q = tl.zeros([BLOCK_R], tl.float32)
         forms = ()
         for part in tl.static_range(PIECES):
