@@ -59,17 +59,6 @@ def share_of_mean(p_grad_mean, n_rows, o_cols, n_cols):
 
 
 @triton.jit
-def columns_of(b_tile, PARTS: tl.constexpr):
-    """[ROWS, COLS] in parts of its columns, in their order; in a product's layout nothing moves."""
-    if PARTS == 1:
-        return (b_tile,)
-    else:
-        HALF: tl.constexpr = b_tile.shape[1] // 2
-        b_left, b_right = tl.split(tl.permute(tl.reshape(b_tile, (b_tile.shape[0], 2, HALF)), (0, 2, 1)))
-        return columns_of(b_left, PARTS // 2) + columns_of(b_right, PARTS // 2)
-
-
-@triton.jit
 def rows_product(
     p_left, p_right, o_left, o_right, m_left, m_right, stride_am, stride_ad, stride_bn, stride_bd,
     D: tl.constexpr,

@@ -95,6 +95,4 @@ def choose(itemsize: int, capability: int, n_patches: int, words: bool) -> TileC
     if not hopper:
         # mma.sync takes operands through registers
         return TileConfig(forward=Tiles(64, 32, 4, 2), backward=Tiles(64, 32, 8, 2), programs=2 * MULTIPROCESSORS)
-    return TileConfig(
-        forward=Tiles(128, 64, 8, 3), backward=Tiles(64, 64, 4, 2), programs=2 * MULTIPROCESSORS
-    )
+    return TileConfig(forward=Tiles(128, 64, 8, 3), backward=Tiles(64, 64, 4, 2), programs=2 * MULTIPROCESSORS)

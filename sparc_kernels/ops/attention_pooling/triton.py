@@ -39,9 +39,9 @@ ROUND = {  # PTX that rounds two numbers into one register
 
 
 class Matrices:
-    """What a library's products and our passes hand to each other, of some tokens and images: [tokens, images' patches].
+    """What a library's products and our passes hand to each other: [tokens, patches of images], of some of both.
 
-    S, E, H; and the logarithms of sums over words [J, images' patches].
+    S, E, H; and the logarithms of sums over words [J, patches of images].
     """
 
     def __init__(self, problem: Problem, n_tokens: int, n_images: int) -> None:
@@ -137,7 +137,11 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
                 found, more = matrices.steps(gram, tokens, images, known)
                 steps += more
                 steps.append(Launch.of(cosines_kernel, matrices.programs(tokens, images), found, {}, 4, 2))
-        known |= {"p_scores": scores, "p_levels": levels if problem.options.pooling == "logsumexp" else None, "BLOCK": 64}
+        known |= {
+            "p_scores": scores,
+            "p_levels": levels if problem.options.pooling == "logsumexp" else None,
+            "BLOCK": 64,
+        }
         programs = n_images * cdiv(problem.n_captions, known["BLOCK"])
         steps.append(Launch.of(pooled_scores_kernel, programs, known, {}, 2, 2))
     return results, steps
@@ -212,7 +216,9 @@ def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[T
             own |= {"FIRST": images.start, "IMAGES": n_images, "FIRST_ROW": tokens.start, "LAST_ROW": tokens.stop}
             if matrices is None:
                 runs = min(tiles.runs(n_images), cdiv(n_tokens, tiles.backward.block_r))
-                steps.append(fused(problem, fused_gradient_kernel, tiles.backward, runs, known | own | {"p_weights": weights}))
+                steps.append(
+                    fused(problem, fused_gradient_kernel, tiles.backward, runs, known | own | {"p_weights": weights})
+                )
             else:
                 found, more = matrices.steps(gram, tokens, images, known | own)
                 steps += more

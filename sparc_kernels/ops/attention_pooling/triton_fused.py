@@ -46,7 +46,7 @@ def valid_pieces(
     valid = ()
     for part in tl.static_range(PIECES):
         o_p = piece(part, W_0, W_1, W_2)
-        valid = valid + (load_valid_patches(p_image_mask, o_i, o_p, stride_vi, stride_vp, P),)
+        valid += (load_valid_patches(p_image_mask, o_i, o_p, stride_vi, stride_vp, P),)
     return valid
 
 
@@ -64,7 +64,7 @@ def load_gram(
             b_gram = tl.load(p_gram + o_gram, mask=(o_row < PADDED)[:, None] & (o_col < PADDED)[None, :], other=0.0)
             if UPCAST:
                 b_gram = b_gram.to(tl.float32)
-            grams = grams + (b_gram,)
+            grams += (b_gram,)
     return grams
 
 
@@ -91,7 +91,9 @@ def described(
 
 
 @triton.jit
-def add_channels(b_texts, images, image, first, o_d, b_s, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
+def add_channels(
+    b_texts, images, image, first, o_d, b_s, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr
+):
     """A piece's products with those of some more channels, by tensor descriptors; patches outside of an image are 0."""
     b_images = tl.reshape(images.load([image, first, o_d]), (WIDTH, BLOCK_D))
     if UPCAST:
@@ -130,7 +132,9 @@ def products(
             if W_2 > 0:
                 b_2 = add_channels(b_texts, images[2], image, W_0 + W_1, o_d, b_2, W_2, BLOCK_D, UPCAST)
     else:
-        b_0 = by_pointers(texts, images[0], o_i, first, count, piece(0, W_0, W_1, W_2), PADDED, D, BLOCK_R, BLOCK_D, UPCAST)
+        b_0 = by_pointers(
+            texts, images[0], o_i, first, count, piece(0, W_0, W_1, W_2), PADDED, D, BLOCK_R, BLOCK_D, UPCAST
+        )
         if W_1 > 0:
             b_1 = by_pointers(
                 texts, images[0], o_i, first, count, piece(1, W_0, W_1, W_2), PADDED, D, BLOCK_R, BLOCK_D, UPCAST
@@ -193,7 +197,7 @@ def tile_weights(
         b_e = exponentials(tl.where(valid[part][None, :], b_exponent, -float("inf")), SIGMOID)
         b_z += tl.sum(b_e, axis=1)
         b_n += tl.sum(b_e * similarities[part], axis=1)
-        weights = weights + (rounded(b_e, dtype, ROUND),)
+        weights += (rounded(b_e, dtype, ROUND),)
     return weights, b_n, length_factor(b_z, b_top, SIGMOID, SINK)
 
 
@@ -317,10 +321,12 @@ def fused_gradient_kernel(
         for part in tl.static_range(PIECES):
             b_h = form(weights, grams, part, PIECES)
             b_q += tl.sum(b_h * weights[part].to(tl.float32), axis=1)
-            forms = forms + (b_h,)
+            forms += (b_h,)
         b_gamma = tl.load(p_gamma + o_row, mask=m_row, other=0.0)
         b_r, b_i, m_clamped = cosine_of(b_n, b_q, b_z, b_gamma)
-        b_k = load_upstream(p_grad_scores, p_levels, p_owners, p_starts, p_power, o_i, o_row, m_row, b_r, pooling_scale, J)
+        b_k = load_upstream(
+            p_grad_scores, p_levels, p_owners, p_starts, p_power, o_i, o_row, m_row, b_r, pooling_scale, J
+        )
         if p_radial is not None:
             tl.store(p_radial + image.to(tl.int64) * N + o_row, b_k * b_r, mask=m_row)
         b_dn, b_twice_dq, b_shift = row_gradient(b_k, b_n, b_z, b_r, b_i, b_gamma, m_clamped)

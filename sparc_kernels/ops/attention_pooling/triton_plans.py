@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparc_kernels.ops._captions.triton_rows import count_valid_kernel, inverse_norms_kernel
 from sparc_kernels.ops._triton.launch import Launch, Step, capability, cdiv, describable, strides, upcast
 from sparc_kernels.ops.attention_pooling import triton_rows
 from sparc_kernels.ops.attention_pooling.config import TileConfig, choose
-from sparc_kernels.ops.late_interaction import triton_rows as captions
 
 MULTIPLE = 8  # of patches in copies and matrices: 16 bytes in half precision
 
@@ -256,7 +256,7 @@ class Problem:
             **_row_blocks(self.images),
         }
         programs = sum(cdiv(known[name], known["BLOCK"]) for name in ("N_PATCHES", "N_TOKENS"))
-        return Launch.of(captions.inverse_norms_kernel, programs, known, {}, 4, 2)
+        return Launch.of(inverse_norms_kernel, programs, known, {}, 4, 2)
 
     def placed(self) -> list[Step]:
         """Which tokens are valid, and copies of both sides."""
@@ -284,13 +284,15 @@ class Problem:
             known = {"p_mask": self.image_mask, "p_counts": self.patch_counts}
             known |= strides(self.image_mask, "stride_mj", "stride_ml")
             known |= {"L": self.n_patches, "BLOCK": _vector_block(self.n_patches)}
-            steps.append(Launch.of(captions.count_valid_kernel, self.n_images, known, {}, 1, 2))
+            steps.append(Launch.of(count_valid_kernel, self.n_images, known, {}, 1, 2))
         if self.units is not None:
             options = self.options
             inverse = self.stats.split([self.n_images * self.n_patches, self.n_tokens])
             steps.append(Units(*inverse, *self.units, options.attention_scale, options.words))
         for known in (self.image_rows(), self.text_rows()):
-            steps.append(Launch.of(triton_rows.copy_rows_kernel, cdiv(known["N_ROWS"], known["BLOCK"]), known, {}, 4, 2))
+            steps.append(
+                Launch.of(triton_rows.copy_rows_kernel, cdiv(known["N_ROWS"], known["BLOCK"]), known, {}, 4, 2)
+            )
         return steps
 
     def image_rows(self) -> dict[str, Any]:

@@ -9,9 +9,9 @@ captions cost the fused kernels nothing, and products of a library may run over 
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._triton.tiles import MIN_NORM, load_mask, load_tile, store_tile
+from sparc_kernels.ops._captions.triton_rows import count_and_place, load_caption
+from sparc_kernels.ops._triton.tiles import MIN_NORM, load_tile, store_tile
 from sparc_kernels.ops.attention_pooling.triton_weights import LOG2E
-from sparc_kernels.ops.late_interaction.triton_rows import count_and_place, load_caption
 
 
 @triton.jit(do_not_specialize=["J", "L", "N"])

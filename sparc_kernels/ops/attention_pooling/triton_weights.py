@@ -316,7 +316,9 @@ def word_levels_kernel(
     b_top = tl.full([BLOCK], -float("inf"), tl.float32)
     row = first
     while row < end:
-        b_top = tl.maximum(b_top, tl.load(p_products + tl.cast(row, tl.int64) * stride_w + o_column, mask=m, other=0.0) * unit)
+        b_top = tl.maximum(
+            b_top, tl.load(p_products + tl.cast(row, tl.int64) * stride_w + o_column, mask=m, other=0.0) * unit
+        )
         row += 1
     b_sum = tl.zeros([BLOCK], tl.float32)
     row = first
