@@ -88,11 +88,13 @@ def choose(itemsize: int, capability: int, n_patches: int, words: bool) -> TileC
     if words or n_patches > MOST_FUSED:
         return TileConfig(library=True)
     hopper = 90 <= capability < 120
-    if n_patches > 128:
+    width = sum(pieces(n_patches))
+    if width > 128:
         if not hopper:
-            return TileConfig(library=True)  # the Gram matrix would fill shared memory
-        return TileConfig()
+            return TileConfig(library=True)  # spills, and the Gram matrix fills shared memory
+        # G takes 2 width^2 bytes of 227 kB, and a stage 128 (128 + width).
+        return TileConfig(forward=Tiles(128, 64, 8, 3 if width <= 208 else 2))
     if not hopper:
         # mma.sync takes operands through registers
         return TileConfig(forward=Tiles(64, 32, 4, 2), backward=Tiles(64, 32, 8, 2), programs=2 * MULTIPROCESSORS)
-    return TileConfig(forward=Tiles(128, 64, 8, 3), backward=Tiles(64, 64, 4, 2), programs=2 * MULTIPROCESSORS)
+    return TileConfig(backward=Tiles(64, 64, 4, 2), programs=2 * MULTIPROCESSORS)
