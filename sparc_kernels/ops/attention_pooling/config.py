@@ -45,9 +45,11 @@ class TileConfig:
             backward=replace(self.backward, block_d=min(self.backward.block_d, most)),
         )
 
-    def runs(self, n_images: int) -> int:
-        """Programs of an image."""
-        return max(1, self.programs // max(1, n_images))
+    def runs(self, n_images: int, tiles: int, waves: int = 1) -> int:
+        """Programs of an image, to fill the multiprocessors ``waves`` times; more than once only where each then has 8
+        tiles for the Gram matrix that it loads."""
+        once = max(1, self.programs // max(1, n_images))
+        return min(tiles, max(once, min(waves * once, tiles // 8)))
 
     def images(self, n_images: int, bytes_of_an_image: int) -> int:
         """Images at a time, if that many bytes are needed for each."""

@@ -130,7 +130,7 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
         steps.append(problem.gram_product(gram, images))
         known = problem.arguments() | {"p_gram": gram, "p_cosines": cosines, "IMAGES": n_images, "FIRST": images.start}
         if matrices is None:
-            runs = min(tiles.runs(n_images) * 4, cdiv(problem.n_tokens, tiles.forward.block_r))
+            runs = tiles.runs(n_images, cdiv(problem.n_tokens, tiles.forward.block_r), waves=4)
             steps.append(fused(problem, fused_cosines_kernel, tiles.forward, runs, known))
         else:
             for tokens in slices(problem.n_tokens, tokens_step):
@@ -215,7 +215,7 @@ def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[T
             own = {"p_similarity_grad": part, "p_weights_grad": weights_grad}
             own |= {"FIRST": images.start, "IMAGES": n_images, "FIRST_ROW": tokens.start, "LAST_ROW": tokens.stop}
             if matrices is None:
-                runs = min(tiles.runs(n_images), cdiv(n_tokens, tiles.backward.block_r))
+                runs = tiles.runs(n_images, cdiv(n_tokens, tiles.backward.block_r))
                 steps.append(
                     fused(problem, fused_gradient_kernel, tiles.backward, runs, known | own | {"p_weights": weights})
                 )
