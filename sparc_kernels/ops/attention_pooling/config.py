@@ -79,7 +79,7 @@ def pieces(n_patches: int) -> tuple[int, int, int]:
     the fewest."""
     widths = [0, *(1 << n for n in range(4, 9))]
     found = (x for x in product(widths, repeat=3) if x[0] >= x[1] >= x[2] and sum(x) >= n_patches)
-    return min(found, key=lambda x: (sum(x), -x[0]))
+    return min(found, key=lambda x: (sum(x), -x[0], -x[1]))
 
 
 def choose(itemsize: int, capability: int, n_patches: int, words: bool) -> TileConfig:
