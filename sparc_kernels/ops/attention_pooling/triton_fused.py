@@ -309,7 +309,7 @@ def fused_gradient_kernel(
     grams = load_gram(p_gram, image, PADDED, W_0, W_1, W_2, PIECES, UPCAST)
     o_out = image * PADDED
     first = FIRST_ROW + run * BLOCK_R
-    while first < LAST_ROW:
+    while first < tl.minimum(count, LAST_ROW):
         o_row = first + tl.arange(0, BLOCK_R)
         m_row, m_out = o_row < count, o_row < LAST_ROW
         similarities = products(
@@ -343,4 +343,15 @@ def fused_gradient_kernel(
                 store_tile(p_weights + o_out, b_a, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
                 b_a = bounded(b_a * b_kr[:, None], p_power)
                 store_tile(p_weights_grad + o_out, b_a, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
+        first += RUNS * BLOCK_R
+    while first < LAST_ROW:
+        o_row = first + tl.arange(0, BLOCK_R)
+        for part in tl.static_range(PIECES):
+            o_p = piece(part, W_0, W_1, W_2)
+            b_none = tl.zeros([BLOCK_R, o_p.shape[0]], tl.float32)
+            o_local, m_out = o_row - FIRST_ROW, o_row < LAST_ROW
+            store_tile(p_similarity_grad + o_out, b_none, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
+            if p_weights is not None:
+                store_tile(p_weights + o_out, b_none, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
+                store_tile(p_weights_grad + o_out, b_none, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
         first += RUNS * BLOCK_R
