@@ -1,7 +1,7 @@
 """Tile sizes of the Triton kernels and the rules that choose them.
 
 Chosen by counting and by what the compiler says (registers, spills, shared memory: ``tests/test_triton_compile.py``
-looks at them; docs/performance_log.md has the counts). None was timed yet.
+looks at them). Those of sm_90 were timed on an H100 (docs/performance_log.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TileConfig:
     """How both passes go through images and tokens."""
 
     forward: Tiles = Tiles(128, 64, 8, 3)
-    backward: Tiles = Tiles(64, 64, 8, 2)
+    backward: Tiles = Tiles(64, 64, 8, 3)
     # Similarities by products of a library, with passes of ours between them, instead of tiles in registers.
     library: bool = False
     block_r: int = 8  # tokens of a program of those passes
@@ -79,7 +79,8 @@ def pieces(n_patches: int) -> tuple[int, int, int]:
     the fewest."""
     widths = [0, *(1 << n for n in range(4, 9))]
     found = (x for x in product(widths, repeat=3) if x[0] >= x[1] >= x[2] and sum(x) >= n_patches)
-    return min(found, key=lambda x: (sum(x), -x[0], -x[1]))
+    first, second, third = min(found, key=lambda x: (sum(x), -x[0], -x[1]))
+    return first, second, third
 
 
 def choose(itemsize: int, capability: int, n_patches: int, words: bool) -> TileConfig:
@@ -95,7 +96,8 @@ def choose(itemsize: int, capability: int, n_patches: int, words: bool) -> TileC
         if not hopper:
             return TileConfig(library=True)  # spills, and the Gram matrix fills shared memory
         # G takes 2 width^2 bytes of 227 kB, and a stage 128 (128 + width).
-        return TileConfig(forward=Tiles(128, 64, 8, 3 if width <= 208 else 2))
+        stages = 3 if width <= 208 else 2
+        return TileConfig(Tiles(128, 64, 8, stages), Tiles(64, 64, 8, stages))
     if not hopper:
         # mma.sync takes operands through registers
         return TileConfig(forward=Tiles(64, 32, 4, 2), backward=Tiles(64, 32, 8, 2), programs=2 * MULTIPROCESSORS)

@@ -149,7 +149,12 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
 
 def fused(problem: Problem, kernel: Any, tiles: Tiles, runs: int, known: dict[str, Any]) -> Launch:
     """The launch of a fused kernel, ``runs`` programs for each image."""
-    own = {"RUNS": runs, "BLOCK_R": tiles.block_r, "BLOCK_D": tiles.block_d, "DESCRIBED": problem.described}
+    own: dict[str, Any] = {
+        "RUNS": runs,
+        "BLOCK_R": tiles.block_r,
+        "BLOCK_D": tiles.block_d,
+        "DESCRIBED": problem.described,
+    }
     own["ROUND"] = None if interpreted() or torch.version.hip else ROUND[problem.images.dtype]
     own |= dict(zip(("W_0", "W_1", "W_2"), pieces(problem.n_patches)))
     return Launch.of(kernel, known["IMAGES"] * runs, known | own, {}, tiles.num_warps, tiles.num_stages)
@@ -167,7 +172,7 @@ def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[T
     """The gradients of ``backward``, not yet computed, and the steps that compute them."""
     grad_scores, *tensors = args[:6]
     stats, levels, max_tokens, *flags, need_images, need_texts, precision = args[6:]
-    options = Options(*flags, precision)
+    options = Options(*(*flags, precision))
     results = fake_backward(*args)
     grad_images, grad_texts = results
     problem = Problem.of_arguments((*tensors, max_tokens), stats, options, config)
@@ -212,7 +217,7 @@ def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[T
         for tokens in slices(problem.n_tokens, tokens_step):
             n_tokens = tokens.stop - tokens.start
             part = similarity_grad[:n_tokens, :columns]
-            own = {"p_similarity_grad": part, "p_weights_grad": weights_grad}
+            own: dict[str, Any] = {"p_similarity_grad": part, "p_weights_grad": weights_grad}
             own |= {"FIRST": images.start, "IMAGES": n_images, "FIRST_ROW": tokens.start, "LAST_ROW": tokens.stop}
             if matrices is None:
                 runs = tiles.runs(n_images, cdiv(n_tokens, tiles.backward.block_r))
@@ -232,9 +237,12 @@ def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[T
                 first = tokens.start == 0
                 own_product = image_product[images].view(columns, d)
                 steps.append(Product(own_product, part.T, problem.copies[1][tokens], add=not first))
+                assert weights is not None
+                assert weights_grad is not None
+                assert gram_grad is not None
                 left, right = (by_image(x[:n_tokens, :columns], n_images) for x in (weights, weights_grad))
                 steps.append(BatchedProduct(gram_grad[:n_images], left.transpose(1, 2), right, add=not first))
-        if image_product is not None:
+        if image_product is not None and gram_grad is not None:
             steps.append(
                 BatchedProduct(image_product[images], gram_grad[:n_images], problem.copies[0][images], add=True)
             )

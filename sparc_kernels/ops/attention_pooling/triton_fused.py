@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 """Half precision, images of up to 256 patches: similarities, weights and cosines of a tile stay in registers.
 
 A program owns an image and some tiles of tokens. Its Gram matrix stays in shared memory over the tiles, so that only

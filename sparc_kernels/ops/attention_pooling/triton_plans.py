@@ -287,12 +287,10 @@ class Problem:
             steps.append(Launch.of(count_valid_kernel, self.n_images, known, {}, 1, 2))
         if self.units is not None:
             options = self.options
-            inverse = self.stats.split([self.n_images * self.n_patches, self.n_tokens])
-            steps.append(Units(*inverse, *self.units, options.attention_scale, options.words))
-        for known in (self.image_rows(), self.text_rows()):
-            steps.append(
-                Launch.of(triton_rows.copy_rows_kernel, cdiv(known["N_ROWS"], known["BLOCK"]), known, {}, 4, 2)
-            )
+            images, texts = self.stats.split([self.n_images * self.n_patches, self.n_tokens])
+            steps.append(Units(images, texts, *self.units, options.attention_scale, options.words))
+        for side in (self.image_rows(), self.text_rows()):
+            steps.append(Launch.of(triton_rows.copy_rows_kernel, cdiv(side["N_ROWS"], side["BLOCK"]), side, {}, 4, 2))
         return steps
 
     def image_rows(self) -> dict[str, Any]:

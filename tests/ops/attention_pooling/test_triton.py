@@ -51,7 +51,8 @@ class Call:
         """The same as eager PyTorch computes it in a dtype, of the tokens as they are."""
         rounded = [x.detach().to(self.dtype) for x in leaves_of(self.problem, self.dtype, device_of("triton"))]
         leaves = [x.to(dtype).requires_grad_() for x in rounded]
-        scores = attention_pooled_reference(*leaves, *self.scope, *self.options, compute_dtype=dtype)
+        arguments: tuple[Any, ...] = (*leaves, *self.scope, *self.options)
+        scores = attention_pooled_reference(*arguments, compute_dtype=dtype)
         return (scores.detach(), *torch.autograd.grad(scores, leaves, self.upstream.to(scores.dtype)))
 
     def check(self, config: TileConfig | None) -> None:
@@ -64,7 +65,11 @@ class Call:
     "shape, options, dtype",
     [
         (MASKED, (True, "softmax", 4.0, "logsumexp", 5.0), torch.float16),
-        (MASKED._replace(images=2, patches=100, captions=2, tokens=6), (True, "sigmoid", 4.0, "mean", 5.0), torch.float16),  # three pieces
+        (
+            MASKED._replace(images=2, patches=100, captions=2, tokens=6),
+            (True, "sigmoid", 4.0, "mean", 5.0),
+            torch.float16,
+        ),  # three pieces
         (PACKED, (False, "softmax_sink", 0.5, "mean", 5.0), torch.bfloat16),
         (PACKED._replace(layout="whole", tokens=1, captions=20), MEAN, torch.bfloat16),
     ],
