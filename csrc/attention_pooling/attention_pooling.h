@@ -12,6 +12,9 @@
 
 namespace sparc {
 
+// Tokens of a chunk, unless one caption alone has more: whole register tiles, and of three captions of 32.
+constexpr int64_t kChunkRows = 96;
+
 enum class AttentionWeights { kSoftmax, kSigmoid, kWordsSoftmax };
 
 // Of the backward pass: images whose operands and sums are held together, and the most bytes of similarity

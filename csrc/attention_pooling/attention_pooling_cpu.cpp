@@ -105,11 +105,11 @@ struct PooledTensors : PooledCall {
   void set_chunks() {
     const bool whole = weights == AttentionWeights::kWordsSoftmax;
     for (int64_t begin = 0, j = 0; begin < n_tokens();) {
-      int64_t end = std::min(begin + kTokenRows, n_tokens());
+      int64_t end = std::min(begin + kChunkRows, n_tokens());
       if (whole) {
         while (first[j + 1] <= begin) ++j;
         end = first[j + 1];
-        while (j + 1 < texts.items && first[j + 2] <= begin + kTokenRows) end = first[++j + 1];
+        while (j + 1 < texts.items && first[j + 2] <= begin + kChunkRows) end = first[++j + 1];
       }
       chunks.push_back({begin, end});
       tokens.most_rows = std::max(tokens.most_rows, end - begin);

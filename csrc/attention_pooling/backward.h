@@ -46,7 +46,7 @@ struct BackwardMemory {
   Elem* similarity_grad;  // where captions want none
 
   BackwardMemory(const PooledCall& call, Arena& arena) : tile(call, arena) {
-    const int64_t rows = kTokenRows > call.tokens.most_rows ? kTokenRows : call.tokens.most_rows;
+    const int64_t rows = kChunkRows > call.tokens.most_rows ? kChunkRows : call.tokens.most_rows;
     const int64_t columns = padded_columns<Acc>(call.images);
     const int64_t row = padded_units<E>(call.images) * E::kPack, widest = columns > row ? columns : row;
     scaled = arena.take<Elem>(rows * columns);
@@ -293,8 +293,8 @@ void add_outer(ImageState<E, In>& state, typename E::Elem* block) {
   const PooledImage<E, In>& image = state.image;
   const Columns<typename E::Acc>& columns = image.columns;
   const int64_t width = columns.columns, count = columns.count;
-  for (int64_t first = 0; first < count; first += kTokenRows) {
-    const int64_t rows = smaller(kTokenRows, count - first);
+  for (int64_t first = 0; first < count; first += kChunkRows) {
+    const int64_t rows = smaller(kChunkRows, count - first);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = first + r;
       for (int64_t p = 0; p < width; ++p) {

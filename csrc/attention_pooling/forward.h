@@ -105,12 +105,12 @@ struct PooledImage {
     return {values, channels};
   }
 
-  // `block`: [kTokenRows, columns] of scratch; `elements` likewise.
+  // `block`: [kChunkRows, columns] of scratch; `elements` likewise.
   void multiply_patches(const PooledCall& call, bool above_diagonal, Acc* block, Elem* elements) {
     const int64_t width = columns.columns;
     const Unit* rows = reinterpret_cast<const Unit*>(patches.rows);
-    for (int64_t first = 0; first < columns.count; first += kTokenRows) {
-      const int64_t count = smaller(kTokenRows, columns.count - first);
+    for (int64_t first = 0; first < columns.count; first += kChunkRows) {
+      const int64_t count = smaller(kChunkRows, columns.count - first);
       patches.multiply(count, channel_units<E>(call.images), {rows + first * patches.units, patches.units},
                        block);
       Elem* out = E::kPack == 1 ? reinterpret_cast<Elem*>(gram) + first * width : elements;
@@ -141,7 +141,7 @@ struct PooledTile {
   TokenRow<Acc>* rows;
 
   PooledTile(const PooledCall& call, Arena& arena) {
-    const int64_t rows_at_once = kTokenRows > call.tokens.most_rows ? kTokenRows : call.tokens.most_rows;
+    const int64_t rows_at_once = kChunkRows > call.tokens.most_rows ? kChunkRows : call.tokens.most_rows;
     const int64_t size = rows_at_once * padded_columns<Acc>(call.images);
     similarities = arena.take<Acc>(size);
     products = arena.take<Acc>(size);

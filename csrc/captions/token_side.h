@@ -31,7 +31,4 @@ struct TokenSide {
   }
 };
 
-// Token rows that meet the patches of an image in one product: whole register tiles.
-constexpr int64_t kTokenRows = 48;
-
 }  // namespace sparc

@@ -11,6 +11,8 @@
 
 namespace sparc {
 
+// Token rows that meet the patches of an image in one product: whole register tiles.
+constexpr int64_t kTokenRows = 48;
 // Numbers of a gradient that an item of the backward pass holds, unless it has one image or caption alone:
 // 256 KB in float32.
 constexpr int64_t kGradientNumbers = int64_t{1} << 16;

@@ -38,7 +38,7 @@ OPTIONS = [
 ]
 SHAPES = (
     Shape(3, 5, 4, 6, 12),
-    Shape(2, 70, 3, 33, 48, "masked"),  # more columns than a register tile
+    Shape(2, 110, 3, 33, 64, "masked"),  # more columns than two register tiles
     Shape(5, 9, 7, 20, 17, "packed"),  # captions across chunks of tokens; no whole vector of channels
     Shape(2, 70, 3, 3, 16, "masked"),  # more patches than channels: contexts are formed
     Shape(1, 3, 2, 60, 16, "packed"),  # a caption longer than a chunk
@@ -150,6 +150,27 @@ def test_vectors_of_no_length(backend: str) -> None:
         torch.testing.assert_close(scores.cpu(), torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]))
         for grad in torch.autograd.grad(scores.sum(), (images, texts)):
             assert bool(grad.isfinite().all())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_contexts_that_cancel_up_to_rounding(backend: str) -> None:
+    """A length from products of patches could be anything there: cosines stay cosines, and gradients finite."""
+    images, texts = (x.float() for x in make(Shape(4, 40, 3, 5, 64))[:2])
+    leaves = tuple(x.to(device_of(backend)).requires_grad_() for x in (torch.cat([images, -images], 1), texts))
+    for weights in WEIGHTS:
+        scores = sk.attention_pooled_scores(*leaves, weights=weights, attention_scale=1e-6, backend=backend)
+        assert bool((scores.abs() < 1 + 1e-5).all())
+        for grad in torch.autograd.grad(scores.sum(), leaves):
+            assert bool(grad.isfinite().all())
+
+
+@pytest.mark.parametrize("backend", [x for x in BACKENDS if torch.float64 in dtypes_of(x)])
+def test_contexts_below_the_least_length(backend: str) -> None:
+    """The length is a constant there, so that the weights' own derivative matters."""
+    problem = make(Shape(3, 6, 4, 5, 8))
+    problem = problem._replace(image_tokens=problem.image_tokens * 1e-14)
+    for weights, scale in zip(WEIGHTS, (1e14, 1e14, 1e14, 2.0)):  # so small similarities leave words as they are
+        check(problem, backend, torch.float64, weights=weights, normalize=False, attention_scale=scale)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
