@@ -18,7 +18,7 @@ def _batch(device: torch.device, dtype: torch.dtype, **sizes: int) -> dict[str, 
 
 ROOM = Room(
     name="attention_pooling",
-    dtypes={backend: KERNEL_DTYPES[backend] for backend in ("cpu",)},
+    dtypes={backend: KERNEL_DTYPES[backend] for backend in ("triton", "cpu")},
     entries=(
         Entry(
             "functional.attention_pooling.attention_pooled_scores",

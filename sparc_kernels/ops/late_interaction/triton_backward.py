@@ -9,8 +9,9 @@ matrix units need for L P D products, up to some hundred tokens on both sides (d
 import triton
 import triton.language as tl
 
+from sparc_kernels.ops._captions.triton_rows import load_caption
 from sparc_kernels.ops._triton.tiles import store_tile
-from sparc_kernels.ops.late_interaction.triton_rows import load_caption, weight
+from sparc_kernels.ops.late_interaction.triton_rows import weight
 
 
 @triton.jit(do_not_specialize=["FIRST_TOKEN", "LAST_TOKEN", "FIRST_IMAGE", "N_IMAGES", "J", "L", "N"])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparc_kernels.ops._captions.triton_rows import count_valid_kernel, inverse_norms_kernel
 from sparc_kernels.ops._triton.launch import Launch, Step, capability, cdiv, product_precision, strides, upcast
 from sparc_kernels.ops.late_interaction import triton_rows
 from sparc_kernels.ops.late_interaction.config import TileConfig, choose
@@ -175,7 +176,7 @@ class Problem:
         """Into the statistics."""
         known = self.arguments() | _row_blocks(self.images)
         programs = sum(cdiv(known[name], known["BLOCK"]) for name in ("N_PATCHES", "N_TOKENS"))
-        return Launch.of(triton_rows.inverse_norms_kernel, programs, known, {}, 4, 2)
+        return Launch.of(inverse_norms_kernel, programs, known, {}, 4, 2)
 
     def counts(self) -> list[Step]:
         """Valid ones of each item that has a mask; those of images are counted with their slots, too."""
@@ -184,7 +185,7 @@ class Problem:
             if mask is not None and counts is not None:
                 known = {"p_mask": mask, "p_counts": counts, **strides(mask, "stride_mj", "stride_ml")}
                 known |= {"L": mask.shape[1], "BLOCK": _vector_block(mask.shape[1])}
-                steps.append(Launch.of(triton_rows.count_valid_kernel, mask.shape[0], known, {}, 1, 2))
+                steps.append(Launch.of(count_valid_kernel, mask.shape[0], known, {}, 1, 2))
         return steps
 
     def fills(self, indices: tuple[Tensor, ...]) -> list[Step]:
