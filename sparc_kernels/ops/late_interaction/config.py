@@ -27,6 +27,8 @@ class TileConfig:
     enough_programs: int = 24 * 132
     # Whether the products are a library's, float32 and so many bytes at a time.
     library: bool = False
+    resident: bool = False
+    kind: int = 0
     library_bytes: int = 128 * 2**20
     # The one-hot matrix of the backward pass is made so many tokens at a time, and in blocks that fit here.
     block_n: int = 32

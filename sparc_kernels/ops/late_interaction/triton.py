@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, cdiv
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, interpreted
 from sparc_kernels.ops._triton.products import Product
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.late_interaction.config import TileConfig
@@ -42,6 +42,8 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
     steps += slots.steps
     tiles, new = problem.config, problem.new
     chunks = cdiv(problem.n_patches, tiles.block_p)
+    if tiles.resident:
+        return results, steps + list(resident_steps(problem, slots, results, (by_image, by_text, keep), average))
     length, step = problem.products_at_a_time()
     image_partials = new(problem.n_images, problem.n_captions, chunks) if by_image else None
     text_partials = new(problem.n_images, slots.granules) if by_text else None
@@ -81,6 +83,53 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
     }  # fmt: skip
     programs = problem.n_images * cdiv(problem.n_captions, block)
     return results, [*steps, Launch.of(merge_scores_kernel, programs, known, {}, 4, 2)]
+
+
+def resident_steps(problem: Problem, slots: Any, results: Any, flags: Any, average: bool) -> Any:
+    from sparc_kernels.ops.late_interaction import triton_resident as R
+
+    image_scores, _, best_token, best_patch, text_scores = results
+    by_image, by_text, keep = flags
+    tiles, new = problem.config, problem.new
+    chunks = cdiv(problem.n_patches, tiles.block_p)
+    n_slots = slots.granules * GRANULE
+    d = problem.images.shape[2]
+    slotted = new(n_slots, d, dtype=problem.images.dtype)
+    step = max(1, min(problem.n_images, tiles.workspace_bytes // (4 * chunks * n_slots)))
+    nobody = new(tiles.granules * GRANULE, 16, dtype=problem.images.dtype)
+    nobody.zero_()
+    own = {
+        "p_slotted": slotted,
+        "p_slot_inverse": new(n_slots),
+        "p_nobody": nobody,
+        "p_best_token": best_token if by_image and keep else None,
+        "p_best_patch": best_patch if by_text and keep else None,
+        "p_image_partials": new(problem.n_images, problem.n_captions, chunks),
+        "p_text_partials": new(problem.n_images, slots.granules),
+        "p_token_keys": new(step, chunks, n_slots, dtype=torch.int32),
+        "CHUNKS": chunks,
+        "RUNS": slots.runs,
+        "SLOTS": n_slots,
+        "I": problem.n_images,
+        "WHOLE_D": max(16, 1 << (d - 1).bit_length()),
+        "KIND": tiles.kind,
+        "INTERPRETED": interpreted(),
+        "unit": 2**INDEX_BITS.value,
+    }
+    known = problem.arguments() | slots.arguments | own
+    yield Launch.of(R.slotted_kernel, slots.granules // tiles.granules, known | {"BLOCK_D": min(128, own["WHOLE_D"])}, {}, 4, 2)
+    for first in range(0, problem.n_images, step):
+        n_images = min(step, problem.n_images - first)
+        yield Launch.of(R.resident_kernel, n_images * chunks * slots.runs, known | {"FIRST": first}, {}, tiles.num_warps, tiles.num_stages)
+        yield Launch.of(R.token_maxima_kernel, n_images * slots.runs, known | {"FIRST": first, "BLOCK": 8}, {}, 4, 2)
+    known |= {
+        "p_image_scores": image_scores if by_image else None,
+        "p_text_scores": text_scores if by_text else None,
+        "AVERAGE": average,
+        "L": problem.longest,
+        "BLOCK": 256,
+    }
+    yield Launch.of(merge_scores_kernel, problem.n_images * cdiv(problem.n_captions, 256), known, {}, 4, 2)
 
 
 def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:
