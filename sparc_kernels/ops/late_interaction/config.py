@@ -29,6 +29,7 @@ class TileConfig:
     library: bool = False
     resident: bool = False
     kind: int = 0
+    skip: int = 0
     library_bytes: int = 128 * 2**20
     # The one-hot matrix of the backward pass is made so many tokens at a time, and in blocks that fit here.
     block_n: int = 32

@@ -95,7 +95,8 @@ def resident_steps(problem: Problem, slots: Any, results: Any, flags: Any, avera
     n_slots = slots.granules * GRANULE
     d = problem.images.shape[2]
     slotted = new(n_slots, d, dtype=problem.images.dtype)
-    step = max(1, min(problem.n_images, tiles.workspace_bytes // (4 * chunks * n_slots)))
+    each = chunks * n_slots + (problem.n_captions * problem.n_patches if tiles.kind % 2 == 1 else 0)
+    step = max(1, min(problem.n_images, tiles.workspace_bytes // (4 * each)))
     nobody = new(tiles.granules * GRANULE, 16, dtype=problem.images.dtype)
     nobody.zero_()
     own = {
@@ -107,6 +108,8 @@ def resident_steps(problem: Problem, slots: Any, results: Any, flags: Any, avera
         "p_image_partials": new(problem.n_images, problem.n_captions, chunks),
         "p_text_partials": new(problem.n_images, slots.granules),
         "p_token_keys": new(step, chunks, n_slots, dtype=torch.int32),
+        "p_row_keys": new(step, problem.n_captions, problem.n_patches, dtype=torch.int32) if tiles.kind % 2 == 1 else new(1, dtype=torch.int32),
+        "SKIP": tiles.skip,
         "CHUNKS": chunks,
         "RUNS": slots.runs,
         "SLOTS": n_slots,
@@ -122,6 +125,10 @@ def resident_steps(problem: Problem, slots: Any, results: Any, flags: Any, avera
         n_images = min(step, problem.n_images - first)
         yield Launch.of(R.resident_kernel, n_images * chunks * slots.runs, known | {"FIRST": first}, {}, tiles.num_warps, tiles.num_stages)
         yield Launch.of(R.token_maxima_kernel, n_images * slots.runs, known | {"FIRST": first, "BLOCK": 8}, {}, 4, 2)
+        if tiles.kind % 2 == 1:
+            block = min(256, max(16, 1 << (problem.n_patches - 1).bit_length()))
+            own2 = known | {"FIRST": first, "ROWS": 8, "BLOCK": block, "L": problem.longest if problem.offsets is not None else problem.texts.shape[1]}
+            yield Launch.of(R.patch_maxima_kernel, n_images * cdiv(problem.n_captions, 8), own2, {}, 4, 2)
     known |= {
         "p_image_scores": image_scores if by_image else None,
         "p_text_scores": text_scores if by_text else None,
@@ -129,6 +136,8 @@ def resident_steps(problem: Problem, slots: Any, results: Any, flags: Any, avera
         "L": problem.longest,
         "BLOCK": 256,
     }
+    if tiles.kind % 2 == 1:
+        known |= {"CHUNKS": 1, "BLOCK_P": problem.n_patches}
     yield Launch.of(merge_scores_kernel, problem.n_images * cdiv(problem.n_captions, 256), known, {}, 4, 2)
 
 

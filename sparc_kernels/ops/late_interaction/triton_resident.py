@@ -13,7 +13,7 @@ from sparc_kernels.ops.late_interaction.triton_forward import (
     value_of,
     with_index,
 )
-from sparc_kernels.ops.late_interaction.triton_rows import GRANULE
+from sparc_kernels.ops.late_interaction.triton_rows import GRANULE, load_caption
 
 LANES = tl.constexpr(4)  # threads that share a row of a matrix instruction's result
 
@@ -57,6 +57,15 @@ def granules_of(b_keys, TILE: tl.constexpr):
 
 
 @triton.jit
+def load_few(p_numbers, N: tl.constexpr):
+    """N numbers."""
+    if N == 1:
+        return (tl.load(p_numbers),)
+    else:
+        return load_few(p_numbers, N // 2) + load_few(p_numbers + N // 2, N // 2)
+
+
+@triton.jit
 def keys_of_columns(b_bits, unit, BLOCK_P: tl.constexpr):
     return tl.max(with_index(b_bits, tl.arange(0, BLOCK_P)[:, None], unit, BLOCK_P), axis=0)
 
@@ -71,7 +80,7 @@ def keys_of_granules(b_bits, unit, BLOCK_P: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def finish_caption(
-    b_open, caption, first_slot, o_i, chunk, o_row, patches, p_slots, p_patch_slots, p_best_token, p_image_partials,
+    b_open, caption, first_slot, o_i, chunk, o_row, patches, p_slots_keys, KIND: tl.constexpr, p_slots, p_patch_slots, p_best_token, p_image_partials,
     J, L, PATCH_SLOTS,
     P: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -80,6 +89,14 @@ def finish_caption(
     b_key = tl.max(b_open, axis=1)
     m_row = o_row < patches
     o_pair = o_i * J + caption
+    if KIND % 2 == 1:
+        tl.store(p_slots_keys + caption.to(tl.int64) * P + o_row, b_key.to(tl.int32, bitcast=True), mask=m_row)
+    else:
+        finish_now(b_key, m_row, o_pair, caption, first_slot, o_i, chunk, o_row, p_slots, p_patch_slots, p_best_token, p_image_partials, L, PATCH_SLOTS, P, CHUNKS, HOLES)
+
+
+@triton.jit
+def finish_now(b_key, m_row, o_pair, caption, first_slot, o_i, chunk, o_row, p_slots, p_patch_slots, p_best_token, p_image_partials, L, PATCH_SLOTS, P: tl.constexpr, CHUNKS: tl.constexpr, HOLES: tl.constexpr):
     b_sum = tl.sum(tl.where(m_row, value_of(b_key, False), 0.0), axis=0)
     tl.store(p_image_partials + o_pair * CHUNKS + chunk, b_sum)
     if p_best_token is not None:
@@ -100,29 +117,33 @@ def next_tile(
     HOLES: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    KIND: tl.constexpr,
+    SKIP: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = TILE * GRANULE
     o_i, o_row, chunk, patches, b_inverse, b_base = image
-    p_slot_inverse, p_slots, p_patch_slots, p_captions, p_codes, p_best_token, p_image_partials, p_keys = pointers
+    p_slot_inverse, p_slots, p_patch_slots, p_captions, p_codes, p_best_token, p_image_partials, p_keys, p_row_keys = pointers
     unit, J, L, PATCH_SLOTS = sizes
     b_nobody = d_nobody.load([0, 0])
     b_product = tl.dot(b_nothing, tl.trans(b_nobody), b_next) * b_inverse[:, None]
     b_tokens = d_tokens.load([(granule + TILE) * GRANULE, 0])
     b_next = tl.dot(b_images, tl.trans(b_tokens))
-    if tile >= 0:
+    if tile >= (SKIP if SKIP > 1 else 0):
         o_slot = granule * GRANULE + tl.arange(0, WIDTH)
         b_value = b_product * tl.load(p_slot_inverse + o_slot)[None, :] + b_base[:, None]
         b_bits = b_value.to(tl.uint32, bitcast=True)
+        codes = load_few(p_codes + granule, TILE)
+        captions = load_few(p_captions + granule, TILE)
         b_key = keys_of_columns(b_bits, unit, BLOCK_P)
         tl.store(p_keys + o_slot, b_key.to(tl.int32, bitcast=True))
         keys = granules_of(keys_of_granules(b_bits, unit, BLOCK_P, TILE), TILE)
         for g in tl.static_range(TILE):
-            code = tl.load(p_codes + granule + g)
+            code = codes[g]
             b_open = tl.maximum(b_open, keys[g] + ((15 - (code >> 1)) * GRANULE).to(tl.uint32))
             if (code & 1) == 1:
                 finish_caption(
-                    b_open, tl.load(p_captions + granule + g), (granule + g - (code >> 1)) * GRANULE, o_i, chunk,
-                    o_row, patches, p_slots, p_patch_slots, p_best_token, p_image_partials, J, L, PATCH_SLOTS, P,
+                    b_open, captions[g], (granule + g - (code >> 1)) * GRANULE, o_i, chunk,
+                    o_row, patches, p_row_keys, KIND, p_slots, p_patch_slots, p_best_token, p_image_partials, J, L, PATCH_SLOTS, P,
                     CHUNKS, HOLES
                 )  # fmt: skip
                 b_open = tl.zeros_like(b_open)
@@ -142,6 +163,7 @@ def resident_kernel(
     p_best_token,
     p_image_partials,
     p_token_keys,  # [images, CHUNKS, SLOTS]
+    p_row_keys,  # [images, J, P]
     stride_ii, stride_ip,
     unit, FIRST, I, RUNS, J, L, RUN_GRANULES, SLOTS, PATCH_SLOTS,
     P: tl.constexpr,
@@ -152,11 +174,17 @@ def resident_kernel(
     TILE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     KIND: tl.constexpr,
+    SKIP: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = TILE * GRANULE
-    run, chunk = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS % CHUNKS
-    o_own = tl.program_id(0) // RUNS // CHUNKS
+    if KIND < 2:
+        run, chunk = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS % CHUNKS
+        o_own = tl.program_id(0) // RUNS // CHUNKS
+    else:
+        each = tl.num_programs(0) // RUNS
+        run, chunk = tl.program_id(0) // each, tl.program_id(0) % CHUNKS
+        o_own = tl.program_id(0) % each // CHUNKS
     o_i = (o_own + FIRST).to(tl.int64)
     patches = P
     if p_patch_counts is not None:
@@ -174,9 +202,10 @@ def resident_kernel(
     b_nothing = tl.zeros([BLOCK_P, 16], p_images.dtype.element_ty)
     b_next = tl.zeros([BLOCK_P, WIDTH], tl.float32)
     b_open = tl.zeros([BLOCK_P, LANES], tl.uint32)
+    p_own_row_keys = p_row_keys + o_own.to(tl.int64) * J * P
     p_keys = p_token_keys + (o_own.to(tl.int64) * CHUNKS + chunk) * SLOTS
     image = (o_i, o_row, chunk, patches, b_inverse, b_base)
-    pointers = (p_slot_inverse, p_slots, p_patch_slots, p_captions, p_codes, p_best_token, p_image_partials, p_keys)
+    pointers = (p_slot_inverse, p_slots, p_patch_slots, p_captions, p_codes, p_best_token, p_image_partials, p_keys, p_own_row_keys)
     sizes = (unit, J, L, PATCH_SLOTS)
     granule = run * RUN_GRANULES - TILE
     if INTERPRETED:  # whose ranges take no bound from the device
@@ -184,7 +213,7 @@ def resident_kernel(
         while tile < tiles:
             b_next, b_open = next_tile(
                 tile, granule, image, pointers, sizes, d_tokens, d_nobody, b_images, b_nothing, b_next, b_open, P,
-                CHUNKS, HOLES, TILE, BLOCK_P
+                CHUNKS, HOLES, TILE, BLOCK_P, KIND, SKIP
             )  # fmt: skip
             tile += 1
             granule += TILE
@@ -192,7 +221,7 @@ def resident_kernel(
         for tile in range(-1, tiles):
             b_next, b_open = next_tile(
                 tile, granule, image, pointers, sizes, d_tokens, d_nobody, b_images, b_nothing, b_next, b_open, P,
-                CHUNKS, HOLES, TILE, BLOCK_P
+                CHUNKS, HOLES, TILE, BLOCK_P, KIND, SKIP
             )  # fmt: skip
             granule += TILE
 
@@ -237,3 +266,40 @@ def token_maxima_kernel(
                 b_index = tl.load(p_patch_slots + o_i * PATCH_SLOTS + b_index)
             tl.store(p_best_patch + o_i * N + b_slot, b_index.to(p_best_patch.dtype.element_ty), mask=m)
         done += BLOCK
+
+
+@triton.jit(do_not_specialize=["FIRST", "J", "L", "N", "PATCH_SLOTS"])
+def patch_maxima_kernel(
+    p_row_keys, p_slots, p_starts, p_patch_slots, p_patch_counts, p_counts, p_offsets, p_best_token, p_image_partials,
+    FIRST, J, L, N, PATCH_SLOTS,
+    P: tl.constexpr,
+    HOLES: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    o_own, block = tl.program_id(0) // tl.cdiv(J, ROWS), tl.program_id(0) % tl.cdiv(J, ROWS)
+    o_j = block * ROWS + tl.arange(0, ROWS)
+    o_i = (o_own + FIRST).to(tl.int64)
+    _, b_length = load_caption(p_counts, p_offsets, o_j, J, L, N)
+    m_j = (o_j < J) & (b_length > 0)
+    b_first = tl.load(p_starts + o_j, mask=m_j, other=0).to(tl.int64) * GRANULE
+    patches = P
+    if p_patch_counts is not None:
+        patches = tl.load(p_patch_counts + o_i)
+    b_sum = tl.zeros([ROWS], tl.float32)
+    for start in range(0, P, BLOCK):
+        o_row = start + tl.arange(0, BLOCK)
+        m = m_j[:, None] & (o_row < patches)[None, :]
+        p_key = p_row_keys + (o_own.to(tl.int64) * J + o_j)[:, None] * P + o_row[None, :]
+        b_key = tl.load(p_key, mask=m, other=0).to(tl.uint32, bitcast=True)
+        b_sum += tl.sum(tl.where(m, value_of(b_key, False), 0.0), axis=1)
+        if p_best_token is not None:
+            b_index = index_of(b_key, 256)
+            if HOLES:
+                b_index = tl.load(p_slots + b_first[:, None] + b_index, mask=m, other=0) - (o_j * L)[:, None]
+            b_patch = o_row
+            if p_patch_slots is not None:
+                b_patch = tl.load(p_patch_slots + o_i * PATCH_SLOTS + o_row, mask=o_row < patches, other=0)
+            p_best = p_best_token + (o_i * J + o_j)[:, None] * P + b_patch[None, :]
+            tl.store(p_best, b_index.to(p_best_token.dtype.element_ty), mask=m)
+    tl.store(p_image_partials + o_i * J + o_j, b_sum, mask=o_j < J)
