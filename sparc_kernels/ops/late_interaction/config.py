@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 
+MOST_RESIDENT_CHANNELS = 256  # 128 kB of 256 patches
+
+
 @dataclass(frozen=True)
 class TileConfig:
     """Tiles of ``block_p`` patches by ``granules`` of 16 tokens, whose channels come ``block_d`` at a time.
@@ -27,13 +30,12 @@ class TileConfig:
     enough_programs: int = 24 * 132
     # Whether the products are a library's, float32 and so many bytes at a time.
     library: bool = False
-    resident: bool = False
-    kind: int = 0
-    skip: int = 0
     library_bytes: int = 128 * 2**20
+    # Whether patches stay in shared memory (``triton_resident.py``): all channels of a tile at a time.
+    resident: bool = False
     # The one-hot matrix of the backward pass is made so many tokens at a time, and in blocks that fit here.
     block_n: int = 32
-    workspace_bytes: int = 256 * 2**20
+    workspace_bytes: int = 256 * 2**20  # resident tiles: of keys, too
 
     def cut(self, n_patches: int, n_channels: int) -> TileConfig:
         """For a small problem: no tile much larger than an image, no block wider than the channels."""
@@ -41,7 +43,7 @@ class TileConfig:
         return replace(
             self,
             block_p=min(self.block_p, max(least, _power_of_two(n_patches))),
-            block_d=min(self.block_d, max(least, _power_of_two(n_channels))),
+            block_d=max(least, _power_of_two(n_channels if self.resident else min(self.block_d, n_channels))),
         )
 
     def captions(self, n_images: int, n_captions: int) -> int:
@@ -56,6 +58,14 @@ class TileConfig:
         entries = max(1, self.workspace_bytes // itemsize)
         tokens = min(max(1, n_tokens), -(-int(entries**0.5) // self.block_n) * self.block_n)
         return tokens, min(max(1, n_images), max(1, entries // (tokens * n_patches)))
+
+
+def choose_resident(n_patches: int, n_channels: int) -> TileConfig | None:
+    """Tiles for cosines in half precision on sm_90 whose patches stay in shared memory; None where they do not fit."""
+    if n_channels > MOST_RESIDENT_CHANNELS:
+        return None
+    block_p, granules, num_warps = (64, 4, 4) if n_patches <= 64 else (128, 8, 8) if n_patches <= 128 else (256, 4, 8)
+    return TileConfig(block_p, granules, block_d=n_channels, num_warps=num_warps, num_stages=2, resident=True)
 
 
 def _power_of_two(n: int) -> int:

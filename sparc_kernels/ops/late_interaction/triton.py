@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, interpreted
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, strides
 from sparc_kernels.ops._triton.products import Product
 from sparc_kernels.ops._triton.replay import run_plan
+from sparc_kernels.ops.late_interaction import triton_resident
 from sparc_kernels.ops.late_interaction.config import TileConfig
 from sparc_kernels.ops.late_interaction.schema import fake_backward, fake_forward
 from sparc_kernels.ops.late_interaction.triton_backward import one_hot_kernel
 from sparc_kernels.ops.late_interaction.triton_forward import INDEX_BITS, maxima_kernel
-from sparc_kernels.ops.late_interaction.triton_plans import GRANULE, Power, Problem
+from sparc_kernels.ops.late_interaction.triton_plans import GRANULE, Power, Problem, Slots, vector_block
 from sparc_kernels.ops.late_interaction.triton_rows import merge_scores_kernel
 
 __all__ = ["backward", "backward_plan", "forward", "forward_plan"]
@@ -41,9 +42,9 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
     slots = problem.slots()
     steps += slots.steps
     tiles, new = problem.config, problem.new
-    chunks = cdiv(problem.n_patches, tiles.block_p)
     if tiles.resident:
-        return results, steps + list(resident_steps(problem, slots, results, (by_image, by_text, keep), average))
+        return results, [*steps, *_resident_steps(problem, slots, results, args[6:])]
+    chunks = cdiv(problem.n_patches, tiles.block_p)
     length, step = problem.products_at_a_time()
     image_partials = new(problem.n_images, problem.n_captions, chunks) if by_image else None
     text_partials = new(problem.n_images, slots.granules) if by_text else None
@@ -85,60 +86,59 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
     return results, [*steps, Launch.of(merge_scores_kernel, programs, known, {}, 4, 2)]
 
 
-def resident_steps(problem: Problem, slots: Any, results: Any, flags: Any, average: bool) -> Any:
-    from sparc_kernels.ops.late_interaction import triton_resident as R
-
+def _resident_steps(problem: Problem, slots: Slots, results: tuple[Tensor, ...], flags: tuple[Any, ...]) -> Steps:
+    """Those of the forward pass behind norms and slots, where patches stay in shared memory."""
     image_scores, _, best_token, best_patch, text_scores = results
-    by_image, by_text, keep = flags
+    _, average, by_image, by_text, keep, _ = flags
     tiles, new = problem.config, problem.new
-    chunks = cdiv(problem.n_patches, tiles.block_p)
-    n_slots = slots.granules * GRANULE
-    d = problem.images.shape[2]
-    slotted = new(n_slots, d, dtype=problem.images.dtype)
-    each = chunks * n_slots + (problem.n_captions * problem.n_patches if tiles.kind % 2 == 1 else 0)
-    step = max(1, min(problem.n_images, tiles.workspace_bytes // (4 * each)))
-    nobody = new(tiles.granules * GRANULE, 16, dtype=problem.images.dtype)
-    nobody.zero_()
-    own = {
-        "p_slotted": slotted,
+    d, chunks, n_slots = problem.images.shape[2], cdiv(problem.n_patches, tiles.block_p), slots.granules * GRANULE
+    images, steps = problem.dense_images(slots)
+    token_keys, patch_keys = chunks * n_slots * by_text, problem.n_captions * problem.n_patches * by_image
+    step = min(problem.n_images, max(1, tiles.workspace_bytes // (4 * max(1, token_keys + patch_keys))))
+    nothing = new(tiles.granules * GRANULE, triton_resident.LEAST_CHANNELS.value, dtype=images.dtype)
+    nothing.zero_()
+    known = problem.arguments() | slots.arguments | {
+        "p_images": images,
+        **strides(images, "stride_ii", "stride_ip"),
+        "p_slotted": new(n_slots, d, dtype=images.dtype),
         "p_slot_inverse": new(n_slots),
-        "p_nobody": nobody,
-        "p_best_token": best_token if by_image and keep else None,
-        "p_best_patch": best_patch if by_text and keep else None,
-        "p_image_partials": new(problem.n_images, problem.n_captions, chunks),
-        "p_text_partials": new(problem.n_images, slots.granules),
-        "p_token_keys": new(step, chunks, n_slots, dtype=torch.int32),
-        "p_row_keys": new(step, problem.n_captions, problem.n_patches, dtype=torch.int32) if tiles.kind % 2 == 1 else new(1, dtype=torch.int32),
-        "SKIP": tiles.skip,
-        "CHUNKS": chunks,
+        "p_nothing": nothing,
+        "p_token_keys": new(step, chunks, n_slots, dtype=torch.int32) if by_text else None,
+        "p_patch_keys": new(step, problem.n_captions, problem.n_patches, dtype=torch.int32) if by_image else None,
+        "p_best_token": best_token if keep else None,
+        "p_best_patch": best_patch if keep else None,
+        "p_image_partials": None,
+        "p_text_partials": new(problem.n_images, slots.granules) if by_text else None,
+        "p_image_scores": image_scores,
+        "p_text_scores": text_scores,
+        "I": problem.n_images,
         "RUNS": slots.runs,
         "SLOTS": n_slots,
-        "I": problem.n_images,
-        "WHOLE_D": max(16, 1 << (d - 1).bit_length()),
-        "KIND": tiles.kind,
-        "INTERPRETED": interpreted(),
+        "CHUNKS": chunks,
+        "AVERAGE": average,
         "unit": 2**INDEX_BITS.value,
-    }
-    known = problem.arguments() | slots.arguments | own
-    yield Launch.of(R.slotted_kernel, slots.granules // tiles.granules, known | {"BLOCK_D": min(128, own["WHOLE_D"])}, {}, 4, 2)
+    }  # fmt: skip
+    steps.append(Launch.of(triton_resident.copy_tokens_kernel, slots.granules // tiles.granules, known, {}, 4, 2))
+    longest = {"L": problem.longest}
     for first in range(0, problem.n_images, step):
         n_images = min(step, problem.n_images - first)
-        yield Launch.of(R.resident_kernel, n_images * chunks * slots.runs, known | {"FIRST": first}, {}, tiles.num_warps, tiles.num_stages)
-        yield Launch.of(R.token_maxima_kernel, n_images * slots.runs, known | {"FIRST": first, "BLOCK": 8}, {}, 4, 2)
-        if tiles.kind % 2 == 1:
-            block = min(256, max(16, 1 << (problem.n_patches - 1).bit_length()))
-            own2 = known | {"FIRST": first, "ROWS": 8, "BLOCK": block, "L": problem.longest if problem.offsets is not None else problem.texts.shape[1]}
-            yield Launch.of(R.patch_maxima_kernel, n_images * cdiv(problem.n_captions, 8), own2, {}, 4, 2)
-    known |= {
-        "p_image_scores": image_scores if by_image else None,
-        "p_text_scores": text_scores if by_text else None,
-        "AVERAGE": average,
-        "L": problem.longest,
-        "BLOCK": 256,
-    }
-    if tiles.kind % 2 == 1:
-        known |= {"CHUNKS": 1, "BLOCK_P": problem.n_patches}
-    yield Launch.of(merge_scores_kernel, problem.n_images * cdiv(problem.n_captions, 256), known, {}, 4, 2)
+        own = known | {"FIRST": first}
+        programs = n_images * chunks * slots.runs
+        kernel = triton_resident.resident_maxima_kernel
+        steps.append(Launch.of(kernel, programs, own, {}, tiles.num_warps, tiles.num_stages))
+        if by_text:
+            kernel, block = triton_resident.token_maxima_kernel, {"BLOCK": 8}
+            steps.append(Launch.of(kernel, n_images * slots.runs, own | block, {}, 4, 2))
+        if by_image:
+            kernel, rows = triton_resident.patch_maxima_kernel, 8
+            block = {"ROWS": rows, "BLOCK": vector_block(problem.n_patches, 256)}
+            programs = n_images * cdiv(problem.n_captions, rows)
+            steps.append(Launch.of(kernel, programs, own | block | longest, {}, 4, 2))
+    if by_text:
+        known |= longest | {"p_image_scores": None, "BLOCK": 256}
+        programs = problem.n_images * cdiv(problem.n_captions, 256)
+        steps.append(Launch.of(merge_scores_kernel, programs, known, {}, 4, 2))
+    return steps
 
 
 def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:

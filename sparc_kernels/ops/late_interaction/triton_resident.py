@@ -1,11 +1,21 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The forward kernel where an image's patches stay in shared memory (sm_90)."""
+"""The forward kernels for cosines of half precision on sm_90: patches stay in shared memory while captions go by.
+
+Tokens are copied into their slots first (``triton_rows``), and patches that have a mask into theirs, so that both
+operands are dense matrices, which the tensor memory accelerator copies. A program owns some patches of an image and a
+run of captions. It adds up the next tile's products while it looks for maxima in the tile before.
+
+What it finds are keys (``triton_forward``): of each token the best patch, of each patch and caption the best token. It
+merges the granules of a caption itself: four threads hold a row of a tile, and each keeps the best of its own columns,
+so that nothing moves between threads before a caption ends. Two light kernels turn keys into indices and scores.
+"""
 
 import triton
 import triton.language as tl
 
 from sparc_kernels.ops._triton.tiles import load_tile
 from sparc_kernels.ops.late_interaction.triton_forward import (
+    INDEX_BITS,
     SHRINK,
     best_of_chunks,
     index_of,
@@ -13,28 +23,31 @@ from sparc_kernels.ops.late_interaction.triton_forward import (
     value_of,
     with_index,
 )
-from sparc_kernels.ops.late_interaction.triton_rows import GRANULE, load_caption
+from sparc_kernels.ops.late_interaction.triton_rows import GRANULE, load_caption, weight
 
-LANES = tl.constexpr(4)  # threads that share a row of a matrix instruction's result
+LANES = tl.constexpr(4)  # threads that hold a row of a tile (wgmma's layout)
+RANKS = tl.constexpr(2**INDEX_BITS)  # the most tokens of a caption, and patches of a tile
+LEAST_CHANNELS = tl.constexpr(16)  # of a matrix instruction
 
 
 @triton.jit(do_not_specialize=["RUNS", "L", "RUN_GRANULES"])
-def slotted_kernel(
-    p_texts,
-    p_text_inverse,
-    p_slots,
-    p_run_lengths,
-    p_slotted,  # [GRANULES * GRANULE, D]
-    p_slot_inverse,  # [GRANULES * GRANULE]
+def copy_tokens_kernel(
+    p_texts,  # [J, L, D], or packed: one item of all tokens
+    p_text_inverse,  # [J * L]
+    p_slots,  # [SLOTS] int32, as in caption_slots_kernel
+    p_run_lengths,  # [RUNS]
+    p_slotted,  # [SLOTS, D], what p_texts has; 0 in slots of nobody
+    p_slot_inverse,  # [SLOTS]
     stride_tj, stride_tl, stride_td,
     RUNS, L, RUN_GRANULES,
     D: tl.constexpr,
-    TILE: tl.constexpr,
+    TILE: tl.constexpr,  # granules
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    run, tile = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS
-    if tile * TILE < tl.load(p_run_lengths + run):
-        o_slot = ((run * RUN_GRANULES + tile * TILE) * GRANULE).to(tl.int64) + tl.arange(0, TILE * GRANULE)
+    """Tokens and their inverse norms into slots, a tile to a program; nothing beyond a run's last tile."""
+    run, done = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS * TILE
+    if done < tl.load(p_run_lengths + run):
+        o_slot = (run * RUN_GRANULES + done).to(tl.int64) * GRANULE + tl.arange(0, TILE * GRANULE)
         b_token, m_token = load_tokens(p_slots + o_slot)
         tl.store(p_slot_inverse + o_slot, tl.load(p_text_inverse + b_token))
         o_token = (b_token // L).to(tl.int64) * stride_tj + (b_token % L).to(tl.int64) * stride_tl
@@ -42,6 +55,38 @@ def slotted_kernel(
             o_d = o_chunk + tl.arange(0, BLOCK_D)
             b_x = load_tile(p_texts, o_token, o_d, m_token, D, 1, stride_td, False)
             tl.store(p_slotted + o_slot[:, None] * D + o_d[None, :], b_x, mask=(o_d < D)[None, :])
+
+
+@triton.jit(do_not_specialize=["P", "PATCH_SLOTS"])
+def copy_patches_kernel(
+    p_images,  # [I, P, D]
+    p_patch_slots,  # [I, PATCH_SLOTS] int32
+    p_copy,  # [I, PATCH_SLOTS, D]
+    stride_ii, stride_ip, stride_id,
+    P, PATCH_SLOTS,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Patches into their slots, a block of an image to a program."""
+    blocks = tl.cdiv(PATCH_SLOTS, BLOCK)
+    o_i, o_slot = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    m_slot = o_slot < PATCH_SLOTS
+    b_patch = tl.load(p_patch_slots + o_i * PATCH_SLOTS + o_slot, mask=m_slot, other=0)
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_x = load_tile(p_images + o_i * stride_ii, b_patch, o_d, m_slot & (b_patch < P), D, stride_ip, stride_id, False)
+        o_copy = (o_i * PATCH_SLOTS + o_slot)[:, None] * D + o_d[None, :]
+        tl.store(p_copy + o_copy, b_x, mask=m_slot[:, None] & (o_d < D)[None, :])
+
+
+@triton.jit
+def load_each(p_numbers, N: tl.constexpr):
+    """N numbers, a power of two."""
+    if N == 1:
+        return (tl.load(p_numbers),)
+    else:
+        return load_each(p_numbers, N // 2) + load_each(p_numbers + N // 2, N // 2)
 
 
 @triton.jit
@@ -57,192 +102,162 @@ def granules_of(b_keys, TILE: tl.constexpr):
 
 
 @triton.jit
-def load_few(p_numbers, N: tl.constexpr):
-    """N numbers."""
-    if N == 1:
-        return (tl.load(p_numbers),)
-    else:
-        return load_few(p_numbers, N // 2) + load_few(p_numbers + N // 2, N // 2)
-
-
-@triton.jit
-def keys_of_columns(b_bits, unit, BLOCK_P: tl.constexpr):
-    return tl.max(with_index(b_bits, tl.arange(0, BLOCK_P)[:, None], unit, BLOCK_P), axis=0)
-
-
-@triton.jit
-def keys_of_granules(b_bits, unit, BLOCK_P: tl.constexpr, TILE: tl.constexpr):
-    """[BLOCK_P, TILE, LANES]: the best of those columns of a granule that one thread holds: nothing moves."""
-    b_bits = tl.reshape(b_bits, (BLOCK_P, TILE, 2, LANES, 2))
+def best_of_granules(b_bits, unit, TILE: tl.constexpr):
+    """The best key of each granule's columns that one thread holds, TILE blocks [ROWS, LANES]."""
+    b_bits = tl.reshape(b_bits, (b_bits.shape[0], TILE, 2, LANES, 2))
     o_column = tl.reshape(tl.arange(0, GRANULE), (1, 1, 2, LANES, 2))
-    return tl.max(tl.max(with_index(b_bits, o_column, unit, GRANULE), axis=4), axis=2)
-
-
-@triton.jit
-def finish_caption(
-    b_open, caption, first_slot, o_i, chunk, o_row, patches, p_slots_keys, KIND: tl.constexpr, p_slots, p_patch_slots, p_best_token, p_image_partials,
-    J, L, PATCH_SLOTS,
-    P: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    HOLES: tl.constexpr,
-):  # fmt: skip
-    b_key = tl.max(b_open, axis=1)
-    m_row = o_row < patches
-    o_pair = o_i * J + caption
-    if KIND % 2 == 1:
-        tl.store(p_slots_keys + caption.to(tl.int64) * P + o_row, b_key.to(tl.int32, bitcast=True), mask=m_row)
-    else:
-        finish_now(b_key, m_row, o_pair, caption, first_slot, o_i, chunk, o_row, p_slots, p_patch_slots, p_best_token, p_image_partials, L, PATCH_SLOTS, P, CHUNKS, HOLES)
-
-
-@triton.jit
-def finish_now(b_key, m_row, o_pair, caption, first_slot, o_i, chunk, o_row, p_slots, p_patch_slots, p_best_token, p_image_partials, L, PATCH_SLOTS, P: tl.constexpr, CHUNKS: tl.constexpr, HOLES: tl.constexpr):
-    b_sum = tl.sum(tl.where(m_row, value_of(b_key, False), 0.0), axis=0)
-    tl.store(p_image_partials + o_pair * CHUNKS + chunk, b_sum)
-    if p_best_token is not None:
-        b_index = index_of(b_key, 256)
-        if HOLES:
-            b_index = tl.load(p_slots + first_slot + b_index, mask=m_row, other=0) - caption * L
-        b_patch = o_row
-        if p_patch_slots is not None:
-            b_patch = tl.load(p_patch_slots + o_i * PATCH_SLOTS + o_row, mask=m_row, other=0)
-        tl.store(p_best_token + o_pair * P + b_patch, b_index.to(p_best_token.dtype.element_ty), mask=m_row)
+    b_keys = tl.max(tl.max(with_index(b_bits, o_column, unit, GRANULE), axis=4), axis=2)
+    return granules_of(b_keys, TILE)
 
 
 @triton.jit
 def next_tile(
-    tile, granule, image, pointers, sizes, d_tokens, d_nobody, b_images, b_nothing, b_next, b_open,
+    tile, granule, operands, image, captions, found, b_next, b_open, unit,
     P: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    HOLES: tl.constexpr,
     TILE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    KIND: tl.constexpr,
-    SKIP: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
-    WIDTH: tl.constexpr = TILE * GRANULE
-    o_i, o_row, chunk, patches, b_inverse, b_base = image
-    p_slot_inverse, p_slots, p_patch_slots, p_captions, p_codes, p_best_token, p_image_partials, p_keys, p_row_keys = pointers
-    unit, J, L, PATCH_SLOTS = sizes
-    b_nobody = d_nobody.load([0, 0])
-    b_product = tl.dot(b_nothing, tl.trans(b_nobody), b_next) * b_inverse[:, None]
+    """Products of the tile after this one, and maxima of this one, which begins at ``granule``.
+
+    Before the first tile there is only the former. ``b_next`` are the products of this tile, or what has become of them
+    so far: ``b_open`` the best keys of the caption that goes on here.
+    """
+    d_tokens, d_nothing, b_images, b_nobody = operands
+    o_row, patches, b_inverse, b_base = image
+    p_slot_inverse, p_captions, p_codes = captions
+    p_token_keys, p_patch_keys = found
+    ROWS: tl.constexpr = b_next.shape[0]
+    SLOTS: tl.constexpr = b_next.shape[1]
+    b_nothing = d_nothing.load([0, 0])
+    if UPCAST:
+        b_nothing = b_nothing.to(tl.float32)
+    # The compiler waits for products where they are added to, and for nothing behind them. So it is here that those
+    # of this tile end. They leave their registers before the next ones come into them.
+    b_product = tl.dot(b_nobody, tl.trans(b_nothing), b_next) * b_inverse[:, None]
     b_tokens = d_tokens.load([(granule + TILE) * GRANULE, 0])
+    if UPCAST:
+        b_tokens = b_tokens.to(tl.float32)
     b_next = tl.dot(b_images, tl.trans(b_tokens))
-    if tile >= (SKIP if SKIP > 1 else 0):
-        o_slot = granule * GRANULE + tl.arange(0, WIDTH)
+    if tile >= 0:
+        o_slot = granule * GRANULE + tl.arange(0, SLOTS)
         b_value = b_product * tl.load(p_slot_inverse + o_slot)[None, :] + b_base[:, None]
         b_bits = b_value.to(tl.uint32, bitcast=True)
-        codes = load_few(p_codes + granule, TILE)
-        captions = load_few(p_captions + granule, TILE)
-        b_key = keys_of_columns(b_bits, unit, BLOCK_P)
-        tl.store(p_keys + o_slot, b_key.to(tl.int32, bitcast=True))
-        keys = granules_of(keys_of_granules(b_bits, unit, BLOCK_P, TILE), TILE)
-        for g in tl.static_range(TILE):
-            code = codes[g]
-            b_open = tl.maximum(b_open, keys[g] + ((15 - (code >> 1)) * GRANULE).to(tl.uint32))
-            if (code & 1) == 1:
-                finish_caption(
-                    b_open, captions[g], (granule + g - (code >> 1)) * GRANULE, o_i, chunk,
-                    o_row, patches, p_row_keys, KIND, p_slots, p_patch_slots, p_best_token, p_image_partials, J, L, PATCH_SLOTS, P,
-                    CHUNKS, HOLES
-                )  # fmt: skip
-                b_open = tl.zeros_like(b_open)
+        if p_patch_keys is not None:  # early: what branches depend on should be there
+            codes, owners = load_each(p_codes + granule, TILE), load_each(p_captions + granule, TILE)
+        if p_token_keys is not None:
+            b_key = tl.max(with_index(b_bits, tl.arange(0, ROWS)[:, None], unit, ROWS), axis=0)
+            tl.store(p_token_keys + o_slot, b_key.to(tl.int32, bitcast=True))
+        if p_patch_keys is not None:
+            keys = best_of_granules(b_bits, unit, TILE)
+            for g in tl.static_range(TILE):
+                rank = (codes[g] >> 1) * GRANULE
+                b_open = tl.maximum(b_open, keys[g] + (-rank + (RANKS - GRANULE)).to(tl.uint32))
+                if (codes[g] & 1) == 1:
+                    b_key = tl.max(b_open, axis=1).to(tl.int32, bitcast=True)
+                    tl.store(p_patch_keys + owners[g].to(tl.int64) * P + o_row, b_key, mask=o_row < patches)
+                    b_open = tl.zeros_like(b_open)
     return b_next, b_open
 
 
-@triton.jit(do_not_specialize=["unit", "FIRST", "I", "RUNS", "J", "L", "RUN_GRANULES", "PATCH_SLOTS"])
-def resident_kernel(
-    p_images,  # [I, P, D]
+@triton.jit(do_not_specialize=["unit", "FIRST", "I", "RUNS", "J", "RUN_GRANULES", "SLOTS"])
+def resident_maxima_kernel(
+    p_images,  # [I, P, D], or a copy [I, PATCH_SLOTS, D] of it
     p_slotted,  # [SLOTS, D]
-    p_nobody,  # [SLOTS of a tile, 16] zeros
-    p_image_inverse,
-    p_slot_inverse,
-    p_patch_slots,
-    p_patch_counts,
-    p_slots, p_captions, p_codes, p_run_lengths,
-    p_best_token,
-    p_image_partials,
-    p_token_keys,  # [images, CHUNKS, SLOTS]
-    p_row_keys,  # [images, J, P]
+    p_nothing,  # [SLOTS of a tile, LEAST_CHANNELS] zeros
+    p_image_inverse,  # [I * P]
+    p_patch_slots,  # [I, PATCH_SLOTS] int32 or None
+    p_patch_counts,  # [I] int32 or None
+    p_slot_inverse,  # [SLOTS]
+    p_captions,  # [GRANULES] this and the next two as in caption_slots_kernel
+    p_codes,  # [GRANULES]
+    p_run_lengths,  # [RUNS]
+    p_token_keys,  # [images of this launch, CHUNKS, SLOTS] int32 or None
+    p_patch_keys,  # [images of this launch, J, P] int32 or None, by slots where patches have some
     stride_ii, stride_ip,
-    unit, FIRST, I, RUNS, J, L, RUN_GRANULES, SLOTS, PATCH_SLOTS,
+    unit,  # 2^INDEX_BITS
+    FIRST,  # of the images of this launch
+    I, RUNS, J, RUN_GRANULES, SLOTS,
     P: tl.constexpr,
-    HOLES: tl.constexpr,
+    PATCH_SLOTS: tl.constexpr,
     D: tl.constexpr,
-    WHOLE_D: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # all channels
     CHUNKS: tl.constexpr,
-    TILE: tl.constexpr,
+    TILE: tl.constexpr,  # granules
     BLOCK_P: tl.constexpr,
-    KIND: tl.constexpr,
-    SKIP: tl.constexpr,
+    UPCAST: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = TILE * GRANULE
-    if KIND < 2:
-        run, chunk = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS % CHUNKS
-        o_own = tl.program_id(0) // RUNS // CHUNKS
-    else:
-        each = tl.num_programs(0) // RUNS
-        run, chunk = tl.program_id(0) // each, tl.program_id(0) % CHUNKS
-        o_own = tl.program_id(0) % each // CHUNKS
-    o_i = (o_own + FIRST).to(tl.int64)
+    HELD: tl.constexpr = P if p_patch_slots is None else PATCH_SLOTS
+    # Images first, so that programs that run at the same time share captions in the L2 cache.
+    programs = tl.num_programs(0) // RUNS
+    run, own = tl.program_id(0) // programs, tl.program_id(0) % programs // CHUNKS
+    first_row = tl.program_id(0) % CHUNKS * BLOCK_P
+    o_i = (FIRST + own).to(tl.int64)
     patches = P
     if p_patch_counts is not None:
         patches = tl.load(p_patch_counts + o_i)
     tiles = tl.cdiv(tl.load(p_run_lengths + run), TILE)
-    if chunk * BLOCK_P >= patches:
+    if first_row >= patches:
         tiles = -1
-    d_images = tl.make_tensor_descriptor(p_images, [I, P, D], [stride_ii, stride_ip, 1], [1, BLOCK_P, WHOLE_D])
-    d_tokens = tl.make_tensor_descriptor(p_slotted, [SLOTS, D], [D, 1], [WIDTH, WHOLE_D])
-    o_row = chunk * BLOCK_P + tl.arange(0, BLOCK_P)
-    b_images = tl.reshape(d_images.load([FIRST + o_own, chunk * BLOCK_P, 0]), (BLOCK_P, WHOLE_D))
-    b_inverse = tl.load(p_image_inverse + o_i * P + o_row, mask=o_row < patches, other=0.0) * SHRINK
-    b_base = tl.where(o_row < patches, 3.0, 2.0)
-    d_nobody = tl.make_tensor_descriptor(p_nobody, [WIDTH, 16], [16, 1], [WIDTH, 16])
-    b_nothing = tl.zeros([BLOCK_P, 16], p_images.dtype.element_ty)
+    d_images = tl.make_tensor_descriptor(p_images, [I, HELD, D], [stride_ii, stride_ip, 1], [1, BLOCK_P, BLOCK_D])
+    d_tokens = tl.make_tensor_descriptor(p_slotted, [SLOTS, D], [D, 1], [WIDTH, BLOCK_D])
+    d_nothing = tl.make_tensor_descriptor(p_nothing, [WIDTH, LEAST_CHANNELS], [LEAST_CHANNELS, 1], [WIDTH, LEAST_CHANNELS])
+    o_row = first_row + tl.arange(0, BLOCK_P)
+    m_row = o_row < patches
+    b_images = tl.reshape(d_images.load([FIRST + own, first_row, 0]), (BLOCK_P, BLOCK_D))
+    b_nobody = tl.zeros([BLOCK_P, LEAST_CHANNELS], b_images.dtype)
+    if UPCAST:
+        b_images, b_nobody = b_images.to(tl.float32), b_nobody.to(tl.float32)
+    b_patch = o_row
+    if p_patch_slots is not None:
+        b_patch = tl.load(p_patch_slots + o_i * PATCH_SLOTS + o_row, mask=m_row, other=0)
+    b_inverse = tl.load(p_image_inverse + o_i * P + b_patch, mask=m_row, other=0.0) * SHRINK
+    # no patch, no caption's best: 2 is the least that a key's value can be
+    b_base = tl.where(m_row, 3.0, 2.0)
+    if p_token_keys is not None:
+        p_token_keys += (own.to(tl.int64) * CHUNKS + tl.program_id(0) % CHUNKS) * SLOTS
+    if p_patch_keys is not None:
+        p_patch_keys += own.to(tl.int64) * J * P
+    operands = (d_tokens, d_nothing, b_images, b_nobody)
+    image = (o_row, patches, b_inverse, b_base)
+    captions = (p_slot_inverse, p_captions, p_codes)
+    found = (p_token_keys, p_patch_keys)
     b_next = tl.zeros([BLOCK_P, WIDTH], tl.float32)
     b_open = tl.zeros([BLOCK_P, LANES], tl.uint32)
-    p_own_row_keys = p_row_keys + o_own.to(tl.int64) * J * P
-    p_keys = p_token_keys + (o_own.to(tl.int64) * CHUNKS + chunk) * SLOTS
-    image = (o_i, o_row, chunk, patches, b_inverse, b_base)
-    pointers = (p_slot_inverse, p_slots, p_patch_slots, p_captions, p_codes, p_best_token, p_image_partials, p_keys, p_own_row_keys)
-    sizes = (unit, J, L, PATCH_SLOTS)
-    granule = run * RUN_GRANULES - TILE
+    tile, granule = -1, run * RUN_GRANULES - TILE
     if INTERPRETED:  # whose ranges take no bound from the device
-        tile = -1
         while tile < tiles:
             b_next, b_open = next_tile(
-                tile, granule, image, pointers, sizes, d_tokens, d_nobody, b_images, b_nothing, b_next, b_open, P,
-                CHUNKS, HOLES, TILE, BLOCK_P, KIND, SKIP
-            )  # fmt: skip
-            tile += 1
-            granule += TILE
+                tile, granule, operands, image, captions, found, b_next, b_open, unit, P, TILE, UPCAST
+            )
+            tile, granule = tile + 1, granule + TILE
     else:
-        for tile in range(-1, tiles):
+        for each in range(-1, tiles):
             b_next, b_open = next_tile(
-                tile, granule, image, pointers, sizes, d_tokens, d_nobody, b_images, b_nothing, b_next, b_open, P,
-                CHUNKS, HOLES, TILE, BLOCK_P, KIND, SKIP
-            )  # fmt: skip
+                each, granule, operands, image, captions, found, b_next, b_open, unit, P, TILE, UPCAST
+            )
             granule += TILE
 
 
-@triton.jit(do_not_specialize=["FIRST", "RUNS", "N", "RUN_GRANULES", "GRANULES", "PATCH_SLOTS"])
+@triton.jit(do_not_specialize=["FIRST", "RUNS", "N", "RUN_GRANULES", "GRANULES", "SLOTS", "PATCH_SLOTS"])
 def token_maxima_kernel(
-    p_token_keys,
-    p_slots,
-    p_run_lengths,
-    p_patch_slots,
-    p_patch_counts,
-    p_best_patch,
+    p_token_keys,  # [images of this launch, CHUNKS, SLOTS] int32
+    p_slots,  # [SLOTS]
+    p_run_lengths,  # [RUNS]
+    p_patch_slots,  # [I, PATCH_SLOTS] int32 or None
+    p_patch_counts,  # [I] int32 or None
+    p_best_patch,  # [I, N] or None
     p_text_partials,  # [I, GRANULES]
-    FIRST, RUNS, N, RUN_GRANULES, SLOTS, GRANULES, PATCH_SLOTS,
+    FIRST, RUNS, N, RUN_GRANULES, GRANULES, SLOTS, PATCH_SLOTS,
     P: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK: tl.constexpr,  # granules
 ):  # fmt: skip
-    run, o_own = tl.program_id(0) % RUNS, (tl.program_id(0) // RUNS).to(tl.int64)
-    o_i = o_own + FIRST
+    """Each token's best patch, and sums over granules; an image and a run of captions to a program."""
+    run, own = tl.program_id(0) % RUNS, (tl.program_id(0) // RUNS).to(tl.int64)
+    o_i = FIRST + own
     patches = P
     if p_patch_counts is not None:
         patches = tl.load(p_patch_counts + o_i)
@@ -251,35 +266,46 @@ def token_maxima_kernel(
         end = 0
     done = 0
     while done < end:
-        o_place = done * GRANULE + tl.arange(0, BLOCK * GRANULE)
-        m = o_place < end * GRANULE
-        o_slot = run * RUN_GRANULES * GRANULE + tl.where(m, o_place, 0)
-        b_best, b_chunk = best_of_chunks(p_token_keys + o_own * CHUNKS * SLOTS + o_slot, patches, CHUNKS, BLOCK_P, False, SLOTS)
-        b_slot = tl.load(p_slots + o_slot)
-        m = m & (b_slot >= 0)
-        b_sum = tl.sum(tl.reshape(tl.where(m, value_of(b_best, False), 0.0), (BLOCK, GRANULE)), axis=1)
         o_granule = done + tl.arange(0, BLOCK)
+        o_place = done * GRANULE + tl.arange(0, BLOCK * GRANULE)
+        m_place = o_place < end * GRANULE
+        o_slot = run * RUN_GRANULES * GRANULE + tl.where(m_place, o_place, 0)
+        p_keys = p_token_keys + own * CHUNKS * SLOTS + o_slot
+        b_best, b_chunk = best_of_chunks(p_keys, SLOTS, patches, CHUNKS, BLOCK_P, False)
+        b_token = tl.load(p_slots + o_slot)
+        m_token = m_place & (b_token >= 0)
+        b_maximum = tl.where(m_token, value_of(b_best, False), 0.0)
+        b_sum = tl.sum(tl.reshape(b_maximum, (BLOCK, GRANULE)), axis=1)
         tl.store(p_text_partials + o_i * GRANULES + run * RUN_GRANULES + o_granule, b_sum, mask=o_granule < end)
         if p_best_patch is not None:
             b_index = b_chunk * BLOCK_P + index_of(b_best, BLOCK_P)
             if p_patch_slots is not None:
                 b_index = tl.load(p_patch_slots + o_i * PATCH_SLOTS + b_index)
-            tl.store(p_best_patch + o_i * N + b_slot, b_index.to(p_best_patch.dtype.element_ty), mask=m)
+            tl.store(p_best_patch + o_i * N + b_token, b_index.to(p_best_patch.dtype.element_ty), mask=m_token)
         done += BLOCK
 
 
 @triton.jit(do_not_specialize=["FIRST", "J", "L", "N", "PATCH_SLOTS"])
 def patch_maxima_kernel(
-    p_row_keys, p_slots, p_starts, p_patch_slots, p_patch_counts, p_counts, p_offsets, p_best_token, p_image_partials,
+    p_patch_keys,  # [images of this launch, J, P] int32
+    p_slots,  # [SLOTS]
+    p_starts,  # [J]
+    p_patch_slots,  # [I, PATCH_SLOTS] int32 or None
+    p_patch_counts,  # [I] int32 or None
+    p_counts,  # [J] int32 or None
+    p_offsets,  # [J + 1] int64 or None
+    p_best_token,  # [I, J, P] or None
+    p_image_scores,  # [I, J]
     FIRST, J, L, N, PATCH_SLOTS,
     P: tl.constexpr,
     HOLES: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    AVERAGE: tl.constexpr,
+    ROWS: tl.constexpr,  # captions
+    BLOCK: tl.constexpr,  # patches
 ):  # fmt: skip
-    o_own, block = tl.program_id(0) // tl.cdiv(J, ROWS), tl.program_id(0) % tl.cdiv(J, ROWS)
-    o_j = block * ROWS + tl.arange(0, ROWS)
-    o_i = (o_own + FIRST).to(tl.int64)
+    """Each patch's best token, and scores; an image and some captions to a program."""
+    own, block = tl.program_id(0) // tl.cdiv(J, ROWS), tl.program_id(0) % tl.cdiv(J, ROWS)
+    o_i, o_j = (FIRST + own).to(tl.int64), block * ROWS + tl.arange(0, ROWS)
     _, b_length = load_caption(p_counts, p_offsets, o_j, J, L, N)
     m_j = (o_j < J) & (b_length > 0)
     b_first = tl.load(p_starts + o_j, mask=m_j, other=0).to(tl.int64) * GRANULE
@@ -290,11 +316,11 @@ def patch_maxima_kernel(
     for start in range(0, P, BLOCK):
         o_row = start + tl.arange(0, BLOCK)
         m = m_j[:, None] & (o_row < patches)[None, :]
-        p_key = p_row_keys + (o_own.to(tl.int64) * J + o_j)[:, None] * P + o_row[None, :]
-        b_key = tl.load(p_key, mask=m, other=0).to(tl.uint32, bitcast=True)
+        o_key = (own.to(tl.int64) * J + o_j)[:, None] * P + o_row[None, :]
+        b_key = tl.load(p_patch_keys + o_key, mask=m, other=0).to(tl.uint32, bitcast=True)
         b_sum += tl.sum(tl.where(m, value_of(b_key, False), 0.0), axis=1)
         if p_best_token is not None:
-            b_index = index_of(b_key, 256)
+            b_index = index_of(b_key, RANKS)
             if HOLES:
                 b_index = tl.load(p_slots + b_first[:, None] + b_index, mask=m, other=0) - (o_j * L)[:, None]
             b_patch = o_row
@@ -302,4 +328,5 @@ def patch_maxima_kernel(
                 b_patch = tl.load(p_patch_slots + o_i * PATCH_SLOTS + o_row, mask=o_row < patches, other=0)
             p_best = p_best_token + (o_i * J + o_j)[:, None] * P + b_patch[None, :]
             tl.store(p_best, b_index.to(p_best_token.dtype.element_ty), mask=m)
-    tl.store(p_image_partials + o_i * J + o_j, b_sum, mask=o_j < J)
+    b_weight = weight(tl.zeros([ROWS], tl.int32) + patches, AVERAGE)
+    tl.store(p_image_scores + o_i * J + o_j, b_sum * b_weight, mask=o_j < J)
