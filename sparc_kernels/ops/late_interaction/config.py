@@ -43,7 +43,7 @@ class TileConfig:
         return replace(
             self,
             block_p=min(self.block_p, max(least, _power_of_two(n_patches))),
-            block_d=max(least, _power_of_two(n_channels if self.resident else min(self.block_d, n_channels))),
+            block_d=min(self.block_d, max(least, _power_of_two(n_channels))),
         )
 
     def captions(self, n_images: int, n_captions: int) -> int:
@@ -65,7 +65,7 @@ def choose_resident(n_patches: int, n_channels: int) -> TileConfig | None:
     if n_channels > MOST_RESIDENT_CHANNELS:
         return None
     block_p, granules, num_warps = (64, 4, 4) if n_patches <= 64 else (128, 8, 8) if n_patches <= 128 else (256, 4, 8)
-    return TileConfig(block_p, granules, block_d=n_channels, num_warps=num_warps, num_stages=2, resident=True)
+    return TileConfig(block_p, granules, block_d=MOST_RESIDENT_CHANNELS, num_warps=num_warps, num_stages=2, resident=True)
 
 
 def _power_of_two(n: int) -> int:

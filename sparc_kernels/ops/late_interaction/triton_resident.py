@@ -111,23 +111,77 @@ def best_of_granules(b_bits, unit, TILE: tl.constexpr):
 
 
 @triton.jit
+def find_maxima(b_product, granule, image, captions, found, b_open, unit, P: tl.constexpr, TILE: tl.constexpr):
+    """Keys of a tile of products times inverse norms of patches, which begins at ``granule``. ``b_open`` [ROWS, LANES]:
+    the best keys of the caption that goes on here, and what has become of them."""
+    o_row, patches, b_base = image
+    p_slot_inverse, p_captions, p_codes = captions
+    p_token_keys, p_patch_keys = found
+    ROWS: tl.constexpr = b_product.shape[0]
+    o_slot = granule * GRANULE + tl.arange(0, b_product.shape[1])
+    b_value = b_product * tl.load(p_slot_inverse + o_slot)[None, :] + b_base[:, None]
+    b_bits = b_value.to(tl.uint32, bitcast=True)
+    if p_patch_keys is not None:  # early: what branches depend on should be there
+        codes, owners = load_each(p_codes + granule, TILE), load_each(p_captions + granule, TILE)
+    if p_token_keys is not None:
+        b_best = tl.max(with_index(b_bits, tl.arange(0, ROWS)[:, None], unit, ROWS), axis=0)
+        tl.store(p_token_keys + o_slot, b_best.to(tl.int32, bitcast=True))
+    if p_patch_keys is not None:
+        keys = best_of_granules(b_bits, unit, TILE)
+        for g in tl.static_range(TILE):
+            rank = (codes[g] >> 1) * GRANULE
+            b_open = tl.maximum(b_open, keys[g] + (-rank + (RANKS - GRANULE)).to(tl.uint32))
+            if (codes[g] & 1) == 1:
+                b_key = tl.max(b_open, axis=1).to(tl.int32, bitcast=True)
+                tl.store(p_patch_keys + owners[g].to(tl.int64) * P + o_row, b_key, mask=o_row < patches)
+                b_open = tl.zeros_like(b_open)
+    return b_open
+
+
+@triton.jit
+def next_slice(
+    step, first, d_tokens, images, b_inverse, image, captions, found, b_product, b_open, unit,
+    P: tl.constexpr,
+    SLICES: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Products of some more channels; maxima behind a tile's last ones."""
+    part, granule = step % SLICES, first + step // SLICES * TILE
+    b_tokens = d_tokens.load([granule * GRANULE, part * BLOCK_D])
+    if UPCAST:
+        b_tokens = b_tokens.to(tl.float32)
+    for each in tl.static_range(SLICES):
+        if part == each:
+            b_product = tl.dot(images[each], tl.trans(b_tokens), b_product)
+    if part == SLICES - 1:
+        b_open = find_maxima(b_product * b_inverse[:, None], granule, image, captions, found, b_open, unit, P, TILE)
+        b_product = tl.zeros_like(b_product)
+    return b_product, b_open
+
+
+@triton.jit
+def load_slices(d_images, o_i, first_row, first, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, SLICES: tl.constexpr, UPCAST: tl.constexpr):
+    """[BLOCK_P, BLOCK_D] of an image, SLICES of its channels."""
+    b_slice = tl.reshape(d_images.load([o_i, first_row, first]), (BLOCK_P, BLOCK_D))
+    if UPCAST:
+        b_slice = b_slice.to(tl.float32)
+    if SLICES == 1:
+        return (b_slice,)
+    else:
+        return (b_slice,) + load_slices(d_images, o_i, first_row, first + BLOCK_D, BLOCK_P, BLOCK_D, SLICES - 1, UPCAST)
+
+
+@triton.jit
 def next_tile(
     tile, granule, operands, image, captions, found, b_next, b_open, unit,
     P: tl.constexpr,
     TILE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Products of the tile after this one, and maxima of this one, which begins at ``granule``.
-
-    Before the first tile there is only the former. ``b_next`` are the products of this tile, or what has become of them
-    so far: ``b_open`` the best keys of the caption that goes on here.
-    """
-    d_tokens, d_nothing, b_images, b_nobody = operands
-    o_row, patches, b_inverse, b_base = image
-    p_slot_inverse, p_captions, p_codes = captions
-    p_token_keys, p_patch_keys = found
-    ROWS: tl.constexpr = b_next.shape[0]
-    SLOTS: tl.constexpr = b_next.shape[1]
+    """Products of the tile after this one, and maxima of this one; before the first tile only the former."""
+    d_tokens, d_nothing, b_images, b_nobody, b_inverse = operands
     b_nothing = d_nothing.load([0, 0])
     if UPCAST:
         b_nothing = b_nothing.to(tl.float32)
@@ -139,23 +193,7 @@ def next_tile(
         b_tokens = b_tokens.to(tl.float32)
     b_next = tl.dot(b_images, tl.trans(b_tokens))
     if tile >= 0:
-        o_slot = granule * GRANULE + tl.arange(0, SLOTS)
-        b_value = b_product * tl.load(p_slot_inverse + o_slot)[None, :] + b_base[:, None]
-        b_bits = b_value.to(tl.uint32, bitcast=True)
-        if p_patch_keys is not None:  # early: what branches depend on should be there
-            codes, owners = load_each(p_codes + granule, TILE), load_each(p_captions + granule, TILE)
-        if p_token_keys is not None:
-            b_key = tl.max(with_index(b_bits, tl.arange(0, ROWS)[:, None], unit, ROWS), axis=0)
-            tl.store(p_token_keys + o_slot, b_key.to(tl.int32, bitcast=True))
-        if p_patch_keys is not None:
-            keys = best_of_granules(b_bits, unit, TILE)
-            for g in tl.static_range(TILE):
-                rank = (codes[g] >> 1) * GRANULE
-                b_open = tl.maximum(b_open, keys[g] + (-rank + (RANKS - GRANULE)).to(tl.uint32))
-                if (codes[g] & 1) == 1:
-                    b_key = tl.max(b_open, axis=1).to(tl.int32, bitcast=True)
-                    tl.store(p_patch_keys + owners[g].to(tl.int64) * P + o_row, b_key, mask=o_row < patches)
-                    b_open = tl.zeros_like(b_open)
+        b_open = find_maxima(b_product, granule, image, captions, found, b_open, unit, P, TILE)
     return b_next, b_open
 
 
@@ -188,6 +226,7 @@ def resident_maxima_kernel(
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = TILE * GRANULE
+    SLICES: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     HELD: tl.constexpr = P if p_patch_slots is None else PATCH_SLOTS
     # Images first, so that programs that run at the same time share captions in the L2 cache.
     programs = tl.num_programs(0) // RUNS
@@ -202,13 +241,8 @@ def resident_maxima_kernel(
         tiles = -1
     d_images = tl.make_tensor_descriptor(p_images, [I, HELD, D], [stride_ii, stride_ip, 1], [1, BLOCK_P, BLOCK_D])
     d_tokens = tl.make_tensor_descriptor(p_slotted, [SLOTS, D], [D, 1], [WIDTH, BLOCK_D])
-    d_nothing = tl.make_tensor_descriptor(p_nothing, [WIDTH, LEAST_CHANNELS], [LEAST_CHANNELS, 1], [WIDTH, LEAST_CHANNELS])
     o_row = first_row + tl.arange(0, BLOCK_P)
     m_row = o_row < patches
-    b_images = tl.reshape(d_images.load([FIRST + own, first_row, 0]), (BLOCK_P, BLOCK_D))
-    b_nobody = tl.zeros([BLOCK_P, LEAST_CHANNELS], b_images.dtype)
-    if UPCAST:
-        b_images, b_nobody = b_images.to(tl.float32), b_nobody.to(tl.float32)
     b_patch = o_row
     if p_patch_slots is not None:
         b_patch = tl.load(p_patch_slots + o_i * PATCH_SLOTS + o_row, mask=m_row, other=0)
@@ -219,25 +253,45 @@ def resident_maxima_kernel(
         p_token_keys += (own.to(tl.int64) * CHUNKS + tl.program_id(0) % CHUNKS) * SLOTS
     if p_patch_keys is not None:
         p_patch_keys += own.to(tl.int64) * J * P
-    operands = (d_tokens, d_nothing, b_images, b_nobody)
-    image = (o_row, patches, b_inverse, b_base)
+    image = (o_row, patches, b_base)
     captions = (p_slot_inverse, p_captions, p_codes)
     found = (p_token_keys, p_patch_keys)
     b_next = tl.zeros([BLOCK_P, WIDTH], tl.float32)
     b_open = tl.zeros([BLOCK_P, LANES], tl.uint32)
-    tile, granule = -1, run * RUN_GRANULES - TILE
-    if INTERPRETED:  # whose ranges take no bound from the device
-        while tile < tiles:
-            b_next, b_open = next_tile(
-                tile, granule, operands, image, captions, found, b_next, b_open, unit, P, TILE, UPCAST
-            )
-            tile, granule = tile + 1, granule + TILE
+    images = load_slices(d_images, FIRST + own, first_row, 0, BLOCK_P, BLOCK_D, SLICES, UPCAST)
+    if SLICES > 1:
+        first = run * RUN_GRANULES
+        if INTERPRETED:  # whose ranges take no bound from the device
+            step = 0
+            while step < tiles * SLICES:
+                b_next, b_open = next_slice(
+                    step, first, d_tokens, images, b_inverse, image, captions, found, b_next, b_open, unit, P, SLICES,
+                    BLOCK_D, TILE, UPCAST
+                )  # fmt: skip
+                step += 1
+        else:
+            for each in range(0, tiles * SLICES):
+                b_next, b_open = next_slice(
+                    each, first, d_tokens, images, b_inverse, image, captions, found, b_next, b_open, unit, P, SLICES,
+                    BLOCK_D, TILE, UPCAST
+                )  # fmt: skip
     else:
-        for each in range(-1, tiles):
-            b_next, b_open = next_tile(
-                each, granule, operands, image, captions, found, b_next, b_open, unit, P, TILE, UPCAST
-            )
-            granule += TILE
+        d_nothing = tl.make_tensor_descriptor(p_nothing, [WIDTH, LEAST_CHANNELS], [LEAST_CHANNELS, 1], [WIDTH, LEAST_CHANNELS])
+        b_nobody = tl.zeros([BLOCK_P, LEAST_CHANNELS], images[0].dtype)
+        operands = (d_tokens, d_nothing, images[0], b_nobody, b_inverse)
+        tile, granule = -1, run * RUN_GRANULES - TILE
+        if INTERPRETED:
+            while tile < tiles:
+                b_next, b_open = next_tile(
+                    tile, granule, operands, image, captions, found, b_next, b_open, unit, P, TILE, UPCAST
+                )
+                tile, granule = tile + 1, granule + TILE
+        else:
+            for each in range(-1, tiles):
+                b_next, b_open = next_tile(
+                    each, granule, operands, image, captions, found, b_next, b_open, unit, P, TILE, UPCAST
+                )
+                granule += TILE
 
 
 @triton.jit(do_not_specialize=["FIRST", "RUNS", "N", "RUN_GRANULES", "GRANULES", "SLOTS", "PATCH_SLOTS"])
