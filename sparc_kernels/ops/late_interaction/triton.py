@@ -117,6 +117,7 @@ def _resident_steps(problem: Problem, slots: Slots, results: tuple[Tensor, ...],
         "CHUNKS": chunks,
         "AVERAGE": average,
         "unit": 2**INDEX_BITS.value,
+        "STAGES": tiles.num_stages,
     }  # fmt: skip
     steps.append(Launch.of(triton_resident.copy_tokens_kernel, slots.granules // tiles.granules, known, {}, 4, 2))
     longest = {"L": problem.longest}

@@ -139,6 +139,19 @@ def find_maxima(b_product, granule, image, captions, found, b_open, unit, P: tl.
 
 
 @triton.jit
+def add_slice(part, images, b_tokens, b_product, EACH: tl.constexpr, SLICES: tl.constexpr):
+    """The sum with products of the slice ``part`` of ``images``, one of EACH and those behind."""
+    if EACH == SLICES - 1:
+        return tl.dot(images[EACH], tl.trans(b_tokens), b_product)
+    else:
+        if part == EACH:
+            b_product = tl.dot(images[EACH], tl.trans(b_tokens), b_product)
+        else:
+            b_product = add_slice(part, images, b_tokens, b_product, EACH + 1, SLICES)
+        return b_product
+
+
+@triton.jit
 def next_slice(
     step, first, d_tokens, images, b_inverse, image, captions, found, b_product, b_open, unit,
     P: tl.constexpr,
@@ -152,9 +165,7 @@ def next_slice(
     b_tokens = d_tokens.load([granule * GRANULE, part * BLOCK_D])
     if UPCAST:
         b_tokens = b_tokens.to(tl.float32)
-    for each in tl.static_range(SLICES):
-        if part == each:
-            b_product = tl.dot(images[each], tl.trans(b_tokens), b_product)
+    b_product = add_slice(part, images, b_tokens, b_product, 0, SLICES)
     if part == SLICES - 1:
         b_open = find_maxima(b_product * b_inverse[:, None], granule, image, captions, found, b_open, unit, P, TILE)
         b_product = tl.zeros_like(b_product)
@@ -222,6 +233,7 @@ def resident_maxima_kernel(
     CHUNKS: tl.constexpr,
     TILE: tl.constexpr,  # granules
     BLOCK_P: tl.constexpr,
+    STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -270,7 +282,7 @@ def resident_maxima_kernel(
                 )  # fmt: skip
                 step += 1
         else:
-            for each in range(0, tiles * SLICES):
+            for each in tl.range(0, tiles * SLICES, num_stages=STAGES):
                 b_next, b_open = next_slice(
                     each, first, d_tokens, images, b_inverse, image, captions, found, b_next, b_open, unit, P, SLICES,
                     BLOCK_D, TILE, UPCAST
