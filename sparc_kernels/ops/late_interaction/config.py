@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 
-MOST_RESIDENT_CHANNELS = 256  # 128 kB of 256 patches
-
-
 @dataclass(frozen=True)
 class TileConfig:
     """Tiles of ``block_p`` patches by ``granules`` of 16 tokens, whose channels come ``block_d`` at a time.
@@ -31,7 +28,7 @@ class TileConfig:
     # Whether the products are a library's, float32 and so many bytes at a time.
     library: bool = False
     library_bytes: int = 128 * 2**20
-    # Whether patches stay in shared memory (``triton_resident.py``): all channels of a tile at a time.
+    # Whether patches stay in shared memory (``triton_resident.py``), in slices of ``block_d`` channels.
     resident: bool = False
     # The one-hot matrix of the backward pass is made so many tokens at a time, and in blocks that fit here.
     block_n: int = 32
@@ -60,12 +57,15 @@ class TileConfig:
         return tokens, min(max(1, n_images), max(1, entries // (tokens * n_patches)))
 
 
-def choose_resident(n_patches: int, n_channels: int) -> TileConfig | None:
-    """Tiles for cosines in half precision on sm_90 whose patches stay in shared memory; None where they do not fit."""
-    if n_channels > MOST_RESIDENT_CHANNELS:
+def choose_resident(n_channels: int) -> TileConfig | None:
+    """Tiles for cosines in half precision on sm_90 whose patches stay in shared memory; None where they do not fit.
+
+    64 kB of patches and two slices of tokens let two programs share a multiprocessor. The fastest of seven at 256
+    channels and of three at 512 (docs/performance_log.md).
+    """
+    if n_channels > 512:
         return None
-    block_p, granules, num_warps = (64, 4, 4) if n_patches <= 64 else (128, 8, 8) if n_patches <= 128 else (256, 4, 8)
-    return TileConfig(block_p, granules, block_d=MOST_RESIDENT_CHANNELS, num_warps=num_warps, num_stages=2, resident=True)
+    return TileConfig(128 if n_channels <= 256 else 64, num_stages=2, resident=True)
 
 
 def _power_of_two(n: int) -> int:

@@ -95,14 +95,11 @@ def _resident_steps(problem: Problem, slots: Slots, results: tuple[Tensor, ...],
     images, steps = problem.dense_images(slots)
     token_keys, patch_keys = chunks * n_slots * by_text, problem.n_captions * problem.n_patches * by_image
     step = min(problem.n_images, max(1, tiles.workspace_bytes // (4 * max(1, token_keys + patch_keys))))
-    nothing = new(tiles.granules * GRANULE, triton_resident.LEAST_CHANNELS.value, dtype=images.dtype)
-    nothing.zero_()
     known = problem.arguments() | slots.arguments | {
         "p_images": images,
         **strides(images, "stride_ii", "stride_ip"),
         "p_slotted": new(n_slots, d, dtype=images.dtype),
         "p_slot_inverse": new(n_slots),
-        "p_nothing": nothing,
         "p_token_keys": new(step, chunks, n_slots, dtype=torch.int32) if by_text else None,
         "p_patch_keys": new(step, problem.n_captions, problem.n_patches, dtype=torch.int32) if by_image else None,
         "p_best_token": best_token if keep else None,

@@ -142,7 +142,7 @@ class Problem:
         fits = self.longest <= triton_resident.RANKS.value and d * size % 16 == 0 and self.n_images > 0
         if self.exact or not fits or capability(self.images) >= 100 or not (copied or describable(self.images)):
             return None
-        return choose_resident(self.n_patches, d)
+        return choose_resident(d)
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A workspace."""

@@ -3,7 +3,7 @@
 
 Tokens are copied into their slots first (``triton_rows``), and patches that have a mask into theirs, so that both
 operands are dense matrices, which the tensor memory accelerator copies. A program owns some patches of an image and a
-run of captions. It adds up the next tile's products while it looks for maxima in the tile before.
+run of captions. Two of them fit into a multiprocessor: one has products to add while the other looks for maxima.
 
 What it finds are keys (``triton_forward``): of each token the best patch, of each patch and caption the best token. It
 merges the granules of a caption itself: four threads hold a row of a tile, and each keeps the best of its own columns,
@@ -27,7 +27,6 @@ from sparc_kernels.ops.late_interaction.triton_rows import GRANULE, load_caption
 
 LANES = tl.constexpr(4)  # threads that hold a row of a tile (wgmma's layout)
 RANKS = tl.constexpr(2**INDEX_BITS)  # the most tokens of a caption, and patches of a tile
-LEAST_CHANNELS = tl.constexpr(16)  # of a matrix instruction
 
 
 @triton.jit(do_not_specialize=["RUNS", "L", "RUN_GRANULES"])
@@ -71,11 +70,11 @@ def copy_patches_kernel(
     """Patches into their slots, a block of an image to a program."""
     blocks = tl.cdiv(PATCH_SLOTS, BLOCK)
     o_i, o_slot = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    m_slot = o_slot < PATCH_SLOTS
+    p_own, m_slot = p_images + o_i * stride_ii, o_slot < PATCH_SLOTS
     b_patch = tl.load(p_patch_slots + o_i * PATCH_SLOTS + o_slot, mask=m_slot, other=0)
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_x = load_tile(p_images + o_i * stride_ii, b_patch, o_d, m_slot & (b_patch < P), D, stride_ip, stride_id, False)
+        b_x = load_tile(p_own, b_patch, o_d, m_slot & (b_patch < P), D, stride_ip, stride_id, False)
         o_copy = (o_i * PATCH_SLOTS + o_slot)[:, None] * D + o_d[None, :]
         tl.store(p_copy + o_copy, b_x, mask=m_slot[:, None] & (o_d < D)[None, :])
 
@@ -112,14 +111,15 @@ def best_of_granules(b_bits, unit, TILE: tl.constexpr):
 
 @triton.jit
 def find_maxima(b_product, granule, image, captions, found, b_open, unit, P: tl.constexpr, TILE: tl.constexpr):
-    """Keys of a tile of products times inverse norms of patches, which begins at ``granule``. ``b_open`` [ROWS, LANES]:
-    the best keys of the caption that goes on here, and what has become of them."""
-    o_row, patches, b_base = image
+    """Keys of a tile of products, which begins at ``granule``. ``b_open`` [ROWS, LANES]: the best keys of the caption
+    that goes on here, and what has become of them."""
+    o_row, patches, b_inverse, b_base = image
     p_slot_inverse, p_captions, p_codes = captions
     p_token_keys, p_patch_keys = found
     ROWS: tl.constexpr = b_product.shape[0]
     o_slot = granule * GRANULE + tl.arange(0, b_product.shape[1])
-    b_value = b_product * tl.load(p_slot_inverse + o_slot)[None, :] + b_base[:, None]
+    b_text_inverse = tl.load(p_slot_inverse + o_slot)
+    b_value = b_product * b_inverse[:, None] * b_text_inverse[None, :] + b_base[:, None]
     b_bits = b_value.to(tl.uint32, bitcast=True)
     if p_patch_keys is not None:  # early: what branches depend on should be there
         codes, owners = load_each(p_codes + granule, TILE), load_each(p_captions + granule, TILE)
@@ -139,8 +139,30 @@ def find_maxima(b_product, granule, image, captions, found, b_open, unit, P: tl.
 
 
 @triton.jit
+def load_slices(
+    d_images, o_i, first_row, o_d,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SLICES: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """SLICES blocks [BLOCK_P, BLOCK_D] of an image's channels, from ``o_d`` on."""
+    b_slice = tl.reshape(d_images.load([o_i, first_row, o_d]), (BLOCK_P, BLOCK_D))
+    if UPCAST:
+        b_slice = b_slice.to(tl.float32)
+    if SLICES == 1:
+        return (b_slice,)
+    else:
+        rest = load_slices(d_images, o_i, first_row, o_d + BLOCK_D, BLOCK_P, BLOCK_D, SLICES - 1, UPCAST)
+        return (b_slice,) + rest  # noqa: RUF005
+
+
+@triton.jit
 def add_slice(part, images, b_tokens, b_product, EACH: tl.constexpr, SLICES: tl.constexpr):
-    """The sum with products of the slice ``part`` of ``images``, one of EACH and those behind."""
+    """The sum with products of the slice ``part`` of ``images``, which is EACH or one behind.
+
+    A tile in shared memory has no index that is known late, so a branch picks it.
+    """
     if EACH == SLICES - 1:
         return tl.dot(images[EACH], tl.trans(b_tokens), b_product)
     else:
@@ -153,66 +175,31 @@ def add_slice(part, images, b_tokens, b_product, EACH: tl.constexpr, SLICES: tl.
 
 @triton.jit
 def next_slice(
-    step, first, d_tokens, images, b_inverse, image, captions, found, b_product, b_open, unit,
+    step, first, operands, image, captions, found, b_product, b_open, unit,
     P: tl.constexpr,
     SLICES: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Products of some more channels; maxima behind a tile's last ones."""
+    """Products of some more channels; maxima behind a tile's last ones. One loop over both lets copies for a tile run
+    ahead while the one before it is being finished."""
+    d_tokens, images = operands
     part, granule = step % SLICES, first + step // SLICES * TILE
     b_tokens = d_tokens.load([granule * GRANULE, part * BLOCK_D])
     if UPCAST:
         b_tokens = b_tokens.to(tl.float32)
     b_product = add_slice(part, images, b_tokens, b_product, 0, SLICES)
     if part == SLICES - 1:
-        b_open = find_maxima(b_product * b_inverse[:, None], granule, image, captions, found, b_open, unit, P, TILE)
+        b_open = find_maxima(b_product, granule, image, captions, found, b_open, unit, P, TILE)
         b_product = tl.zeros_like(b_product)
     return b_product, b_open
-
-
-@triton.jit
-def load_slices(d_images, o_i, first_row, first, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, SLICES: tl.constexpr, UPCAST: tl.constexpr):
-    """[BLOCK_P, BLOCK_D] of an image, SLICES of its channels."""
-    b_slice = tl.reshape(d_images.load([o_i, first_row, first]), (BLOCK_P, BLOCK_D))
-    if UPCAST:
-        b_slice = b_slice.to(tl.float32)
-    if SLICES == 1:
-        return (b_slice,)
-    else:
-        return (b_slice,) + load_slices(d_images, o_i, first_row, first + BLOCK_D, BLOCK_P, BLOCK_D, SLICES - 1, UPCAST)
-
-
-@triton.jit
-def next_tile(
-    tile, granule, operands, image, captions, found, b_next, b_open, unit,
-    P: tl.constexpr,
-    TILE: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Products of the tile after this one, and maxima of this one; before the first tile only the former."""
-    d_tokens, d_nothing, b_images, b_nobody, b_inverse = operands
-    b_nothing = d_nothing.load([0, 0])
-    if UPCAST:
-        b_nothing = b_nothing.to(tl.float32)
-    # The compiler waits for products where they are added to, and for nothing behind them. So it is here that those
-    # of this tile end. They leave their registers before the next ones come into them.
-    b_product = tl.dot(b_nobody, tl.trans(b_nothing), b_next) * b_inverse[:, None]
-    b_tokens = d_tokens.load([(granule + TILE) * GRANULE, 0])
-    if UPCAST:
-        b_tokens = b_tokens.to(tl.float32)
-    b_next = tl.dot(b_images, tl.trans(b_tokens))
-    if tile >= 0:
-        b_open = find_maxima(b_product, granule, image, captions, found, b_open, unit, P, TILE)
-    return b_next, b_open
 
 
 @triton.jit(do_not_specialize=["unit", "FIRST", "I", "RUNS", "J", "RUN_GRANULES", "SLOTS"])
 def resident_maxima_kernel(
     p_images,  # [I, P, D], or a copy [I, PATCH_SLOTS, D] of it
     p_slotted,  # [SLOTS, D]
-    p_nothing,  # [SLOTS of a tile, LEAST_CHANNELS] zeros
     p_image_inverse,  # [I * P]
     p_patch_slots,  # [I, PATCH_SLOTS] int32 or None
     p_patch_counts,  # [I] int32 or None
@@ -229,7 +216,7 @@ def resident_maxima_kernel(
     P: tl.constexpr,
     PATCH_SLOTS: tl.constexpr,
     D: tl.constexpr,
-    BLOCK_D: tl.constexpr,  # all channels
+    BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
     TILE: tl.constexpr,  # granules
     BLOCK_P: tl.constexpr,
@@ -250,7 +237,7 @@ def resident_maxima_kernel(
         patches = tl.load(p_patch_counts + o_i)
     tiles = tl.cdiv(tl.load(p_run_lengths + run), TILE)
     if first_row >= patches:
-        tiles = -1
+        tiles = 0
     d_images = tl.make_tensor_descriptor(p_images, [I, HELD, D], [stride_ii, stride_ip, 1], [1, BLOCK_P, BLOCK_D])
     d_tokens = tl.make_tensor_descriptor(p_slotted, [SLOTS, D], [D, 1], [WIDTH, BLOCK_D])
     o_row = first_row + tl.arange(0, BLOCK_P)
@@ -265,45 +252,25 @@ def resident_maxima_kernel(
         p_token_keys += (own.to(tl.int64) * CHUNKS + tl.program_id(0) % CHUNKS) * SLOTS
     if p_patch_keys is not None:
         p_patch_keys += own.to(tl.int64) * J * P
-    image = (o_row, patches, b_base)
+    image = (o_row, patches, b_inverse, b_base)
     captions = (p_slot_inverse, p_captions, p_codes)
     found = (p_token_keys, p_patch_keys)
-    b_next = tl.zeros([BLOCK_P, WIDTH], tl.float32)
+    operands = (d_tokens, load_slices(d_images, FIRST + own, first_row, 0, BLOCK_P, BLOCK_D, SLICES, UPCAST))
+    b_product = tl.zeros([BLOCK_P, WIDTH], tl.float32)
     b_open = tl.zeros([BLOCK_P, LANES], tl.uint32)
-    images = load_slices(d_images, FIRST + own, first_row, 0, BLOCK_P, BLOCK_D, SLICES, UPCAST)
-    if SLICES > 1:
-        first = run * RUN_GRANULES
-        if INTERPRETED:  # whose ranges take no bound from the device
-            step = 0
-            while step < tiles * SLICES:
-                b_next, b_open = next_slice(
-                    step, first, d_tokens, images, b_inverse, image, captions, found, b_next, b_open, unit, P, SLICES,
-                    BLOCK_D, TILE, UPCAST
-                )  # fmt: skip
-                step += 1
-        else:
-            for each in tl.range(0, tiles * SLICES, num_stages=STAGES):
-                b_next, b_open = next_slice(
-                    each, first, d_tokens, images, b_inverse, image, captions, found, b_next, b_open, unit, P, SLICES,
-                    BLOCK_D, TILE, UPCAST
-                )  # fmt: skip
+    first = run * RUN_GRANULES
+    if INTERPRETED:  # whose ranges take no bound from the device
+        step = 0
+        while step < tiles * SLICES:
+            b_product, b_open = next_slice(
+                step, first, operands, image, captions, found, b_product, b_open, unit, P, SLICES, BLOCK_D, TILE, UPCAST
+            )
+            step += 1
     else:
-        d_nothing = tl.make_tensor_descriptor(p_nothing, [WIDTH, LEAST_CHANNELS], [LEAST_CHANNELS, 1], [WIDTH, LEAST_CHANNELS])
-        b_nobody = tl.zeros([BLOCK_P, LEAST_CHANNELS], images[0].dtype)
-        operands = (d_tokens, d_nothing, images[0], b_nobody, b_inverse)
-        tile, granule = -1, run * RUN_GRANULES - TILE
-        if INTERPRETED:
-            while tile < tiles:
-                b_next, b_open = next_tile(
-                    tile, granule, operands, image, captions, found, b_next, b_open, unit, P, TILE, UPCAST
-                )
-                tile, granule = tile + 1, granule + TILE
-        else:
-            for each in range(-1, tiles):
-                b_next, b_open = next_tile(
-                    each, granule, operands, image, captions, found, b_next, b_open, unit, P, TILE, UPCAST
-                )
-                granule += TILE
+        for each in tl.range(0, tiles * SLICES, num_stages=STAGES):
+            b_product, b_open = next_slice(
+                each, first, operands, image, captions, found, b_product, b_open, unit, P, SLICES, BLOCK_D, TILE, UPCAST
+            )
 
 
 @triton.jit(do_not_specialize=["FIRST", "RUNS", "N", "RUN_GRANULES", "GRANULES", "SLOTS", "PATCH_SLOTS"])

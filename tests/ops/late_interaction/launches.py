@@ -52,6 +52,8 @@ def plans(
     with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         if shape in SHAPES["paper"]:
             both("masked", padded, (None, masks[1], None, 0), True)
+            if capability == 90 and dtype != torch.float32:  # where patches with a mask are copied into slots
+                both("image_masked", padded, (masks[0], None, None, 0), True)
         else:
             both("packed", packed, (masks[0], None, meta(j + 1, dtype=torch.int64), n), True)
             both("products", padded, (*masks, None, 0), False)
