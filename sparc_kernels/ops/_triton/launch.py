@@ -110,7 +110,9 @@ def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:
 def describable(tensor: Tensor) -> bool:
     """Whether a kernel can make a tensor descriptor of a tensor: copies by the tensor memory accelerator of sm_90 and
     later, whose rows start at multiples of 16 bytes and lie dense."""
-    if tensor.dim() < 2 or tensor.stride(-1) != 1 or torch.version.hip is not None or capability(tensor) < 90:
+    if tensor.dim() < 2 or tensor.shape[-1] == 0 or tensor.stride(-1) != 1:
+        return False
+    if torch.version.hip is not None or capability(tensor) < 90:
         return False
     apart = all(tensor.stride(i) >= max(tensor.shape[i + 1] * tensor.stride(i + 1), 1) for i in range(tensor.dim() - 1))
     starts = [x * tensor.element_size() for x in tensor.stride()[:-1]] + [0 if tensor.is_meta else tensor.data_ptr()]

@@ -85,8 +85,8 @@ def choose(itemsize: int, capability: int, exact: bool) -> TileConfig:
         # mma.sync takes operands through registers: 32 channels at a time leave room for the rest.
         return TileConfig(64, block_d=32)
     if capability < 100:
-        # Two programs of 4 warps to a multiprocessor: one has products to add while the other looks for maxima. The
-        # fastest of thirteen on an H100 (docs/performance_log.md), although it spills some words outside of its loop;
-        # two parts took 1.19 and four 1.40 times as long.
+        # Where patches do not stay in shared memory. Two programs of 4 warps to a multiprocessor: the fastest of
+        # thirteen on an H100 (docs/performance_log.md), although it spills some words outside of its loop; two parts
+        # took 1.19 and four 1.40 times as long.
         return TileConfig()
     return TileConfig(parts=4)

@@ -15,12 +15,13 @@ from sparc_kernels.ops._dtype import without_autocast
 from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, strides
 from sparc_kernels.ops._triton.products import Product
 from sparc_kernels.ops._triton.replay import run_plan
-from sparc_kernels.ops.late_interaction import triton_resident
 from sparc_kernels.ops.late_interaction.config import TileConfig
 from sparc_kernels.ops.late_interaction.schema import fake_backward, fake_forward
 from sparc_kernels.ops.late_interaction.triton_backward import one_hot_kernel
 from sparc_kernels.ops.late_interaction.triton_forward import INDEX_BITS, maxima_kernel
+from sparc_kernels.ops.late_interaction.triton_keys import patch_maxima_kernel, token_maxima_kernel
 from sparc_kernels.ops.late_interaction.triton_plans import GRANULE, Power, Problem, Slots, vector_block
+from sparc_kernels.ops.late_interaction.triton_resident import copy_tokens_kernel, resident_maxima_kernel
 from sparc_kernels.ops.late_interaction.triton_rows import merge_scores_kernel
 
 __all__ = ["backward", "backward_plan", "forward", "forward_plan"]
@@ -116,19 +117,19 @@ def _resident_steps(problem: Problem, slots: Slots, results: tuple[Tensor, ...],
         "unit": 2**INDEX_BITS.value,
         "STAGES": tiles.num_stages,
     }  # fmt: skip
-    steps.append(Launch.of(triton_resident.copy_tokens_kernel, slots.granules // tiles.granules, known, {}, 4, 2))
+    steps.append(Launch.of(copy_tokens_kernel, slots.granules // tiles.granules, known, {}, 4, 2))
     longest = {"L": problem.longest}
     for first in range(0, problem.n_images, step):
         n_images = min(step, problem.n_images - first)
         own = known | {"FIRST": first}
         programs = n_images * chunks * slots.runs
-        kernel = triton_resident.resident_maxima_kernel
+        kernel = resident_maxima_kernel
         steps.append(Launch.of(kernel, programs, own, {}, tiles.num_warps, tiles.num_stages))
         if by_text:
-            kernel, block = triton_resident.token_maxima_kernel, {"BLOCK": 8}
+            kernel, block = token_maxima_kernel, {"BLOCK": 8}
             steps.append(Launch.of(kernel, n_images * slots.runs, own | block, {}, 4, 2))
         if by_image:
-            kernel, rows = triton_resident.patch_maxima_kernel, 8
+            kernel, rows = patch_maxima_kernel, 8
             block = {"ROWS": rows, "BLOCK": vector_block(problem.n_patches, 256)}
             programs = n_images * cdiv(problem.n_captions, rows)
             steps.append(Launch.of(kernel, programs, own | block | longest, {}, 4, 2))

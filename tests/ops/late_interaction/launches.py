@@ -15,9 +15,9 @@ SHAPES = {
     "paper": [(1024, 196, 1024, 77, 256)],
     "large": [(256, 1024, 512, 300, 512)],
 }
-# Bytes per thread. On sm_90 two programs of 4 warps to a multiprocessor pay for the forward kernel's (``config.py``).
+# Bytes per thread, outside of the loops.
 MAY_SPILL = {
-    ("maxima_kernel", "masked_forward"): 104,
+    ("maxima_kernel", "masked_forward"): 16,
     ("maxima_kernel", "packed_forward"): 16,
     ("maxima_kernel", "products_forward"): 56,
 }
