@@ -21,21 +21,22 @@ from tests.tolerance import assert_close
 
 # Tiles of 16 patches and 64 tokens in two parts, runs of two captions, W in blocks of 32 tokens and an image.
 SMALL = TileConfig(16, 4, 16, parts=2, most_captions=2, enough_programs=0, block_n=16, workspace_bytes=4 * 600)
-# Patches that stay, 16 of an image and half of its channels at a time; tiles of 32 tokens, keys of an image at a time.
-RESIDENT = replace(SMALL, granules=2, block_d=8, resident=True)
+# Patches that stay, 16 of an image, in slices of 32 channels; tiles of 32 tokens, keys of an image at a time.
+RESIDENT = replace(SMALL, granules=2, block_d=32, resident=True)
 # The same as the first with a library's products, an image at a time.
 LIBRARY = replace(SMALL, library=True, library_bytes=4 * 1500)
 
 
 @dataclass(frozen=True)
 class Case:
-    """16 channels of -1 and 1, so that cosines are exact in every dtype and many of them tie; and who is valid."""
+    """16 or 64 channels of -1 and 1, so that cosines are exact in every dtype and many of them tie; who is valid."""
 
     name: str
     images: int = 2
     patches: int = 20
     captions: int = 3
     tokens: int = 18
+    channels: int = 16
     size: float = 1.0  # of channels, a power of two
     upstream: float = 1.0
     image_holes: bool = False  # and an image without a valid patch
@@ -59,6 +60,7 @@ CASES = (
 )
 # One patch beside 15 rows of none: maxima that are negative.
 FEW = Case("few-patches", patches=1, tokens=3, average=False)
+SLICED = tuple(replace(case, channels=64) for case in (*CASES[:3], FEW))
 HALF = (
     *CASES,
     # in float16, W without a power of two in front would be subnormal or infinite
@@ -114,11 +116,12 @@ def make(case: Case, dtype: torch.dtype) -> Inputs:
 
     image_mask = mask(case.images, case.patches, 0) if case.image_holes else None
     text_mask = mask(case.captions, case.tokens, 1) if case.text_holes else None
-    images, texts, offsets = signs(case.images, case.patches, 16), signs(case.captions, case.tokens, 16), None
+    d = case.channels
+    images, texts, offsets = signs(case.images, case.patches, d), signs(case.captions, case.tokens, d), None
     if case.packed:
         lengths = torch.tensor([case.tokens, 0, *torch.arange(case.captions - 2) + 1])
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(device)
-        texts = signs(int(lengths.sum()) + 2, 16)
+        texts = signs(int(lengths.sum()) + 2, d)
         texts[-2:] = torch.nan
     for x, valid in ((images, image_mask), (texts, text_mask)):
         if valid is not None:
@@ -172,7 +175,7 @@ def check(x: Inputs, dtype: torch.dtype, config: TileConfig | None) -> None:
     "case, dtype, config",
     [
         *(pytest.param(case, torch.float16, SMALL, id=f"{case}-fused") for case in HALF),
-        *(pytest.param(case, torch.float16, RESIDENT, id=f"{case}-resident") for case in (*CASES[:3], FEW)),
+        *(pytest.param(case, torch.float16, RESIDENT, id=f"{case}-resident") for case in SLICED),
         *(pytest.param(case, torch.float32, LIBRARY, id=f"{case}-library") for case in CASES[1:4]),
         pytest.param(CASES[1], torch.bfloat16, SMALL, id="bfloat16"),
     ],
@@ -183,7 +186,7 @@ def test_between_tiles(case: Case, dtype: torch.dtype, config: TileConfig) -> No
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
 def test_one_direction_of_resident_patches(wanted: tuple[bool, bool]) -> None:
-    check(make(replace(CASES[1], wanted=wanted), torch.float16), torch.float16, RESIDENT)
+    check(make(replace(SLICED[1], wanted=wanted), torch.float16), torch.float16, RESIDENT)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,7 @@ def test_exact_keys() -> None:
     ids=("bfloat16", "resident", "float32"),
 )
 def test_nan_stays_where_it_belongs(dtype: torch.dtype, config: TileConfig) -> None:
-    x = make(Case("nan"), dtype)
+    x = make(Case("nan", channels=64 if config.resident else 16), dtype)
     images, texts, *rest = x.tensors
     spoiled = images.clone(), texts.clone(), *rest
     spoiled[0][1, 17, 3] = spoiled[1][2, 16, 0] = torch.nan
@@ -243,5 +246,5 @@ def test_small_tiles_are_small() -> None:
     assert SMALL.cut(20, 16) == SMALL
     assert SMALL.block(54, 2, 20, 4) == (32, 1)
     assert LIBRARY.library_bytes // (4 * 54) < 2 * 20
-    assert RESIDENT.cut(20, 16) == RESIDENT
+    assert RESIDENT.cut(20, 64) == RESIDENT
     assert RESIDENT.workspace_bytes // 4 < 2 * 3 * 48 * 2 + 2 * 3 * 20  # keys of two images
