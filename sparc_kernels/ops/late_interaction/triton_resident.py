@@ -17,7 +17,6 @@ from sparc_kernels.ops._triton.tiles import load_tile
 from sparc_kernels.ops.late_interaction.triton_forward import (
     INDEX_BITS,
     SHRINK,
-    columns_of,
     load_tokens,
     with_index,
 )
@@ -108,16 +107,13 @@ def best_of_granules(b_bits, unit, TILE: tl.constexpr):
 
 
 @triton.jit
-def find_maxima(
-    b_product, granule, image, captions, found, b_open, unit, P: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr
-):
+def find_maxima(b_product, granule, image, captions, found, b_open, unit, P: tl.constexpr, TILE: tl.constexpr):
     """Keys of a tile of products, which begins at ``granule``. ``b_open`` [ROWS, LANES]: the best keys of the caption
     that goes on here, and what has become of them."""
     o_row, patches, b_inverse, b_base = image
     p_slot_inverse, p_captions, p_codes = captions
     p_token_keys, p_patch_keys = found
     ROWS: tl.constexpr = b_product.shape[0]
-    WIDTH: tl.constexpr = b_product.shape[1] // PARTS
     o_slot = granule * GRANULE + tl.arange(0, b_product.shape[1])
     b_text_inverse = tl.load(p_slot_inverse + o_slot)
     b_value = b_product * b_inverse[:, None] * b_text_inverse[None, :] + b_base[:, None]
@@ -125,11 +121,8 @@ def find_maxima(
     if p_patch_keys is not None:  # early: what branches depend on should be there
         codes, owners = load_each(p_codes + granule, TILE), load_each(p_captions + granule, TILE)
     if p_token_keys is not None:
-        parts = columns_of(b_bits, PARTS)
-        for part in tl.static_range(PARTS):
-            o_part = granule * GRANULE + part * WIDTH + tl.arange(0, WIDTH)
-            b_best = tl.max(with_index(parts[part], tl.arange(0, ROWS)[:, None], unit, ROWS), axis=0)
-            tl.store(p_token_keys + o_part, b_best.to(tl.int32, bitcast=True))
+        b_best = tl.max(with_index(b_bits, tl.arange(0, ROWS)[:, None], unit, ROWS), axis=0)
+        tl.store(p_token_keys + o_slot, b_best.to(tl.int32, bitcast=True))
     if p_patch_keys is not None:
         keys = best_of_granules(b_bits, unit, TILE)
         for g in tl.static_range(TILE):
@@ -184,7 +177,6 @@ def next_slice(
     SLICES: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
-    PARTS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Products of some more channels; maxima behind a tile's last ones. One loop over both lets copies for a tile run
@@ -196,7 +188,7 @@ def next_slice(
         b_tokens = b_tokens.to(tl.float32)
     b_product = add_slice(part, images, b_tokens, b_product, 0, SLICES)
     if part == SLICES - 1:
-        b_open = find_maxima(b_product, granule, image, captions, found, b_open, unit, P, TILE, PARTS)
+        b_open = find_maxima(b_product, granule, image, captions, found, b_open, unit, P, TILE)
         b_product = tl.zeros_like(b_product)
     return b_product, b_open
 
@@ -224,7 +216,6 @@ def resident_maxima_kernel(
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
     TILE: tl.constexpr,  # granules
-    PARTS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -269,39 +260,11 @@ def resident_maxima_kernel(
         step = 0
         while step < tiles * SLICES:
             b_product, b_open = next_slice(
-                step,
-                first,
-                operands,
-                image,
-                captions,
-                found,
-                b_product,
-                b_open,
-                unit,
-                P,
-                SLICES,
-                BLOCK_D,
-                TILE,
-                PARTS,
-                UPCAST,
+                step, first, operands, image, captions, found, b_product, b_open, unit, P, SLICES, BLOCK_D, TILE, UPCAST
             )
             step += 1
     else:
         for each in tl.range(0, tiles * SLICES, num_stages=STAGES):
             b_product, b_open = next_slice(
-                each,
-                first,
-                operands,
-                image,
-                captions,
-                found,
-                b_product,
-                b_open,
-                unit,
-                P,
-                SLICES,
-                BLOCK_D,
-                TILE,
-                PARTS,
-                UPCAST,
+                each, first, operands, image, captions, found, b_product, b_open, unit, P, SLICES, BLOCK_D, TILE, UPCAST
             )
