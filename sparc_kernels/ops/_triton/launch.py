@@ -108,12 +108,15 @@ def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:
 
 
 def describable(tensor: Tensor) -> bool:
-    """Whether a kernel can make a tensor descriptor of a matrix, or of each one of a batch: copies by the tensor memory
-    accelerator of sm_90 and later, whose rows start at multiples of 16 bytes and lie dense."""
-    starts = [stride * tensor.element_size() for stride in tensor.stride()[:-1]]
-    starts.append(0 if tensor.is_meta else tensor.data_ptr())
-    dense = tensor.dim() >= 2 and tensor.stride(-1) == 1 and tensor.stride(-2) >= tensor.shape[-1] > 0
-    return dense and torch.version.hip is None and capability(tensor) >= 90 and not any(x % 16 for x in starts)
+    """Whether a kernel can make a tensor descriptor of a tensor: copies by the tensor memory accelerator of sm_90 and
+    later, whose rows start at multiples of 16 bytes and lie dense."""
+    if tensor.dim() < 2 or tensor.shape[-1] == 0 or tensor.stride(-1) != 1:
+        return False
+    if torch.version.hip is not None or capability(tensor) < 90:
+        return False
+    apart = all(tensor.stride(i) >= max(tensor.shape[i + 1] * tensor.stride(i + 1), 1) for i in range(tensor.dim() - 1))
+    starts = [x * tensor.element_size() for x in tensor.stride()[:-1]] + [0 if tensor.is_meta else tensor.data_ptr()]
+    return apart and not any(x % 16 for x in starts)
 
 
 def _scratch(size: int, multiple: int, stream: int | None) -> Tensor:

@@ -28,9 +28,11 @@ class TileConfig:
     # Whether the products are a library's, float32 and so many bytes at a time.
     library: bool = False
     library_bytes: int = 128 * 2**20
+    # Whether patches stay in shared memory (``triton_resident.py``), in slices of ``block_d`` channels.
+    resident: bool = False
     # The one-hot matrix of the backward pass is made so many tokens at a time, and in blocks that fit here.
     block_n: int = 32
-    workspace_bytes: int = 256 * 2**20
+    workspace_bytes: int = 256 * 2**20  # resident tiles: of keys, too
 
     def cut(self, n_patches: int, n_channels: int) -> TileConfig:
         """For a small problem: no tile much larger than an image, no block wider than the channels."""
@@ -55,6 +57,17 @@ class TileConfig:
         return tokens, min(max(1, n_images), max(1, entries // (tokens * n_patches)))
 
 
+def choose_resident(n_channels: int) -> TileConfig | None:
+    """Tiles for cosines in half precision on sm_90 whose patches stay in shared memory; None where they do not fit.
+
+    64 kB of patches and two slices of tokens let two programs share a multiprocessor. The fastest of seven at 256
+    channels and of three at 512 (docs/performance_log.md).
+    """
+    if n_channels > 512:
+        return None
+    return TileConfig(128 if n_channels <= 256 else 64, num_stages=2, resident=True)
+
+
 def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
@@ -72,8 +85,8 @@ def choose(itemsize: int, capability: int, exact: bool) -> TileConfig:
         # mma.sync takes operands through registers: 32 channels at a time leave room for the rest.
         return TileConfig(64, block_d=32)
     if capability < 100:
-        # Two programs of 4 warps to a multiprocessor: one has products to add while the other looks for maxima. The
-        # fastest of thirteen on an H100 (docs/performance_log.md), although it spills some words outside of its loop;
-        # two parts took 1.19 and four 1.40 times as long.
+        # Where patches do not stay in shared memory. Two programs of 4 warps to a multiprocessor: the fastest of
+        # thirteen on an H100 (docs/performance_log.md), although it spills some words outside of its loop; two parts
+        # took 1.19 and four 1.40 times as long.
         return TileConfig()
     return TileConfig(parts=4)

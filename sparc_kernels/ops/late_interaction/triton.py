@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, cdiv
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, strides
 from sparc_kernels.ops._triton.products import Product
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.late_interaction.config import TileConfig
 from sparc_kernels.ops.late_interaction.schema import fake_backward, fake_forward
 from sparc_kernels.ops.late_interaction.triton_backward import one_hot_kernel
 from sparc_kernels.ops.late_interaction.triton_forward import INDEX_BITS, maxima_kernel
-from sparc_kernels.ops.late_interaction.triton_plans import GRANULE, Power, Problem
+from sparc_kernels.ops.late_interaction.triton_keys import patch_maxima_kernel, token_maxima_kernel
+from sparc_kernels.ops.late_interaction.triton_plans import GRANULE, Power, Problem, Slots, vector_block
+from sparc_kernels.ops.late_interaction.triton_resident import copy_tokens_kernel, resident_maxima_kernel
 from sparc_kernels.ops.late_interaction.triton_rows import merge_scores_kernel
 
 __all__ = ["backward", "backward_plan", "forward", "forward_plan"]
@@ -41,6 +43,8 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
     slots = problem.slots()
     steps += slots.steps
     tiles, new = problem.config, problem.new
+    if tiles.resident:
+        return results, [*steps, *_resident_steps(problem, slots, results, args[6:])]
     chunks = cdiv(problem.n_patches, tiles.block_p)
     length, step = problem.products_at_a_time()
     image_partials = new(problem.n_images, problem.n_captions, chunks) if by_image else None
@@ -81,6 +85,59 @@ def forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Te
     }  # fmt: skip
     programs = problem.n_images * cdiv(problem.n_captions, block)
     return results, [*steps, Launch.of(merge_scores_kernel, programs, known, {}, 4, 2)]
+
+
+def _resident_steps(problem: Problem, slots: Slots, results: tuple[Tensor, ...], flags: tuple[Any, ...]) -> Steps:
+    """Those of the forward pass behind norms and slots, where patches stay in shared memory."""
+    image_scores, _, best_token, best_patch, text_scores = results
+    _, average, by_image, by_text, keep, _ = flags
+    tiles, new = problem.config, problem.new
+    d, chunks, n_slots = problem.images.shape[2], cdiv(problem.n_patches, tiles.block_p), slots.granules * GRANULE
+    images, steps = problem.dense_images(slots)
+    token_keys, patch_keys = chunks * n_slots * by_text, problem.n_captions * problem.n_patches * by_image
+    step = min(problem.n_images, max(1, tiles.workspace_bytes // (4 * max(1, token_keys + patch_keys))))
+    known = problem.arguments() | slots.arguments | {
+        "p_images": images,
+        **strides(images, "stride_ii", "stride_ip"),
+        "p_slotted": new(n_slots, d, dtype=images.dtype),
+        "p_slot_inverse": new(n_slots),
+        "p_token_keys": new(step, chunks, n_slots, dtype=torch.int32) if by_text else None,
+        "p_patch_keys": new(step, problem.n_captions, problem.n_patches, dtype=torch.int32) if by_image else None,
+        "p_best_token": best_token if keep else None,
+        "p_best_patch": best_patch if keep else None,
+        "p_image_partials": None,
+        "p_text_partials": new(problem.n_images, slots.granules) if by_text else None,
+        "p_image_scores": image_scores,
+        "p_text_scores": text_scores,
+        "I": problem.n_images,
+        "RUNS": slots.runs,
+        "SLOTS": n_slots,
+        "CHUNKS": chunks,
+        "AVERAGE": average,
+        "unit": 2**INDEX_BITS.value,
+        "STAGES": tiles.num_stages,
+    }  # fmt: skip
+    steps.append(Launch.of(copy_tokens_kernel, slots.granules // tiles.granules, known, {}, 4, 2))
+    longest = {"L": problem.longest}
+    for first in range(0, problem.n_images, step):
+        n_images = min(step, problem.n_images - first)
+        own = known | {"FIRST": first}
+        programs = n_images * chunks * slots.runs
+        kernel = resident_maxima_kernel
+        steps.append(Launch.of(kernel, programs, own, {}, tiles.num_warps, tiles.num_stages))
+        if by_text:
+            kernel, block = token_maxima_kernel, {"BLOCK": 8}
+            steps.append(Launch.of(kernel, n_images * slots.runs, own | block, {}, 4, 2))
+        if by_image:
+            kernel, rows = patch_maxima_kernel, 8
+            block = {"ROWS": rows, "BLOCK": vector_block(problem.n_patches, 256)}
+            programs = n_images * cdiv(problem.n_captions, rows)
+            steps.append(Launch.of(kernel, programs, own | block | longest, {}, 4, 2))
+    if by_text:
+        known |= longest | {"p_image_scores": None, "BLOCK": 256}
+        programs = problem.n_images * cdiv(problem.n_captions, 256)
+        steps.append(Launch.of(merge_scores_kernel, programs, known, {}, 4, 2))
+    return steps
 
 
 def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:

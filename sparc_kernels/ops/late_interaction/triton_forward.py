@@ -110,13 +110,14 @@ def load_key(p_key, EXACT: tl.constexpr):
 
 
 @triton.jit
-def best_of_chunks(p_keys, patches, CHUNKS: tl.constexpr, BLOCK_P: tl.constexpr, EXACT: tl.constexpr):
-    """The best key of each slot [SLOTS] and the chunk it is from, over the chunks of an image."""
+def best_of_chunks(p_keys, stride, patches, CHUNKS: tl.constexpr, BLOCK_P: tl.constexpr, EXACT: tl.constexpr):
+    """The best key of each slot [SLOTS] and the chunk it is from, over the chunks of an image, ``stride``
+    from one to the next."""
     b_best = load_key(p_keys, EXACT)
     b_chunk = tl.zeros(b_best.shape, tl.int32)
     for chunk in range(1, CHUNKS):
         if chunk * BLOCK_P < patches:
-            b_key = load_key(p_keys + chunk * b_best.shape[0], EXACT)
+            b_key = load_key(p_keys + chunk * stride, EXACT)
             m_new = exceeds(b_key, b_best)
             b_best, b_chunk = tl.where(m_new, b_key, b_best), tl.where(m_new, chunk, b_chunk)
     return b_best, b_chunk
@@ -247,7 +248,7 @@ def maxima_kernel(
         tl.debug_barrier()  # what was stored need not be loaded by the same threads
         if p_text_partials is not None:
             p_keys = p_token_keys + pid * CHUNKS * SLOTS + tl.arange(0, SLOTS)
-            b_best, b_best_chunk = best_of_chunks(p_keys, patches, CHUNKS, BLOCK_P, EXACT)
+            b_best, b_best_chunk = best_of_chunks(p_keys, SLOTS, patches, CHUNKS, BLOCK_P, EXACT)
             b_slot = tl.load(p_own + tl.arange(0, SLOTS))
             b_maximum = tl.where(b_slot >= 0, value_of(b_best, EXACT), 0.0)
             b_sum = tl.sum(tl.reshape(b_maximum, (TILE, GRANULE)), axis=1)

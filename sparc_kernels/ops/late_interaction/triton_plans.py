@@ -10,9 +10,19 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._captions.triton_rows import count_valid_kernel, inverse_norms_kernel
-from sparc_kernels.ops._triton.launch import Launch, Step, capability, cdiv, product_precision, strides, upcast
-from sparc_kernels.ops.late_interaction import triton_rows
-from sparc_kernels.ops.late_interaction.config import TileConfig, choose
+from sparc_kernels.ops._triton.launch import (
+    Launch,
+    Step,
+    capability,
+    cdiv,
+    describable,
+    interpreted,
+    product_precision,
+    strides,
+    upcast,
+)
+from sparc_kernels.ops.late_interaction import triton_resident, triton_rows
+from sparc_kernels.ops.late_interaction.config import TileConfig, choose, choose_resident
 from sparc_kernels.ops.late_interaction.schema import none_index
 
 GRANULE = triton_rows.GRANULE.value
@@ -122,8 +132,18 @@ class Problem:
     @cached_property
     def config(self) -> TileConfig:
         """Tiles."""
-        chosen = self.given or choose(self.images.element_size(), capability(self.images), self.exact)
+        chosen = self.given or self._resident_config()
+        chosen = chosen or choose(self.images.element_size(), capability(self.images), self.exact)
         return chosen.cut(self.n_patches, self.images.shape[2])
+
+    def _resident_config(self) -> TileConfig | None:
+        """None where patches cannot stay in shared memory."""
+        d, size = self.images.shape[2], self.images.element_size()
+        copied = self.image_mask is not None and d * size % 16 == 0 and capability(self.images) >= 90
+        fits = self.longest <= triton_resident.RANKS.value and d * size % 16 == 0 and self.n_images > 0
+        if self.exact or not fits or capability(self.images) >= 100 or not (copied or describable(self.images)):
+            return None
+        return choose_resident(d)
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A workspace."""
@@ -170,6 +190,7 @@ class Problem:
             "EXACT": self.exact,
             "PRECISION": product_precision(self.images.dtype, self.float32_precision),
             "UPCAST": upcast(self.images.dtype),
+            "INTERPRETED": interpreted(),
         }
 
     def norms(self) -> Launch:
@@ -184,7 +205,7 @@ class Problem:
         for mask, counts in ((self.image_mask, self.patch_counts), (self.text_mask, self.caption_counts)):
             if mask is not None and counts is not None:
                 known = {"p_mask": mask, "p_counts": counts, **strides(mask, "stride_mj", "stride_ml")}
-                known |= {"L": mask.shape[1], "BLOCK": _vector_block(mask.shape[1])}
+                known |= {"L": mask.shape[1], "BLOCK": vector_block(mask.shape[1])}
                 steps.append(Launch.of(count_valid_kernel, mask.shape[0], known, {}, 1, 2))
         return steps
 
@@ -219,17 +240,27 @@ class Problem:
             "HOLES": self.text_mask is not None,
         }
         known = self.arguments() | arguments | {"p_mask": self.text_mask, "L": self.longest}
-        known |= {"BLOCK": _vector_block(self.longest)}
+        known |= {"BLOCK": vector_block(self.longest)}
         steps: list[Step] = [Launch.of(triton_rows.caption_slots_kernel, self.n_captions, known, {}, 1, 2)]
         if self.image_mask is not None:
             patch_slots = cdiv(self.n_patches, self.config.block_p) * self.config.block_p
             place = self.new(self.n_images, patch_slots, dtype=torch.int32)
             known = {"p_mask": self.image_mask, "p_slots": place, "p_counts": self.patch_counts}
             known |= strides(self.image_mask, "stride_vi", "stride_vp")
-            known |= {"P": self.n_patches, "PATCH_SLOTS": patch_slots, "BLOCK": _vector_block(self.n_patches)}
+            known |= {"P": self.n_patches, "PATCH_SLOTS": patch_slots, "BLOCK": vector_block(self.n_patches)}
             steps.append(Launch.of(triton_rows.patch_slots_kernel, self.n_images, known, {}, 1, 2))
             arguments |= {"p_patch_slots": place, "PATCH_SLOTS": patch_slots}
         return Slots(steps, arguments, runs, granules)
+
+    def dense_images(self, slots: Slots) -> tuple[Tensor, list[Step]]:
+        """[I, P, D], or a copy [I, PATCH_SLOTS, D] where patches have slots."""
+        if self.image_mask is None:
+            return self.images, []
+        n_slots = slots.arguments["PATCH_SLOTS"]
+        copy = self.new(self.n_images, n_slots, self.images.shape[2], dtype=self.images.dtype)
+        known = self.arguments() | slots.arguments | {"p_copy": copy, "BLOCK": 64}
+        programs = self.n_images * cdiv(n_slots, 64)
+        return copy, [Launch.of(triton_resident.copy_patches_kernel, programs, known, {}, 4, 2)]
 
     def products_at_a_time(self) -> tuple[int, int]:
         """Rows of a library's products, 0 without them; and how many images a launch is over."""
@@ -254,7 +285,7 @@ class Problem:
         owners = self.new(self.n_tokens, dtype=torch.int32)
         known = self.arguments() | {"p_values": owners, "VALUE": -1, "BLOCK": 4096}
         steps: list[Step] = [Launch.of(triton_rows.fill_kernel, cdiv(self.n_tokens, 4096), known, {}, 4, 2)]
-        known |= {"p_owners": owners, "L": self.longest, "BLOCK": _vector_block(self.longest)}
+        known |= {"p_owners": owners, "L": self.longest, "BLOCK": vector_block(self.longest)}
         return owners, [*steps, Launch.of(triton_rows.owners_kernel, self.n_captions, known, {}, 1, 2)]
 
     def valid_images(self) -> tuple[Tensor, list[Step]]:
@@ -312,5 +343,6 @@ def _row_blocks(tokens: Tensor) -> dict[str, Any]:
     return {"D": d, "BLOCK": 8, "BLOCK_D": block_d, "UPCAST": upcast(tokens.dtype)}
 
 
-def _vector_block(n: int) -> int:
-    return min(1024, max(16, 1 << (n - 1).bit_length()))
+def vector_block(n: int, most: int = 1024) -> int:
+    """A power of two."""
+    return min(most, max(16, 1 << (n - 1).bit_length()))

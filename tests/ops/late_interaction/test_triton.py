@@ -11,6 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from sparc_kernels.ops._triton.launch import Launch
 from sparc_kernels.ops.late_interaction import triton
 from sparc_kernels.ops.late_interaction.config import TileConfig
 from sparc_kernels.ops.late_interaction.reference import late_interaction_reference
@@ -20,19 +21,22 @@ from tests.tolerance import assert_close
 
 # Tiles of 16 patches and 64 tokens in two parts, runs of two captions, W in blocks of 32 tokens and an image.
 SMALL = TileConfig(16, 4, 16, parts=2, most_captions=2, enough_programs=0, block_n=16, workspace_bytes=4 * 600)
-# The same with a library's products, an image at a time.
+# Patches that stay, 16 of an image, in slices of 32 channels; tiles of 32 tokens, keys of an image at a time.
+RESIDENT = replace(SMALL, granules=2, block_d=32, resident=True)
+# The same as the first with a library's products, an image at a time.
 LIBRARY = replace(SMALL, library=True, library_bytes=4 * 1500)
 
 
 @dataclass(frozen=True)
 class Case:
-    """16 channels of -1 and 1, so that cosines are exact in every dtype and many of them tie; and who is valid."""
+    """16 or 64 channels of -1 and 1, so that cosines are exact in every dtype and many of them tie; who is valid."""
 
     name: str
     images: int = 2
     patches: int = 20
     captions: int = 3
     tokens: int = 18
+    channels: int = 16
     size: float = 1.0  # of channels, a power of two
     upstream: float = 1.0
     image_holes: bool = False  # and an image without a valid patch
@@ -54,6 +58,9 @@ CASES = (
     Case("many-patches", patches=260, captions=2, tokens=4, wanted=(False, True)),
     Case("long-captions", patches=5, captions=2, tokens=260, text_holes=True, wanted=(True, False)),
 )
+# One patch beside 15 rows of none: maxima that are negative.
+FEW = Case("few-patches", patches=1, tokens=3, average=False)
+SLICED = tuple(replace(case, channels=64) for case in (*CASES[:3], FEW))
 HALF = (
     *CASES,
     # in float16, W without a power of two in front would be subnormal or infinite
@@ -109,11 +116,12 @@ def make(case: Case, dtype: torch.dtype) -> Inputs:
 
     image_mask = mask(case.images, case.patches, 0) if case.image_holes else None
     text_mask = mask(case.captions, case.tokens, 1) if case.text_holes else None
-    images, texts, offsets = signs(case.images, case.patches, 16), signs(case.captions, case.tokens, 16), None
+    d = case.channels
+    images, texts, offsets = signs(case.images, case.patches, d), signs(case.captions, case.tokens, d), None
     if case.packed:
         lengths = torch.tensor([case.tokens, 0, *torch.arange(case.captions - 2) + 1])
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(device)
-        texts = signs(int(lengths.sum()) + 2, 16)
+        texts = signs(int(lengths.sum()) + 2, d)
         texts[-2:] = torch.nan
     for x, valid in ((images, image_mask), (texts, text_mask)):
         if valid is not None:
@@ -167,12 +175,37 @@ def check(x: Inputs, dtype: torch.dtype, config: TileConfig | None) -> None:
     "case, dtype, config",
     [
         *(pytest.param(case, torch.float16, SMALL, id=f"{case}-fused") for case in HALF),
+        *(pytest.param(case, torch.float16, RESIDENT, id=f"{case}-resident") for case in SLICED),
         *(pytest.param(case, torch.float32, LIBRARY, id=f"{case}-library") for case in CASES[1:4]),
         pytest.param(CASES[1], torch.bfloat16, SMALL, id="bfloat16"),
     ],
 )
 def test_between_tiles(case: Case, dtype: torch.dtype, config: TileConfig) -> None:
     check(make(case, dtype), dtype, config)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_one_direction_of_resident_patches(wanted: tuple[bool, bool]) -> None:
+    check(make(replace(SLICED[1], wanted=wanted), torch.float16), torch.float16, RESIDENT)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "normalize", "stays"),
+    [
+        ((196, 77, 256), torch.bfloat16, True, True),
+        ((300, 32, 200), torch.float16, True, True),
+        ((196, 257, 256), torch.bfloat16, True, False),  # ranks of tokens have 8 bits
+        ((196, 77, 1024), torch.bfloat16, True, False),
+        ((196, 77, 100), torch.bfloat16, True, False),  # rows of 200 bytes
+        ((196, 77, 256), torch.bfloat16, False, False),
+        ((196, 77, 256), torch.float32, True, False),
+    ],
+)
+def test_where_patches_stay(sizes: tuple[int, int, int], dtype: torch.dtype, normalize: bool, stays: bool) -> None:
+    patches, tokens, channels = sizes
+    tensors = (torch.empty(2, n, channels, dtype=dtype, device="meta") for n in (patches, tokens))
+    _, steps = triton.forward_plan(*tensors, None, None, None, 0, normalize, True, True, True, True, "highest")
+    assert ("resident_maxima_kernel" in [x.kernel.__name__ for x in steps if isinstance(x, Launch)]) == stays
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -189,13 +222,17 @@ def test_exact_keys() -> None:
     assert x.forward(SMALL)[3].item() == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_nan_stays_where_it_belongs(dtype: torch.dtype) -> None:
-    x = make(Case("nan"), dtype)
+@pytest.mark.parametrize(
+    "dtype, config",
+    [(torch.bfloat16, SMALL), (torch.float16, RESIDENT), (torch.float32, SMALL)],
+    ids=("bfloat16", "resident", "float32"),
+)
+def test_nan_stays_where_it_belongs(dtype: torch.dtype, config: TileConfig) -> None:
+    x = make(Case("nan", channels=64 if config.resident else 16), dtype)
     images, texts, *rest = x.tensors
     spoiled = images.clone(), texts.clone(), *rest
     spoiled[0][1, 17, 3] = spoiled[1][2, 16, 0] = torch.nan
-    before, after = x.forward(SMALL), x.forward(SMALL, spoiled)
+    before, after = x.forward(config), x.forward(config, spoiled)
     for one, other in ((before[0], after[0]), (before[4], after[4])):
         one[1] = one[:, 2] = torch.nan
         torch.testing.assert_close(other, one, rtol=0, atol=0, equal_nan=True)
@@ -209,3 +246,5 @@ def test_small_tiles_are_small() -> None:
     assert SMALL.cut(20, 16) == SMALL
     assert SMALL.block(54, 2, 20, 4) == (32, 1)
     assert LIBRARY.library_bytes // (4 * 54) < 2 * 20
+    assert RESIDENT.cut(20, 64) == RESIDENT
+    assert RESIDENT.workspace_bytes // 4 < 2 * 3 * 48 * 2 + 2 * 3 * 20  # keys of two images
