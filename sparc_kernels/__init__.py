@@ -24,11 +24,14 @@ from sparc_kernels.functional import (
     language_grouped_embeddings,
     late_interaction_scores,
     mine_negatives,
+    optimal_transport_distance,
     paired_cosines,
     sigmoid_loss,
     similarity_logsumexp,
     similarity_softplus,
     sparc_loss,
+    transport_plan,
+    word_region_alignment_loss,
 )
 from sparc_kernels.modules import ClipLoss, DistillClipLoss, FilipLoss, SigLipLoss, SparcLoss
 from sparc_kernels.ops._registration import register
@@ -64,9 +67,12 @@ __all__ = [
     "language_grouped_embeddings",
     "late_interaction_scores",
     "mine_negatives",
+    "optimal_transport_distance",
     "paired_cosines",
     "sigmoid_loss",
     "similarity_logsumexp",
     "similarity_softplus",
     "sparc_loss",
+    "transport_plan",
+    "word_region_alignment_loss",
 ]

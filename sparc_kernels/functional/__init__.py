@@ -21,6 +21,11 @@ from sparc_kernels.functional.similarity import (
     similarity_softplus,
 )
 from sparc_kernels.functional.sparc import SparcLossOutput, sparc_loss
+from sparc_kernels.functional.transport import (
+    optimal_transport_distance,
+    transport_plan,
+    word_region_alignment_loss,
+)
 
 __all__ = [
     "DEFAULT_LOGIT_SCALE",
@@ -39,9 +44,12 @@ __all__ = [
     "language_grouped_embeddings",
     "late_interaction_scores",
     "mine_negatives",
+    "optimal_transport_distance",
     "paired_cosines",
     "sigmoid_loss",
     "similarity_logsumexp",
     "similarity_softplus",
     "sparc_loss",
+    "transport_plan",
+    "word_region_alignment_loss",
 ]
