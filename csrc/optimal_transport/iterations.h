@@ -79,12 +79,17 @@ struct TransportBuffers {
     return sum_lanes<Acc>(rest) == 0;
   }
 
+  // exp(t S + g + f), in the order in which f was found, so that rows sum to 1 / n whatever the size of the
+  // terms.
+  SPARC_INLINE V plan(Acc t, int64_t i, int64_t l) const {
+    return exp_vec<kN>((load<kN>(similarities + i * s.lp + l) * t + g[i]) + load<kN>(f + l));
+  }
+
   // K of the potentials.
   void make_kernel(Acc t) {
     for (int64_t i = 0; i < s.p; ++i) {
       for (int64_t l = 0; l < s.lp; l += kN) {
-        const V x = load<kN>(similarities + i * s.lp + l) * t + (load<kN>(f + l) + g[i]);
-        store(kernel + i * s.lp + l, exp_vec<kN>(x));
+        store(kernel + i * s.lp + l, plan(t, i, l));
       }
     }
   }
@@ -174,7 +179,7 @@ struct TransportBuffers {
       }
       const Acc most = max_lanes<Acc>(top);
       for (int64_t l = 0; l < s.lp; l += kN) {
-        total += exp_vec<kN>(load<kN>(row + l) * t + (load<kN>(start + l) - most));
+        total += exp_vec<kN>((load<kN>(row + l) * t + load<kN>(start + l)) - most);
       }
       g[i] = -log_p - most - log_of(sum_lanes<Acc>(total));
     }
@@ -191,7 +196,7 @@ struct TransportBuffers {
         top = x > top ? x : top;
       }
       for (int64_t i = 0; i < s.p; ++i) {
-        total += exp_vec<kN>(load<kN>(similarities + i * s.lp + l) * t + (g[i] - top));
+        total += exp_vec<kN>((load<kN>(similarities + i * s.lp + l) * t + g[i]) - top);
       }
       for (int64_t x = l; x < smaller(l + kN, s.n); ++x) f[x] = -log_n - top[x - l] - log_of(total[x - l]);
     }

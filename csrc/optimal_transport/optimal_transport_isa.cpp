@@ -68,12 +68,6 @@ struct PairTransport : PairBuffers<E> {
     }
   }
 
-  // The plan of some tokens with a patch, from the potentials; t is that of the last step.
-  SPARC_INLINE Vec<Acc, kN> plan(Acc t, int64_t i, int64_t l) const {
-    return exp_vec<kN>(load<kN>(Base::sim_t + i * s.lp + l) * t +
-                       (load<kN>(iterations.f + l) + iterations.g[i]));
-  }
-
   // What a gradient of a row leaves when what goes along the row itself is taken out.
   template <class In>
   void write_row(const Acc* product, const Elem* row, Acc share, Acc inverse, In* out) const {
@@ -139,7 +133,7 @@ void write_results(const TransportPair& pair, PairTransport<E>& w, bool finite) 
   for (int64_t i = 0; i < s.p; ++i) {
     potentials[pair.all_tokens + pair.patches.index[i]] = finite ? it.g[i] : nan;
     for (int64_t l = 0; l < s.lp; l += kN) {
-      const Vec<Acc, kN> plan = finite ? w.plan(t, i, l) : splat<kN>(nan);
+      const Vec<Acc, kN> plan = finite ? it.plan(t, i, l) : splat<kN>(nan);
       store(it.sums + l, load<kN>(it.sums + l) + (1 - load<kN>(w.sim_t + i * s.lp + l)) * plan);
       if (!out) continue;
       for (int64_t x = l; x < smaller(l + kN, s.n); ++x) {
@@ -189,7 +183,7 @@ void weigh(const TransportPair& pair, PairTransport<E>& w) {
     it.g[i] = potentials[pair.all_tokens + pair.patches.index[i]];
     Vec<Acc, kN> share = {};
     for (int64_t l = 0; l < s.lp; l += kN) {
-      const Vec<Acc, kN> weight = load<kN>(upstream + l) * w.plan(t, i, l);
+      const Vec<Acc, kN> weight = load<kN>(upstream + l) * it.plan(t, i, l);
       const Vec<Acc, kN> part = weight * load<kN>(w.sim_t + i * s.lp + l);
       share += part;
       store(w.token_share + l, load<kN>(w.token_share + l) + part);
