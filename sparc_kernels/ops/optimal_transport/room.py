@@ -31,7 +31,7 @@ def _pairs(device: torch.device, dtype: torch.dtype, B: int = 2, P: int = 6, L: 
 
 ROOM = Room(
     name="optimal_transport",
-    dtypes={backend: KERNEL_DTYPES[backend] for backend in ("cpu",)},
+    dtypes={backend: KERNEL_DTYPES[backend] for backend in ("triton", "cpu")},
     entries=(
         Entry(
             "functional.transport.optimal_transport_distance",
