@@ -28,6 +28,7 @@ class TiledConfig:
     block_p: int = 64
     block_d: int = 32
     num_warps: int = 4
+    pass_warps: int = 8
     held_warps: int = 8
     num_stages: int = 2
     # Pairs are taken in micro-batches whose workspaces fit here: of the order of an L2 cache, and independent of B.
@@ -56,7 +57,10 @@ def choose(n_tokens: int, n_patches: int, n_channels: int, itemsize: int, capabi
     block_l, block_p, width = _power_of_two(n_tokens), _power_of_two(n_patches), _power_of_two(n_channels)
     fits = block_l * block_p <= MOST_HELD
     if itemsize == 4 or not fits:
-        return TiledConfig((block_l, block_p) if fits else None, block_d=min(32, width))
+        held = (block_l, block_p) if fits else None
+        if itemsize == 4:
+            return TiledConfig(held, block_d=min(32, width))
+        return TiledConfig(held, block_l=min(64, block_l), block_d=min(64, width))
     # mma.sync (8.x, 12.x) takes operands through registers: 32 channels at a time. wgmma and tcgen05 read theirs from
     # shared memory, where 64 channels are 128 bytes, the widest swizzle.
     from_registers = capability < 90 or capability >= 120

@@ -13,7 +13,7 @@ from sparc_kernels.ops.optimal_transport import autograd, schema
 def _pairs(device: torch.device, dtype: torch.dtype, B: int = 2, P: int = 6, L: int = 5, D: int = 12) -> dict[str, Any]:
     """Pairs whose iterations arrive at a vertex of the transport polytope, where the plan does not depend on the
     tokens, so that the derivative with a constant plan is the one of finite differences."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(4)
     patches = torch.randn(B, P, D, generator=generator)
     tokens = 0.5 * torch.randn(B, L, D, generator=generator) + patches[:, torch.arange(L) % P]
     image_mask, text_mask = torch.ones(B, P, dtype=torch.bool), torch.ones(B, L, dtype=torch.bool)
@@ -23,9 +23,10 @@ def _pairs(device: torch.device, dtype: torch.dtype, B: int = 2, P: int = 6, L: 
         "text_tokens": tokens.to(device, dtype),
         "image_mask": image_mask.to(device),
         "text_mask": text_mask.to(device),
-        "beta": 0.05,
-        "iterations": 9,
+        "beta": 0.01,
+        "iterations": 2,
         "proximal": True,
+        "matched": (torch.arange(B) % 2 == 0).to(device),
     }
 
 

@@ -206,7 +206,7 @@ def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Seq
             own |= dict(zip(("HELD_L", "HELD_P"), config.held))
             steps.append(tiled.launch(held_kernel, 1, config.held_warps, **own))
         else:
-            steps.append(tiled.launch(tiled_iterations_kernel, 1, config.held_warps, **own))
+            steps.append(tiled.launch(tiled_iterations_kernel, 1, config.pass_warps, **own))
     return results, steps
 
 
