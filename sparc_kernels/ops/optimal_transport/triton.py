@@ -138,7 +138,7 @@ class Tiled:
         """grad [N, R, D] from weights [N, R, K]."""
         c, (n_rows, n_others) = self.config, weights.shape[1:]
         block = 64
-        own = {
+        own: dict[str, Any] = {
             "p_weights": weights,
             "p_shares": shares,
             "p_rows": side.tokens,
@@ -195,12 +195,12 @@ def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Seq
     config = config or inputs.choose()
     names = ("p_costs", "p_potentials", "p_plan")
     if isinstance(config, PairConfig):
-        own = dict(zip(names, results)) | ({} if with_plan else {"p_plan": None})
-        return results, [_pair_launch(pair_forward_kernel, inputs, config, **own)]
+        wanted = [*results[:2], results[2] if with_plan else None]
+        return results, [_pair_launch(pair_forward_kernel, inputs, config, **dict(zip(names, wanted)))]
     shapes = _workspaces(inputs) | ({} if config.held else {"p_before": inputs.shape[1:2]})
     steps: list[Step] = []
     for pairs, tiled in _micro_batches(config, inputs, shapes):
-        own = {name: x[pairs] if x.dim() > 1 else None for name, x in zip(names, results)}
+        own: dict[str, Any] = {name: x[pairs] if x.dim() > 1 else None for name, x in zip(names, results)}
         steps += tiled.similarities()
         if config.held:
             own |= dict(zip(("HELD_L", "HELD_P"), config.held))
@@ -232,7 +232,7 @@ def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Se
         shares = {}
         for name, rows, block in (("text", l, config.block_l), ("image", p, config.block_p)):
             shares[name] = tiled.workspaces[f"{name}_shares"]
-            given = {"p_shares": shares[name], "p_inverse": tiled.workspaces[f"p_{name}_inverse"]}
+            given: dict[str, Any] = {"p_shares": shares[name], "p_inverse": tiled.workspaces[f"p_{name}_inverse"]}
             given["TEXTS"] = name == "text"
             steps.append(tiled.launch(tiled_weights_kernel, cdiv(rows, block), config.num_warps, **own, **given))
         i, weights = tiled.inputs, tiled.workspaces["p_weights"]

@@ -28,8 +28,8 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
     from sparc_kernels.ops.optimal_transport import triton
 
     b, (p, l, d) = 64, shape
-    inputs = (meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype))
-    inputs = (*inputs, *(meta(b, n, dtype=torch.bool) for n in (p, l)), meta())
+    masks = (meta(b, p, dtype=torch.bool), meta(b, l, dtype=torch.bool))
+    inputs = (meta(b, p, d, dtype=dtype), meta(b, l, d, dtype=dtype), *masks, meta())
     found: dict[str, list[Any]] = {}
     with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         for name, proximal in (("proximal", True), ("entropic", False)):

@@ -117,10 +117,12 @@ def test_options(options: dict[str, Any], backend: str) -> None:
 def test_plans(options: dict[str, Any], backend: str) -> None:
     problem = make(SHAPES[1])
     device = device_of(backend)
-    inputs = [x.to(device, torch.float32) for x in problem[:2]]
+    images, texts = (x.to(device, torch.float32) for x in problem[:2])
     masks = {name: mask.to(device) for name, mask in problem.masks.items()}
-    found, made = (sk.transport_plan(*inputs, **masks, backend=x, **options) for x in (backend, "eager"))
-    truth = transport_reference(*problem[:2], **problem.masks, **options)[1]
+    known: dict[str, Any] = {**masks, **options}
+    found, made = (sk.transport_plan(images, texts, **known, backend=x) for x in (backend, "eager"))
+    known = {**problem.masks, **options}
+    truth = transport_reference(problem.image_tokens, problem.text_tokens, **known)[1]
     tolerance.assert_close("plan", found, truth, made, torch.float32)
     valid = masks["text_mask"][:, :, None] & masks["image_mask"][:, None]
     assert not found[~valid].any()
