@@ -56,13 +56,15 @@ def choose(n_tokens: int, n_patches: int, n_channels: int, itemsize: int, capabi
     times the major plus the minor compute capability)."""
     block_l, block_p, width = _power_of_two(n_tokens), _power_of_two(n_patches), _power_of_two(n_channels)
     fits = block_l * block_p <= MOST_HELD
-    if itemsize == 4 or not fits:
+    # tcgen05 leaves a thread 128 registers in a kernel that holds so much of its product, and the rest spills.
+    by_tensor_memory = 100 <= capability < 120
+    if itemsize == 4 or not fits or by_tensor_memory:
         held = (block_l, block_p) if fits else None
         if itemsize == 4:
             return TiledConfig(held, block_d=min(32, width))
         return TiledConfig(held, block_l=min(64, block_l), block_d=min(64, width))
-    # mma.sync (8.x, 12.x) takes operands through registers: 32 channels at a time. wgmma and tcgen05 read theirs from
-    # shared memory, where 64 channels are 128 bytes, the widest swizzle.
+    # mma.sync (8.x, 12.x) takes operands through registers: 32 channels at a time. wgmma reads them from shared memory,
+    # where 64 channels are 128 bytes, the widest swizzle.
     from_registers = capability < 90 or capability >= 120
     return PairConfig(
         block_l,

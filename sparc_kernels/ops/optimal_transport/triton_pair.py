@@ -6,8 +6,13 @@ import triton
 import triton.language as tl
 
 from sparc_kernels.ops._triton.tiles import largest_magnitude, load_mask, load_tile, rows_product, store_tile
-from sparc_kernels.ops._triton.workspaces import load_workspace
 from sparc_kernels.ops.optimal_transport.triton_iterations import inverse_norms, iterate, plan_of, steepness
+
+
+@triton.jit
+def offsets_in_pair(o_l, o_p, L, P):
+    """Offsets and mask [L, P] in a contiguous matrix of a pair that one program holds, for which 32 bits do."""
+    return o_l[:, None] * P + o_p[None, :], (o_l < L)[:, None] & (o_p < P)[None, :]
 
 
 @triton.jit
@@ -22,7 +27,8 @@ def store_results(
     tl.store(p_pair + o_l, tl.where(m_l & valid, b_f, 0.0), mask=o_l < L)
     tl.store(p_pair + L + o_p, tl.where(m_p & valid, b_g, 0.0), mask=o_p < P)
     if p_plan is not None:
-        store_tile(p_plan + o_b * L * P, b_plan, o_l, o_p, o_l < L, P, P, False)
+        o_tile, m_tile = offsets_in_pair(o_l, o_p, L, P)
+        tl.store(p_plan + o_b * L * P + o_tile, b_plan, mask=m_tile)
 
 
 @triton.jit
@@ -86,7 +92,8 @@ def held_kernel(
     m_p = load_mask(p_image_mask, o_b, o_p, P, stride_pb, stride_pp)
     b_b = tl.load(p_text_inverse + o_b * L + o_l, mask=m_l, other=0.0)
     b_a = tl.load(p_image_inverse + o_b * P + o_p, mask=m_p, other=0.0)
-    b_s = load_workspace(p_products, o_b, o_l, o_p, L, P) * b_b[:, None] * b_a[None, :]
+    o_tile, m_tile = offsets_in_pair(o_l, o_p, L, P)
+    b_s = tl.load(p_products + o_b * L * P + o_tile, mask=m_tile, other=0.0) * b_b[:, None] * b_a[None, :]
     b_f, b_g = iterate(b_s, m_l, m_p, p_beta, ITERATIONS, PROXIMAL)
     t = steepness(p_beta, ITERATIONS, PROXIMAL)
     store_results(p_costs, p_potentials, p_plan, b_s, b_f, b_g, t, o_b, o_l, o_p, m_l, m_p, L, P)

@@ -14,7 +14,15 @@ SHAPES = {
     "paper": [(196, 55, 512)],
     "large": [(1024, 77, 512)],
 }
-MAY_SPILL: dict[str, int] = {}
+# Bytes per thread, of blocks of [64, 256]: S and what a step makes of it fill the registers, and where the plan is wanted
+# (which `entropic` asks for here) its addresses come on top.
+MAY_SPILL = {
+    ("pair_forward_kernel", "proximal_forward"): 16,
+    ("pair_forward_kernel", "entropic_forward"): 128,
+    ("held_kernel", "proximal_forward"): 288,
+    ("held_kernel", "entropic_forward"): 1024,
+    ("tiled_iterations_kernel", "entropic_forward"): 16,
+}
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -46,7 +46,7 @@ SHAPES = (
 )
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},  # UNITER's
-    {"beta": 0.02, "iterations": 6},  # exp(-C / beta) is out of range
+    {"beta": 0.004, "iterations": 6},  # exp(-C / beta) is out of range
     {"proximal": False, "beta": 0.1, "iterations": 9},
     {"proximal": False, "beta": 0.005, "iterations": 4},
     {"iterations": 1},
