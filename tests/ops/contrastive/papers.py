@@ -52,6 +52,7 @@ def draw(dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, Any]:
     }
     learned |= {name: images[:, None] + normal(BATCH, 5, WIDTH) for name in ("patches", "tokens")}
     whole["token_mask"] = torch.arange(5) < torch.tensor([5, 1, 3, 4, 2, 5])[:, None]
+    whole["matched"] = torch.tensor([True, False, True, True, False, True])
     numbers = {"k": CAPTIONS, "gamma": 0.3, "rho": 6.0, "beta": 0.7, "tau_plus": 0.05, "teacher_scale": 3.0}
     return {
         **{name: x.to(device, dtype).requires_grad_() for name, x in learned.items()},
@@ -305,6 +306,22 @@ def filip(x: dict[str, Any]) -> Tensor:
     return total / (2 * BATCH)
 
 
+def uniter(x: dict[str, Any]) -> Tensor:
+    """Section 3.3 and the public code's loop: 50 proximal steps at beta 0.5, with the plan as a constant."""
+    images, texts = (F.normalize(x[name], dim=-1) for name in ("patches", "tokens"))
+    loss = x["scale"].new_zeros(())
+    for i in range(BATCH):
+        cost = 1 - texts[i][x["token_mask"][i]] @ images[i].T  # [words, patches]
+        plan, words = torch.ones_like(cost), torch.full_like(cost[:, 0], 1 / len(cost))
+        for _ in range(50):
+            scaled = (-cost.detach() / 0.5).exp() * plan
+            patches = 1 / (cost.shape[1] * (words @ scaled))
+            words = 1 / (len(cost) * (scaled @ patches))
+            plan = words[:, None] * scaled * patches
+        loss = loss + (1 if x["matched"][i] else -1) * (cost * plan).sum() / BATCH
+    return loss
+
+
 # By the headings of the page.
 DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "CLIP": clip,
@@ -335,5 +352,6 @@ DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "CyCLIP": cyclip,
     "NT-Xent": nt_xent,
     "FILIP": filip,
+    "UNITER": uniter,
 }
 LEARNED = ("images", "texts", "captions", "view_1", "view_2", "centres", "scale", "bias", "patches", "tokens")

@@ -14,8 +14,8 @@ SHAPES = {
     "paper": [(196, 55, 512)],
     "large": [(1024, 77, 512)],
 }
-# Bytes per thread, of blocks of [64, 256]: S and what a step makes of it fill the registers, and where the plan is wanted
-# (which `entropic` asks for here) its addresses come on top.
+# Bytes per thread, of blocks of [64, 256]: S and what a step makes of it fill the registers, and where the plan is
+# wanted (which `entropic` asks for here) its addresses come on top.
 MAY_SPILL = {
     ("pair_forward_kernel", "proximal_forward"): 16,
     ("pair_forward_kernel", "entropic_forward"): 128,
