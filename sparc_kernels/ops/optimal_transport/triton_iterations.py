@@ -78,17 +78,17 @@ def iterate(b_s, m_l, m_p, p_beta, ITERATIONS: tl.constexpr, PROXIMAL: tl.conste
     log_l, log_p = log_count(m_l), log_count(m_p)
     b_f = tl.where(m_l, 0.0, NOTHING)
     b_g = tl.where(m_p, 0.0, NOTHING)
-    b_before = b_f
-    spread = reach * 0.0  # of the last change of f
+    # Of f in the last step. Not f of the step before: Triton 3.6 takes a name for a constant of the loop where the loop
+    # sets it to a variable that it shared its first value with.
+    b_change = tl.zeros([b_s.shape[0]], tl.float32)
+    spread = reach * 0.0  # of that change
     t = unit
     for step in range(1, ITERATIONS + 1):
         if PROXIMAL:
             t = unit * step
-        b_change = tl.where(m_l, b_f - b_before, 0.0)
         least_change = tl.min(tl.where(m_l, b_change, float("inf")))
         spread_before = spread
         spread = tl.max(tl.where(m_l, b_change, -float("inf"))) - least_change
-        b_before = b_f
         if (step > 1) & (2.0 * (reach + spread) + spread_before < MOST_GROWTH):
             b_k = tl.exp((b_s * t + (b_g - shift)[None, :]) + b_f[:, None])
             b_from = tl.exp(b_change - least_change) if PROXIMAL else tl.where(m_l, 1.0, 0.0)
@@ -97,10 +97,12 @@ def iterate(b_s, m_l, m_p, p_beta, ITERATIONS: tl.constexpr, PROXIMAL: tl.conste
             b_g = tl.where(m_p, b_g - shift - log_p - tl.log(b_sum), NOTHING)
             b_v = tl.where(m_p, 1.0 / b_sum, 0.0)
             b_sum = tl.where(m_l, tl.sum(b_k * b_v[None, :], axis=1), 1.0)
-            b_f = tl.where(m_l, b_f - log_l + log_p - tl.log(b_sum), NOTHING)
+            b_next = tl.where(m_l, b_f - log_l + log_p - tl.log(b_sum), NOTHING)
         else:
             b_start = b_f + b_change if PROXIMAL else b_f
             b_g = tl.where(m_p, negative_logsumexp(b_s * t + b_start[:, None], 0) - log_p, NOTHING)
-            b_f = tl.where(m_l, negative_logsumexp(b_s * t + b_g[None, :], 1) - log_l, NOTHING)
+            b_next = tl.where(m_l, negative_logsumexp(b_s * t + b_g[None, :], 1) - log_l, NOTHING)
+        b_change = tl.where(m_l, b_next - b_f, 0.0)
+        b_f = b_next
     # Many steps of linear scale leave roundings in f: rows are to sum to 1 / n.
     return tl.where(m_l, negative_logsumexp(b_s * t + b_g[None, :], 1) - log_l, NOTHING), b_g
