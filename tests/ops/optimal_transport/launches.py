@@ -19,8 +19,8 @@ SHAPES = {
 MAY_SPILL = {
     ("pair_forward_kernel", "proximal_forward"): 16,
     ("pair_forward_kernel", "entropic_forward"): 128,
-    ("held_kernel", "proximal_forward"): 288,
-    ("held_kernel", "entropic_forward"): 1024,
+    ("held_kernel", "proximal_forward"): 384,
+    ("held_kernel", "entropic_forward"): 1408,
     ("tiled_iterations_kernel", "entropic_forward"): 16,
 }
 
