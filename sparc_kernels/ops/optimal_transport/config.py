@@ -1,5 +1,5 @@
 """Tile sizes of the Triton kernels and the rules that choose them: from the compiler (registers, spills, shared memory:
-``tests/test_triton_compile.py`` looks at them) and from counting."""
+``tests/test_triton_compile.py`` looks at them) and from counting; none was compared with others on a GPU."""
 
 from __future__ import annotations
 
