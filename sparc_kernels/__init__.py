@@ -28,6 +28,7 @@ from sparc_kernels.functional import (
     late_interaction_scores,
     mgca_local_loss,
     mine_negatives,
+    optimal_transport_distance,
     pacl_loss,
     paired_cosines,
     relevance_mask,
@@ -36,6 +37,8 @@ from sparc_kernels.functional import (
     similarity_softplus,
     sparc_loss,
     subcaption_grouping_loss,
+    transport_plan,
+    word_region_alignment_loss,
 )
 from sparc_kernels.modules import (
     ClipLoss,
@@ -93,6 +96,7 @@ __all__ = [
     "late_interaction_scores",
     "mgca_local_loss",
     "mine_negatives",
+    "optimal_transport_distance",
     "pacl_loss",
     "paired_cosines",
     "relevance_mask",
@@ -101,4 +105,6 @@ __all__ = [
     "similarity_softplus",
     "sparc_loss",
     "subcaption_grouping_loss",
+    "transport_plan",
+    "word_region_alignment_loss",
 ]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -89,3 +90,33 @@ def test_races_are_seen(squares: bool, stages: int, described: bool) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-4000:]
     assert bool(json.loads(result.stdout)) == squares
+
+
+def shared_first_values(source: str) -> set[str]:
+    """Variables that a loop sets and that share their value before it with another one (`a = b`) that it sets.
+
+    Triton 3.6 takes such an `a` for a constant of the loop where the loop sets it to `b`: the interpreter does not, so
+    that only results on a GPU are wrong.
+    """
+    found = set()
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        aliases = {}
+        for statement in function.body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(name)], value=ast.Name(other)):
+                    aliases[name] = other
+                case ast.For():
+                    names = {
+                        x.id for x in ast.walk(statement) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)
+                    }
+                    found |= {name for name, other in aliases.items() if {name, other} <= names}
+    return found
+
+
+def test_no_loop_takes_a_variable_for_a_constant() -> None:
+    planted = "def kernel(n):\n  a = load()\n  before = a\n  for i in range(n):\n    before = a\n    a = step(a)\n"
+    assert shared_first_values(planted) == {"before"}
+    for path in sorted((ROOT / "sparc_kernels").rglob("triton*.py")):
+        assert not shared_first_values(path.read_text()), path

@@ -23,6 +23,11 @@ from sparc_kernels.functional.similarity import (
     similarity_softplus,
 )
 from sparc_kernels.functional.sparc import SparcLossOutput, sparc_loss
+from sparc_kernels.functional.transport import (
+    optimal_transport_distance,
+    transport_plan,
+    word_region_alignment_loss,
+)
 from sparc_kernels.functional.within_pairs import mgca_local_loss, relevance_mask, subcaption_grouping_loss
 
 __all__ = [
@@ -46,6 +51,7 @@ __all__ = [
     "late_interaction_scores",
     "mgca_local_loss",
     "mine_negatives",
+    "optimal_transport_distance",
     "pacl_loss",
     "paired_cosines",
     "relevance_mask",
@@ -54,4 +60,6 @@ __all__ = [
     "similarity_softplus",
     "sparc_loss",
     "subcaption_grouping_loss",
+    "transport_plan",
+    "word_region_alignment_loss",
 ]

@@ -71,6 +71,7 @@ def draw(dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, Any]:
         "teacher_scale": 3.0,
     }
     numbers["decode"] = lambda visible, tokens: visible + (visible + tokens).mean(1, keepdim=True)
+    whole["matched"] = torch.tensor([True, False, True, True, False, True])
     return {
         **{name: x.to(device, dtype).requires_grad_() for name, x in learned.items()},
         **{name: x.to(device, dtype) for name, x in fixed.items()},
@@ -442,6 +443,22 @@ def sycoca(x: dict[str, Any]) -> Tensor:
     return torch.stack(squares).mean()
 
 
+def uniter(x: dict[str, Any]) -> Tensor:
+    """Section 3.3 and the public code's loop: 50 proximal steps at beta 0.5, with the plan as a constant."""
+    images, texts = (F.normalize(x[name], dim=-1) for name in ("patches", "tokens"))
+    loss = x["scale"].new_zeros(())
+    for i in range(BATCH):
+        cost = 1 - texts[i][x["token_mask"][i]] @ images[i].T  # [words, patches]
+        plan, words = torch.ones_like(cost), torch.full_like(cost[:, 0], 1 / len(cost))
+        for _ in range(50):
+            scaled = (-cost.detach() / 0.5).exp() * plan
+            patches = 1 / (cost.shape[1] * (words @ scaled))
+            words = 1 / (len(cost) * (scaled @ patches))
+            plan = words[:, None] * scaled * patches
+        loss = loss + (1 if x["matched"][i] else -1) * (cost * plan).sum() / BATCH
+    return loss
+
+
 # By the headings of the page.
 DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "CLIP": clip,
@@ -478,6 +495,7 @@ DEFINITIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "DreamLIP, grouping": subcaptions,
     "MGCA": mgca,
     "SyCoCa": sycoca,
+    "UNITER": uniter,
 }
 LEARNED = (
     "images",

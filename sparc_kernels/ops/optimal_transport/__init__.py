@@ -1,0 +1,1 @@
+"""Optimal transport between the tokens of an image and those of its caption (``MATH.md``)."""
