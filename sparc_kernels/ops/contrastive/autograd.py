@@ -20,6 +20,7 @@ from sparc_kernels.ops._registration import (
     keep_tensors,
     kept_tensors,
     kernel,
+    run_op,
 )
 from sparc_kernels.ops.contrastive.schema import SOFTPLUS_TOTAL_KEPT
 
@@ -201,8 +202,9 @@ class MeanSoftmaxLossFunction(Function):
         ctx: Any, rows: Tensor, cols: Tensor, ids: Tensor, scale: Tensor, keep_similarities: bool, backend: str
     ) -> Tensor:
         precision = float32_precision()
-        cosines, paired_stats = kernel("paired_cosines_forward", backend)(rows, cols, precision)
-        row_lse, stats, col_lse, *_ = kernel("similarity_logsumexp_forward", backend)(
+        cosines, paired_stats = run_op(kernel("paired_cosines_forward", backend), rows, cols, precision)
+        row_lse, stats, col_lse, *_ = run_op(
+            kernel("similarity_logsumexp_forward", backend),
             rows, cols, scale, scale, *_left_out(ids), True, True, True, keep_similarities, precision
         )
         margins = torch.stack((row_lse, col_lse)) - scale * cosines  # [2, M]
@@ -219,11 +221,13 @@ class MeanSoftmaxLossFunction(Function):
         shares = margins.sigmoid() * (grad / max(margins.numel(), 1))
         of_rows, of_cols = shares
         of_logits = shares.sum(0).neg()
-        found = kernel("similarity_logsumexp_backward", backend)(
+        found = run_op(
+            kernel("similarity_logsumexp_backward", backend),
             of_rows, of_cols, *(None,) * 4, rows, cols, scale, scale, *_left_out(ids), stats, True, keep_similarities,
             need_rows, need_cols, need_scale, need_scale, precision,
         )  # fmt: skip
-        direct = kernel("paired_cosines_backward", backend)(
+        direct = run_op(
+            kernel("paired_cosines_backward", backend),
             of_logits * scale, rows, cols, paired_stats, need_rows, need_cols, precision
         )
         return (
