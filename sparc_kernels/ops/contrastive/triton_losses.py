@@ -24,6 +24,7 @@ from sparc_kernels.ops.contrastive.triton import (
     logsumexp_sweep,
     scales_of,
     softplus_gradients,
+    softplus_total_backward,
 )
 from sparc_kernels.ops.contrastive.triton_paired import (
     mean_softmax_gradient_kernel,
@@ -174,3 +175,8 @@ def softmax_backward(*args: Any) -> tuple[Tensor, ...]:
 def sigmoid_forward(*args: Any) -> tuple[Tensor, ...]:
     """The sigmoid loss of pairs (i, i), and its gradients by rows, cols, scale and bias; [0] for one not to be kept."""
     return _run(sigmoid_forward_plan, args, args[0])
+
+
+def scaled(*args: Any) -> tuple[Tensor, ...]:
+    """What ``sigmoid_forward`` has kept, times an upstream gradient."""
+    return softplus_total_backward(*args)
