@@ -42,22 +42,17 @@ def reference_of(scale):
 @triton.jit
 def all_within(p_lse, first, n, reference, BLOCK: tl.constexpr, TILES: tl.constexpr):
     """Whether no sum of exponentials of TILES tiles is far below the reference."""
-    b_least = tl.zeros([BLOCK], tl.float32)
+    least = 0.0
     if p_lse is not None:
-        for tile in range(TILES):
-            o = first + tile * BLOCK + tl.arange(0, BLOCK)
-            b_least = tl.minimum(b_least, finite(tl.load(p_lse + o, mask=o < n, other=0.0)) - reference)
-    return tl.min(b_least, axis=0) * LOG2E >= LEAST_LOG
+        b_lse = finite(load_vector(p_lse, first + tl.arange(0, BLOCK * TILES), n))
+        least = tl.min(tl.minimum(b_lse - reference, 0.0), axis=0)
+    return least * LOG2E >= LEAST_LOG
 
 
 @triton.jit
 def range_of_run(p_ids, first, n, BLOCK: tl.constexpr, TILES: tl.constexpr):
     """As ``range_of_ids``, of TILES tiles."""
-    least, greatest = range_of_ids(p_ids, first + tl.arange(0, BLOCK), n)
-    for tile in range(1, TILES):
-        some_least, some_greatest = range_of_ids(p_ids, first + tile * BLOCK + tl.arange(0, BLOCK), n)
-        least, greatest = tl.minimum(least, some_least), tl.maximum(greatest, some_greatest)
-    return least, greatest
+    return range_of_ids(p_ids, first + tl.arange(0, BLOCK * TILES), n)
 
 
 @triton.jit
