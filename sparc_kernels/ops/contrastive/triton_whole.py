@@ -20,6 +20,7 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     may_exclude,
     range_of_ids,
     split_columns,
+    halves,
     store_gradient,
     store_partial,
 )
@@ -109,6 +110,10 @@ def with_products(b_sum, b_x, b_y):
     """[ROWS, 8] and the products of x and y, summed over every eighth column, which a thread holds: one fused
     instruction each, where a sum of products along an axis would take two for each pair."""
     COUNT: tl.constexpr = b_x.shape[1] // 8
+    if PROD == "old":
+        ROWS: tl.constexpr = b_x.shape[0]
+        COLS: tl.constexpr = b_x.shape[1]
+        return b_sum + tl.sum(tl.reshape(b_x * b_y, (ROWS, COLS // 8, 8)), axis=1)
     some_x, some_y = split_columns(b_x, COUNT), split_columns(b_y, COUNT)
     for i in tl.static_range(COUNT):
         b_sum += some_x[i] * some_y[i]
@@ -178,6 +183,8 @@ def weights_of(p_grad, p_lse, o, n, reference):
 
 import os
 STORE = tl.constexpr(os.environ.get("SIG_STORE", "plain"))
+PAIR = tl.constexpr(os.environ.get("SIG_PAIR", "0") == "1")
+PROD = tl.constexpr(os.environ.get("SIG_PROD", "new"))
 @triton.jit
 def store_whole(p_gradient, d_gradient, b_gradient, p_power, o_m, o_n, first_m, first_n, M, N, stride_g, UPCAST: tl.constexpr):
     if STORE == "masked":
@@ -315,10 +322,19 @@ def log2_of_product(b_p):
 
 
 @triton.jit
+def reciprocal_asm(b_x):
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [b_x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def reciprocal(b_x):
     """1 / x of ordinary numbers, in one instruction of the device, where a division would take care of ranges."""
     if INTERPRETED:
         return 1.0 / b_x
+    elif PAIR and b_x.shape[1] >= 16:
+        b_left, b_right = halves(b_x)
+        b_r = reciprocal_asm(b_left * b_right)
+        return tl.reshape(tl.permute(tl.join(b_r * b_right, b_r * b_left), (0, 2, 1)), b_x.shape)
     else:
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [b_x], dtype=tl.float32, is_pure=True, pack=1
