@@ -93,7 +93,7 @@ class _BackwardOp(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.name = str(inputs[0])
+        ctx.name = getattr(inputs[0], "__qualname__", str(inputs[0]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -103,6 +103,11 @@ class _BackwardOp(Function):
 def call_backward(op: Any, *args: Any) -> Any:
     """The backward op's results, in eager mode, under ``torch.func`` and while a graph is traced."""
     return _BackwardOp.apply(op, *args) if _is_transformed() else run_op(op, *args)
+
+
+def launch_backward(launcher: Any, *args: Any) -> Any:
+    """As :func:`call_backward`, for a launcher that is no registered op."""
+    return _BackwardOp.apply(launcher, *args) if torch.is_grad_enabled() else launcher(*args)
 
 
 def run_op(op: Any, *args: Any) -> Any:

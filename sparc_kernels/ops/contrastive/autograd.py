@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from sparc_kernels.ops._registration import (
     apply,
@@ -22,6 +21,7 @@ from sparc_kernels.ops._registration import (
     keep_tensors,
     kept_tensors,
     kernel,
+    launch_backward,
     run_op,
 )
 from sparc_kernels.ops.contrastive.schema import SOFTPLUS_TOTAL_KEPT
@@ -249,14 +249,14 @@ class TritonSoftmaxLossFunction(Function):
         ctx.flags = (keep_similarities, float32_precision())
         loss, *kept = _losses().softmax_forward(rows, cols, scale, *ctx.flags)
         keep_tensors(ctx, [rows, cols, scale, *kept])
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         keep_similarities, precision = ctx.flags
         needed = ctx.needs_input_grad[:3]
-        found = _losses().softmax_backward(grad, *kept_tensors(ctx), keep_similarities, *needed, precision)
+        launcher, kept = _losses().softmax_backward, kept_tensors(ctx)
+        found = launch_backward(launcher, grad, *kept, keep_similarities, *needed, precision)
         return asked_for(ctx, found)
 
 
@@ -274,12 +274,12 @@ class TritonSigmoidLossFunction(Function):
         ctx.precision = float32_precision()
         loss, *kept = _losses().sigmoid_forward(rows, cols, scale, bias, mean, *ctx.needs_input_grad[:4], ctx.precision)
         keep_tensors(ctx, [rows, *kept])
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return asked_for(ctx, _losses().scaled(grad, *kept_tensors(ctx), ctx.precision))
+        found = launch_backward(_losses().scaled, grad, *kept_tensors(ctx), ctx.precision)
+        return asked_for(ctx, found)
 
 
 @cache

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, strides
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv
 from sparc_kernels.ops._triton.replay import Plan, run_plan
 from sparc_kernels.ops.contrastive.config import TileConfig
 from sparc_kernels.ops.contrastive.schema import (
@@ -28,11 +28,11 @@ from sparc_kernels.ops.contrastive.schema import (
 from sparc_kernels.ops.contrastive.triton_logsumexp import FIELDS, logsumexp_kernel, logsumexp_merge_kernel
 from sparc_kernels.ops.contrastive.triton_logsumexp_grad import logsumexp_gradient_kernel
 from sparc_kernels.ops.contrastive.triton_paired import (
-    softplus_totals_kernel,
     paired_backward,
     paired_backward_plan,
     paired_forward,
     paired_forward_plan,
+    softplus_totals_kernel,
 )
 from sparc_kernels.ops.contrastive.triton_plans import (
     VECTOR_BLOCK,
@@ -113,8 +113,8 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
     problem = Problem.of_arguments((rows, cols, *scope, threshold), stats, (ids_exclude, keep), precision, True, config)
     if 0 in problem.shape or all(grad is None for grad in grads):
         return _zeros(results), []
-    of_rows = dict(zip(_GRADS[:3], grads[::2]))
-    of_cols = dict(zip(_GRADS[3:], grads[1::2]))
+    of_rows = dict(zip(GRADS[:3], grads[::2]))
+    of_cols = dict(zip(GRADS[3:], grads[1::2]))
     scales = scales_of(row_scale, col_scale)
     needs = (need_rows, need_cols, need_row_scale, need_col_scale)
     steps, row_sums, col_sums = logsumexp_gradients(problem, (of_rows, of_cols), scales, guide_scale, results, needs)
@@ -134,9 +134,9 @@ def logsumexp_gradients(
     pairs: OfPairs | None = None,
     both: Tensor | None = None,
 ) -> tuple[Steps, Tensor | None, Tensor | None]:
-    """Gradients of rows, cols and scales, from those of the rows' and columns' results; and vectors whose sums are those
-    of the scales, where they are single numbers: [M] of the rows, [M] or [N] of the columns. ``both`` [2 or more, M]:
-    where these vectors are to be. ``pairs``: gradients that come in addition."""
+    """Gradients of rows, cols and scales, from those of the rows' and columns' results; and vectors whose sums are
+    those of the scales, where they are single numbers: [M] of the rows, [M] or [N] of the columns. ``both``
+    [2 or more, M]: where these vectors are to be. ``pairs``: gradients that come in addition."""
     m, n = problem.shape
     of_rows, of_cols = upstream
     of_items = scales["COL_SCALES"]
@@ -281,27 +281,28 @@ def softplus_gradients(
 
     def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
         partials = None if space is None else _of_fields(space, fields, groups_n, part)
-        known = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": upstream[part], "p_power": power}
-        known |= _of_gradient(gradient) | {"p_row_partials": partials, "ONE_SWEEP": found is not None}
-        steps: Steps = chunk.sweep(softplus_kernel, tiles, known, products)
+        own = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": upstream[part], "p_power": power}
+        own |= _of_gradient(gradient) | {"p_row_partials": partials, "ONE_SWEEP": found is not None}
+        steps: Steps = chunk.sweep(softplus_kernel, tiles, own, products)
         if partials is not None:
             steps.append(merge_sums(partials, sums[:, part]))
         return steps
 
     steps: Steps = []
     if power is not None:
-        known = scales_of(scale, scale) | dict.fromkeys(_GRADS) | {"p_grad_row_lse": upstream}
-        steps.append(_power(problem, known, power))
+        of_power = scales_of(scale, scale) | dict.fromkeys(GRADS) | {"p_grad_row_lse": upstream}
+        steps.append(_power(problem, of_power, power))
     steps += out.steps(problem, sweep)
     if not fields:
         return steps
-    wanted = dict(zip(("p_grad_scale", "p_grad_bias"), (x if need else None for x, need in zip(results[2:], needs[2:]))))
-    known = wanted | {"p_total": found, "p_sums": sums, "p_weights": upstream, "p_scale": scale, "p_bias": bias}
+    of_scale, of_bias = (x if need else None for x, need in zip(results[2:], needs[2:]))
+    known: dict[str, Any] = {"p_grad_scale": of_scale, "p_grad_bias": of_bias, "p_total": found}
+    known |= {"p_sums": sums, "p_weights": upstream, "p_scale": scale, "p_bias": bias}
     known |= {"p_cosines": None if pairs is None else pairs.cosines, "N": m, "BLOCK": 4 * VECTOR_BLOCK}
     return [*steps, Launch.of(softplus_totals_kernel, fields, known, {}, 8, 2)]
 
 
-_GRADS = tuple(f"p_grad_{side}_{name}" for side in ("row", "col") for name in ("lse", "target", "soft"))
+GRADS = tuple(f"p_grad_{side}_{name}" for side in ("row", "col") for name in ("lse", "target", "soft"))
 
 
 def scales_of(row: Tensor, col: Tensor) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.contrastive.config import TileConfig
 from sparc_kernels.ops.contrastive.schema import STATS, fake_logsumexp_forward, kept_dtype
 from sparc_kernels.ops.contrastive.triton import (
+    GRADS,
     Steps,
     logsumexp_gradients,
     logsumexp_merge,
@@ -70,7 +71,13 @@ def softmax_forward_plan(
     row_lse, col_lse = (side.stat("lse") for side in (problem.row, problem.col))
     known, sweep = logsumexp_sweep(problem, scales_of(scale, scale), None, (True, True))
     merged = known | {"p_row_lse": row_lse, "p_col_lse": col_lse}
-    of_loss = {"p_row_lse": row_lse, "p_col_lse": col_lse, "p_cosines": cosines, "p_scale": scale, "p_loss": loss}
+    of_loss: dict[str, Any] = {
+        "p_row_lse": row_lse,
+        "p_col_lse": col_lse,
+        "p_cosines": cosines,
+        "p_scale": scale,
+        "p_loss": loss,
+    }
     of_loss |= {"N": rows.shape[0], "BLOCK": 4 * VECTOR_BLOCK}
     steps: Steps = [
         _pairs(problem, cosines, {}),
@@ -117,10 +124,9 @@ def softmax_backward_plan(
         "N": m,
         "BLOCK": 256,
     }
-    upstream = tuple(
-        {f"p_grad_{side}_lse": grad, f"p_grad_{side}_target": None, f"p_grad_{side}_soft": None}
-        for side, grad in (("row", of_rows), ("col", of_cols))
-    )
+    by_rows: dict[str, Tensor | None] = dict.fromkeys(GRADS[:3])
+    by_cols: dict[str, Tensor | None] = dict.fromkeys(GRADS[3:])
+    upstream = (by_rows | {"p_grad_row_lse": of_rows}, by_cols | {"p_grad_col_lse": of_cols})
     pairs, both = OfPairs(cosines, of_cosines), sums if need_scale else None
     results = (*grads, grads[2])
     steps: Steps = [Launch.of(mean_softmax_gradient_kernel, cdiv(m, 256), known, {}, 4, 2)]

@@ -77,8 +77,8 @@ def grad_rows_kernel(
     BLOCK_D: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """W - x (x . W) / |x|^2, and where a row y is a partner g (y / |y| - c x / |x|) / |x|; no term with x where the norm
-    is clamped."""
+    """W - x (x . W) / |x|^2, and g (y / |y| - c x / |x|) / |x| where a row y is the partner; no term with x where the
+    norm is clamped."""
     o = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     m = o < N
     unit = 1.0
@@ -107,9 +107,7 @@ def grad_rows_kernel(
 
 
 @triton.jit
-def scale_rows(
-    p_rows, p_scaled, factor, o, N, D: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr
-):
+def scale_rows(p_rows, p_scaled, factor, o, N, D: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
     """Rows of [N, D] times a number, multiplied in float32; all of it contiguous."""
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)

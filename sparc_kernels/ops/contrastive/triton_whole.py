@@ -10,17 +10,18 @@ import triton
 import triton.language as tl
 
 from sparc_kernels.ops._triton.launch import interpreted
+from sparc_kernels.ops._triton.tiles import store_inside
 from sparc_kernels.ops.contrastive.triton_tiles import (
     LN2,
     LOG2E,
     add_channels,
     finite,
+    in_float16,
     load_partial,
     load_vector,
     may_exclude,
     range_of_ids,
     split_columns,
-    halves,
     store_gradient,
     store_partial,
 )
@@ -43,17 +44,22 @@ def reference_of(scale):
 @triton.jit
 def all_within(p_lse, first, n, reference, BLOCK: tl.constexpr, TILES: tl.constexpr):
     """Whether no sum of exponentials of TILES tiles is far below the reference."""
-    least = 0.0
+    b_least = tl.zeros([BLOCK], tl.float32)
     if p_lse is not None:
-        b_lse = finite(load_vector(p_lse, first + tl.arange(0, BLOCK * TILES), n))
-        least = tl.min(tl.minimum(b_lse - reference, 0.0), axis=0)
-    return least * LOG2E >= LEAST_LOG
+        for tile in range(TILES):
+            o = first + tile * BLOCK + tl.arange(0, BLOCK)
+            b_least = tl.minimum(b_least, finite(tl.load(p_lse + o, mask=o < n, other=0.0)) - reference)
+    return tl.min(b_least, axis=0) * LOG2E >= LEAST_LOG
 
 
 @triton.jit
 def range_of_run(p_ids, first, n, BLOCK: tl.constexpr, TILES: tl.constexpr):
     """As ``range_of_ids``, of TILES tiles."""
-    return range_of_ids(p_ids, first + tl.arange(0, BLOCK * TILES), n)
+    least, greatest = range_of_ids(p_ids, first + tl.arange(0, BLOCK), n)
+    for tile in range(1, TILES):
+        some_least, some_greatest = range_of_ids(p_ids, first + tile * BLOCK + tl.arange(0, BLOCK), n)
+        least, greatest = tl.minimum(least, some_least), tl.maximum(greatest, some_greatest)
+    return least, greatest
 
 
 @triton.jit
@@ -110,10 +116,6 @@ def with_products(b_sum, b_x, b_y):
     """[ROWS, 8] and the products of x and y, summed over every eighth column, which a thread holds: one fused
     instruction each, where a sum of products along an axis would take two for each pair."""
     COUNT: tl.constexpr = b_x.shape[1] // 8
-    if PROD == "old":
-        ROWS: tl.constexpr = b_x.shape[0]
-        COLS: tl.constexpr = b_x.shape[1]
-        return b_sum + tl.sum(tl.reshape(b_x * b_y, (ROWS, COLS // 8, 8)), axis=1)
     some_x, some_y = split_columns(b_x, COUNT), split_columns(b_y, COUNT)
     for i in tl.static_range(COUNT):
         b_sum += some_x[i] * some_y[i]
@@ -181,25 +183,6 @@ def weights_of(p_grad, p_lse, o, n, reference):
     return b_weight
 
 
-import os
-STORE = tl.constexpr(os.environ.get("SIG_STORE", "plain"))
-PAIR = tl.constexpr(os.environ.get("SIG_PAIR", "0") == "1")
-PROD = tl.constexpr(os.environ.get("SIG_PROD", "new"))
-@triton.jit
-def store_whole(p_gradient, d_gradient, b_gradient, p_power, o_m, o_n, first_m, first_n, M, N, stride_g, UPCAST: tl.constexpr):
-    if STORE == "masked":
-        store_gradient(p_gradient, b_gradient, p_power, o_m, o_n, M, N, stride_g, UPCAST)
-    elif STORE == "plain":
-        if p_power is not None:
-            b_gradient = tl.minimum(tl.maximum(b_gradient * tl.load(p_power), -65504.0), 65504.0)
-        p_tile = p_gradient + o_m.to(tl.int64)[:, None] * stride_g + o_n[None, :]
-        tl.store(p_tile, b_gradient.to(p_gradient.dtype.element_ty))
-    elif STORE == "tma":
-        if p_power is not None:
-            b_gradient = tl.minimum(tl.maximum(b_gradient * tl.load(p_power), -65504.0), 65504.0)
-        d_gradient.store([first_m, first_n], b_gradient.to(p_gradient.dtype.element_ty))
-
-
 @triton.jit
 def whole_gradient(
     left, right, p_scale, row, col, p_power, p_gradient, p_row_partials, p_col_partials, stride_g,
@@ -222,11 +205,8 @@ def whole_gradient(
     reference = reference_of(scale)
     CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 8], tl.float32), tl.zeros([BLOCK_M, 8], tl.float32)
+    b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
     chunk, tile = -1, -1
-    d_gradient = None
-    if p_gradient is not None and STORE == "tma":
-        d_gradient = tl.make_tensor_descriptor(p_gradient, [M, N], [stride_g, 1], [BLOCK_M, WIDTH])
     for _ in range(TILES_M * TILES_N * CHUNKS):
         chunk, tile = after(chunk, tile, CHUNKS)
         first_m = (group_m * TILES_M + tile // TILES_N) * BLOCK_M
@@ -243,15 +223,16 @@ def whole_gradient(
             for part in tl.static_range(PARTS):
                 b_factor = b_row_factor * factors[part]
                 b_g = tl.exp2(parts[part] * b_factor - reference * LOG2E) * b_factor
-                b_by_cols = b_g * weights[part]
-                if p_row_partials is not None:
-                    b_row_sum = with_products(b_row_sum, b_g, parts[part])
-                if p_col_partials is not None:
-                    b_other_sum = with_products(b_other_sum, b_by_cols, parts[part])
+                if p_row_partials is not None or p_col_partials is not None:
+                    b_ex = b_g * parts[part]
+                    if p_row_partials is not None:
+                        b_row_sum += strands_of_rows(b_ex)
+                    if p_col_partials is not None:
+                        b_other_sum += strands_of_rows(b_ex * weights[part])
                 if p_gradient is not None:
-                    b_g = b_g * b_row_weight[:, None] + b_by_cols
+                    b_g *= b_row_weight[:, None] + weights[part]
                     o_part = first_n + part * WIDTH + tl.arange(0, WIDTH)
-                    store_whole(p_gradient, d_gradient, b_g, p_power, o_m, o_part, first_m, first_n + part * WIDTH, M, N, stride_g, UPCAST)
+                    store_gradient(p_gradient, b_g, p_power, o_m, o_part, M, N, stride_g, UPCAST)
             if tile % TILES_N == TILES_N - 1:
                 if p_row_partials is not None:
                     b_sum = tl.sum(b_row_sum, axis=1) * b_row_weight / scale
@@ -259,7 +240,7 @@ def whole_gradient(
                 if p_col_partials is not None:
                     b_sum = tl.sum(b_other_sum, axis=1) / scale
                     store_partial(p_col_partials, b_sum, o_m, M, group_n, GROUPS_N, 0)
-                b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 8], tl.float32), tl.zeros([BLOCK_M, 8], tl.float32)
+                b_row_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
 
 
 @triton.jit
@@ -322,23 +303,22 @@ def log2_of_product(b_p):
 
 
 @triton.jit
-def reciprocal_asm(b_x):
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [b_x], dtype=tl.float32, is_pure=True, pack=1)
-
-
-@triton.jit
 def reciprocal(b_x):
     """1 / x of ordinary numbers, in one instruction of the device, where a division would take care of ranges."""
     if INTERPRETED:
         return 1.0 / b_x
-    elif PAIR and b_x.shape[1] >= 16:
-        b_left, b_right = halves(b_x)
-        b_r = reciprocal_asm(b_left * b_right)
-        return tl.reshape(tl.permute(tl.join(b_r * b_right, b_r * b_left), (0, 2, 1)), b_x.shape)
     else:
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [b_x], dtype=tl.float32, is_pure=True, pack=1
         )
+
+
+@triton.jit
+def store_whole(p_gradient, b_gradient, p_power, o_m, o_n, stride_g, UPCAST: tl.constexpr):
+    """As ``store_gradient``, of a tile that lies inside the matrix."""
+    if p_power is not None:
+        b_gradient = in_float16(b_gradient, p_power)
+    store_inside(p_gradient, b_gradient, o_m, o_n, stride_g, UPCAST)
 
 
 @triton.jit
@@ -356,7 +336,7 @@ def whole_softplus(
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Sums over softplus, or G and the sums that come with it, of a supertile; ``numbers`` are scale and bias."""
-    M, N = left[1], right[1]
+    M = left[1]
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     BACKWARD: tl.constexpr = p_grad_row_sum is not None
     scale, bias = numbers
@@ -365,9 +345,6 @@ def whole_softplus(
     b_sum, b_other_sum = tl.zeros([BLOCK_M, 8], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
     b_values = tl.zeros([BLOCK_M, 4], tl.float32)
     chunk, tile = -1, -1
-    d_gradient = None
-    if p_gradient is not None and STORE == "tma":
-        d_gradient = tl.make_tensor_descriptor(p_gradient, [M, N], [stride_g, 1], [BLOCK_M, WIDTH])
     for _ in range(TILES_M * TILES_N * CHUNKS):
         chunk, tile = after(chunk, tile, CHUNKS)
         first_m = (group_m * TILES_M + tile // TILES_N) * BLOCK_M
@@ -399,7 +376,7 @@ def whole_softplus(
                     if p_gradient is not None:
                         b_g = b_s * (b_row_weight * LN2)[:, None]
                         o_part = first_n + part * WIDTH + tl.arange(0, WIDTH)
-                        store_whole(p_gradient, d_gradient, b_g, p_power, o_m, o_part, first_m, first_n + part * WIDTH, M, N, stride_g, UPCAST)
+                        store_whole(p_gradient, b_g, p_power, o_m, o_part, stride_g, UPCAST)
             if ONE_SWEEP or not BACKWARD:
                 b_values += log2_of_product(b_product)
             if tile % TILES_N == TILES_N - 1:
