@@ -390,9 +390,9 @@ def sigmoid_of_pairs(rows: Tensor, cols: Tensor, numbers: tuple[Tensor, Tensor],
 def launches_whole_losses(backend: str, rows: Tensor, cols: Tensor) -> bool:
     """Whether a loss of pairs can be made without the registered ops: nobody transforms, traces or counts these, the
     embeddings are plain tensors, and there are any."""
-    plain = all(type(x) in (Tensor, Parameter) for x in (rows, cols))
-    watched = torch._C._len_torch_dispatch_stack() > 0
-    return backend == "triton" and plain and rows.shape[0] > 0 and not watched and _validate.runs_now()
+    if backend != "triton" or not _validate.runs_now() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return rows.shape[0] > 0 and all(type(x) in (Tensor, Parameter) for x in (rows, cols))
 
 
 def _embeddings(rows: Tensor, cols: Tensor) -> tuple[Tensor, ...]:
