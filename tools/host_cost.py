@@ -2,7 +2,8 @@
 
 ``python -m tools.host_cost`` runs the losses on a played device (``tools/played_device.py``), forward and backward, on
 small tensors. What the host does is real but for the driver's own work and the products, which are a CPU's here. The
-unit is the time of ``a * b`` of two small tensors.
+eager backend beside it works on two items, so that its arithmetic takes no time. The unit is the time of ``a * b`` of
+two small tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import Any
 os.environ.pop("TRITON_INTERPRET", None)  # read when kernels are defined
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparc_kernels import functional
@@ -53,45 +53,45 @@ def operators(function: Callable[[], Any]) -> Counter[str]:
     return counts
 
 
-def cases(b: int = 64, d: int = 64) -> dict[str, tuple[Step, list[Tensor]]]:
+def cases(backend: str = "triton", b: int = 64, d: int = 64) -> dict[str, tuple[Step, list[Tensor]]]:
     """By name: a loss, and what has a gradient."""
     generator = torch.Generator().manual_seed(0)
+    n_patches, n_tokens = max(2, b * 3 // 4), max(2, b // 2)
 
     def leaf(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).bfloat16().requires_grad_()
 
-    images, texts, patches, tokens = leaf(b, d), leaf(b, d), leaf(b, 49, d), leaf(b, 32, d)
+    images, texts, patches, tokens = leaf(b, d), leaf(b, d), leaf(b, n_patches, d), leaf(b, n_tokens, d)
+    few = leaf(4, 8, d), leaf(4, 6, d)  # whose products, all of them a CPU's here, take no time
     scale, bias = torch.tensor(14.3, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
-    mask = torch.ones(b, 32, dtype=torch.bool)
-    on_triton: dict[str, Any] = {"backend": "triton"}
-
-    def eager() -> Tensor:
-        logits = scale * (F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T)
-        labels = torch.arange(b)
-        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    mask = torch.ones(b, n_tokens, dtype=torch.bool)
+    on: dict[str, Any] = {"backend": backend}
 
     return {
         "contrastive_loss": (
-            lambda: functional.contrastive_loss(images, texts, logit_scale=scale, **on_triton),
+            lambda: functional.contrastive_loss(images, texts, logit_scale=scale, **on),
             [images, texts, scale],
         ),
         "sigmoid_loss": (
-            lambda: functional.sigmoid_loss(images, texts, logit_scale=scale, logit_bias=bias, **on_triton),
+            lambda: functional.sigmoid_loss(images, texts, logit_scale=scale, logit_bias=bias, **on),
             [images, texts, scale, bias],
         ),
         "fine_grained_loss": (
-            lambda: functional.fine_grained_loss(patches, tokens, mask, logit_scale=scale, **on_triton),
+            lambda: functional.fine_grained_loss(patches, tokens, mask, logit_scale=scale, **on),
             [patches, tokens, scale],
         ),
         "sparc_loss": (
-            lambda: functional.sparc_loss(patches, tokens, mask, logit_scale=scale, **on_triton),
+            lambda: functional.sparc_loss(patches, tokens, mask, logit_scale=scale, **on),
             [patches, tokens, scale],
         ),
+        "filip_loss": (
+            lambda: functional.filip_loss(*few, logit_scale=scale, **on),
+            [*few, scale],
+        ),
         "language_grouped_embeddings": (
-            lambda: functional.language_grouped_embeddings(patches, tokens, **on_triton).sum(),
+            lambda: functional.language_grouped_embeddings(patches, tokens, **on).sum(),
             [patches, tokens],
         ),
-        "eager cross-entropies": (eager, [images, texts, scale]),
     }
 
 
@@ -108,12 +108,18 @@ def timed(function: Callable[[], Any], seconds: float = 0.6) -> float:
     return statistics.quantiles(found, n=10)[0] * 1e6
 
 
-def show(name: str, loss: Step, leaves: list[Tensor], unit: float) -> Counter[str]:
-    """One line of the table; the operators by name."""
+def both_ways(loss: Step, leaves: list[Tensor]) -> Callable[[], None]:
+    """Forward and backward."""
 
     def both() -> None:
         torch.autograd.grad(loss(), leaves)
 
+    return both
+
+
+def show(name: str, loss: Step, leaves: list[Tensor], eager: tuple[Step, list[Tensor]], unit: float) -> Counter[str]:
+    """One line of the table; the operators by name."""
+    both, of_eager = both_ways(loss, leaves), both_ways(*eager)
     for _ in range(3):  # compiles, and makes tapes
         both()
     PlayedLauncher.count = 0
@@ -121,9 +127,9 @@ def show(name: str, loss: Step, leaves: list[Tensor], unit: float) -> Counter[st
     launches = PlayedLauncher.count
     found = operators(both)
     views, new = found.pop("view", 0), found.pop("new", 0)
-    forward, whole = timed(loss) / unit, timed(both) / unit
+    whole, whole_eager = (min(timed(each), timed(each)) / unit for each in (both, of_eager))
     counts = f"{launches:8d} {found.total():9d} {views:5d} {new:10d}"
-    print(f"{name:28s} {forward:7.0f} {whole:8.0f} {counts}")
+    print(f"{name:28s} {timed(loss) / unit:7.0f} {whole:8.0f} {whole_eager:6.0f} {whole / whole_eager:5.2f} {counts}")
     return found
 
 
@@ -150,9 +156,10 @@ def main() -> None:
         return
     a, b = torch.randn(64), torch.randn(64)
     unit = timed(lambda: a * b)
-    print(f"{'':28s} forward forward+backward; launches, operators, views, new memory")
+    print(f"{'':28s} forward, both, eager's both, ratio; launches, operators, views, new memory")
+    eager = cases("eager", b=2, d=16)
     for name, (loss, leaves) in cases().items():
-        found = show(name, loss, leaves, unit)
+        found = show(name, loss, leaves, eager[name], unit)
         if arguments.names:
             print("   ", dict(found))
 

@@ -163,8 +163,7 @@ def mean_softmax_loss(call: Call) -> Tensor:
     """[]: the mean over both sides of :func:`softmax_losses` of the pairs (i, i), where nobody is padding and nothing
     else is asked for. The same numbers from one node of autograd instead of a dozen: at a few thousand pairs the host
     is what takes the time."""
-    images, texts, scale = call[:3]
-    return mean_of_cross_entropies(images, texts, _arange(images.shape[0], images), scale, call.backend)
+    return mean_of_cross_entropies(call.images, call.texts, call.scale, call.backend)
 
 
 def _of_diagonal(call: Call) -> list[Losses]:

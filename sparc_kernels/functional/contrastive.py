@@ -37,6 +37,7 @@ from sparc_kernels.functional._objectives import (
     softmax_losses,
 )
 from sparc_kernels.functional._ring import check_exchange
+from sparc_kernels.functional.similarity import launches_whole_losses, sigmoid_of_pairs
 from sparc_kernels.ops.contrastive.reference import contrastive_reference, sigmoid_reference
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -221,6 +222,10 @@ def sigmoid_loss(
     ring = check_exchange(exchange, backend, exclude, refused)
     if backend == "eager" and reduction == "mean" and all(x is None for x in (targets, exclude, weights, ranks)):
         return sigmoid_reference(recordable(images), recordable(texts), scale, bias)
+    plain = all(x is None for x in (targets, exclude, weights, ranks)) and reduction != "none"
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (images, texts, scale, bias))
+    if plain and learns and launches_whole_losses(backend, images, texts):
+        return sigmoid_of_pairs(images, texts, (scale, bias), reduction == "mean")
     facts = _facts(images, scale, targets, exclude, None) | {
         "logit_bias requires_grad": bias.requires_grad,
         "reduction": (reduction, REDUCTIONS),

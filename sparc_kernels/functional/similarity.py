@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sparc_kernels import _validate
 from sparc_kernels._dispatch import resolve
@@ -38,6 +39,8 @@ from sparc_kernels.ops.contrastive.autograd import (
     SimilarityLogsumexpFunction,
     SimilaritySoftplusFunction,
     SimilaritySoftplusTotalFunction,
+    TritonSigmoidLossFunction,
+    TritonSoftmaxLossFunction,
 )
 from sparc_kernels.ops.contrastive.reference import (
     paired_cosines_reference,
@@ -367,11 +370,29 @@ def cosines_of_rows(rows: Tensor, cols: Tensor, backend: str) -> Tensor:
     return cosines
 
 
-def mean_of_cross_entropies(rows: Tensor, cols: Tensor, ids: Tensor, scale: Tensor, backend: str) -> Tensor:
-    """[]: the mean over rows and columns of the cross-entropy of pair (i, i), by kernels; ``ids`` are 0 to M - 1."""
+def mean_of_cross_entropies(rows: Tensor, cols: Tensor, scale: Tensor, backend: str) -> Tensor:
+    """[]: the mean over rows and columns of the cross-entropy of pair (i, i), by kernels."""
     keep = _keeps(backend, rows, cols, scale)
-    loss: Tensor = MeanSoftmaxLossFunction.apply(rows, cols, ids, scale, keep, backend)
+    loss: Tensor
+    if launches_whole_losses(backend, rows, cols):
+        loss = TritonSoftmaxLossFunction.apply(rows, cols, scale, keep)
+    else:
+        loss = MeanSoftmaxLossFunction.apply(rows, cols, scale, keep, backend)
     return loss
+
+
+def sigmoid_of_pairs(rows: Tensor, cols: Tensor, numbers: tuple[Tensor, Tensor], mean: bool) -> Tensor:
+    """[]: the sigmoid loss of pairs (i, i) at ``numbers``, scale and bias, where ``launches_whole_losses``."""
+    loss: Tensor = TritonSigmoidLossFunction.apply(rows, cols, *numbers, mean)
+    return loss
+
+
+def launches_whole_losses(backend: str, rows: Tensor, cols: Tensor) -> bool:
+    """Whether a loss of pairs can be made without the registered ops: nobody transforms, traces or counts these, the
+    embeddings are plain tensors, and there are any."""
+    if backend != "triton" or not _validate.runs_now() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return rows.shape[0] > 0 and all(type(x) in (Tensor, Parameter) for x in (rows, cols))
 
 
 def _embeddings(rows: Tensor, cols: Tensor) -> tuple[Tensor, ...]:

@@ -93,7 +93,7 @@ class _BackwardOp(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.name = str(inputs[0])
+        ctx.name = getattr(inputs[0], "__qualname__", str(inputs[0]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -102,7 +102,21 @@ class _BackwardOp(Function):
 
 def call_backward(op: Any, *args: Any) -> Any:
     """The backward op's results, in eager mode, under ``torch.func`` and while a graph is traced."""
-    return _BackwardOp.apply(op, *args) if _is_transformed() else op(*args)
+    return _BackwardOp.apply(op, *args) if _is_transformed() else run_op(op, *args)
+
+
+def launch_backward(launcher: Any, *args: Any) -> Any:
+    """As :func:`call_backward`, for a launcher that is no registered op."""
+    return _BackwardOp.apply(launcher, *args) if torch.is_grad_enabled() else launcher(*args)
+
+
+def run_op(op: Any, *args: Any) -> Any:
+    """The results of an op whose derivative the caller takes care of: below autograd, whose rule for ops made in Python
+    takes as long as the rest of the call."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _is_transformed():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 def _is_transformed() -> bool:
@@ -120,7 +134,7 @@ def kernel(name: str, backend: str) -> Any:
 def call_forward(name: str, *inputs: Any) -> Any:
     """The forward op of ``inputs``: its arguments but the last, ``float32_precision``, and the backend."""
     *op_inputs, backend = inputs
-    return kernel(name, backend)(*op_inputs, float32_precision())
+    return run_op(kernel(name, backend), *op_inputs, float32_precision())
 
 
 def function_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], kept: int = 1) -> None:

@@ -32,15 +32,28 @@ def load_tile(p_base, o_rows, o_cols, m_rows, n_cols, stride_row, stride_col, UP
 
 
 @triton.jit
+def rounded(b_tile, UPCAST: tl.constexpr):
+    """float32 such that a cast to bfloat16 is to nearest even: the interpreter's cuts off."""
+    if UPCAST:
+        b_bits = b_tile.to(tl.int32, bitcast=True)
+        b_bits = ((b_bits + 0x7FFF + ((b_bits >> 16) & 1)) >> 16) << 16
+        b_tile = tl.where(b_tile == b_tile, b_bits.to(tl.float32, bitcast=True), b_tile)
+    return b_tile
+
+
+@triton.jit
 def store_tile(p_base, b_tile, o_rows, o_cols, m_rows, n_cols, stride_row, UPCAST: tl.constexpr):
     """[ROWS, COLS] float32 into rows of contiguous columns, rounded to the tensor's dtype."""
     p_tile = p_base + o_rows.to(tl.int64)[:, None] * stride_row + o_cols[None, :]
     m_tile = m_rows[:, None] & (o_cols < n_cols)[None, :]
-    if UPCAST:  # the interpreter truncates float32 to bfloat16: round to nearest even before it does
-        b_bits = b_tile.to(tl.int32, bitcast=True)
-        b_bits = ((b_bits + 0x7FFF + ((b_bits >> 16) & 1)) >> 16) << 16
-        b_tile = tl.where(b_tile == b_tile, b_bits.to(tl.float32, bitcast=True), b_tile)
-    tl.store(p_tile, b_tile.to(p_base.dtype.element_ty), mask=m_tile)
+    tl.store(p_tile, rounded(b_tile, UPCAST).to(p_base.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit
+def store_inside(p_base, b_tile, o_rows, o_cols, stride_row, UPCAST: tl.constexpr):
+    """As ``store_tile``, where all of it lies inside the tensor."""
+    p_tile = p_base + o_rows.to(tl.int64)[:, None] * stride_row + o_cols[None, :]
+    tl.store(p_tile, rounded(b_tile, UPCAST).to(p_base.dtype.element_ty))
 
 
 @triton.jit

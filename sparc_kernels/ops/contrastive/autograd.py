@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import importlib
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from sparc_kernels.ops._registration import (
     keep_tensors,
     kept_tensors,
     kernel,
+    launch_backward,
+    run_op,
 )
 from sparc_kernels.ops.contrastive.schema import SOFTPLUS_TOTAL_KEPT
 
@@ -191,20 +194,21 @@ class PairedCosinesFunction(Function):
 class MeanSoftmaxLossFunction(Function):
     """The mean over rows and columns of the cross-entropy of pair (i, i): equation 1 of Bica et al. (2024).
 
-    ``apply(rows [M, D], cols [M, D], ids, scale, keep_similarities, backend)``, where ``ids`` are 0 to M - 1. Returns
-    [], 0 for M = 0. Two ops and softplus(lse - scale * cosine) in one node. ``torch.func`` cannot transform it.
-    Gradients flow to rows, cols and scale; differentiating twice raises RuntimeError, since the ops do.
+    ``apply(rows [M, D], cols [M, D], scale, keep_similarities, backend)``. Returns [], 0 for M = 0. Two ops and
+    softplus(lse - scale * cosine) in one node. ``torch.func`` cannot transform it. Gradients flow to rows, cols and
+    scale; differentiating twice raises RuntimeError, since the ops do.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, cols: Tensor, ids: Tensor, scale: Tensor, keep_similarities: bool, backend: str
-    ) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, cols: Tensor, scale: Tensor, keep_similarities: bool, backend: str) -> Tensor:
         precision = float32_precision()
-        cosines, paired_stats = kernel("paired_cosines_forward", backend)(rows, cols, precision)
-        row_lse, stats, col_lse, *_ = kernel("similarity_logsumexp_forward", backend)(
-            rows, cols, scale, scale, *_left_out(ids), True, True, True, keep_similarities, precision
-        )
+        ids = torch.arange(rows.shape[0], device=rows.device)
+        cosines, paired_stats = run_op(kernel("paired_cosines_forward", backend), rows, cols, precision)
+        left_out = _left_out(ids)
+        row_lse, stats, col_lse, *_ = run_op(
+            kernel("similarity_logsumexp_forward", backend), rows, cols, scale, scale, *left_out, True, True, True,
+            keep_similarities, precision,
+        )  # fmt: skip
         margins = torch.stack((row_lse, col_lse)) - scale * cosines  # [2, M]
         keep_tensors(ctx, [rows, cols, ids, scale, cosines, paired_stats, stats, margins])
         ctx.flags = (backend, keep_similarities, precision)
@@ -215,25 +219,73 @@ class MeanSoftmaxLossFunction(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, cols, ids, scale, cosines, paired_stats, stats, margins = kept_tensors(ctx)
         backend, keep_similarities, precision = ctx.flags
-        need_rows, need_cols, _, need_scale = ctx.needs_input_grad[:4]
+        need_rows, need_cols, need_scale = ctx.needs_input_grad[:3]
         shares = margins.sigmoid() * (grad / max(margins.numel(), 1))
         of_rows, of_cols = shares
         of_logits = shares.sum(0).neg()
-        found = kernel("similarity_logsumexp_backward", backend)(
-            of_rows, of_cols, *(None,) * 4, rows, cols, scale, scale, *_left_out(ids), stats, True, keep_similarities,
-            need_rows, need_cols, need_scale, need_scale, precision,
+        found = run_op(
+            kernel("similarity_logsumexp_backward", backend), of_rows, of_cols, *(None,) * 4, rows, cols, scale, scale,
+            *_left_out(ids), stats, True, keep_similarities, need_rows, need_cols, need_scale, need_scale, precision,
         )  # fmt: skip
-        direct = kernel("paired_cosines_backward", backend)(
-            of_logits * scale, rows, cols, paired_stats, need_rows, need_cols, precision
-        )
+        backward = kernel("paired_cosines_backward", backend)
+        direct = run_op(backward, of_logits * scale, rows, cols, paired_stats, need_rows, need_cols, precision)
         return (
             found[0] + direct[0] if need_rows else None,
             found[1] + direct[1] if need_cols else None,
-            None,
             found[2] + found[3] + (of_logits * cosines).sum() if need_scale else None,
             None,
             None,
         )
+
+
+class TritonSoftmaxLossFunction(Function):
+    """As :class:`MeanSoftmaxLossFunction`, of one pair or more, in one plan of launches each way.
+
+    ``apply(rows, cols, scale, keep_similarities)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, cols: Tensor, scale: Tensor, keep_similarities: bool) -> Tensor:
+        ctx.flags = (keep_similarities, float32_precision())
+        loss, *kept = _losses().softmax_forward(rows, cols, scale, *ctx.flags)
+        keep_tensors(ctx, [rows, cols, scale, *kept])
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        keep_similarities, precision = ctx.flags
+        needed = ctx.needs_input_grad[:3]
+        launcher, kept = _losses().softmax_backward, kept_tensors(ctx)
+        found = launch_backward(launcher, grad, *kept, keep_similarities, *needed, precision)
+        return asked_for(ctx, found)
+
+
+class TritonSigmoidLossFunction(Function):
+    """The sigmoid loss of the pairs (i, i), one or more, in one plan of launches each way: equation 1 of Zhai et al.
+    (2023). The forward pass keeps its gradients.
+
+    ``apply(rows [M, D], cols [M, D], scale, bias, mean)``. Returns []: the sum over all pairs, over M for a ``mean``.
+    Gradients flow to rows, cols, scale and bias. ``torch.func`` cannot transform it; differentiating twice raises
+    RuntimeError.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, cols: Tensor, scale: Tensor, bias: Tensor, mean: bool) -> Tensor:
+        ctx.precision = float32_precision()
+        loss, *kept = _losses().sigmoid_forward(rows, cols, scale, bias, mean, *ctx.needs_input_grad[:4], ctx.precision)
+        keep_tensors(ctx, [rows, *kept])
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = launch_backward(_losses().scaled, grad, *kept_tensors(ctx), ctx.precision)
+        return asked_for(ctx, found)
+
+
+@cache
+def _losses() -> Any:
+    """The plans of whole losses, which need Triton."""
+    return importlib.import_module(".triton_losses", __package__)
 
 
 def _left_out(ids: Tensor) -> tuple[Tensor | None, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, strides
+from sparc_kernels.ops._triton.launch import Launch, Step, cdiv
 from sparc_kernels.ops._triton.replay import Plan, run_plan
 from sparc_kernels.ops.contrastive.config import TileConfig
 from sparc_kernels.ops.contrastive.schema import (
@@ -32,16 +32,18 @@ from sparc_kernels.ops.contrastive.triton_paired import (
     paired_backward_plan,
     paired_forward,
     paired_forward_plan,
+    softplus_totals_kernel,
 )
 from sparc_kernels.ops.contrastive.triton_plans import (
     VECTOR_BLOCK,
     Gradients,
+    OfPairs,
     Problem,
-    along_rows,
     merge_sums,
+    row_blocks,
     total,
 )
-from sparc_kernels.ops.contrastive.triton_rows import power_kernel, scaled_rows_kernel, top_scale_kernel
+from sparc_kernels.ops.contrastive.triton_rows import power_kernel, scaled_kernel, top_scale_kernel
 from sparc_kernels.ops.contrastive.triton_softplus import softplus_kernel
 
 __all__ = [
@@ -75,32 +77,32 @@ def logsumexp_forward_plan(*args: Any, config: TileConfig | None = None) -> tupl
     problem = Problem.of_arguments(
         (rows, cols, *scope, threshold), stats, (ids_exclude, keep), precision, False, config
     )
-    (m, n), soft = problem.shape, guide_scale is not None
     labelled = scope[0] is not None and not ids_exclude
+    known, sweep = logsumexp_sweep(problem, scales_of(row_scale, col_scale), guide_scale, (by_rows, by_cols))
+    merged = known | {"p_row_lse": row_lse, "p_col_lse": col_lse}
+    if labelled:
+        merged |= {"p_row_target": row_target, "p_col_target": col_target}
+    if guide_scale is not None:
+        merged |= {"p_row_soft": row_soft, "p_col_soft": col_soft}
+    return results, [*problem.norms(), *sweep, logsumexp_merge(problem, merged, (by_rows, by_cols))]
+
+
+def logsumexp_sweep(
+    problem: Problem, scales: dict[str, Any], guide_scale: Tensor | None, wanted: tuple[bool, bool]
+) -> tuple[dict[str, Any], Steps]:
+    """Partial results by rows and by columns as ``logsumexp_merge`` knows them, and the steps that make them."""
+    (m, n), soft = problem.shape, guide_scale is not None
+    labelled = problem.row.ids is not None and not problem.ids_exclude
     numbers = len(FIELDS) if soft else 3 if labelled else 2
     tiles = problem.config.supertile(m, n, numbers)
     groups_m, groups_n = problem.groups(tiles)
-    row_partials = problem.new(numbers, groups_n, m) if by_rows else None
-    col_partials = problem.new(numbers, groups_m, n) if by_cols else None
-    scales = _scales(row_scale, col_scale)
-    top, find_top = _top_scale(problem, scales, (by_rows, by_cols))
-    known = {"p_row_partials": row_partials, "p_col_partials": col_partials, "p_guide_scale": guide_scale}
-    steps: Steps = [
-        *problem.norms(),
-        *find_top,
-        *problem.sweep(logsumexp_kernel, tiles, known | scales | {"p_top_scale": top}, problem.products(m, tiles)),
-    ]
-    merged = {name: x for name, x in known.items() if name.endswith("partials")} | {
-        "p_row_lse": row_lse,
-        "p_col_lse": col_lse,
-        "p_row_target": row_target if labelled else None,
-        "p_col_target": col_target if labelled else None,
-        "p_row_soft": row_soft if soft else None,
-        "p_col_soft": col_soft if soft else None,
-        "GROUPS_M": groups_m,
-        "GROUPS_N": groups_n,
-    }
-    return results, [*steps, _merge(problem, merged, (by_rows, by_cols))]
+    row_partials = problem.new(numbers, groups_n, m) if wanted[0] else None
+    col_partials = problem.new(numbers, groups_m, n) if wanted[1] else None
+    top, find_top = _top_scale(problem, scales, wanted)
+    partials = {"p_row_partials": row_partials, "p_col_partials": col_partials}
+    known = partials | scales | {"p_guide_scale": guide_scale, "p_top_scale": top}
+    sweep = problem.sweep(logsumexp_kernel, tiles, known, problem.products(m, tiles))
+    return partials | {"GROUPS_M": groups_m, "GROUPS_N": groups_n}, [*find_top, *sweep]
 
 
 def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:
@@ -109,26 +111,50 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
     stats, ids_exclude, keep, need_rows, need_cols, need_row_scale, need_col_scale, precision = args[18:]
     results = fake_logsumexp_backward(*args)
     problem = Problem.of_arguments((rows, cols, *scope, threshold), stats, (ids_exclude, keep), precision, True, config)
+    if 0 in problem.shape or all(grad is None for grad in grads):
+        return _zeros(results), []
+    of_rows = dict(zip(GRADS[:3], grads[::2]))
+    of_cols = dict(zip(GRADS[3:], grads[1::2]))
+    scales = scales_of(row_scale, col_scale)
+    needs = (need_rows, need_cols, need_row_scale, need_col_scale)
+    steps, row_sums, col_sums = logsumexp_gradients(problem, (of_rows, of_cols), scales, guide_scale, results, needs)
+    for sums, grad in ((row_sums, results[2]), (col_sums, results[3])):
+        if sums is not None and sums is not grad:
+            steps.append(total(sums, grad))
+    return results, steps
+
+
+def logsumexp_gradients(
+    problem: Problem,
+    upstream: tuple[dict[str, Tensor | None], dict[str, Tensor | None]],
+    scales: dict[str, Any],
+    guide_scale: Tensor | None,
+    results: tuple[Tensor, ...],
+    needs: Sequence[bool],
+    pairs: OfPairs | None = None,
+    both: Tensor | None = None,
+) -> tuple[Steps, Tensor | None, Tensor | None]:
+    """Gradients of rows, cols and scales, from those of the rows' and columns' results; and vectors whose sums are
+    those of the scales, where they are single numbers: [M] of the rows, [M] or [N] of the columns. ``both``
+    [2 or more, M]: where these vectors are to be. ``pairs``: gradients that come in addition."""
     m, n = problem.shape
-    of_rows = dict(zip(("p_grad_row_lse", "p_grad_row_target", "p_grad_row_soft"), grads[::2]))
-    of_cols = dict(zip(("p_grad_col_lse", "p_grad_col_target", "p_grad_col_soft"), grads[1::2]))
-    scales = _scales(row_scale, col_scale)
+    of_rows, of_cols = upstream
+    of_items = scales["COL_SCALES"]
     row_sums, col_sums = (
         _scale_sums(problem, need, known, grad, size)
         for need, known, grad, size in (
-            (need_row_scale, of_rows, results[2], m),
-            (need_col_scale, of_cols, results[3], n if col_scale.dim() else m),
+            (needs[2], of_rows, results[2], m),
+            (needs[3], of_cols, results[3], n if of_items else m),
         )
     )
-    if 0 in (m, n) or all(grad is None for grad in grads):
-        return _zeros(results), []
-    power = problem.new(2) if rows.dtype == torch.float16 else None
-    out = Gradients(results[0] if need_rows else None, results[1] if need_cols else None, power)
+    if both is not None:
+        row_sums, col_sums = both[0], both[1]
+    power = problem.new(2) if problem.row.embeds.dtype == torch.float16 else None
+    out = Gradients(results[0] if needs[0] else None, results[1] if needs[1] else None, power, pairs)
     length = problem.chunk(out.wanted)
     tiles = problem.config.supertile(length, n, 1)
     block_m, block_n = problem.config.block_m, problem.config.block_n
     groups_m = cdiv(length, tiles[0] * block_m)
-    of_items = scales["COL_SCALES"]
     col_partials = problem.new(groups_m, n) if col_sums is not None and of_items else None
     shared = scales | of_cols | {
         "p_col_lse": problem.col.stat("lse"),
@@ -142,27 +168,30 @@ def logsumexp_backward_plan(*args: Any, config: TileConfig | None = None) -> tup
     products = problem.products(length, tiles)
     # a single scale of the columns is summed along rows, too
     along_rows = (row_sums, None if of_items else col_sums)
-    spaces = [None if sums is None else problem.new(cdiv(n, tiles[1] * block_n), length) for sums in along_rows]
+    fields, groups_n = sum(x is not None for x in along_rows), cdiv(n, tiles[1] * block_n)
+    space = problem.new(fields * groups_n, length) if fields else None
 
     def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
-        partials = [None if space is None else _of_chunk(space, part) for space in spaces]
-        known = _of_rows(scales, of_rows, chunk, part) | _of_gradient(gradient) | {"p_row_partials": partials[0]}
+        partials = _of_fields(space, fields, groups_n, part)
+        of_each = [None if sums is None else partials[min(i, fields - 1)] for i, sums in enumerate(along_rows)]
+        known = _of_rows(scales, of_rows, chunk, part) | _of_gradient(gradient) | {"p_row_partials": of_each[0]}
         if not of_items:
-            known["p_col_partials"] = partials[1]
+            known["p_col_partials"] = of_each[1]
         steps: Steps = chunk.sweep(logsumexp_gradient_kernel, tiles, shared | known, products)
-        for of_chunk, sums in zip(partials, along_rows):
-            if of_chunk is not None and sums is not None:
-                steps.append(merge_sums(of_chunk, sums[part]))
-        return steps
+        if both is not None:
+            return [*steps, merge_sums(partials, both[:2, part])]
+        merges = [
+            merge_sums(some[None], sums[None, part])
+            for some, sums in zip(of_each, along_rows)
+            if some is not None and sums is not None
+        ]
+        return [*steps, *merges]
 
     steps: Steps = [] if power is None else [_power(problem, scales | of_rows | of_cols, power)]
     steps += out.steps(problem, sweep)
     if col_partials is not None and col_sums is not None:
-        steps.append(merge_sums(col_partials, col_sums))
-    for sums, grad in ((row_sums, results[2]), (col_sums, results[3])):
-        if sums is not None and sums is not grad:
-            steps.append(total(sums, grad))
-    return results, steps
+        steps.append(merge_sums(col_partials[None], col_sums[None]))
+    return steps, row_sums, col_sums
 
 
 def softplus_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:
@@ -177,7 +206,7 @@ def softplus_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple
     known = {"p_scale": scale, "p_bias": bias, "p_row_partials": partials, "stride_g": 0, "ONE_SWEEP": False}
     known |= dict.fromkeys(("p_grad_row_sum", "p_power", "p_gradient"))
     sweep = problem.sweep(softplus_kernel, tiles, known, problem.products(m, tiles))
-    steps: Steps = [*problem.norms(), *sweep, merge_sums(partials, row_sum)]
+    steps: Steps = [*problem.norms(), *sweep, merge_sums(partials[None], row_sum[None])]
     return (row_sum, stats), steps
 
 
@@ -189,7 +218,7 @@ def softplus_backward_plan(*args: Any, config: TileConfig | None = None) -> tupl
     problem = Problem.of_arguments((rows, cols, *scope), stats, (ids_exclude, keep), precision, True, config)
     if 0 in problem.shape:
         return _zeros(results), []
-    return results, _softplus_gradients(problem, (scale, bias, grad_row_sum), results, needs, None)
+    return results, softplus_gradients(problem, (scale, bias, grad_row_sum), results, needs, None)
 
 
 def softplus_total_forward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[Tensor, ...], Steps]:
@@ -204,71 +233,79 @@ def softplus_total_forward_plan(*args: Any, config: TileConfig | None = None) ->
         (row_sum, stats), forward = softplus_forward_plan(*arguments, config=config)
         return (found, stats, *kept), [*forward, total(row_sum, found, row_weights)]
     problem = Problem.of_arguments((rows, cols, *scope), stats, (ids_exclude, False), precision, True, config)
-    stats.zero_()  # vectors that no kernel writes
-    steps: Steps = [*problem.norms()]
     if 0 in problem.shape:
+        stats.zero_()
         _zeros((found, *kept))
-        return results, steps
-    row_sum = problem.new(rows.shape[0])
-    steps += _softplus_gradients(problem, (scale, bias, row_weights), tuple(kept), keeps, row_sum)
-    return results, [*steps, total(row_sum, found, row_weights)]
+        return results, []
+    steps: Steps = [*problem.norms()]
+    return results, steps + softplus_gradients(problem, (scale, bias, row_weights), tuple(kept), keeps, found)
 
 
 def softplus_total_backward_plan(*args: Any) -> tuple[tuple[Tensor, ...], Steps]:
     """The gradients of ``softplus_total_backward``, not yet computed, and the steps that compute them."""
     grad_total, kept = args[0], args[2:6]
     results = fake_softplus_total_backward(*args)
-    steps: Steps = []
-    for values, scaled in zip(kept, results, strict=True):
-        if values.numel():
-            values = values if values.dim() == 2 else values.view(1, 1)
-            known = {"p_rows": values, "p_factor": grad_total, "p_scaled": scaled}
-            steps.append(along_rows(scaled_rows_kernel, values, known | strides(values, "stride_n", "stride_d")))
-    return results, steps
+    rows, cols = (x if x.numel() else None for x in kept[:2])
+    m, n = (0 if x is None else x.shape[0] for x in (rows, cols))
+    names = ("rows", "cols", "first", "second")
+    known: dict[str, Any] = {"p_factor": grad_total, "M": m, "N": n}
+    for name, values, scaled in zip(names, kept, results, strict=True):
+        there = values.numel() > 0
+        known |= {f"p_{name}": values if there else None, f"p_scaled_{name}": scaled if there else None}
+    every = row_blocks(args[1]) | known
+    programs = max(1, cdiv(m, every["BLOCK"]) + cdiv(n, every["BLOCK"]))
+    return results, [Launch.of(scaled_kernel, programs, every, {}, 4, 2)]
 
 
-def _softplus_gradients(
+def softplus_gradients(
     problem: Problem,
     numbers: tuple[Tensor, Tensor, Tensor],
     results: tuple[Tensor, ...],
     needs: Sequence[bool],
-    row_sum: Tensor | None,
+    found: Tensor | None,
+    pairs: OfPairs | None = None,
 ) -> Steps:
     """Gradients of rows, cols, scale and bias; ``numbers`` are scale, bias and what each row's sum is multiplied with.
-    ``row_sum`` [M]: to be computed in the same sweep."""
+    ``found`` []: the sum of all these, to be computed in the same sweep. ``pairs``: of cosines whose weighted
+    softplus(-(scale * cosine + bias)) comes in addition."""
     scale, bias, upstream = numbers
     m, n = problem.shape
     power = problem.new(2) if problem.row.embeds.dtype == torch.float16 else None
-    out = Gradients(results[0] if needs[0] else None, results[1] if needs[1] else None, power)
+    out = Gradients(results[0] if needs[0] else None, results[1] if needs[1] else None, power, pairs)
     tiles = problem.config.supertile(problem.chunk(out.wanted), n, 1)
-    fields = 3 if row_sum is not None else 2 if any(needs[2:]) else 0
-    sums: list[Tensor] = [problem.new(m) for _ in range(min(fields, 2))]
-    sums += [] if row_sum is None else [row_sum]
+    fields = 3 if found is not None else 2 if any(needs[2:]) else 0
+    sums = problem.new(fields, m)
     groups_n = problem.groups(tiles)[1]
-    space = problem.new(fields * groups_n, problem.chunk(out.wanted)) if sums else None
+    space = problem.new(fields * groups_n, problem.chunk(out.wanted)) if fields else None
     products = problem.products(problem.chunk(out.wanted), tiles)
 
     def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
-        partials = None if space is None else _of_chunk(space, part).view(fields, groups_n, part.stop - part.start)
-        known = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": upstream[part], "p_power": power}
-        known |= _of_gradient(gradient) | {"p_row_partials": partials, "ONE_SWEEP": row_sum is not None}
-        steps: Steps = chunk.sweep(softplus_kernel, tiles, known, products)
+        partials = None if space is None else _of_fields(space, fields, groups_n, part)
+        own = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": upstream[part], "p_power": power}
+        own |= _of_gradient(gradient) | {"p_row_partials": partials, "ONE_SWEEP": found is not None}
+        steps: Steps = chunk.sweep(softplus_kernel, tiles, own, products)
         if partials is not None:
-            steps += [merge_sums(some, whole[part]) for some, whole in zip(partials, sums, strict=True)]
+            steps.append(merge_sums(partials, sums[:, part]))
         return steps
 
     steps: Steps = []
     if power is not None:
-        known = _scales(scale, scale) | dict.fromkeys(_GRADS) | {"p_grad_row_lse": upstream}
-        steps.append(_power(problem, known, power))
+        of_power = scales_of(scale, scale) | dict.fromkeys(GRADS) | {"p_grad_row_lse": upstream}
+        steps.append(_power(problem, of_power, power))
     steps += out.steps(problem, sweep)
-    return steps + [total(sums[i], results[2 + i]) for i, need in enumerate(needs[2:]) if need]
+    if not fields:
+        return steps
+    of_scale, of_bias = (x if need else None for x, need in zip(results[2:], needs[2:]))
+    known: dict[str, Any] = {"p_grad_scale": of_scale, "p_grad_bias": of_bias, "p_total": found}
+    known |= {"p_sums": sums, "p_weights": upstream, "p_scale": scale, "p_bias": bias}
+    known |= {"p_cosines": None if pairs is None else pairs.cosines, "N": m, "BLOCK": 4 * VECTOR_BLOCK}
+    return [*steps, Launch.of(softplus_totals_kernel, fields, known, {}, 8, 2)]
 
 
-_GRADS = tuple(f"p_grad_{side}_{name}" for side in ("row", "col") for name in ("lse", "target", "soft"))
+GRADS = tuple(f"p_grad_{side}_{name}" for side in ("row", "col") for name in ("lse", "target", "soft"))
 
 
-def _scales(row: Tensor, col: Tensor) -> dict[str, Any]:
+def scales_of(row: Tensor, col: Tensor) -> dict[str, Any]:
     """Kernel arguments; whether both directions have one scale is a question of identity, not of values."""
     row, col = row.contiguous(), col.contiguous()
     same = row is col or (not row.is_meta and row.data_ptr() == col.data_ptr())
@@ -298,6 +335,11 @@ def _of_chunk(space: Tensor, part: slice) -> Tensor:
     """Partial results [groups, rows of the chunk] in a workspace [groups, most rows] that all chunks use in turn."""
     groups, n = space.shape[0], part.stop - part.start
     return space.flatten()[: groups * n].view(groups, n)
+
+
+def _of_fields(space: Tensor | None, fields: int, groups: int, part: slice) -> Any:
+    """As ``_of_chunk``, of several fields: [fields, groups, rows of the chunk]; none of them without a workspace."""
+    return () if space is None else _of_chunk(space, part).view(fields, groups, part.stop - part.start)
 
 
 def _of_gradient(gradient: Tensor | None) -> dict[str, Any]:
@@ -335,8 +377,11 @@ def _power(problem: Problem, known: dict[str, Any], power: Tensor) -> Launch:
     return Launch.of(power_kernel, 1, every, {}, 4, 2)
 
 
-def _merge(problem: Problem, known: dict[str, Any], wanted: tuple[bool, bool]) -> Launch:
+def logsumexp_merge(problem: Problem, merged: dict[str, Any], wanted: tuple[bool, bool]) -> Launch:
+    """Results of rows and columns from their partial results: those ``merged`` names."""
     (m, n), block = problem.shape, 256
+    names = ("p_row_target", "p_col_target", "p_row_soft", "p_col_soft")
+    known: dict[str, Any] = dict.fromkeys(names) | merged
     rows, cols = (cdiv(size, block) if want else 0 for size, want in zip((m, n), wanted))
     for name, side in (("row", problem.row), ("col", problem.col)):
         known |= {f"p_{name}_stat_lse": side.stat("lse"), f"p_{name}_stat_guide_lse": side.stat("guide_lse")}

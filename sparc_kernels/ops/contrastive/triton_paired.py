@@ -11,6 +11,8 @@ from sparc_kernels.ops._triton.launch import Launch, cdiv, strides, upcast
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops._triton.tiles import MIN_NORM, load_tile, store_tile
 from sparc_kernels.ops.contrastive.schema import fake_paired_backward, fake_paired_forward
+from sparc_kernels.ops.contrastive.triton_tiles import load_vector
+from sparc_kernels.ops.contrastive.triton_whole import BIAS, SCALE, VALUE, exp_of_size, sigmoid, softplus
 
 
 @triton.jit
@@ -23,9 +25,15 @@ def _inverse(b_norm):
 def paired_kernel(
     p_rows, p_cols,  # [M, D]
     p_cosines,  # [M]
-    p_stats,  # [3, M]
+    p_row_inverse, p_col_inverse,  # [M], of the norms
+    p_kept_cosines,  # [M] or None
+    p_ids,  # [M] int64 or None: 0 to M - 1
+    p_weights,  # [M] or None: 1, or 1 / M for a MEAN
+    p_of_cosines,  # [M] or None: gradient of each cosine in the weighted sum of softplus(-(scale * cosine + bias))
+    p_scale, p_bias,  # [], for it
     stride_m, stride_md, stride_n, stride_nd,
     M,
+    MEAN: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -47,9 +55,19 @@ def paired_kernel(
     b_b = _inverse(tl.sqrt_rn(tl.sum(b_yy, axis=1)))
     b_cosine = tl.sum(b_xy, axis=1) * b_a * b_b
     tl.store(p_cosines + o, b_cosine, mask=m)
-    tl.store(p_stats + o, b_a, mask=m)
-    tl.store(p_stats + M + o, b_b, mask=m)
-    tl.store(p_stats + 2 * M + o, b_cosine, mask=m)
+    tl.store(p_row_inverse + o, b_a, mask=m)
+    tl.store(p_col_inverse + o, b_b, mask=m)
+    if p_kept_cosines is not None:
+        tl.store(p_kept_cosines + o, b_cosine, mask=m)
+    if p_ids is not None:
+        tl.store(p_ids + o, o, mask=m)
+    if p_weights is not None:
+        b_weight = tl.zeros([BLOCK], tl.float32) + (1.0 / M if MEAN else 1.0)
+        tl.store(p_weights + o, b_weight, mask=m)
+        if p_of_cosines is not None:
+            scale = tl.load(p_scale)
+            b_z = -(scale * b_cosine + tl.load(p_bias))
+            tl.store(p_of_cosines + o, -scale * b_weight * sigmoid(b_z, exp_of_size(b_z)), mask=m)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -85,7 +103,101 @@ def paired_gradient_kernel(
             store_tile(p_grad_cols, b_across * b_x - b_along_y * b_y, o, o_d, m, D, D, UPCAST)
 
 
-def _launch(kernel: Any, rows: Tensor, cols: Tensor, own: dict[str, Any]) -> Launch:
+@triton.jit(do_not_specialize=["N"])
+def softplus_totals_kernel(
+    p_sums,  # [FIELDS, N]: those of ``triton_whole``
+    p_weights,  # [N], of the values
+    p_cosines,  # [N] or None: of pairs (i, i), whose weighted softplus(-(scale * cosine + bias)) comes in addition
+    p_scale, p_bias,  # []
+    p_grad_scale, p_grad_bias, p_total,  # [] or None
+    N,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program for each field."""
+    field = tl.program_id(0)
+    scale, bias = tl.load(p_scale), tl.load(p_bias)
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    start = 0
+    while start < N:
+        o = start + tl.arange(0, BLOCK)
+        b_weight = load_vector(p_weights, o, N)
+        b_value = load_vector(p_sums + tl.cast(N, tl.int64) * field, o, N)
+        if field == VALUE:
+            b_value *= b_weight
+        if p_cosines is not None:
+            b_cosine = load_vector(p_cosines, o, N)
+            b_z = -(scale * b_cosine + bias)
+            b_u = exp_of_size(b_z)
+            b_slope = -sigmoid(b_z, b_u)
+            b_of_pair = tl.where(field == SCALE, b_slope * b_cosine, b_slope)
+            b_value += b_weight * tl.where(field == VALUE, softplus(b_z, b_u), b_of_pair)
+        b_sum += b_value
+        start += BLOCK
+    total = tl.sum(b_sum, axis=0)
+    if p_grad_scale is not None:
+        tl.store(p_grad_scale, total, mask=field == SCALE)
+    if p_grad_bias is not None:
+        tl.store(p_grad_bias, total, mask=field == BIAS)
+    if p_total is not None:
+        tl.store(p_total, total, mask=field == VALUE)
+
+
+@triton.jit
+def load_margins(p_row_lse, p_col_lse, p_cosines, scale, o, N):
+    """Log-sum-exp of the others over the logit of the pair (i, i), of rows and of columns; and its cosine."""
+    b_cosine = load_vector(p_cosines, o, N)
+    b_logit = scale * b_cosine
+    return load_vector(p_row_lse, o, N) - b_logit, load_vector(p_col_lse, o, N) - b_logit, b_cosine
+
+
+@triton.jit(do_not_specialize=["N"])
+def mean_softmax_kernel(
+    p_row_lse, p_col_lse,  # [N], without the pairs (i, i)
+    p_cosines,  # [N], of these pairs
+    p_scale,  # []
+    p_loss,  # []
+    N,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The mean of softplus(log-sum-exp - logit) over rows and columns."""
+    scale = tl.load(p_scale)
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    start = 0
+    while start < N:
+        o = start + tl.arange(0, BLOCK)
+        b_row, b_col, _ = load_margins(p_row_lse, p_col_lse, p_cosines, scale, o, N)
+        b_value = softplus(b_row, exp_of_size(b_row)) + softplus(b_col, exp_of_size(b_col))
+        b_sum += tl.where(o < N, b_value, 0.0)
+        start += BLOCK
+    tl.store(p_loss, tl.sum(b_sum, axis=0) / (2.0 * N))
+
+
+@triton.jit(do_not_specialize=["N"])
+def mean_softmax_gradient_kernel(
+    p_grad_loss,  # []
+    p_row_lse, p_col_lse, p_cosines, p_scale,  # as above
+    p_grad_row_lse, p_grad_col_lse,  # [N]
+    p_of_cosines,  # [N]: gradient of each cosine
+    p_of_scale,  # [N]: each pair's share of the scale's gradient, beside that of the log-sum-exps
+    p_ids,  # [N] int64: 0 to N - 1
+    N,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m = o < N
+    scale = tl.load(p_scale)
+    share = tl.load(p_grad_loss) / (2.0 * N)
+    b_row, b_col, b_cosine = load_margins(p_row_lse, p_col_lse, p_cosines, scale, o, N)
+    b_row = share * sigmoid(b_row, exp_of_size(b_row))
+    b_col = share * sigmoid(b_col, exp_of_size(b_col))
+    tl.store(p_grad_row_lse + o, b_row, mask=m)
+    tl.store(p_grad_col_lse + o, b_col, mask=m)
+    tl.store(p_of_cosines + o, -scale * (b_row + b_col), mask=m)
+    tl.store(p_of_scale + o, -b_cosine * (b_row + b_col), mask=m)
+    tl.store(p_ids + o, o.to(tl.int64), mask=m)
+
+
+def paired_launch(kernel: Any, rows: Tensor, cols: Tensor, own: dict[str, Any]) -> Launch:
     """Over the pairs: a program holds 2,048 channels of a side at a time, 16 per thread."""
     m, d = rows.shape
     block_d = min(512, max(16, 1 << max(0, d - 1).bit_length()))
@@ -109,7 +221,10 @@ def paired_forward_plan(
 ) -> tuple[tuple[Tensor, Tensor], list[Launch]]:
     """The results of ``paired_forward``, not yet computed, and the launch that computes them."""
     cosines, stats = fake_paired_forward(rows, cols, float32_precision)
-    return (cosines, stats), [_launch(paired_kernel, rows, cols, {"p_cosines": cosines, "p_stats": stats})]
+    own: dict[str, Any] = {"p_cosines": cosines, "MEAN": False}
+    own |= dict(zip(("p_row_inverse", "p_col_inverse", "p_kept_cosines"), stats))
+    own |= dict.fromkeys(("p_ids", "p_weights", "p_of_cosines", "p_scale", "p_bias"))
+    return (cosines, stats), [paired_launch(paired_kernel, rows, cols, own)]
 
 
 def paired_backward_plan(*args: Any) -> tuple[tuple[Tensor, ...], list[Launch]]:
@@ -125,7 +240,7 @@ def paired_backward_plan(*args: Any) -> tuple[tuple[Tensor, ...], list[Launch]]:
         "p_grad_cols": grads[1] if need_cols else None,
         **strides(grad_cosines, "stride_g"),
     }
-    return grads, [_launch(paired_gradient_kernel, rows, cols, own)]
+    return grads, [paired_launch(paired_gradient_kernel, rows, cols, own)]
 
 
 def paired_forward(*args: Any) -> tuple[Tensor, ...]:

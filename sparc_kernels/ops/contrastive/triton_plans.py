@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -234,13 +234,13 @@ class Problem:
                 known |= {"p_row_stats": row.stats, "p_col_stats": col.stats}
                 known |= {**strides(rows, "stride_m", "stride_md"), **strides(cols, "stride_n", "stride_nd")}
                 known |= {"M": m, "N": n, "FIELD": STATS.index(name), "FIELDS": len(STATS)}
-                every = _row_blocks(rows) | known
+                every = row_blocks(rows) | known
                 programs = cdiv(m, every["BLOCK"]) + cdiv(n, every["BLOCK"])
                 launches.append(Launch.of(inverse_norms_kernel, programs, every, {}, 4, 2))
         return launches
 
 
-def _row_blocks(rows: Tensor) -> dict[str, Any]:
+def row_blocks(rows: Tensor) -> dict[str, Any]:
     d = rows.shape[1]
     return {"D": d, "BLOCK": 8, "BLOCK_D": min(512, max(16, 1 << (d - 1).bit_length())), "UPCAST": upcast(rows.dtype)}
 
@@ -248,15 +248,17 @@ def _row_blocks(rows: Tensor) -> dict[str, Any]:
 def along_rows(kernel: Any, rows: Tensor, known: dict[str, Any]) -> Launch:
     """A launch over the rows of [n, D], a few to a program."""
     n = rows.shape[0]
-    every = _row_blocks(rows) | {"N": n}
+    every = row_blocks(rows) | {"N": n}
     return Launch.of(kernel, cdiv(n, every["BLOCK"]), every | known, {}, 4, 2)
 
 
 def merge_sums(partials: Tensor, sums: Tensor) -> Launch:
-    """sums [n] of partials [groups, n]."""
-    groups, n = partials.shape
-    known = {"p_partials": partials, "p_sums": sums, "N": n, "GROUPS": groups, "BLOCK": 256}
-    return Launch.of(merge_sums_kernel, cdiv(n, 256), known, {}, 4, 2)
+    """sums [fields, n] of partials [fields, groups, n]; rows of the sums may lie apart."""
+    fields, groups, n = partials.shape
+    blocks = cdiv(n, 256)
+    known = {"p_partials": partials, "p_sums": sums, "stride_s": sums.stride(0)}
+    known |= {"N": n, "GROUPS": groups, "BLOCKS": blocks, "BLOCK": 256}
+    return Launch.of(merge_sums_kernel, fields * blocks, known, {}, 4, 2)
 
 
 def total(vector: Tensor, number: Tensor, weights: Tensor | None = None) -> Launch:
@@ -266,6 +268,13 @@ def total(vector: Tensor, number: Tensor, weights: Tensor | None = None) -> Laun
     return Launch.of(total_kernel, 1, known, {}, 4, 2)
 
 
+class OfPairs(NamedTuple):
+    """Cosines of row i and column i that have gradients of their own, beside those that come through the matrix."""
+
+    cosines: Tensor  # [M]
+    grads: Tensor  # [M]
+
+
 @dataclass(frozen=True)
 class Gradients:
     """Gradients of rows and columns to be written, None where not wanted."""
@@ -273,6 +282,7 @@ class Gradients:
     rows: Tensor | None  # [M, D]
     cols: Tensor | None  # [N, D]
     power: Tensor | None  # [2], float16 only
+    pairs: OfPairs | None = None
 
     @property
     def wanted(self) -> bool:
@@ -295,14 +305,14 @@ class Gradients:
             if g is not None and self.rows is not None and row_product is not None:
                 product = row_product[: part.stop - start]
                 yield Product(product, g, cols)
-                yield self._finish(chunk.row, product, self.rows[part])
+                yield self._finish(chunk.row, problem.col, part, product, self.rows[part])
             if g is not None and col_product is not None:
                 yield Product(col_product, g.T, chunk.row.embeds, add=start > 0)
         if col_product is not None and self.cols is not None:
-            yield self._finish(problem.col, col_product, self.cols)
+            yield self._finish(problem.col, problem.row, slice(0, n), col_product, self.cols)
 
-    def _finish(self, side: Side, product: Tensor, grad: Tensor) -> Launch:
-        known = {
+    def _finish(self, side: Side, other: Side, part: slice, product: Tensor, grad: Tensor) -> Launch:
+        known: dict[str, Any] = {
             "p_rows": side.embeds,
             "p_product": product,
             "p_inverse": side.stat("inverse_norm"),
@@ -310,4 +320,10 @@ class Gradients:
             "p_grad": grad,
             **strides(side.embeds, "stride_n", "stride_d"),
         }
+        partners = None if self.pairs is None else other.embeds[part]
+        known |= {"p_partners": partners, **strides(partners, "stride_o", "stride_od")}
+        known |= dict.fromkeys(("p_of_cosines", "p_cosines", "p_partner_inverse"))
+        if self.pairs is not None:
+            known |= {"p_of_cosines": self.pairs.grads[part], "p_cosines": self.pairs.cosines[part]}
+            known |= {"p_partner_inverse": other.stat("inverse_norm")[part]}
         return along_rows(grad_rows_kernel, side.embeds, known)

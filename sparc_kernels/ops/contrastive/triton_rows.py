@@ -66,14 +66,19 @@ def grad_rows_kernel(
     p_inverse,  # [N], of the norms
     p_power,  # [2] or None: W / power[1] is meant
     p_grad,  # [N, D], contiguous
-    stride_n, stride_d,
+    p_of_cosines,  # [N] or None: gradient of the cosine of each row and its partner
+    p_cosines,  # [N]
+    p_partners,  # [N, D]
+    p_partner_inverse,  # [N]
+    stride_n, stride_d, stride_o, stride_od,
     N,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """W - x (x . W) / |x|^2; no second term where the norm is clamped."""
+    """W - x (x . W) / |x|^2, and g (y / |y| - c x / |x|) / |x| where a row y is the partner; no term with x where the
+    norm is clamped."""
     o = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     m = o < N
     unit = 1.0
@@ -85,49 +90,78 @@ def grad_rows_kernel(
         b_x = load_tile(p_rows, o, o_d, m, D, stride_n, stride_d, UPCAST).to(tl.float32)
         b_dot += b_x * load_tile(p_product, o, o_d, m, D, D, 1, False)
     b_inverse = load_vector(p_inverse, o, N)
-    b_factor = tl.where(b_inverse < 1e12, tl.sum(b_dot, axis=1) * b_inverse * b_inverse, 0.0)
+    b_along = tl.sum(b_dot, axis=1) * unit
+    if p_of_cosines is not None:
+        b_across = load_vector(p_of_cosines, o, N)
+        b_along += b_across * load_vector(p_cosines, o, N)
+        b_across *= b_inverse * load_vector(p_partner_inverse, o, N)
+    b_along = tl.where(b_inverse < 1e12, b_along * b_inverse * b_inverse, 0.0)
     for o_chunk in range(0, D, BLOCK_D):
         o_d = o_chunk + tl.arange(0, BLOCK_D)
         b_x = load_tile(p_rows, o, o_d, m, D, stride_n, stride_d, UPCAST).to(tl.float32)
-        b_w = load_tile(p_product, o, o_d, m, D, D, 1, False)
-        store_tile(p_grad, (b_w - b_x * b_factor[:, None]) * unit, o, o_d, m, D, D, UPCAST)
+        b_grad = load_tile(p_product, o, o_d, m, D, D, 1, False) * unit - b_x * b_along[:, None]
+        if p_of_cosines is not None:
+            b_y = load_tile(p_partners, o, o_d, m, D, stride_o, stride_od, UPCAST).to(tl.float32)
+            b_grad += b_y * b_across[:, None]
+        store_tile(p_grad, b_grad, o, o_d, m, D, D, UPCAST)
 
 
-@triton.jit(do_not_specialize=["N"])
-def scaled_rows_kernel(
-    p_rows,  # [N, D]
+@triton.jit
+def scale_rows(p_rows, p_scaled, factor, o, N, D: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
+    """Rows of [N, D] times a number, multiplied in float32; all of it contiguous."""
+    for o_chunk in range(0, D, BLOCK_D):
+        o_d = o_chunk + tl.arange(0, BLOCK_D)
+        b_x = load_tile(p_rows, o, o_d, o < N, D, D, 1, UPCAST).to(tl.float32)
+        store_tile(p_scaled, b_x * factor, o, o_d, o < N, D, D, UPCAST)
+
+
+@triton.jit(do_not_specialize=["M", "N"])
+def scaled_kernel(
     p_factor,  # []
-    p_scaled,  # [N, D], contiguous
-    stride_n, stride_d,
-    N,
+    p_rows, p_scaled_rows,  # [M, D] or None
+    p_cols, p_scaled_cols,  # [N, D] or None
+    p_first, p_scaled_first,  # [] or None
+    p_second, p_scaled_second,
+    M, N,  # 0 where there is None
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Rows times a number, multiplied in float32."""
-    o = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    """All that a forward pass has kept, times a number."""
+    block, blocks = tl.program_id(0), tl.cdiv(M, BLOCK)
     factor = tl.load(p_factor)
-    for o_chunk in range(0, D, BLOCK_D):
-        o_d = o_chunk + tl.arange(0, BLOCK_D)
-        b_x = load_tile(p_rows, o, o_d, o < N, D, stride_n, stride_d, UPCAST).to(tl.float32)
-        store_tile(p_scaled, b_x * factor, o, o_d, o < N, D, D, UPCAST)
+    if block == 0:
+        if p_first is not None:
+            tl.store(p_scaled_first, tl.load(p_first) * factor)
+        if p_second is not None:
+            tl.store(p_scaled_second, tl.load(p_second) * factor)
+    if block < blocks:
+        if p_rows is not None:
+            o = (block * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+            scale_rows(p_rows, p_scaled_rows, factor, o, M, D, BLOCK_D, UPCAST)
+    else:
+        if p_cols is not None:
+            o = ((block - blocks) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+            scale_rows(p_cols, p_scaled_cols, factor, o, N, D, BLOCK_D, UPCAST)
 
 
-@triton.jit(do_not_specialize=["N", "GROUPS"])
+@triton.jit(do_not_specialize=["N", "GROUPS", "BLOCKS", "stride_s"])
 def merge_sums_kernel(
-    p_partials,  # [GROUPS, N]
-    p_sums,  # [N]
-    N, GROUPS,
+    p_partials,  # [FIELDS, GROUPS, N]
+    p_sums,  # [FIELDS, N], stride_s from field to field
+    stride_s, N, GROUPS,
+    BLOCKS,  # of a field
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    field = tl.program_id(0) // BLOCKS
+    o = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
     b_sum = tl.zeros([BLOCK], tl.float32)
     group = 0
     while group < GROUPS:  # the interpreter takes no bound of a range from the device
-        b_sum += load_vector(p_partials + tl.cast(group, tl.int64) * N, o, N)
+        b_sum += load_vector(p_partials + tl.cast(field * GROUPS + group, tl.int64) * N, o, N)
         group += 1
-    tl.store(p_sums + o, b_sum, mask=o < N)
+    tl.store(p_sums + tl.cast(field, tl.int64) * stride_s + o, b_sum, mask=o < N)
 
 
 @triton.jit(do_not_specialize=["N"])

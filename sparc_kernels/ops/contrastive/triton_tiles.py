@@ -289,12 +289,15 @@ def in_range(b_cosine):
 
 
 @triton.jit
-def store_gradient(p_gradient, b_gradient, p_power, o_m, o_n, M, N, stride_g, UPCAST: tl.constexpr):
-    """A tile of G, rounded to its dtype; float16 with a power of two in front and within its range.
+def in_float16(b_gradient, p_power):
+    """G with a power of two in front and within float16's range. What is clamped belongs to zero vectors, whose
+    gradients are beyond float16; infinities would spoil all others."""
+    return tl.minimum(tl.maximum(b_gradient * tl.load(p_power), -65504.0), 65504.0)
 
-    The rows of G are padded to whole words. What is clamped belongs to zero vectors, whose gradients are beyond
-    float16; infinities would spoil all others.
-    """
+
+@triton.jit
+def store_gradient(p_gradient, b_gradient, p_power, o_m, o_n, M, N, stride_g, UPCAST: tl.constexpr):
+    """A tile of G, rounded to its dtype; the rows of G are padded to whole words."""
     if p_power is not None:
-        b_gradient = tl.minimum(tl.maximum(b_gradient * tl.load(p_power), -65504.0), 65504.0)
+        b_gradient = in_float16(b_gradient, p_power)
     store_tile(p_gradient, b_gradient, o_m, o_n, o_m < M, whole_words(N), stride_g, UPCAST)

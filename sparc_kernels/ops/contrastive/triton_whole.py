@@ -9,11 +9,14 @@ threads until a run of tiles ends. One scale serves both directions.
 import triton
 import triton.language as tl
 
+from sparc_kernels.ops._triton.launch import interpreted
+from sparc_kernels.ops._triton.tiles import store_inside
 from sparc_kernels.ops.contrastive.triton_tiles import (
     LN2,
     LOG2E,
     add_channels,
     finite,
+    in_float16,
     load_partial,
     load_vector,
     may_exclude,
@@ -23,6 +26,7 @@ from sparc_kernels.ops.contrastive.triton_tiles import (
     store_partial,
 )
 
+INTERPRETED = tl.constexpr(interpreted())
 SAFE_SCALE = tl.constexpr(60.0)  # below, no exponential of a scaled cosine leaves float32 (``MATH.md``, Numerics)
 LARGEST_SCALE = tl.constexpr(100.0)  # up to it a fixed reference does, but for rows and columns far from all others
 LEAST_LOG = tl.constexpr(-62.0 * 1.4426950408889634)  # of a sum: what float32 has lost of it is below its rounding
@@ -105,6 +109,17 @@ def strands_of_rows(b_x):
     COLS: tl.constexpr = b_x.shape[1]
     b_x = tl.sum(tl.reshape(b_x, (ROWS, COLS // 8, 4, 2)), axis=3)
     return tl.sum(b_x, axis=1)
+
+
+@triton.jit
+def with_products(b_sum, b_x, b_y):
+    """[ROWS, 8] and the products of x and y, summed over every eighth column, which a thread holds: one fused
+    instruction each, where a sum of products along an axis would take two for each pair."""
+    COUNT: tl.constexpr = b_x.shape[1] // 8
+    some_x, some_y = split_columns(b_x, COUNT), split_columns(b_y, COUNT)
+    for i in tl.static_range(COUNT):
+        b_sum += some_x[i] * some_y[i]
+    return b_sum
 
 
 @triton.jit
@@ -267,6 +282,46 @@ def sigmoid(b_z, b_u):
 
 
 @triton.jit
+def join(b_x, b_y):
+    """(1 + x) (1 + y) - 1, exact for what is small beside 1."""
+    return b_x * b_y + (b_x + b_y)
+
+
+@triton.jit
+def joint_strands_of_rows(b_u):
+    """[ROWS, 4]: the product of 1 + u over those columns that a thread holds, less 1."""
+    ROWS: tl.constexpr = b_u.shape[0]
+    COLS: tl.constexpr = b_u.shape[1]
+    b_u = tl.reduce(tl.reshape(b_u, (ROWS, COLS // 8, 4, 2)), 3, join)
+    return tl.reduce(b_u, 1, join)
+
+
+@triton.jit
+def log2_of_product(b_p):
+    """log2(1 + p), exact for small p."""
+    return tl.where(b_p < 1.0, log1p(tl.minimum(b_p, 1.0)) * LOG2E, tl.log2(1.0 + b_p))
+
+
+@triton.jit
+def reciprocal(b_x):
+    """1 / x of ordinary numbers, in one instruction of the device, where a division would take care of ranges."""
+    if INTERPRETED:
+        return 1.0 / b_x
+    else:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [b_x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def store_whole(p_gradient, b_gradient, p_power, o_m, o_n, stride_g, UPCAST: tl.constexpr):
+    """As ``store_gradient``, of a tile that lies inside the matrix."""
+    if p_power is not None:
+        b_gradient = in_float16(b_gradient, p_power)
+    store_inside(p_gradient, b_gradient, o_m, o_n, stride_g, UPCAST)
+
+
+@triton.jit
 def whole_softplus(
     left, right, numbers, p_grad_row_sum, p_power, p_gradient, p_row_partials, stride_g, group_m, group_n, GROUPS_N,
     ONE_SWEEP: tl.constexpr,
@@ -281,13 +336,13 @@ def whole_softplus(
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Sums over softplus, or G and the sums that come with it, of a supertile; ``numbers`` are scale and bias."""
-    M, N = left[1], right[1]
+    M = left[1]
     WIDTH: tl.constexpr = BLOCK_N // PARTS
     BACKWARD: tl.constexpr = p_grad_row_sum is not None
     scale, bias = numbers
     CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    b_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
+    b_sum, b_other_sum = tl.zeros([BLOCK_M, 8], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
     b_values = tl.zeros([BLOCK_M, 4], tl.float32)
     chunk, tile = -1, -1
     for _ in range(TILES_M * TILES_N * CHUNKS):
@@ -297,39 +352,44 @@ def whole_softplus(
         b_tile = add_channels(left, right, first_m, first_n, chunk * BLOCK_D, b_tile, PRECISION, UPCAST)
         if chunk == CHUNKS - 1:
             o_m, o_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
-            b_row_factor = (tl.load(left[4] + o_m) * scale)[:, None]
+            b_row_factor = (tl.load(left[4] + o_m) * (scale * LOG2E))[:, None]
             parts = split_columns(b_tile, PARTS)
             factors = split_columns(tl.load(right[4] + o_n)[None, :], PARTS)
             b_tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            b_product = tl.zeros([BLOCK_M, 4], tl.float32)
             if BACKWARD:
                 b_row_weight = tl.load(p_grad_row_sum + o_m)
             for part in tl.static_range(PARTS):
                 b_factor = b_row_factor * factors[part]
-                b_x = parts[part] * b_factor
-                b_z = b_x + bias
-                b_u = exp_of_size(b_z)
-                if not BACKWARD:
-                    b_sum += strands_of_rows(softplus(b_z, b_u))
-                else:
-                    if ONE_SWEEP:
-                        b_values += strands_of_rows(softplus(b_z, b_u))
-                    b_s = sigmoid(b_z, b_u)
+                b_z = parts[part] * b_factor + bias * LOG2E  # to the base 2
+                b_u = tl.exp2(tl.abs(b_z) * -1.0)
+                if ONE_SWEEP or not BACKWARD:
+                    b_values += strands_of_rows(tl.maximum(b_z, 0.0))
+                    b_product = join(b_product, joint_strands_of_rows(b_u))
+                if BACKWARD:
+                    b_s = tl.where(b_z < 0.0, b_u, 1.0) * reciprocal(1.0 + b_u)
                     if p_row_partials is not None:
-                        b_sum += strands_of_rows(b_s * b_x)
                         b_other_sum += strands_of_rows(b_s)
+                    b_s *= b_factor
+                    if p_row_partials is not None:
+                        b_sum = with_products(b_sum, b_s, parts[part])
                     if p_gradient is not None:
-                        b_g = b_s * (b_row_weight[:, None] * b_factor)
+                        b_g = b_s * (b_row_weight * LN2)[:, None]
                         o_part = first_n + part * WIDTH + tl.arange(0, WIDTH)
-                        store_gradient(p_gradient, b_g, p_power, o_m, o_part, M, N, stride_g, UPCAST)
+                        store_whole(p_gradient, b_g, p_power, o_m, o_part, stride_g, UPCAST)
+            if ONE_SWEEP or not BACKWARD:
+                b_values += log2_of_product(b_product)
             if tile % TILES_N == TILES_N - 1:
                 if p_row_partials is not None:
-                    b_total = tl.sum(b_sum, axis=1)
+                    b_value = tl.sum(b_values, axis=1) * LN2
                     if BACKWARD:
-                        b_total *= b_row_weight / scale
+                        b_total = tl.sum(b_sum, axis=1) * b_row_weight * (LN2 / scale)
                         b_other_total = tl.sum(b_other_sum, axis=1) * b_row_weight
+                        store_partial(p_row_partials, b_total, o_m, M, group_n, GROUPS_N, SCALE)
                         store_partial(p_row_partials, b_other_total, o_m, M, group_n, GROUPS_N, BIAS)
-                    store_partial(p_row_partials, b_total, o_m, M, group_n, GROUPS_N, SCALE)
-                    if ONE_SWEEP:
-                        store_partial(p_row_partials, tl.sum(b_values, axis=1), o_m, M, group_n, GROUPS_N, VALUE)
-                b_sum, b_other_sum = tl.zeros([BLOCK_M, 4], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
+                        if ONE_SWEEP:
+                            store_partial(p_row_partials, b_value, o_m, M, group_n, GROUPS_N, VALUE)
+                    else:
+                        store_partial(p_row_partials, b_value, o_m, M, group_n, GROUPS_N, SCALE)
+                b_sum, b_other_sum = tl.zeros([BLOCK_M, 8], tl.float32), tl.zeros([BLOCK_M, 4], tl.float32)
                 b_values = tl.zeros([BLOCK_M, 4], tl.float32)

@@ -51,7 +51,7 @@ def _launches(steps: list[Any]) -> list[Any]:
 def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], precision: str) -> dict[str, list[Any]]:
     """Launches by what is asked for, for a matrix of ``shape`` (M, N, D)."""
     from sparc_kernels.ops._triton import launch
-    from sparc_kernels.ops.contrastive import triton
+    from sparc_kernels.ops.contrastive import triton, triton_losses
 
     m, n, d = shape
     integer = torch.int64
@@ -96,6 +96,16 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
         (cosines, stats), found["paired_forward"] = triton.paired_forward_plan(*arguments, precision)
         _, found["paired_backward"] = triton.paired_backward_plan(cosines, *arguments, stats, True, True, precision)
 
+    def losses() -> None:
+        arguments = (embeds[0], meta(m, d, dtype=dtype), scale)
+        (loss, *kept), found["softmax_loss_forward"] = triton_losses.softmax_forward_plan(*arguments, False, precision)
+        _, found["softmax_loss_backward"] = triton_losses.softmax_backward_plan(
+            loss, *arguments, *kept, False, True, True, True, precision
+        )
+        _, found["sigmoid_loss_forward"] = triton_losses.sigmoid_forward_plan(
+            *arguments, meta(), True, True, True, True, True, precision
+        )
+
     with mock.patch.object(launch, "ASSUMED_CAPABILITY", capability):
         if shape in SHAPES["paper"]:
             paired()
@@ -104,6 +114,7 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
                 return {name: _launches(steps) for name, steps in found.items()}  # the same tiles in other products
             logsumexp("labels", (*ids, *none, *none, *none), (meta(m), meta(n)), ids_exclude=False)
             softplus("ids", (*ids, *none, *none, None))
+            losses()
         else:
             logsumexp("kept", (*none, *none, *none, *none), (scale, scale), keep=True)
             logsumexp("pairs", (*ids, *pairs, *none, *none), (scale, meta()))
