@@ -98,9 +98,11 @@ def plans(capability: int, dtype: torch.dtype, shape: tuple[int, int, int], prec
 
     def losses() -> None:
         arguments = (embeds[0], meta(m, d, dtype=dtype), scale)
-        (loss, *kept), found["softmax_loss_forward"] = triton_losses.softmax_forward_plan(*arguments, False, precision)
+        (loss, cosines, stats), found["softmax_loss_forward"] = triton_losses.softmax_forward_plan(
+            *arguments, False, precision
+        )
         _, found["softmax_loss_backward"] = triton_losses.softmax_backward_plan(
-            loss, *arguments, *kept, False, True, True, True, precision
+            loss, *arguments, cosines, stats, False, True, True, True, precision
         )
         _, found["sigmoid_loss_forward"] = triton_losses.sigmoid_forward_plan(
             *arguments, meta(), True, True, True, True, True, precision
