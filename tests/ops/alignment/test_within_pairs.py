@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sparc_kernels as sk
-from tests.ops.contrastive import papers
+from tests.ops.alignment import papers
 
 
 def draw() -> dict[str, Any]:

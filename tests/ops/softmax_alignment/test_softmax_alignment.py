@@ -14,8 +14,7 @@ from sparc_kernels.ops.softmax_alignment.reference import softmax_alignment_refe
 from tests import tolerance
 from tests.conftest import DTYPES, device_of
 from tests.modes import GradientsWritten, graphs
-from tests.ops.alignment import cases
-from tests.ops.contrastive import papers
+from tests.ops.alignment import cases, papers
 
 BACKENDS = ["eager", "cpu"]
 ATTENTION = 0.7  # of raw similarities, of size sqrt(D)
