@@ -19,6 +19,7 @@ SHAPES = {
 MAY_SPILL = {
     ("pair_forward_kernel", "proximal_forward"): 16,
     ("pair_forward_kernel", "entropic_forward"): 128,
+    ("pair_backward_kernel", "backward"): 24,  # float16 on sm_120
     ("held_kernel", "proximal_forward"): 384,
     ("held_kernel", "entropic_forward"): 1408,
     ("tiled_iterations_kernel", "entropic_forward"): 16,
