@@ -102,6 +102,11 @@ def serves(case: Case, device: torch.device) -> str | None:
     return None
 
 
+def one_size(case: Case, device: torch.device) -> bool:
+    """Not where a suite varies something: there our backends, eager and what an op names are compared."""
+    return not case.axis
+
+
 @dataclass(frozen=True)
 class Provider:
     """``reason`` is None where the provider can serve the case; ``build`` may take long (it compiles).

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure.case import Case, Provider
+from benchmarks.measure.case import Case, Provider, one_size
 from benchmarks.measure.suite import DEFAULT_MODE, Plan
 from benchmarks.ops._pairs import TINY, PairInputs, PairOp
 from benchmarks.report import tables
@@ -19,11 +19,6 @@ SHAPE: dict[str, Any] = {"patches": 196, "tokens": 32, "channels": 256}
 
 def _bare_product(x: PairInputs) -> Tensor:
     return x.first.detach().flatten(0, 1) @ x.second.detach().flatten(0, 1).T
-
-
-def one_size(case: Case, device: torch.device) -> bool:
-    """Not where the batch grows: there our backends and eager are compared."""
-    return not case.axis
 
 
 def cross_entropy(logits: Tensor) -> Tensor:

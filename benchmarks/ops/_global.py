@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import sparc_kernels as sk
-from benchmarks.measure.case import BOTH, Case, Function, Provider
+from benchmarks.measure.case import BOTH, Case, Function, Provider, one_size
 from benchmarks.measure.peers import peer
 from benchmarks.measure.providers import PROVIDERS
 from benchmarks.ops._pairs import PairInputs
@@ -135,11 +135,6 @@ def _cut_cross_entropy(module: Any) -> Loss:
 
 def _siglip_kernel(module: Any) -> Loss:
     return lambda images, texts, x: module.fused_siglip_loss(images, texts, x.scale.log(), x.bias)
-
-
-def one_size(case: Case, device: torch.device) -> bool:
-    """Not where the batch grows: there we, eager and chunked eager are compared."""
-    return not case.axis
 
 
 def _peer(

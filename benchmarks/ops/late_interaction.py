@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sparc_kernels as sk
-from benchmarks.measure.case import BOTH, Case, Function, Provider
+from benchmarks.measure.case import BOTH, Case, Function, Provider, one_size
 from benchmarks.measure.peers import peer
 from benchmarks.measure.suite import Plan, Suite, measure_briefly
 from benchmarks.ops._all_pairs import (
@@ -21,7 +21,6 @@ from benchmarks.ops._all_pairs import (
     cross_entropy,
     growing_plans,
     growth_table,
-    one_size,
     symmetric_cross_entropy,
 )
 from benchmarks.ops._pairs import PairInputs
