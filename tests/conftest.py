@@ -88,6 +88,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """PyTorch's number of threads may be changed."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def emulated_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Plays the device of a test's ``backend`` where that is an emulated one."""

@@ -6,12 +6,10 @@ pair path's on compute capability 9.0 are timed too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import triton
 
-from sparc_kernels.ops._triton.launch import cdiv
 from sparc_kernels.ops._triton.products import ProductTiles
 
 
@@ -58,12 +56,6 @@ class TiledConfig:
     def product(self) -> ProductTiles:
         """Those of the matrix products."""
         return ProductTiles(self.block_l, self.block_p, self.block_d, self.num_warps, self.num_stages)
-
-    def micro_batches(self, n_pairs: int, floats_per_pair: int) -> Iterator[slice]:
-        """Slices of the batch, as long as each other but for the last, whose workspaces fit."""
-        most = max(1, self.workspace_bytes // (4 * floats_per_pair))
-        step = max(1, cdiv(n_pairs, max(1, cdiv(n_pairs, most))))
-        return (slice(first, min(first + step, n_pairs)) for first in range(0, n_pairs, step))
 
 
 @dataclass(frozen=True)

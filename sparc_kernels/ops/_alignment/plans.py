@@ -22,7 +22,16 @@ from sparc_kernels.ops._alignment.tiled import (
     tiled_groups_kernel,
     tiled_min_max_kernel,
 )
-from sparc_kernels.ops._triton.launch import Launch, capability, cdiv, describable, product_precision, strides, upcast
+from sparc_kernels.ops._triton.launch import (
+    Launch,
+    batch_slices,
+    capability,
+    cdiv,
+    describable,
+    product_precision,
+    strides,
+    upcast,
+)
 from sparc_kernels.ops._triton.products import product_launch
 
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -254,7 +263,8 @@ def in_workspaces(
     All share one set of workspaces of float32: they run one after the other on one stream.
     """
     workspaces: Workspaces = {}
-    for pairs in config.micro_batches(inputs.shape[0], sum(map(math.prod, shapes.values()))):
+    pair_bytes = 4 * sum(map(math.prod, shapes.values()))
+    for pairs in batch_slices(inputs.shape[0], pair_bytes, config.workspace_bytes):
         n = pairs.stop - pairs.start
         if not workspaces:
             new = inputs.tokens.new_empty

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,6 +100,13 @@ def product_precision(dtype: torch.dtype, float32_precision: str) -> str:
 def cdiv(n: int, block: int) -> int:
     """How many blocks cover n; ``triton.cdiv`` takes 2 us on the host."""
     return -(-n // block)
+
+
+def batch_slices(n_items: int, bytes_per_item: int, most_bytes: int) -> Iterator[slice]:
+    """Slices of a batch, as long as each other but for the last, that take at most so many bytes, or one item."""
+    most = max(1, most_bytes // bytes_per_item)
+    step = max(1, cdiv(n_items, max(1, cdiv(n_items, most))))
+    return (slice(first, min(first + step, n_items)) for first in range(0, n_items, step))
 
 
 def strides(tensor: Tensor | None, *names: str) -> dict[str, int]:

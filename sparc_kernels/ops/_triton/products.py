@@ -172,6 +172,34 @@ class LibraryProduct:
             torch.bmm(self.left, self.right, out=self.result)
 
 
+@dataclass(frozen=True)
+class BatchedProduct:
+    """result [B, m, n] = left [B, m, k] @ right [B, k, n], added to what it holds where ``add``; sums are float32.
+
+    The right side is taken in the dtype of the left one.
+    """
+
+    result: Tensor
+    left: Tensor
+    right: Tensor
+    add: bool = False
+
+    def run(self) -> None:
+        """Queue it on the current stream."""
+        left, right, result = self.left, self.right.to(self.left.dtype), self.result
+        if left.is_cuda and torch.version.hip is None and left.dtype != torch.float32 == result.dtype:
+            if self.add:
+                torch.baddbmm(result, left, right, out_dtype=torch.float32, out=result)
+            else:
+                torch.bmm(left, right, out_dtype=torch.float32, out=result)
+        elif left.is_cuda and left.dtype == result.dtype:
+            assert not self.add or result.dtype == torch.float32
+            torch.baddbmm(result, left, right, beta=float(self.add), out=result)
+        else:
+            product = left.float() @ right.float()
+            result.copy_(result + product if self.add else product)
+
+
 def mean_launch(rows: Tensor, mask: Tensor | None, mean: Tensor, tiles: ProductTiles) -> Launch:
     """mean [B, D] of the valid ones of rows [B, N, D], m rows at a time."""
     b, n, d = rows.shape

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
 from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, interpreted
-from sparc_kernels.ops._triton.products import Product
+from sparc_kernels.ops._triton.products import BatchedProduct, Product
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.attention_pooling.config import TileConfig, Tiles, pieces
 from sparc_kernels.ops.attention_pooling.schema import fake_backward, fake_forward
 from sparc_kernels.ops.attention_pooling.triton_fused import fused_cosines_kernel, fused_gradient_kernel
-from sparc_kernels.ops.attention_pooling.triton_plans import BatchedProduct, Options, Power, Problem
+from sparc_kernels.ops.attention_pooling.triton_plans import Options, Power, Problem
 from sparc_kernels.ops.attention_pooling.triton_rows import pooled_scores_kernel, sum_over_images_kernel
 from sparc_kernels.ops.attention_pooling.triton_weights import (
     cosines_kernel,

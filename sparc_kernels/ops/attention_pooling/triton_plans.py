@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparc_kernels.ops._captions.triton_plans import Sides, exponent_of, write_powers
 from sparc_kernels.ops._captions.triton_rows import count_valid_kernel, inverse_norms_kernel
 from sparc_kernels.ops._triton.launch import Launch, Step, capability, cdiv, describable, strides, upcast
+from sparc_kernels.ops._triton.products import BatchedProduct
 from sparc_kernels.ops.attention_pooling import triton_rows
 from sparc_kernels.ops.attention_pooling.config import TileConfig, choose
 
@@ -54,7 +56,7 @@ class Units:
 
         def exponent(inverse: Tensor) -> Tensor:
             norms = torch.where(inverse > 0, 1 / inverse, 0).nan_to_num(0.0)
-            return torch.frexp(norms.amax(-1)).exponent.clamp(-100, 100)
+            return exponent_of(norms.amax(-1))
 
         images = exponent(self.image_inverse.view(self.image_units.shape[0], -1))
         texts = exponent(self.text_inverse.view(1, -1))
@@ -77,87 +79,20 @@ class Power:
     def run(self) -> None:
         """Queue it on the current stream."""
         bound = (self.grad.abs().amax() * self.factor).nan_to_num(1.0, 1.0)
-        exponent = torch.frexp(bound).exponent.clamp(-100, 100)
-        self.power.copy_(torch.ldexp(torch.ones_like(self.power), torch.stack([8 - exponent, exponent - 8])))
+        write_powers(self.power, bound, 8)
 
 
 @dataclass(frozen=True)
-class BatchedProduct:
-    """result [B, m, n] = left [B, m, k] @ right [B, k, n], added to what it holds where ``add``; sums are float32.
-
-    The right side is taken in the dtype of the left one.
-    """
-
-    result: Tensor
-    left: Tensor
-    right: Tensor
-    add: bool = False
-
-    def run(self) -> None:
-        """Queue it on the current stream."""
-        left, right, result = self.left, self.right.to(self.left.dtype), self.result
-        if left.is_cuda and torch.version.hip is None and left.dtype != torch.float32 == result.dtype:
-            if self.add:
-                torch.baddbmm(result, left, right, out_dtype=torch.float32, out=result)
-            else:
-                torch.bmm(left, right, out_dtype=torch.float32, out=result)
-        elif left.is_cuda and left.dtype == result.dtype:
-            assert not self.add or result.dtype == torch.float32
-            torch.baddbmm(result, left, right, beta=float(self.add), out=result)
-        else:
-            product = left.float() @ right.float()
-            result.copy_(result + product if self.add else product)
-
-
-@dataclass(frozen=True)
-class Problem:
+class Problem(Sides):
     """The inputs of a pass. ``arguments`` are the kernel parameters that stand for them."""
 
-    images: Tensor  # [I, P, D]
-    texts: Tensor  # [J, L, D], or packed: [1, N, D]
-    image_mask: Tensor | None
-    text_mask: Tensor | None
-    offsets: Tensor | None
-    longest: int  # tokens of a caption
-    stats: Tensor
     options: Options
     given: TileConfig | None
-
-    @classmethod
-    def of_arguments(
-        cls, tensors: tuple[Any, ...], stats: Tensor, options: Options, config: TileConfig | None
-    ) -> Problem:
-        """From image_tokens, text_tokens, image_mask, text_mask, text_offsets and max_tokens."""
-        images, texts, image_mask, text_mask, offsets, max_tokens = tensors
-        longest = max_tokens
-        if offsets is None:
-            longest = texts.shape[1]
-        else:
-            texts, offsets = texts.unsqueeze(0), offsets.contiguous()
-        return cls(images, texts, image_mask, text_mask, offsets, longest, stats, options, config)
-
-    @property
-    def n_images(self) -> int:
-        return self.images.shape[0]
-
-    @property
-    def n_patches(self) -> int:
-        """Of an image."""
-        return self.images.shape[1]
 
     @property
     def padded(self) -> int:
         """Rows of an image in copies and matrices."""
         return cdiv(self.n_patches, MULTIPLE) * MULTIPLE
-
-    @property
-    def n_captions(self) -> int:
-        return self.texts.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
-
-    @property
-    def n_tokens(self) -> int:
-        """Of all captions."""
-        return self.texts.shape[0] * self.texts.shape[1]
 
     @cached_property
     def config(self) -> TileConfig:

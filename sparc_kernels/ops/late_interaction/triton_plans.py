@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparc_kernels.ops._captions.triton_plans import Sides, write_powers
 from sparc_kernels.ops._captions.triton_rows import count_valid_kernel, inverse_norms_kernel
 from sparc_kernels.ops._triton.launch import (
     Launch,
@@ -49,8 +50,7 @@ class Power:
                 bound = bound + grad.abs().amax()
         for inverse in (self.image_inverse, self.text_inverse):
             bound = bound * torch.where(inverse < 1e12, inverse, 0).amax()
-        exponent = torch.frexp(bound).exponent.clamp(-100, 100)
-        self.power.copy_(torch.ldexp(torch.ones_like(self.power), torch.stack([14 - exponent, exponent - 14])))
+        write_powers(self.power, bound, 14)
 
 
 @dataclass(frozen=True)
@@ -64,55 +64,12 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(Sides):
     """The inputs of a pass. ``arguments`` are the kernel parameters that stand for them."""
 
-    images: Tensor  # [I, P, D]
-    texts: Tensor  # [J, L, D], or packed: [1, N, D]
-    image_mask: Tensor | None
-    text_mask: Tensor | None
-    offsets: Tensor | None
-    longest: int  # tokens of a caption
-    stats: Tensor
     normalize: bool
     float32_precision: str
     given: TileConfig | None
-
-    @classmethod
-    def of_arguments(
-        cls,
-        tensors: tuple[Any, ...],
-        stats: Tensor,
-        normalize: bool,
-        float32_precision: str,
-        config: TileConfig | None,
-    ) -> Problem:
-        """From image_tokens, text_tokens, image_mask, text_mask, text_offsets and max_tokens."""
-        images, texts, image_mask, text_mask, offsets, max_tokens = tensors
-        longest = max_tokens
-        if offsets is None:
-            longest = texts.shape[1]
-        else:
-            texts, offsets = texts.unsqueeze(0), offsets.contiguous()
-        return cls(images, texts, image_mask, text_mask, offsets, longest, stats, normalize, float32_precision, config)
-
-    @property
-    def n_images(self) -> int:
-        return self.images.shape[0]
-
-    @property
-    def n_patches(self) -> int:
-        """Of an image."""
-        return self.images.shape[1]
-
-    @property
-    def n_captions(self) -> int:
-        return self.texts.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
-
-    @property
-    def n_tokens(self) -> int:
-        """Of all captions."""
-        return self.texts.shape[0] * self.texts.shape[1]
 
     @property
     def image_inverse(self) -> Tensor:

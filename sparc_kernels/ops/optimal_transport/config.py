@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -33,12 +32,6 @@ class TiledConfig:
     num_stages: int = 2
     # Pairs are taken in micro-batches whose workspaces fit here: of the order of an L2 cache, and independent of B.
     workspace_bytes: int = 64 * 2**20
-
-    def micro_batches(self, n_pairs: int, floats_per_pair: int) -> Iterator[slice]:
-        """Slices of the batch, as long as each other but for the last, whose workspaces fit."""
-        most = max(1, self.workspace_bytes // (4 * floats_per_pair))
-        step = max(1, -(-n_pairs // max(1, -(-n_pairs // most))))
-        return (slice(first, min(first + step, n_pairs)) for first in range(0, n_pairs, step))
 
 
 Config = PairConfig | TiledConfig

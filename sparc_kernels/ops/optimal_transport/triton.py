@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._dtype import without_autocast
-from sparc_kernels.ops._triton.launch import Launch, Step, capability, cdiv, product_precision, strides, upcast
+from sparc_kernels.ops._triton.launch import (
+    Launch,
+    Step,
+    batch_slices,
+    capability,
+    cdiv,
+    product_precision,
+    strides,
+    upcast,
+)
 from sparc_kernels.ops._triton.products import ProductTiles, product_launch
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.optimal_transport.config import Config, PairConfig, TiledConfig, choose
@@ -163,12 +172,13 @@ class Tiled:
         return self.launch(tiled_gradient_kernel, own["TILES_R"] * own["TILES_D"], c.num_warps, **own)
 
 
-def _micro_batches(
+def _tiled_parts(
     config: TiledConfig, inputs: Inputs, shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[slice, Tiled]]:
     """Parts of the batch, which share one set of workspaces of float32: they run one after the other on one stream."""
     workspaces: Workspaces = {}
-    for pairs in config.micro_batches(inputs.shape[0], sum(map(math.prod, shapes.values()))):
+    pair_bytes = 4 * sum(map(math.prod, shapes.values()))
+    for pairs in batch_slices(inputs.shape[0], pair_bytes, config.workspace_bytes):
         n = pairs.stop - pairs.start
         if not workspaces:
             new = inputs.texts.tokens.new_empty
@@ -199,7 +209,7 @@ def forward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Seq
         return results, [_pair_launch(pair_forward_kernel, inputs, config, **dict(zip(names, wanted)))]
     shapes = _workspaces(inputs) | ({} if config.held else {"p_before": inputs.shape[1:2]})
     steps: list[Step] = []
-    for pairs, tiled in _micro_batches(config, inputs, shapes):
+    for pairs, tiled in _tiled_parts(config, inputs, shapes):
         own: dict[str, Any] = {name: x[pairs] if x.dim() > 1 else None for name, x in zip(names, results)}
         steps += tiled.similarities()
         if config.held:
@@ -226,7 +236,7 @@ def backward_plan(*args: Any, config: Config | None = None) -> tuple[Outputs, Se
     _, l, p, _ = inputs.shape
     shapes = _workspaces(inputs) | {"p_weights": (l, p), "text_shares": (l,), "image_shares": (p,)}
     steps: list[Step] = []
-    for pairs, tiled in _micro_batches(config, inputs, shapes):
+    for pairs, tiled in _tiled_parts(config, inputs, shapes):
         own |= {"p_grad_costs": grad[pairs], "p_potentials": potentials[pairs]}
         steps += tiled.similarities()
         shares = {}

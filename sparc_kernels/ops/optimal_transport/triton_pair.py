@@ -32,6 +32,23 @@ def store_results(
 
 
 @triton.jit
+def cosines(
+    p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """[L, P] of a pair; and of its tokens and its patches what ``inverse_norms`` gives."""
+    b_b, b_b2 = inverse_norms(p_t, o_l, m_l, stride_tl, stride_td, D, BLOCK_D, UPCAST)
+    b_a, b_a2 = inverse_norms(p_v, o_p, m_p, stride_vp, stride_vd, D, BLOCK_D, UPCAST)
+    b_s = rows_product(
+        p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
+    )  # fmt: skip
+    return b_s * b_b[:, None] * b_a[None, :], b_b, b_b2, b_a, b_a2
+
+
+@triton.jit
 def pair_forward_kernel(
     p_images,  # [B, P, D]
     p_texts,  # [B, L, D]
@@ -57,12 +74,9 @@ def pair_forward_kernel(
     m_l = load_mask(p_text_mask, o_b, o_l, L, stride_lb, stride_ll)
     m_p = load_mask(p_image_mask, o_b, o_p, P, stride_pb, stride_pp)
     p_t, p_v = p_texts + o_b * stride_tb, p_images + o_b * stride_vb
-    b_b, _ = inverse_norms(p_t, o_l, m_l, stride_tl, stride_td, D, BLOCK_D, UPCAST)
-    b_a, _ = inverse_norms(p_v, o_p, m_p, stride_vp, stride_vd, D, BLOCK_D, UPCAST)
-    b_s = rows_product(
+    b_s, _, _, _, _ = cosines(
         p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
     )  # fmt: skip
-    b_s = b_s * b_b[:, None] * b_a[None, :]
     b_f, b_g = iterate(b_s, m_l, m_p, p_beta, ITERATIONS, PROXIMAL)
     t = steepness(p_beta, ITERATIONS, PROXIMAL)
     store_results(p_costs, p_potentials, p_plan, b_s, b_f, b_g, t, o_b, o_l, o_p, m_l, m_p, L, P)
@@ -129,12 +143,9 @@ def pair_backward_kernel(
     m_l = load_mask(p_text_mask, o_b, o_l, L, stride_lb, stride_ll)
     m_p = load_mask(p_image_mask, o_b, o_p, P, stride_pb, stride_pp)
     p_t, p_v = p_texts + o_b * stride_tb, p_images + o_b * stride_vb
-    b_b, b_b2 = inverse_norms(p_t, o_l, m_l, stride_tl, stride_td, D, BLOCK_D, UPCAST)
-    b_a, b_a2 = inverse_norms(p_v, o_p, m_p, stride_vp, stride_vd, D, BLOCK_D, UPCAST)
-    b_s = rows_product(
+    b_s, b_b, b_b2, b_a, b_a2 = cosines(
         p_t, p_v, o_l, o_p, m_l, m_p, stride_tl, stride_td, stride_vp, stride_vd, D, BLOCK_D, PRECISION, UPCAST
     )  # fmt: skip
-    b_s = b_s * b_b[:, None] * b_a[None, :]
     p_pair = p_potentials + o_b * (L + P)
     b_f = tl.load(p_pair + o_l, mask=m_l, other=0.0)
     b_g = tl.load(p_pair + L + o_p, mask=m_p, other=0.0)

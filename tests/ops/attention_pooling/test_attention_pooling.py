@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -261,13 +260,6 @@ def test_strides(backend: str) -> None:
         torch.testing.assert_close(found, expected)
         for one, other in zip(gradients(found, problem, leaves), grads):
             torch.testing.assert_close(one, other)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @needs_cpu_half

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -265,13 +264,6 @@ def test_strides(layout: str, backend: str) -> None:
     torch.testing.assert_close(scores[0], scores[1])
     grads = [grads_of(x, problem, given) for x, given in zip(scores, (leaves, plain))]
     torch.testing.assert_close(*grads)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @needs_cpu_half

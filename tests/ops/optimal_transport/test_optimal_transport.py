@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -231,13 +230,6 @@ def test_strides(backend: str) -> None:
     distance = sk.optimal_transport_distance(*leaves, **masks, backend=backend)
     grads = torch.autograd.grad((distance * problem.upstream.to(distance)).sum(), leaves)
     torch.testing.assert_close([distance.detach(), *grads], plain)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @needs_cpu_half
