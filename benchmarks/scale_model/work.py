@@ -14,7 +14,7 @@ from benchmarks.scale_model.problem import BACKWARD, FORWARD, PHASES, SIGMOID, S
 LEAST_ROWS = 16
 # Of sparc_kernels/ops/contrastive/config.py: the gradient operand G is made in chunks of rows, partial results of the
 # forward pass, both within a budget.
-WORKSPACE, PARTIALS = 256 * 2**20, 64 * 2**20
+WORKSPACE, PARTIALS = 512 * 2**20, 64 * 2**20
 # Numbers kept per row and per column between forward and backward, bytes of an id, and numbers kept per pair of the
 # rank by the composition (tests/benchmarks/test_scale_model.py counts what is kept).
 KEPT, ID, OF_PAIRS = 4, 8, 10

@@ -28,7 +28,7 @@ class TileConfig:
     # A forward pass leaves a few numbers per row and run of columns, and per column and run of rows.
     partial_bytes: int = 64 * 2**20
     # The gradient operand G is made in chunks of rows that fit here.
-    workspace_bytes: int = 256 * 2**20
+    workspace_bytes: int = 512 * 2**20
     # Supertiles grow until there are no more programs: 24 for each of 132 multiprocessors, whose last round then costs
     # 4 % at most.
     most_programs: int = 24 * 132
