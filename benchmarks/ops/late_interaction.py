@@ -35,6 +35,24 @@ def _unmasked(case: Case) -> str | None:
     return None if case.labels["captions"] == "full" else "measured without masks"
 
 
+# Both round float32 to float16 for the products, and late_interaction_kernels in gradients too.
+IN_HALF = {"float32": "float16"}
+
+
+def _late_interaction_kernels(module: Any) -> MaxSim:
+    return module.maxsim
+
+
+def _flash_maxsim(module: Any) -> MaxSim:
+    def scores(queries: Tensor, documents: Tensor) -> Tensor:
+        trains = torch.is_grad_enabled()
+        found = (module.flash_maxsim_batched_train if trains else module.flash_maxsim_batched)(queries, documents)
+        assert isinstance(found, Tensor)
+        return found
+
+    return scores
+
+
 def _peer(package: str, scores_of: Callable[[Any], MaxSim], both: bool) -> Provider:
     """A loss of a package's MaxSim, of captions as queries, and with ``both`` also of images as queries."""
 
@@ -50,14 +68,14 @@ def _peer(package: str, scores_of: Callable[[Any], MaxSim], both: bool) -> Provi
 
         return loss
 
-    note = "its MaxSim of normalised embeddings, called once for each direction, and two cross-entropies."
-    return peer(package, op_of, refuses=_unmasked, takes_part=one_size, note=note)
+    note = "its MaxSim of normalised embeddings and a cross-entropy, for each direction that the loss has."
+    return peer(package, op_of, refuses=_unmasked, takes_part=one_size, note=note, inside=IN_HALF)
 
 
 def _peers(both: bool) -> tuple[Provider, ...]:
     return (
-        _peer("late_interaction_kernels", lambda module: module.maxsim, both),
-        _peer("flash_maxsim", lambda module: module.flash_maxsim_batched_train, both),
+        _peer("late_interaction_kernels", _late_interaction_kernels, both),
+        _peer("flash_maxsim", _flash_maxsim, both),
     )
 
 

@@ -39,6 +39,19 @@ def test_a_peers_scores_become_the_same_loss(op: LateInteraction, name: str, mon
     assert not torch.allclose(theirs(x), op.definition(op.draw(case, CPU, seed=1), torch.float64))
 
 
+def test_without_gradients_a_peer_is_called_as_in_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(flash_maxsim_batched_train=maxsim, flash_maxsim_batched=lambda *x: 2 * maxsim(*x))
+    monkeypatch.setattr("importlib.import_module", lambda asked: module)
+    op = next(op for op in OPS if op.name == "maxsim")
+    case = small(op)
+    theirs, x = providers(op)["flash_maxsim"].build(case), op.draw(case, CPU)
+    with torch.no_grad():
+        doubled = theirs(x)
+    assert not torch.allclose(doubled, theirs(x))
+    x.scale.mul_(2)
+    torch.testing.assert_close(doubled, theirs(x))
+
+
 @each_op
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_says_why_it_does_not_run(op: LateInteraction, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
