@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -43,6 +44,10 @@ def _late_interaction_kernels(module: Any) -> MaxSim:
     return module.maxsim
 
 
+def _normalizing(module: Any) -> MaxSim:
+    return partial(module.maxsim, normalize=True)
+
+
 def _flash_maxsim(module: Any) -> MaxSim:
     def scores(queries: Tensor, documents: Tensor) -> Tensor:
         trains = torch.is_grad_enabled()
@@ -53,14 +58,17 @@ def _flash_maxsim(module: Any) -> MaxSim:
     return scores
 
 
-def _peer(package: str, scores_of: Callable[[Any], MaxSim], both: bool) -> Provider:
-    """A loss of a package's MaxSim, of captions as queries, and with ``both`` also of images as queries."""
+def _peer(package: str, scores_of: Callable[[Any], MaxSim], both: bool, normalizes: bool = False) -> Provider:
+    """A loss of a package's MaxSim, of captions as queries, and with ``both`` also of images as queries.
+
+    ``normalizes``: its MaxSim takes embeddings of any length.
+    """
 
     def op_of(module: Any) -> Function:
         scores = scores_of(module)
 
         def loss(x: PairInputs) -> Tensor:
-            images, texts = F.normalize(x.first, dim=-1), F.normalize(x.second, dim=-1)
+            images, texts = (x.first, x.second) if normalizes else (F.normalize(y, dim=-1) for y in (x.first, x.second))
             by_text = cross_entropy(x.scale * scores(texts, images) / texts.shape[1])
             if not both:
                 return by_text
@@ -68,13 +76,16 @@ def _peer(package: str, scores_of: Callable[[Any], MaxSim], both: bool) -> Provi
 
         return loss
 
-    note = "its MaxSim of normalised embeddings and a cross-entropy, for each direction that the loss has."
-    return peer(package, op_of, refuses=_unmasked, takes_part=one_size, note=note, inside=IN_HALF)
+    how = "its MaxSim, which normalises by itself" if normalizes else "its MaxSim of normalised embeddings"
+    note = f"{how}, and a cross-entropy, for each direction that the loss has."
+    found = peer(package, op_of, refuses=_unmasked, takes_part=one_size, note=note, inside=IN_HALF)
+    return replace(found, name=f"{package}_normalizing", label=f"{package}, normalizing") if normalizes else found
 
 
 def _peers(both: bool) -> tuple[Provider, ...]:
     return (
         _peer("late_interaction_kernels", _late_interaction_kernels, both),
+        _peer("late_interaction_kernels", _normalizing, both, normalizes=True),
         _peer("flash_maxsim", _flash_maxsim, both),
     )
 

@@ -30,7 +30,7 @@ INTRODUCTION = """# Benchmarks
 Written by `make benchmark-report` from the files in `benchmarks/results/`; edits here are lost.
 
     python -m benchmarks.run --suite {0} --out benchmarks/results/<device>/{0}.json
-    python -m benchmarks.run --suite sigmoid --where batch=16384 --out results.json      # some of its rows
+    python -m benchmarks.run --suite {0} --where batch=1024 --out results.json      # some of its rows
     make gpu-check OUT=<folder>       # a machine with a GPU and no network: tests, sanitizer, counters, every suite
 
 `make gpu-check` takes `WHEEL=dist/<wheel>` (else it builds the library there, which needs nvcc), `PART=tests`,

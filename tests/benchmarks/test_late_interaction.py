@@ -16,6 +16,7 @@ from benchmarks.ops import _all_pairs
 from benchmarks.ops.late_interaction import OPS, LateInteraction
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+RAW = "late_interaction_kernels_normalizing"
 PEERS = {"late_interaction_kernels": "maxsim", "flash_maxsim": "flash_maxsim_batched_train"}
 each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
@@ -25,12 +26,14 @@ def small(op: LateInteraction, **changes: Any) -> Case:
     return op.case("late_interaction", **shape | changes)
 
 
-def maxsim(queries: Tensor, documents: Tensor) -> Tensor:  # [N, Lq, D], [M, Ld, D]: [N, M]
+def maxsim(queries: Tensor, documents: Tensor, normalize: bool = False) -> Tensor:  # [N, Lq, D], [M, Ld, D]: [N, M]
+    if normalize:
+        queries, documents = (side / side.norm(dim=-1, keepdim=True) for side in (queries, documents))
     return torch.einsum("nqd,mkd->nmqk", queries, documents).amax(3).sum(2)
 
 
 @each_op
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", [*PEERS, RAW])
 def test_a_peers_scores_become_the_same_loss(op: LateInteraction, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.import_module", lambda asked: SimpleNamespace(**{PEERS[asked]: maxsim}))
     case = small(op)

@@ -164,7 +164,7 @@ def test_an_incomplete_file_is_refused(tmp_path: Path, fault: str) -> None:
 @pytest.mark.parametrize("name", suites())
 def test_plans_name_their_suite_and_survive_a_file(name: str, device: str, quick: bool) -> None:
     plans = suites()[name].plans(torch.device(device), quick)
-    assert plans
+    assert plans or (name == "peers" and device == "cpu" and not quick), "what others publish needs a GPU"
     for plan in plans:
         assert plan.case.suite == name
         assert case_of(json.loads(json.dumps(plan.case.to_dict()))) == plan.case
