@@ -13,9 +13,10 @@ import time
 import warnings
 from pathlib import Path
 
+from benchmarks.measure.case import Case
 from benchmarks.measure.harness import QUIET, Context, Row, release
 from benchmarks.measure.machine import pick_device, sources_digest
-from benchmarks.measure.registry import all_providers, suites
+from benchmarks.measure.registry import all_providers, ops, suites
 from benchmarks.measure.results import ResultFile, settled
 from benchmarks.measure.suite import Plan, Suite
 
@@ -37,19 +38,40 @@ def line(row: Row) -> str:
     return " | ".join(parts)
 
 
+def matches(case: Case, wanted: dict[str, list[str]]) -> bool:
+    """Whether a case has, under each name, one of the values."""
+    values = case.to_dict()
+    return all(str(values.get(name, "")) in some for name, some in wanted.items())
+
+
+def conditions(given: list[str]) -> dict[str, list[str]]:
+    """``name=value,value`` to the values of each name."""
+    known = {name for op in ops().values() for name in (*op.axes, *op.labels)} | {*Case.__dataclass_fields__, "op"}
+    found = {}
+    for text in given:
+        name, equals, values = text.partition("=")
+        if not equals or name not in known - {"sizes", "labels"}:
+            raise ValueError(f"--where takes name=value[,value], names as in result files, got {text!r}")
+        found[name] = values.split(",")
+    return found
+
+
 def ours_failed(row: Row) -> bool:
     """Whether a backend that says it serves did not."""
     return any(record["kind"] == "ours" and "failed" in record for record in row["contenders"].values())
 
 
-def measure_suite(suite: Suite, context: Context, out: Path, improve: bool) -> tuple[int, int]:
+def measure_suite(
+    suite: Suite, context: Context, out: Path, improve: bool, wanted: dict[str, list[str]] | None = None
+) -> tuple[int, int]:
     """Measures what is missing in order of importance until the budget ends: rows left out, rows that failed."""
     file = ResultFile(out, suite.name, improve)
     sources = sources_digest(context.device.type)
-    plans = suite.plans(context.device, context.quick)
+    plans = [plan for plan in suite.plans(context.device, context.quick) if matches(plan.case, wanted or {})]
     failed = 0
     for place, plan in enumerate(plans):
-        if settled(file.get(plan.case), sources, QUIET, plan.compiled):
+        compiled = tuple(name for name in plan.compiled if name not in context.without)
+        if settled(file.get(plan.case), sources, QUIET, compiled):
             continue
         if context.out_of_time():
             print(f"{suite.name}: the budget is used up, {len(plans) - place} of {len(plans)} rows left", flush=True)
@@ -82,6 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suite", nargs="+", choices=[*known, "all"], default=["all"])
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write, after every row")
+    parser.add_argument(
+        "--where", nargs="+", default=[], metavar="NAME=VALUE[,VALUE]", help="these rows alone: batch=1024 op=sigmoid"
+    )
     parser.add_argument("--quick", action="store_true", help="few and tiny cases: a rehearsal, not a measurement")
     parser.add_argument("--budget", type=float, help="begin no row that would pass this many seconds")
     parser.add_argument("--improve", action="store_true", help="keep quiet rows of the same sources")
@@ -93,6 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # the compiler's, about itself
+    try:
+        wanted = conditions(options.where)
+    except ValueError as error:
+        parser.error(str(error))
     device = pick_device(options.device)
     default = 0.2 if options.quick else 2.0 if device.type == "cuda" else 8.0
     context = Context(
@@ -106,7 +135,10 @@ def main(arguments: list[str] | None = None) -> int:
         commit=options.commit,
     )
     names = known if "all" in options.suite else options.suite
-    failed = sum(measure_suite(known[name], context, options.out, options.improve)[1] for name in names)
+    plans = (plan for name in names for plan in known[name].plans(device, options.quick))
+    if not any(matches(plan.case, wanted) for plan in plans):
+        parser.error(f"no row of {', '.join(names)} has {' '.join(options.where)}")
+    failed = sum(measure_suite(known[name], context, options.out, options.improve, wanted)[1] for name in names)
     if failed:
         print(f"{failed} rows in which a kernel of ours failed, or nothing could be measured", flush=True)
     return int(failed > 0)

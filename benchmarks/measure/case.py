@@ -114,6 +114,7 @@ class Provider:
     Every kind but ``floor`` computes the op and is held to the definition before it is timed; a floor is a part of the
     work and nothing else. ``takes_part`` is False where the provider has nothing to do with the case, which is not
     worth a line of a report. ``label`` heads its column of a report (empty: it has none), ``note`` explains it there.
+    ``inside``: the precision it computes in, by the dtype of its inputs, where it is another one.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Provider:
     takes_part: Callable[[Case, torch.device], bool] = lambda case, device: True
     label: str = ""
     note: str = ""
+    inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Op(ABC):

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.measure import machine, memory
 from benchmarks.measure.case import Case, Function, Inputs, Provider, floor_milliseconds
-from benchmarks.measure.parity import Truth, assert_parity, run
+from benchmarks.measure.parity import Truth, allowed, assert_parity, run
 from benchmarks.measure.providers import providers, select
 from benchmarks.measure.timing import graph_times, interleaved, quantiles, ratio
 from sparc_kernels import _dispatch
@@ -126,7 +126,9 @@ def prepare(
             if provider.kind == "floor":
                 op(inputs)
             else:
-                distances = assert_parity(op, case, inputs, provider.kind == "ours", truth)
+                ours, precision = provider.kind == "ours", provider.inside.get(case.dtype, case.dtype)
+                record |= {"computes_in": precision, "allowed": allowed(ours, precision)}
+                distances = assert_parity(op, case, inputs, ours, truth, precision)
                 record["parity"] = {name: float(f"{value:.2g}") for name, value in distances.items()}
             ops[provider.name] = op
         except Exception as error:  # out of memory, a wrong result, a compiler's own: the row says so

@@ -46,6 +46,7 @@ class PeakResidentMemory:
 
 def gpu_peak(op: Function, case: Case, inputs: Inputs) -> int:
     """After a first call, so that workspaces which a library keeps for good are not counted."""
+    gc.collect()  # what is freed meanwhile would hide a rise
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -43,10 +43,11 @@ def peer(
     part: str = "",
     gpu: bool = True,
     note: str = "",
+    inside: Mapping[str, str] | None = None,
 ) -> Provider:
     """What ``op_of`` makes of a package (of its module ``part`` alone) that others publish.
 
-    ``gpu``: its kernels run nowhere else. ``refuses``: why it cannot serve a case.
+    ``gpu``: its kernels run nowhere else. ``refuses``: why it cannot serve a case. ``inside``: as a provider's.
     """
 
     def reason(case: Case, device: torch.device) -> str | None:
@@ -61,4 +62,4 @@ def peer(
         assert module is not None
         return op_of(module)
 
-    return Provider(package, "peer", build, reason, takes_part, package, note)
+    return Provider(package, "peer", build, reason, takes_part, package, note, inside or {})

@@ -56,7 +56,7 @@ def interleaved(
                 once = one_call(function, device)
         calls[name] = min(50, max(1, math.ceil(GPU_SAMPLE / once)))
     start = time.perf_counter()
-    for done in range(most):
+    for done in range(most if names else 0):
         if done >= least and time.perf_counter() - start > seconds:
             break
         shift = done % len(names)

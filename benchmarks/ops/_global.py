@@ -143,13 +143,14 @@ def _peer(
     refuses: Callable[[Case], str | None] = lambda case: None,
     part: str = "",
     gpu: bool = True,
+    **options: Any,
 ) -> Provider:
-    """A loss of normalised images and texts that others publish."""
+    """A loss of normalised images and texts that others publish. ``options``: as a peer's."""
 
     def op_of(module: Any) -> Function:
         return of_normalised(loss_of(module))
 
-    return peer(package, op_of, refuses=refuses, takes_part=one_size, part=part, gpu=gpu)
+    return peer(package, op_of, refuses=refuses, takes_part=one_size, part=part, gpu=gpu, **options)
 
 
 def _width(case: Case) -> str | None:
@@ -157,9 +158,26 @@ def _width(case: Case) -> str | None:
 
 
 OPEN_CLIP = {name: _peer("open_clip", _open_clip(name), part="loss", gpu=False) for name in ("ClipLoss", "SigLipLoss")}
-INF_CL = _peer("inf_cl", _inf_cl, _width)
-CUT_CROSS_ENTROPY = _peer("cut_cross_entropy", _cut_cross_entropy)
-SIGLIP_KERNEL = _peer("siglip_kernel", _siglip_kernel)
+INF_CL = _peer(
+    "inf_cl",
+    _inf_cl,
+    _width,
+    inside={"bfloat16": "tfloat32", "float16": "tfloat32", "float32": "tfloat32"},
+    note="its InfoNCE of normalised embeddings, called once for each direction; products in TF32, whatever the dtype.",
+)
+CUT_CROSS_ENTROPY = _peer(
+    "cut_cross_entropy",
+    _cut_cross_entropy,
+    lambda case: "its backward takes half precision alone" if case.dtype == "float32" and case.mode == BOTH else None,
+    note="its linear cross-entropy of normalised embeddings, called once for each direction, with its default filter, "
+    "which leaves out of the gradients what is below 1/4096 in a whole tile (bfloat16).",
+)
+SIGLIP_KERNEL = _peer(
+    "siglip_kernel",
+    _siglip_kernel,
+    note="its loss of normalised embeddings by the way that it takes by itself; the gradients are computed in its "
+    "forward pass, of scale and bias too.",
+)
 
 
 # Providers that each of the losses has

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -35,14 +36,39 @@ def _unmasked(case: Case) -> str | None:
     return None if case.labels["captions"] == "full" else "measured without masks"
 
 
-def _peer(package: str, scores_of: Callable[[Any], MaxSim], both: bool) -> Provider:
-    """A loss of a package's MaxSim, of captions as queries, and with ``both`` also of images as queries."""
+# Both round float32 to float16 for the products, and late_interaction_kernels in gradients too.
+IN_HALF = {"float32": "float16"}
+
+
+def _late_interaction_kernels(module: Any) -> MaxSim:
+    return module.maxsim
+
+
+def _normalizing(module: Any) -> MaxSim:
+    return partial(module.maxsim, normalize=True)
+
+
+def _flash_maxsim(module: Any) -> MaxSim:
+    def scores(queries: Tensor, documents: Tensor) -> Tensor:
+        trains = torch.is_grad_enabled()
+        found = (module.flash_maxsim_batched_train if trains else module.flash_maxsim_batched)(queries, documents)
+        assert isinstance(found, Tensor)
+        return found
+
+    return scores
+
+
+def _peer(package: str, scores_of: Callable[[Any], MaxSim], both: bool, normalizes: bool = False) -> Provider:
+    """A loss of a package's MaxSim, of captions as queries, and with ``both`` also of images as queries.
+
+    ``normalizes``: its MaxSim takes embeddings of any length.
+    """
 
     def op_of(module: Any) -> Function:
         scores = scores_of(module)
 
         def loss(x: PairInputs) -> Tensor:
-            images, texts = F.normalize(x.first, dim=-1), F.normalize(x.second, dim=-1)
+            images, texts = (x.first, x.second) if normalizes else (F.normalize(y, dim=-1) for y in (x.first, x.second))
             by_text = cross_entropy(x.scale * scores(texts, images) / texts.shape[1])
             if not both:
                 return by_text
@@ -50,14 +76,17 @@ def _peer(package: str, scores_of: Callable[[Any], MaxSim], both: bool) -> Provi
 
         return loss
 
-    note = "its MaxSim of normalised embeddings, called once for each direction, and two cross-entropies."
-    return peer(package, op_of, refuses=_unmasked, takes_part=one_size, note=note)
+    how = "its MaxSim, which normalises by itself" if normalizes else "its MaxSim of normalised embeddings"
+    note = f"{how}, and a cross-entropy, for each direction that the loss has."
+    found = peer(package, op_of, refuses=_unmasked, takes_part=one_size, note=note, inside=IN_HALF)
+    return replace(found, name=f"{package}_normalizing", label=f"{package}, normalizing") if normalizes else found
 
 
 def _peers(both: bool) -> tuple[Provider, ...]:
     return (
-        _peer("late_interaction_kernels", lambda module: module.maxsim, both),
-        _peer("flash_maxsim", lambda module: module.flash_maxsim_batched_train, both),
+        _peer("late_interaction_kernels", _late_interaction_kernels, both),
+        _peer("late_interaction_kernels", _normalizing, both, normalizes=True),
+        _peer("flash_maxsim", _flash_maxsim, both),
     )
 
 

@@ -30,6 +30,7 @@ INTRODUCTION = """# Benchmarks
 Written by `make benchmark-report` from the files in `benchmarks/results/`; edits here are lost.
 
     python -m benchmarks.run --suite {0} --out benchmarks/results/<device>/{0}.json
+    python -m benchmarks.run --suite {0} --where batch=1024 --out results.json      # some of its rows
     make gpu-check OUT=<folder>       # a machine with a GPU and no network: tests, sanitizer, counters, every suite
 
 `make gpu-check` takes `WHEEL=dist/<wheel>` (else it builds the library there, which needs nvcc), `PART=tests`,
@@ -39,7 +40,8 @@ no history. Its `results.json` goes to `benchmarks/results/<device>/`. `DRY=1` r
 How each row was measured:
 
 - **Parity first.** Every contender's loss and gradients are compared with the eager definition in float32 before it
-  is timed; one that computes something else is not timed and stands under "did not run".
+  is timed; one that computes something else is not timed and stands under "did not run". How far it may be off depends
+  on the precision that it computes in; the result files say how far it is, and what was allowed.
 - **In turns.** All contenders of a row run in one process, one after the other, round after round, after a warm-up.
   Times are medians with the 20th and 80th percentile; ratios are medians of the ratios within rounds. `compile` is
   `torch.compile` of the eager definition, which computes in the embeddings' dtype, as `eager` does.

@@ -67,8 +67,27 @@ def lost_to(row: Row) -> list[str]:
     ]
 
 
+def lost_when_called(row: Row) -> list[str]:
+    """Contenders that lose by the devices' own times and win where the time of the calls from Python counts."""
+    named = {name: label for name, label in rivals().items() if row["contenders"].get(name, {}).get("kind") != "floor"}
+    ratios = {label: row["contenders"].get(name, {}).get("over_ours", 1) for name, label in named.items()}
+    return [label for label, ratio in ratios.items() if ratio < 1 and label not in lost_to(row)]
+
+
+def smaller_peers(row: Row) -> list[str]:
+    """Packages of others that take less memory."""
+    ours = row["contenders"].get(row["ours"] or "", {}).get("memory_bytes", 0)
+    return [
+        f"{rivals().get(name, name)} {memory_cell(row, name)}"
+        for name, record in row["contenders"].items()
+        if record["kind"] == "peer" and record.get("memory_bytes", ours) < ours
+    ]
+
+
 def remarks(row: Row) -> str:
     parts = [f"**loses to {', '.join(lost)}**"] if (lost := lost_to(row)) else []
+    parts += [f"**called from Python, loses to {', '.join(lost)}**"] if (lost := lost_when_called(row)) else []
+    parts += [f"less MB: {', '.join(smaller)}"] if (smaller := smaller_peers(row)) else []
     others = row.get("machine_used_by_others") or 0
     if others >= QUIET:
         parts.append(f"busy {100 * others:.0f} %")

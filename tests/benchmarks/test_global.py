@@ -129,9 +129,13 @@ def test_peers_say_why_they_do_not_run(op: contrastive.Global, monkeypatch: pyte
         assert providers(op)[name].reason(case, GPU) == f"{name} is not installed"
         monkeypatch.setattr(importlib.util, "find_spec", lambda asked: object())
         assert providers(op)[name].reason(case, CPU) == "its kernels need a GPU"
-        refused = providers(op)[name].reason(case, GPU)
+        refused = providers(op)[name].reason(case.but(mode=FORWARD), GPU)
         assert refused == ("it takes multiples of 256 channels" if name == "inf_cl" else None)
-        assert providers(op)[name].reason(small(op, channels=768), GPU) is None
+        wide = small(op, channels=768)
+        refused = providers(op)[name].reason(wide, GPU)
+        assert refused == ("its backward takes half precision alone" if name == "cut_cross_entropy" else None)
+        for served in (wide.but(dtype="bfloat16"), wide.but(mode=FORWARD)):
+            assert providers(op)[name].reason(served, GPU) is None
     monkeypatch.setattr(importlib.util, "find_spec", find)
     assert part_of("no_such_package", "loss") is None
 

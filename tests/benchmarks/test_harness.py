@@ -59,6 +59,27 @@ def _wrong(case: Case, fault: str) -> Provider:
     return Provider("wrong", "ours", lambda case: op)
 
 
+@pytest.mark.parametrize(
+    ("inside", "served"), [({}, False), ({"float32": "float16"}, True), ({"float16": "bfloat16"}, False)]
+)
+def test_a_peer_is_held_to_the_precision_it_computes_in(
+    inside: dict[str, str], served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rounds its inputs to float16; the row says what was allowed."""
+
+    def rounded(x: PairInputs) -> Tensor:
+        halves = dataclasses.replace(x, first=x.first.half().float(), second=x.second.half().float())
+        return defined(FINE_GRAINED, torch.float32)(halves)
+
+    peer = Provider("rounds", "peer", lambda case: rounded, inside=inside)
+    monkeypatch.setattr(harness, "select", lambda *_: [peer])
+    row = measure(SMALL, Context(CPU, seconds=0.01, quick=True, memory=False), ())
+    record = row["contenders"]["rounds"]
+    assert ("ms" in record) == served
+    assert ("ParityError" in record.get("failed", "")) != served
+    assert (record["computes_in"], record["allowed"]) == (("float16", 0.1) if served else ("float32", 1e-4))
+
+
 @pytest.mark.parametrize("fault", ["value", "nan", "gradient"])
 def test_parity_refuses_a_wrong_provider(fault: str) -> None:
     with pytest.raises(ParityError):

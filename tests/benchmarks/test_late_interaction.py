@@ -16,6 +16,7 @@ from benchmarks.ops import _all_pairs
 from benchmarks.ops.late_interaction import OPS, LateInteraction
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+RAW = "late_interaction_kernels_normalizing"
 PEERS = {"late_interaction_kernels": "maxsim", "flash_maxsim": "flash_maxsim_batched_train"}
 each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
@@ -25,18 +26,33 @@ def small(op: LateInteraction, **changes: Any) -> Case:
     return op.case("late_interaction", **shape | changes)
 
 
-def maxsim(queries: Tensor, documents: Tensor) -> Tensor:  # [N, Lq, D], [M, Ld, D]: [N, M]
+def maxsim(queries: Tensor, documents: Tensor, normalize: bool = False) -> Tensor:  # [N, Lq, D], [M, Ld, D]: [N, M]
+    if normalize:
+        queries, documents = (side / side.norm(dim=-1, keepdim=True) for side in (queries, documents))
     return torch.einsum("nqd,mkd->nmqk", queries, documents).amax(3).sum(2)
 
 
 @each_op
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", [*PEERS, RAW])
 def test_a_peers_scores_become_the_same_loss(op: LateInteraction, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.import_module", lambda asked: SimpleNamespace(**{PEERS[asked]: maxsim}))
     case = small(op)
     theirs, x = providers(op)[name].build(case), op.draw(case, CPU)
     torch.testing.assert_close(theirs(x), op.definition(x, torch.float64))
     assert not torch.allclose(theirs(x), op.definition(op.draw(case, CPU, seed=1), torch.float64))
+
+
+def test_without_gradients_a_peer_is_called_as_in_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(flash_maxsim_batched_train=maxsim, flash_maxsim_batched=lambda *x: 2 * maxsim(*x))
+    monkeypatch.setattr("importlib.import_module", lambda asked: module)
+    op = next(op for op in OPS if op.name == "maxsim")
+    case = small(op)
+    theirs, x = providers(op)["flash_maxsim"].build(case), op.draw(case, CPU)
+    with torch.no_grad():
+        doubled = theirs(x)
+    assert not torch.allclose(doubled, theirs(x))
+    x.scale.mul_(2)
+    torch.testing.assert_close(doubled, theirs(x))
 
 
 @each_op

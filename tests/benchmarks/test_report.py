@@ -82,6 +82,21 @@ def test_the_backend_that_auto_leaves_is_shown_too() -> None:
     assert "**loses to triton**" in text
 
 
+def test_a_row_lost_in_calls_or_in_memory_says_so() -> None:
+    row = _row_with_rival(0.9)
+    contenders = row["contenders"]
+    assert isinstance(contenders, dict)
+    assert "called from Python" not in tables.remarks(row), (
+        "where only the calls were timed, the row is lost as a whole"
+    )
+    for name, ms in (("cpu", 0.5), ("compile", 0.6)):
+        contenders[name]["graph_ms"] = {"p20": ms, "p50": ms, "p80": ms}
+    assert tables.remarks(row).startswith("**called from Python, loses to compile**")
+    contenders["cpu"]["memory_bytes"] = 3_000_000
+    contenders["flash_maxsim"] = contenders["compile"] | {"kind": "peer", "over_ours": 1.2, "memory_bytes": 2_000_000}
+    assert "less MB: flash_maxsim 2.0" in tables.remarks(row)
+
+
 def test_a_busy_row_is_marked() -> None:
     row = fake_row(CASE, others=0.4)
     assert "busy 40 %" in report.document({"device": [row]}, set())

@@ -1,8 +1,8 @@
 """Every kernel once on small shapes, forward and backward: what ``compute-sanitizer`` watches.
 
 Functions as people call them, then each registered op, at its largest sizes, with everything that is optional.
-``python -m tools.gpu_check.sanitizer_target [--backends cuda]`` prints a line per backend, function or op, dtype and
-sizes; with no GPU it takes the CPU backend, as a rehearsal.
+``python -m tools.gpu_check.sanitizer_target [--backends cuda] [--share I N]`` prints a line per backend, function or
+op, dtype and sizes; with no GPU it takes the CPU backend, as a rehearsal.
 """
 
 from __future__ import annotations
@@ -52,17 +52,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     every = ("cuda", "triton") if device.type == "cuda" else ("cpu",)
     parser.add_argument("--backends", nargs="+", choices=every, default=every)
-    backends = parser.parse_args(arguments).backends
+    parser.add_argument(
+        "--share", nargs=2, type=int, default=(0, 1), metavar=("I", "N"), help="every N-th call from the I-th on"
+    )
+    options = parser.parse_args(arguments)
+    first, step = options.share
+    if not 0 <= first < step:
+        parser.error(f"--share takes I and N with 0 <= I < N, got {first} and {step}")
     served = 0
     calls = []
     for room in rooms():
-        for backend in backends:
+        for backend in options.backends:
             for dtype in room.dtypes.get(backend, ()):
                 where = (backend, device, dtype)
                 shapes = ({}, *room.sizes)
                 calls += [(each.name, partial(call, room, each), where, x) for each in room.entries for x in shapes]
                 calls += [(op.name, partial(call_op, room, op), where, shapes[-1]) for op in room.ops]
-    for name, made, where, sizes in calls:
+    for name, made, where, sizes in calls[first::step]:
         line = f"{where[0]} {name} {where[2]} {dict(sizes)}"
         try:
             made(*where, sizes)
