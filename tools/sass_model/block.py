@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,6 +34,11 @@ class Trace:
     sectors: dict[int, int]
     lanes: dict[int, int]
     block_barriers: int
+    # of an outline, by place: columns of 128 x N x 16 that tcgen05 multiplies; branches on what is unknown, accesses to
+    # unknown places
+    tensor_work: dict[int, float] = field(default_factory=dict)
+    guessed: dict[int, int] = field(default_factory=dict)
+    unplaced: dict[int, int] = field(default_factory=dict)
 
     @functools.cached_property
     def loops(self) -> list[Loop]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,17 @@ class Launch:
     shape: Shape
     chunk: int  # 0 on the tiled path
     stages: int
-    grid: int
+    blocks: int  # that the batch needs; a block that goes on to the next pair is as many as it has pairs
+    at_once: int  # of them on the chip
     shared_bytes: int
-    trace: Trace
+    registers: int  # of a thread
+    trace: Trace  # of one block
     memory: Global
+    kernel: str
+
+    def more(self, blocks: int) -> Launch:
+        """The same for another part of the batch."""
+        return replace(self, blocks=self.blocks + blocks)
 
 
 def bfloat16(numbers: Lanes) -> Lanes:
@@ -194,14 +201,17 @@ def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, pa
     trace = Block(found.code, memory, plan["shared_bytes"], bytes(constants) + found.constants).run()
     blocks = 1 if path == "pair" else 2  # of a multiprocessor: csrc/pairs/launch_plan.h
     return Launch(
-        op,
-        path,
-        backward,
-        shape,
-        plan.get("chunk", 0),
-        plan.get("stages", 0),
-        min(chip.pairs, blocks * chip.multiprocessors),
-        plan["shared_bytes"],
-        trace,
-        memory,
+        op=op,
+        path=path,
+        backward=backward,
+        shape=shape,
+        chunk=plan.get("chunk", 0),
+        stages=plan.get("stages", 0),
+        blocks=chip.pairs,
+        at_once=min(chip.pairs, blocks * chip.multiprocessors),
+        shared_bytes=plan["shared_bytes"],
+        registers=found.registers,
+        trace=trace,
+        memory=memory,
+        kernel=found.name,
     )

@@ -21,23 +21,26 @@ from tools.sass_model.memory import SECTOR, Lanes
 SCHEDULERS = 4  # warp w is taken to belong to scheduler w % 4, as arXiv 1804.06826 found on Volta
 
 CLASSES = {
-    "tensor": ("HMMA",),
-    "ldmatrix": ("LDSM",),
-    "shared": ("LDS", "STS"),
+    "tensor": ("HMMA", "HGMMA"),
+    "ldmatrix": ("LDSM", "STSM"),
+    "shared": ("LDS", "STS", "ATOMS", "LDTM", "STTM"),
     "copy": ("LDGSTS",),
-    "global": ("LDG", "STG", "LD"),
+    "global": ("LDG", "STG", "LD", "ATOMG", "RED"),
     "local": ("LDL", "STL"),
-    "exchange": ("SHFL", "VOTE"),
-    "special": ("MUFU", "F2F", "F2I", "I2F", "POPC"),
-    "float": ("FADD", "FMUL", "FFMA", "FMNMX", "FSET", "FCHK", "F2FP", "I2FP"),
+    "exchange": ("SHFL", "VOTE", "REDUX", "ELECT"),
+    "special": ("MUFU", "F2F", "F2I", "I2F", "POPC", "FLO", "BREV"),
+    "float": (
+        *("FADD", "FMUL", "FFMA", "FMNMX", "FSET", "FCHK", "F2FP", "I2FP"),
+        *("FADD2", "FMUL2", "FFMA2", "FMNMX3"),
+    ),
     "select, compare": ("SEL", "FSEL", "FSETP", "ISETP", "PLOP3", "P2R", "R2P"),
     "integer": (
         *("IADD3", "IADD", "VIADD", "IMAD", "LEA", "LOP3", "SHF", "PRMT", "IABS", "IMNMX", "VIMNMX", "VIADDMNMX"),
-        *("MOV", "CS2R", "S2R", "R2UR", "HFMA2"),
+        *("MOV", "CS2R", "S2R", "R2UR", "HFMA2", "SGXT"),
     ),
     "constant": ("LDC",),
-    "control": ("BRA", "BSSY", "BSYNC", "EXIT", "CALL", "RET", "WARPSYNC", "NOP", "ENDCOLLECTIVE"),
-    "wait": ("BAR", "DEPBAR", "LDGDEPBAR"),
+    "control": ("BRA", "BSSY", "BSYNC", "EXIT", "CALL", "RET", "WARPSYNC", "NOP", "ENDCOLLECTIVE", "BREAK", "BPT"),
+    "wait": ("BAR", "DEPBAR", "LDGDEPBAR", "SYNCS", "WARPGROUP", "FENCE", "MEMBAR", "NANOSLEEP", "CCTL"),
 }
 _CLASS = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcodes}
 
@@ -46,7 +49,7 @@ _CLASS = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcode
 # Taken for every chip, though 12.0 may add integers faster.
 ALU, SPECIAL = 2.0, 8.0
 ALU_INTEGERS = ("IADD3", "IADD", "VIADD", "LEA", "LOP3", "SHF", "PRMT", "IABS", "IMNMX", "VIMNMX", "VIADDMNMX", "MOV")
-ALU_OTHERS = (*CLASSES["select, compare"], "FMNMX", "FSET", "F2FP", "I2FP", "VOTE")
+ALU_OTHERS = (*CLASSES["select, compare"], "FMNMX", "FMNMX3", "FSET", "F2FP", "I2FP", "VOTE")
 
 
 class ModelError(Exception):
@@ -76,8 +79,8 @@ class Prediction:
     special: float
     l2: float | None
     dram: float  # the floor: every byte once
-    l2_bytes: int
-    dram_bytes: int
+    l2_bytes: float
+    dram_bytes: float
     tail: float  # share of the last round of blocks that is filled
 
     @property
@@ -112,34 +115,76 @@ def _count(launch: Launch, opcodes: tuple[str, ...], uniform: bool = False) -> L
     return np.asarray((trace.issues - trace.idle)[places].sum(axis=0))
 
 
+def matrix_columns(it: Instruction) -> int:
+    """N of a wgmma."""
+    return int(it.modifiers[0].split("x")[1])
+
+
 def _busiest(per_warp: Lanes) -> float:
     return float(per_warp.reshape(-1, SCHEDULERS).sum(axis=0).max())
 
 
-def predict(op: str, backward: bool, shape: Shape, chip: Chip, path: str = "pair") -> Prediction:
-    launch = run(op, backward, shape, chip.architecture, chip, path)
-    if path == "pair":
-        check(launch)
+def _tensor(launch: Launch, chip: Chip) -> float:
+    """Cycles of the matrix units: of the busiest scheduler, or, by tcgen05, of all four together."""
+    cycles = _count(launch, ("HMMA",)) * chip.tensor_cycles
     trace = launch.trace
-    issues = trace.issues.sum(axis=0)
-    l2 = SECTOR * sum(trace.sectors.values())
-    dram = sum(launch.memory.compulsory(but="scratch"))
-    rounds = -(-chip.pairs // launch.grid)
+    for place, it in enumerate(trace.instructions):
+        if it.opcode == "HGMMA":  # m64nNk16 of a warpgroup, or m64nNk8 of tf32, is m16 of each of its warps
+            cycles = cycles + (trace.issues - trace.idle)[place] * matrix_columns(it) / 64 * chip.wgmma_cycles
+    return _busiest(cycles) + sum(trace.tensor_work.values()) * (chip.tcgen05_cycles or 0.0)
+
+
+def floor_bytes(op: str, backward: bool, shape: Shape, itemsize: int) -> int:
+    """Of DRAM, for a pair, every byte once: patches and tokens, what comes out, and what is kept for each token."""
+    tokens, patches = shape.rows
+    if op == "grouping":
+        tokens = shape.tokens
+    read = (tokens + patches) * shape.channels * itemsize
+    written = (shape.tokens + shape.patches) * shape.channels * itemsize
+    if op == "fine_grained":
+        return read + (written + 4 * 8 * tokens if backward else 4 * 8 * shape.tokens)
+    groups = shape.tokens * shape.channels * itemsize
+    return read + groups + (written if backward else 4 * 3 * shape.tokens)
+
+
+def cost(launch: Launch, chip: Chip, dram_bytes: float) -> Prediction:
+    """Of a pair: what a block asks for, times blocks to a pair."""
+    trace = launch.trace
+    share = launch.blocks / chip.pairs
+    l2 = share * SECTOR * sum(trace.sectors.values())
+    rounds = -(-launch.blocks // launch.at_once)
+    pipe = _count(launch, ("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2")) * chip.float_cycles
     return Prediction(
         launch,
         chip,
-        issue=_busiest(issues),
-        shared=sum(trace.wavefronts.values()) + float(_count(launch, ("SHFL",)).sum()),
-        tensor=_busiest(_count(launch, ("HMMA",))) * chip.tensor_cycles,
-        alu=_busiest(_count(launch, (*ALU_INTEGERS, *ALU_OTHERS))) * ALU,
-        fma=_busiest(_count(launch, ("FADD", "FMUL", "FFMA")) * chip.float_cycles + _count(launch, ("IMAD",)) * 2.0),
-        special=_busiest(_count(launch, CLASSES["special"])) * SPECIAL,
+        issue=share * _busiest(trace.issues.sum(axis=0)),
+        shared=share * (sum(trace.wavefronts.values()) + float(_count(launch, ("SHFL",)).sum())),
+        tensor=share * _tensor(launch, chip),
+        alu=share * _busiest(_count(launch, (*ALU_INTEGERS, *ALU_OTHERS))) * ALU,
+        fma=share * _busiest(pipe + _count(launch, ("IMAD",)) * 2.0),
+        special=share * _busiest(_count(launch, CLASSES["special"])) * SPECIAL,
         l2=None if chip.l2_bytes is None else l2 / chip.l2_bytes,
-        dram=dram / chip.dram_bytes,
+        dram=dram_bytes / chip.dram_bytes,
         l2_bytes=l2,
-        dram_bytes=dram,
-        tail=chip.pairs / (rounds * launch.grid),
+        dram_bytes=dram_bytes,
+        tail=launch.blocks / (rounds * launch.at_once),
     )
+
+
+def predict(op: str, backward: bool, shape: Shape, chip: Chip, path: str = "pair") -> Prediction:
+    """Of the kernel in CUDA C++."""
+    launch = run(op, backward, shape, chip.architecture, chip, path)
+    if path == "pair":
+        check(launch)
+    return cost(launch, chip, sum(launch.memory.compulsory(but="scratch")))
+
+
+def predict_triton(op: str, backward: bool, shape: Shape, chip: Chip) -> list[Prediction]:
+    """Of each kernel of Triton's plan for a pass, in bfloat16; the floor is that of the pass."""
+    from tools.sass_model import triton_launches
+
+    floor = floor_bytes(op, backward, shape, 2)
+    return [cost(launch, chip, floor) for launch in triton_launches.run(op, backward, shape, chip)]
 
 
 # What the loops mean.

@@ -129,7 +129,7 @@ def details(prediction: Prediction, listed: int) -> str:
         f"predicted, not measured: {launch.op} {'backward' if launch.backward else 'forward'} on "
         f"{prediction.chip.name} ({prediction.chip.architecture}; {prediction.chip.notes})",
         f"  {launch.path}: {launch.chunk} channels x {launch.stages} stages, {launch.shared_bytes / 1024:.1f} KB, "
-        f"grid {launch.grid}, {launch.trace.block_barriers} barriers; L2 {prediction.l2_bytes / 1e6:.2f} MB, "
+        f"{launch.at_once} blocks at once, {launch.trace.block_barriers} barriers; L2 {prediction.l2_bytes / 1e6:.2f} MB, "
         f"DRAM {prediction.dram_bytes / 1e6:.2f} MB",
     ]
     for name, cycles in sorted(prediction.resources.items(), key=lambda item: -item[1]):
