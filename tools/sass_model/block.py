@@ -45,6 +45,10 @@ class Trace:
         return loops(self.instructions)
 
     @property
+    def threads(self) -> int:
+        return LANES * int(self.issues.shape[1])
+
+    @property
     def done(self) -> Lanes:
         """How often a warp did something by each instruction."""
         return np.asarray((self.issues - self.idle).sum(axis=1))

@@ -22,6 +22,7 @@ from tools.sass_model.chips import Chip
 from tools.sass_model.disassembly import BANK, kernel
 from tools.sass_model.memory import Global, Lanes
 from tools.sass_model.operands import LOCAL
+from tools.sass_model.outline import Outline
 
 # Where the parameters begin in constant bank 0, and where the grid's size is found there.
 PARAMETERS = {"sm_80": 0x160, "sm_90": 0x210, "sm_100": 0x380, "sm_120": 0x380}
@@ -29,8 +30,10 @@ GRID = {"sm_80": 0xC, "sm_90": 0xC, "sm_100": 0x370, "sm_120": 0x370}
 # Where the stack's end is found, which begins at its top.
 STACK = {"sm_80": 0x28, "sm_90": 0x28, "sm_100": 0x37C, "sm_120": 0x37C}
 # Of each path and products: words in its kernels' names, its name in the emulation, the alignment of its parameters.
+# float16 is run in outline alone, with parameters of bfloat16, which have its size.
 PATHS = {
     "pair": (("11pair_kernel", "8BFloat16"), "pair", (8, 4, 4)),
+    "pair, float16": (("11pair_kernel", "7Float16"), "pair", (8, 4, 4)),
     "tiled, bf16": (("12tiled_kernel", "HalfProductsINS_8BFloat16"), "tiled", (8, 8)),
     "tiled, tf32 x 3": (("12tiled_kernel", "12Tf32Products"), "tiled float32", (8, 8)),
     "tiled, float32": (("12tiled_kernel", "15Float32Products"), "tiled float32", (8, 8)),
@@ -184,11 +187,11 @@ def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, pa
         ).unwrap()
         return found
 
-    if path != "pair":
+    if asked != "pair":
         tensors["scratch"] = np.zeros(planned({})["scratch_bytes"], np.uint8)
     memory = Global(tensors)
     plan = planned(memory.addresses())
-    instance = f"Li{plan['strips']}ELb{int(backward)}E" if path == "pair" else f"Lb{int(backward)}E"
+    instance = f"Li{plan['strips']}ELb{int(backward)}E" if asked == "pair" else f"Lb{int(backward)}E"
     found = kernel(architecture, *words, arguments, instance)
     constants = bytearray(BANK)
     struct.pack_into("<III", constants, GRID[architecture], 1, 1, 1)
@@ -198,8 +201,13 @@ def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, pa
         place = (place + step - 1) // step * step
         constants[place : place + len(part)] = part
         place += len(part)
-    trace = Block(found.code, memory, plan["shared_bytes"], bytes(constants) + found.constants).run()
-    blocks = 1 if path == "pair" else 2  # of a multiprocessor: csrc/pairs/launch_plan.h
+    outlined = path == "pair, float16" or any(it.opcode == "HGMMA" for it in found.code)
+    trace = (Outline if outlined else Block)(
+        found.code, memory, plan["shared_bytes"], bytes(constants) + found.constants
+    ).run()
+    blocks = 1 if asked == "pair" else 2  # of a multiprocessor: csrc/pairs/launch_plan.h
+    if chip.blocks(found.registers, trace.threads, plan["shared_bytes"]) < blocks:
+        raise ValueError(f"{blocks} blocks of {found.name} do not fit into a multiprocessor of {architecture}")
     return Launch(
         op=op,
         path=path,

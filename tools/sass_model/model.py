@@ -18,6 +18,10 @@ from tools.sass_model.launches import Launch, Shape, run
 from tools.sass_model.loops import Loop, innermost
 from tools.sass_model.memory import SECTOR, Lanes
 
+MATRIX = ("HMMA", "HGMMA", "TCHMMA")
+# Share of the cycles in which a warp of such kernels issues. Nsight Compute on an H100 and an H200, two warps to a
+# scheduler: 22 to 38 % (docs/performance_log.md, 2026-11-26).
+RATE = 0.15
 SCHEDULERS = 4  # warp w is taken to belong to scheduler w % 4, as arXiv 1804.06826 found on Volta
 
 CLASSES = {
@@ -74,6 +78,7 @@ class Prediction:
     issue: float  # slots of the busiest scheduler
     shared: float  # wavefronts of shared memory, and shuffles, which take the same way
     tensor: float
+    awaited: float  # of that, products that a warp issues and then waits for
     alu: float
     fma: float
     special: float
@@ -101,6 +106,19 @@ class Prediction:
         return max(self.resources, key=lambda name: self.resources[name])
 
     @property
+    def blocks(self) -> int:
+        """Of a multiprocessor at once."""
+        return -(-self.launch.at_once // self.chip.multiprocessors)
+
+    @property
+    def forecast(self) -> float:
+        """Cycles of a pair and multiprocessor, if its warps issue as those do that were measured, wait for the products
+        of wgmma and tcgen05 unless another block goes on, and no resource takes longer."""
+        warps = self.blocks * self.launch.trace.threads / 32 / SCHEDULERS
+        worked = self.issue / min(1.0, RATE * warps) + self.awaited / self.blocks
+        return max(worked, *self.resources.values()) / self.tail
+
+    @property
     def share(self) -> float:
         """Of the floor, at most: one instruction per cycle, everything else hidden behind the binding resource."""
         return self.dram / max(self.resources.values()) * self.tail
@@ -124,14 +142,18 @@ def _busiest(per_warp: Lanes) -> float:
     return float(per_warp.reshape(-1, SCHEDULERS).sum(axis=0).max())
 
 
-def _tensor(launch: Launch, chip: Chip) -> float:
-    """Cycles of the matrix units: of the busiest scheduler, or, by tcgen05, of all four together."""
-    cycles = _count(launch, ("HMMA",)) * chip.tensor_cycles
+def _tensor(launch: Launch, chip: Chip) -> tuple[float, float]:
+    """Cycles of the matrix units by mma.sync and by what is waited for: of the busiest scheduler, or, by tcgen05, of all
+    four together."""
+    cycles = np.zeros(launch.trace.threads // 32)
     trace = launch.trace
     for place, it in enumerate(trace.instructions):
         if it.opcode == "HGMMA":  # m64nNk16 of a warpgroup, or m64nNk8 of tf32, is m16 of each of its warps
             cycles = cycles + (trace.issues - trace.idle)[place] * matrix_columns(it) / 64 * chip.wgmma_cycles
-    return _busiest(cycles) + sum(trace.tensor_work.values()) * (chip.tcgen05_cycles or 0.0)
+    if (cycles.any() and not chip.wgmma_cycles) or (trace.tensor_work and not chip.tcgen05_cycles):
+        raise ModelError(f"the rate of these matrix instructions on {chip.name} is not known")
+    synchronous = _busiest(_count(launch, ("HMMA",)) * chip.tensor_cycles)
+    return synchronous, _busiest(cycles) + sum(trace.tensor_work.values()) * chip.tcgen05_cycles
 
 
 def floor_bytes(op: str, backward: bool, shape: Shape, itemsize: int) -> int:
@@ -153,13 +175,15 @@ def cost(launch: Launch, chip: Chip, dram_bytes: float) -> Prediction:
     share = launch.blocks / chip.pairs
     l2 = share * SECTOR * sum(trace.sectors.values())
     rounds = -(-launch.blocks // launch.at_once)
+    synchronous, awaited = _tensor(launch, chip)
     pipe = _count(launch, ("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2")) * chip.float_cycles
     return Prediction(
         launch,
         chip,
         issue=share * _busiest(trace.issues.sum(axis=0)),
         shared=share * (sum(trace.wavefronts.values()) + float(_count(launch, ("SHFL",)).sum())),
-        tensor=share * _tensor(launch, chip),
+        tensor=share * (synchronous + awaited),
+        awaited=share * awaited,
         alu=share * _busiest(_count(launch, (*ALU_INTEGERS, *ALU_OTHERS))) * ALU,
         fma=share * _busiest(pipe + _count(launch, ("IMAD",)) * 2.0),
         special=share * _busiest(_count(launch, CLASSES["special"])) * SPECIAL,
@@ -174,7 +198,7 @@ def cost(launch: Launch, chip: Chip, dram_bytes: float) -> Prediction:
 def predict(op: str, backward: bool, shape: Shape, chip: Chip, path: str = "pair") -> Prediction:
     """Of the kernel in CUDA C++."""
     launch = run(op, backward, shape, chip.architecture, chip, path)
-    if path == "pair":
+    if path.startswith("pair"):
         check(launch)
     return cost(launch, chip, sum(launch.memory.compulsory(but="scratch")))
 
@@ -264,7 +288,7 @@ def parts(launch: Launch) -> list[Part]:
     trace = launch.trace
     all_loops = trace.loops
     inside = innermost(trace.instructions, all_loops)
-    phases = {header: name for name, header in check(launch)} if launch.path == "pair" else {}
+    phases = {header: name for name, header in check(launch)} if launch.path.startswith("pair") else {}
     slots = trace.issues.sum(axis=1)
     done = trace.done
     groups: dict[int, list[int]] = {}
@@ -286,7 +310,7 @@ def parts(launch: Launch) -> list[Part]:
                 total,
                 dict(mix),
                 sum(trace.wavefronts.get(trace.instructions[place].address, 0) for place in places),
-                sum(int(done[place]) for place in places if trace.instructions[place].opcode == "HMMA"),
+                sum(int(done[place]) for place in places if trace.instructions[place].opcode in MATRIX),
                 0 if loop is None else int(trace.issues[loop.header].max()),
                 loop,
             )
@@ -301,7 +325,7 @@ def _name(code: tuple[Instruction, ...], places: list[int], loop: Loop | None, p
         outer = phases.get(around.header, outer)
         around = around.parent
     where = f" ({outer})" if outer else ""
-    if "HMMA" in opcodes:
+    if opcodes & set(MATRIX):
         return f"products{where}"
     if "LDGSTS" in opcodes:
         return f"copies{where}"
