@@ -204,11 +204,14 @@ def predict(op: str, backward: bool, shape: Shape, chip: Chip, path: str = "pair
 
 
 def predict_triton(op: str, backward: bool, shape: Shape, chip: Chip) -> list[Prediction]:
-    """Of each kernel of Triton's plan for a pass, in bfloat16; the floor is that of the pass."""
+    """Of each kernel of Triton's plan for a pass, in bfloat16. The floor is that of the pass, dealt to its kernels by
+    what they ask L2 for."""
     from tools.sass_model import triton_launches
 
+    launches = triton_launches.run(op, backward, shape, chip)
+    asked = [launch.blocks * sum(launch.trace.sectors.values()) for launch in launches]
     floor = floor_bytes(op, backward, shape, 2)
-    return [cost(launch, chip, floor) for launch in triton_launches.run(op, backward, shape, chip)]
+    return [cost(launch, chip, floor * part / sum(asked)) for launch, part in zip(launches, asked)]
 
 
 # What the loops mean.
@@ -325,6 +328,8 @@ def _name(code: tuple[Instruction, ...], places: list[int], loop: Loop | None, p
         outer = phases.get(around.header, outer)
         around = around.parent
     where = f" ({outer})" if outer else ""
+    if loop is None and opcodes & {*MATRIX, "LDGSTS"}:
+        return "outside of loops"
     if opcodes & set(MATRIX):
         return f"products{where}"
     if "LDGSTS" in opcodes:
