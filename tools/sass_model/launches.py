@@ -161,8 +161,11 @@ OPS: dict[str, tuple[str, Callable[[Shape, bool, str, str, Chip], dict[str, Lane
 
 
 @functools.lru_cache(maxsize=8)
-def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, path: str = "pair") -> Launch:
-    """The kernel of this op for one architecture on one pair, as planned for a chip and a batch."""
+def run(
+    op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, path: str = "pair", outlined: bool = False
+) -> Launch:
+    """The kernel of this op for one architecture on one pair, as planned for a chip and a batch; in outline where asked
+    to, and where it has instructions that are not interpreted."""
     if (reason := build.missing()) is not None:
         raise RuntimeError(reason)
     arguments, tensors_of = OPS[op]
@@ -201,7 +204,7 @@ def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, pa
         place = (place + step - 1) // step * step
         constants[place : place + len(part)] = part
         place += len(part)
-    outlined = path == "pair, float16" or any(it.opcode == "HGMMA" for it in found.code)
+    outlined = outlined or path == "pair, float16" or any(it.opcode == "HGMMA" for it in found.code)
     trace = (Outline if outlined else Block)(
         found.code, memory, plan["shared_bytes"], bytes(constants) + found.constants
     ).run()

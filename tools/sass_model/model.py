@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tools.sass_model.block import Trace
 from tools.sass_model.chips import Chip
-from tools.sass_model.disassembly import Instruction
+from tools.sass_model.disassembly import LENGTH, Instruction
 from tools.sass_model.launches import Launch, Shape, run
 from tools.sass_model.loops import Loop, innermost
 from tools.sass_model.memory import SECTOR, Lanes
@@ -169,9 +170,19 @@ def floor_bytes(op: str, backward: bool, shape: Shape, itemsize: int) -> int:
     return read + groups + (written if backward else 4 * 3 * shape.tokens)
 
 
+def check_outline(trace: Trace) -> None:
+    """Raises ``ModelError`` where data end a loop of products, which an outline goes through once."""
+    for place in trace.guessed:
+        it = trace.instructions[place]
+        back = it.operands[-1].value // LENGTH if it.opcode == "BRA" else place + 1
+        if any(other.opcode in MATRIX for other in trace.instructions[back : place + 1]):
+            raise ModelError(f"{it.address:#x}: {it.text}: how often this loop of products runs is not known")
+
+
 def cost(launch: Launch, chip: Chip, dram_bytes: float) -> Prediction:
     """Of a pair: what a block asks for, times blocks to a pair."""
     trace = launch.trace
+    check_outline(trace)
     share = launch.blocks / chip.pairs
     l2 = share * SECTOR * sum(trace.sectors.values())
     rounds = -(-launch.blocks // launch.at_once)
