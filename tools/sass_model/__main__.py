@@ -1,8 +1,8 @@
 """``python -m tools.sass_model``: what the compiled kernels cost, predicted from their instructions.
 
 ``--write`` writes the tables into docs/cuda_resources.md. Needs the CUDA half of the native library, cuobjdump (of the
-CUDA toolkit or of the Triton wheel), and what the emulation needs (g++, pybind11); for ``--path triton`` alone Triton and
-cuobjdump.
+CUDA toolkit or of the Triton wheel), and what the emulation needs (g++, pybind11); ``--path triton`` needs Triton and
+cuobjdump alone.
 """
 
 from __future__ import annotations

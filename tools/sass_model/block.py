@@ -293,7 +293,7 @@ class Block:
         """Of a barrier, or of threads: one for all who ask."""
         if operand.kind == "number":
             return operand.value
-        found = np.unique(self.state.registers[operand.index][lanes]) if operand.kind == "register" else ()
-        if len(found) != 1:
+        found = np.unique(self.state.registers[operand.index][lanes])
+        if operand.kind != "register" or len(found) != 1:
             raise NotImplementedError(f"barrier {operand.text}")
         return int(found[0])

@@ -50,17 +50,41 @@ class Chip:
 # Peaks: 4096 flop are one m16n8k16. A100 312 Tflop/s (GA100 whitepaper) = 2048 flop per multiprocessor and cycle: 8
 # cycles of a scheduler. H100 SXM5 989 Tflop/s (H100 whitepaper) = 4096: 4 cycles, of which mma.sync reaches about 62 %
 # in microbenchmarks (arXiv 2402.13499). B200: nothing published for mma.sync; taken like H100. RTX PRO 6000: 1024 flop.
-# wgmma m64n64k16 is 131,072 flop, 32 cycles of a multiprocessor and of each of its schedulers at H100's 4096; N of 64 and
-# more reach it in microbenchmarks (arXiv 2402.13499). tcgen05.mma: B200 2.25 Pflop/s of 16-bit numbers (HGX B200 data
-# sheet, half of that with sparsity) = 8192 flop: a column of 128 rows and 16 deep, 4096 flop, is half a cycle.
+# wgmma m64n64k16 is 131,072 flop, 32 cycles of a multiprocessor and of each of its schedulers at H100's 4096; N of 64
+# and more reach it in microbenchmarks (arXiv 2402.13499). tcgen05.mma: B200 2.25 Pflop/s of 16-bit numbers (HGX B200
+# data sheet, half of that with sparsity) = 8192 flop: a column of 128 rows and 16 deep, 4096 flop, is half a cycle.
 # m16n8k8 of tf32 is half the work at half the rate: as many cycles.
 # L2: 5120 bytes per cycle for all of an A100 (GA100 whitepaper); taken for H100 as well, not known of the others.
 # float32: 64 per cycle on 8.0, 128 on the others (CUDA C++ Programming Guide, arithmetic instructions).
 # DRAM: about 90 % of the data sheet, what copies reach.
 CHIPS = (
     Chip("A100 80 GB", "sm_80", 108, 1.41, 1.8, 163, 8.0, 2.0, 5120 / 108, "as published"),
-    Chip("H100 SXM5", "sm_90", 132, 1.755, 3.0, 227, 4.0 / 0.62, 1.0, 5120 / 132, "mma.sync at 62 %; L2 as A100", wgmma_cycles=32.0),
-    Chip("B200", "sm_100", 148, 1.85, 7.2, 227, 4.0 / 0.62, 1.0, None, "rate of mma.sync assumed as on H100", tcgen05_cycles=0.5),
+    Chip(
+        "H100 SXM5",
+        "sm_90",
+        132,
+        1.755,
+        3.0,
+        227,
+        4.0 / 0.62,
+        1.0,
+        5120 / 132,
+        "mma.sync at 62 %; L2 as A100",
+        wgmma_cycles=32.0,
+    ),
+    Chip(
+        "B200",
+        "sm_100",
+        148,
+        1.85,
+        7.2,
+        227,
+        4.0 / 0.62,
+        1.0,
+        None,
+        "rate of mma.sync assumed as on H100",
+        tcgen05_cycles=0.5,
+    ),
     Chip("RTX PRO 6000", "sm_120", 188, 2.6, 1.6, 99, 16.0, 1.0, None, "as published", warps=48),
 )
 

@@ -19,10 +19,10 @@ INTRODUCTION = f"""
 Between CUDA C++ and Triton, where both serve; decided by `sparc_kernels/ops/_alignment/choice.py`, the one table in the
 code, which a test compares with this one. Time of Triton's kernels over that of CUDA C++, forward and backward with
 both gradients: **forecast** by the model of the next section, **measured** side by side in one run. A forecast chooses
-nothing by itself: its rate of issue was measured on sm_90 alone, so `auto` leaves CUDA C++ only where a measurement says
-so. In float32 Triton's kernels leave the products to a library, which is not counted here. At 576 patches both work
-in tiles; the calls that were timed there waited for the host (Triton's seven largest kernels took 0.41 of the time of
-the two in CUDA C++, in the same record), before plans were run from tapes: to be timed again.
+nothing by itself, since its rate of issue was measured on sm_90 alone: `auto` leaves CUDA C++ where a measurement says
+so. In float32 Triton's kernels leave the products to a library, which is not counted here. At 576 patches both work in
+tiles; the calls that were timed there waited for the host (Triton's seven largest kernels took 0.41 of the time of the
+two in CUDA C++, in the same record), before plans were run from tapes: to be timed again.
 """
 
 

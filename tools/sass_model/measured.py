@@ -19,7 +19,7 @@ RATIOS: dict[tuple[str, str, str, Shape], tuple[float, str]] = {
     ("sm_90", "grouping", "float32", PAPER): (3.435 / 8.705, "nvidia-h100/fp32_pairs.txt"),
 }
 
-# Milliseconds for 1,024 pairs of PAPER in bfloat16 on the H100, CUDA graphs (nvidia-h100/benchmarks.txt): forward; both.
+# Milliseconds of 1,024 pairs of PAPER in bfloat16, H100, CUDA graphs (nvidia-h100/benchmarks.txt): forward, and both.
 PASSES = {
     ("fine_grained", "pair"): (0.5586, 2.304),
     ("fine_grained", "triton"): (0.2385, 0.8017),

@@ -144,8 +144,8 @@ def _busiest(per_warp: Lanes) -> float:
 
 
 def _tensor(launch: Launch, chip: Chip) -> tuple[float, float]:
-    """Cycles of the matrix units by mma.sync and by what is waited for: of the busiest scheduler, or, by tcgen05, of all
-    four together."""
+    """Cycles of the matrix units by mma.sync and by what is waited for: of the busiest scheduler, or, by tcgen05, of
+    all four together."""
     cycles = np.zeros(launch.trace.threads // 32)
     trace = launch.trace
     for place, it in enumerate(trace.instructions):

@@ -1,19 +1,18 @@
 """A block run without its floating numbers: enough for its counts where no branch looks at them.
 
-Followed are integers, predicates and addresses, as far as they come from indices of threads, parameters, masks, and what
-was kept of such in memory. All else is unknown, and so is what is made of it; results are not checked. What is unknown
-counts as work: a guard as true, a branch forward as not taken (so that what it would skip is done), unless it skips a
-call (the slow way of a division, of which the fast way is the rule); a branch back as not taken (a wait that is over).
-``Outline.guessed`` says where, so that a loop that ends by data cannot hide.
+Followed are integers, predicates and addresses, as far as they come from indices of threads, parameters, masks, and
+what was kept of such in memory. All else is unknown, and so is what is made of it; results are not checked. What is
+unknown counts as work: a guard as true, a branch forward as not taken (so that what it would skip is done), unless it
+skips a call (the slow way of a division, of which the fast way is the rule); a branch back as not taken (a wait that is
+over). ``Outline.guessed`` says where, so that a loop that ends by data cannot hide.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -59,9 +58,11 @@ def _results(it: Instruction) -> list[Operand]:
     if it.opcode in ("STG", "STS", "STL", "STSM", "LDGSTS", "STTM", *QUIET) or not first:
         return [operand for operand in first if operand.kind in ("register", "predicate")]
     found = list(first)
-    if it.opcode in ("LOP3", "SHFL", "ELECT", "R2UR") and first[0].kind == "predicate":
-        found += rest[:1]
-    elif it.opcode in ("ISETP", "FSETP", "PLOP3"):
+    if (it.opcode in ("LOP3", "SHFL", "ELECT", "R2UR") and first[0].kind == "predicate") or it.opcode in (
+        "ISETP",
+        "FSETP",
+        "PLOP3",
+    ):
         found += rest[:1]
     elif it.opcode in ("IADD3", "LEA", "IMAD", "VOTE", "LOP3"):
         for operand in rest:
@@ -82,7 +83,7 @@ class Outline(Block):
         self._shared = np.zeros(len(state.shared), bool)
         self._local = np.zeros(state.local.shape, bool)
         self._lane = np.arange(threads) % LANES
-        self._work: dict[int, float] = Counter()
+        self._work: defaultdict[int, float] = defaultdict(float)
         self.guessed: Counter[int] = Counter()  # of each branch on what is unknown, how often one came to it
         self.unplaced: Counter[int] = Counter()  # of each access, how often a warp's address was unknown
 

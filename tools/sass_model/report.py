@@ -30,9 +30,9 @@ multiprocessor, by resource:
 - **forecast**: the share if warps issue in 0.15 of the cycles each, as they did where Nsight Compute looked (two to a
   scheduler: 22 to 38 %), and wait for products of wgmma and tcgen05; or the ceiling where that is lower.
 
-Left out of the ceiling: waits for results and at barriers, which two warps to a scheduler (one block of eight, by the launch plan)
-hide badly; the instruction cache; instructions that collide in a pipe; reads beyond the first that miss L2; clocks that
-fall under load. What a GPU gives is less. `gpu-check` keeps Nsight Compute's counters, and
+Left out of the ceiling: waits for results and at barriers, which two warps to a scheduler (one block of eight, by the
+launch plan) hide badly; the instruction cache; instructions that collide in a pipe; reads beyond the first that miss
+L2; clocks that fall under load. What a GPU gives is less. `gpu-check` keeps Nsight Compute's counters, and
 `python -m tools.gpu_check.counters counters.json` puts these figures beside them. On an H200
 (performance_log.md, 2026-11-26) issue slots and wavefronts agreed within 5 %, the backward read 1.4 x as much from
 DRAM, and the time was three to four times what the binding resource alone would take.
@@ -90,7 +90,9 @@ def section(shape: Shape = SHAPE) -> str:
             name = f"{chip.name} ({chip.architecture})"
             lines.append(f"| {op} | {name} | forward | {' | '.join(row(forward))} |")
             lines.append(f"| {op} | {name} | backward | {' | '.join(row(backward))} |")
-            lines.append(f"| {op} | {name} | both |{'  |' * (len(COLUMNS) - 2)} {' | '.join(both(forward, backward))} |")
+            lines.append(
+                f"| {op} | {name} | both |{'  |' * (len(COLUMNS) - 2)} {' | '.join(both(forward, backward))} |"
+            )
     lines += [
         "",
         "The tiled path on sm_90, by the products that it takes (float32 by torch.get_float32_matmul_precision()):",
@@ -127,11 +129,12 @@ def section(shape: Shape = SHAPE) -> str:
     return "\n".join(lines) + "\n"
 
 
-TRITON = """Triton's kernels, same shape and dtype, compiled by the ptxas of its wheel, in outline: integers, addresses and masks are
-followed, floating numbers are not, which changes a count where a branch looks at one (by 1 % on the pair path above).
-Operands of wgmma and tcgen05 count as wavefronts without conflicts, once for the warps that share them; tensor memory
-counts nothing. **Blocks**: of a multiprocessor at once, by registers, shared memory and warps. The CUDA C++ pair path has
-one, the tiled path two.
+TRITON = """\
+Triton's kernels, same shape and dtype, compiled by the ptxas of its wheel, in outline: integers, addresses and masks
+are followed, floating numbers are not, which changes a count where a branch looks at one (by 1 % on the pair path
+above). Operands of wgmma and tcgen05 count as wavefronts without conflicts, once for the warps that share them; tensor
+memory counts nothing. **Blocks**: of a multiprocessor at once, by registers, shared memory and warps. The CUDA C++ pair
+path has one, the tiled path two.
 """
 
 
@@ -155,7 +158,7 @@ def held_against(pair_path: dict[str, tuple[Prediction, Prediction]], shape: Sha
     """Forecasts beside what was timed."""
     lines = [
         "What an H100 took over the forecast, and over what the binding resource alone allows (one run in CUDA graphs,",
-        "`benchmarks/results/nvidia-h100/benchmarks.txt`; backward: both less forward; the clock taken as the vendor's):",
+        "`benchmarks/results/nvidia-h100/benchmarks.txt`; backward: both less forward; the clock is the vendor's):",
         "",
         "| op | pass | CUDA C++, over forecast | over the ceiling | Triton, over forecast | over the ceiling |",
         "|---|---|---|---|---|---|",

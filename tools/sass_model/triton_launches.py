@@ -75,9 +75,9 @@ def parameters(signature: dict[str, str], arguments: dict[str, Any], addresses: 
 def run(op: str, backward: bool, shape: Shape, chip: Chip, dtype: str = "bfloat16") -> tuple[Launch, ...]:
     """The kernels of a pass in the order of its plan, without what a library computes."""
     import torch
+    import triton
     from triton.backends.compiler import GPUTarget
 
-    import triton
     from sparc_kernels.ops._triton.launch import interpreted
 
     if interpreted():
