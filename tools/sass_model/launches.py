@@ -34,6 +34,7 @@ STACK = {"sm_80": 0x28, "sm_90": 0x28, "sm_100": 0x37C, "sm_120": 0x37C}
 PATHS = {
     "pair": (("11pair_kernel", "8BFloat16"), "pair", (8, 4, 4)),
     "pair, float16": (("11pair_kernel", "7Float16"), "pair", (8, 4, 4)),
+    "warpgroups": (("16warpgroup_kernel", "8BFloat16"), "warpgroups", (8, 4, 4)),
     "tiled, bf16": (("12tiled_kernel", "HalfProductsINS_8BFloat16"), "tiled", (8, 8)),
     "tiled, tf32 x 3": (("12tiled_kernel", "12Tf32Products"), "tiled float32", (8, 8)),
     "tiled, float32": (("12tiled_kernel", "15Float32Products"), "tiled float32", (8, 8)),
@@ -190,12 +191,14 @@ def run(
         ).unwrap()
         return found
 
-    if asked != "pair":
+    if asked.startswith("tiled"):
         tensors["scratch"] = np.zeros(planned({})["scratch_bytes"], np.uint8)
     memory = Global(tensors)
     plan = planned(memory.addresses())
-    instance = f"Li{plan['strips']}ELb{int(backward)}E" if asked == "pair" else f"Lb{int(backward)}E"
-    found = kernel(architecture, *words, arguments, instance)
+    instance = f"Li{plan['strips']}ELb{int(backward)}E" if "strips" in plan else f"Lb{int(backward)}E"
+    if path == "warpgroups" and not plan.get("warpgroups"):
+        raise ValueError(f"{op} has no products of warpgroups for this pass")
+    found = kernel(architecture + ("a" if path == "warpgroups" else ""), *words, arguments, instance)
     constants = bytearray(BANK)
     struct.pack_into("<III", constants, GRID[architecture], 1, 1, 1)
     struct.pack_into("<I", constants, STACK[architecture], LOCAL)
@@ -208,7 +211,7 @@ def run(
     trace = (Outline if outlined else Block)(
         found.code, memory, plan["shared_bytes"], bytes(constants) + found.constants
     ).run()
-    blocks = 1 if asked == "pair" else 2  # of a multiprocessor: csrc/pairs/launch_plan.h
+    blocks = 2 if asked.startswith("tiled") else 1  # of a multiprocessor: csrc/pairs/launch_plan.h
     if chip.blocks(found.registers, trace.threads, plan["shared_bytes"]) < blocks:
         raise ValueError(f"{blocks} blocks of {found.name} do not fit into a multiprocessor of {architecture}")
     return Launch(
