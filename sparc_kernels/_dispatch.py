@@ -109,12 +109,12 @@ def _exports_to_onnx() -> bool:
 
 
 @constant_when_compiled
-def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype, suits_triton: bool = False) -> str:
+def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype, kind: str | None = None) -> str:
     """The backend that serves the call.
 
     ``"auto"`` takes the first of cuda, triton (on a GPU) or cpu (on the CPU) that can, then eager (which it takes for
-    meta tensors and in an export to ONNX too); triton before cuda where the call is one that ``suits_triton`` and the
-    room says that it was measured to be faster on such a device. The choice is logged once per op, device type and
+    meta tensors and in an export to ONNX too); triton before cuda where the room's ``triton_first`` names this kind of
+    call for such a device. The choice is logged once per op, device type and
     dtype to the logger ``sparc_kernels``, as a warning where kernels exist and eager had to be taken. An explicit
     request never falls back.
 
@@ -134,7 +134,7 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype, sui
     if backend == "auto" and (device.type == "meta" or _exports_to_onnx()):
         return "eager"
     if backend == "auto":
-        return _first_that_serves(op, device, dtype, suits_triton)
+        return _first_that_serves(op, device, dtype, kind)
     reason = supports(op, backend, device, dtype)
     if reason is not None:
         raise NotImplementedError(
@@ -143,11 +143,11 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype, sui
     return backend
 
 
-def _first_that_serves(op: str, device: torch.device, dtype: torch.dtype, suits_triton: bool) -> str:
+def _first_that_serves(op: str, device: torch.device, dtype: torch.dtype, kind: str | None) -> str:
     refused = {}
     order = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
-    faster = room_of(op).triton_first if suits_triton and device.type == "cuda" else ()
-    if faster and torch.cuda.get_device_capability(device) in faster:
+    faster = room_of(op).triton_first if kind is not None and device.type == "cuda" else {}
+    if faster and kind in faster.get(torch.cuda.get_device_capability(device), ()):
         order = ("triton", "cuda")
     for backend in order:
         reason = supports(op, backend, device, dtype)

@@ -153,7 +153,7 @@ def document() -> str:
 
 def committed() -> tuple[str, str]:
     """This part of the committed document, and the one of tools/sass_model behind it."""
-    own, heading, predicted = DOCUMENT.read_text().partition("\n## Predicted cost")
+    own, heading, predicted = DOCUMENT.read_text().partition("\n## What auto takes")
     return own, heading + predicted
 
 

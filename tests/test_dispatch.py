@@ -30,7 +30,7 @@ MADE_UP = (
         },
         entries=(),
         sample=lambda device, dtype: {},
-        triton_first=frozenset({(9, 0)}),
+        triton_first={(9, 0): {"small"}},
     ),
     Room("narrow", {"cpu": (torch.float32,)}, entries=(), sample=lambda device, dtype: {}),
     Room("bare", {}, entries=(), sample=lambda device, dtype: {}),
@@ -156,17 +156,17 @@ def test_auto_takes_cuda_then_triton_on_a_gpu(op: str, monkeypatch: pytest.Monke
 def test_auto_takes_triton_where_it_was_measured_to_be_faster(
     monkeypatch: pytest.MonkeyPatch, made_up_rooms: None
 ) -> None:
-    """Where a room says so of a capability, for calls that suit it."""
+    """Where a room says so of a capability and a kind of call."""
     monkeypatch.setattr(_dispatch, "_REASONS", {name: lambda *_: None for name in _dispatch.BACKENDS})
     gpu, capability = torch.device("cuda"), (9, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     take = functools.partial(_dispatch.resolve, device=gpu, dtype=torch.bfloat16)
-    assert take("dense", "auto", suits_triton=True) == "triton"
-    assert take("dense", "auto", suits_triton=False) == take("dense", "auto") == "cuda"
-    assert take("dense", "cuda", suits_triton=True) == "cuda"
-    assert take("narrow", "auto", suits_triton=True) == "cuda", "its room says nothing"
+    assert take("dense", "auto", kind="small") == "triton"
+    assert take("dense", "auto", kind="large") == take("dense", "auto") == "cuda"
+    assert take("dense", "cuda", kind="small") == "cuda"
+    assert take("narrow", "auto", kind="small") == "cuda", "its room says nothing"
     capability = (8, 0)
-    assert take("dense", "auto", suits_triton=True) == "cuda"
+    assert take("dense", "auto", kind="small") == "cuda"
 
 
 @pytest.mark.parametrize(

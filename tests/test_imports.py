@@ -17,10 +17,11 @@ ROOMS = [room.name for room in rooms()]
 FAMILIES = ("_alignment", "_captions")  # folders of ops/ that the rooms of one family share
 MATHEMATICS = {"sparc_kernels.ops._dtype"}
 REGISTRATION = {"sparc_kernels.ops._registration"}
-# What each room may import of its family: equations for the reference, inputs for the manifest, sizes for the
-# signature, kernels for the rest.
+# What each room may import of its family: equations for the reference, inputs and the choice of a backend for the
+# manifest, sizes for the signature, kernels for the rest.
 EAGER = {f"sparc_kernels.ops.{family}.eager" for family in FAMILIES}
 SAMPLES = {f"sparc_kernels.ops.{family}.samples" for family in FAMILIES}
+CHOICES = {f"sparc_kernels.ops.{family}.choice" for family in FAMILIES}
 SIZES = {f"sparc_kernels.ops.{family}.sizes" for family in FAMILIES}
 
 # module name, its rooms written as {room}  ->  what of the package it may import
@@ -40,6 +41,7 @@ RULES = {
         "sparc_kernels.ops._room",
         *MATHEMATICS,
         *SAMPLES,
+        *CHOICES,
     },
     "ops._registration": {
         "sparc_kernels",
@@ -61,7 +63,7 @@ RULES = {
     **{f"ops.{family}.samples": MATHEMATICS for family in FAMILIES},
     # An equation's constants may stand beside it, for the kernels, which may not import it.
     **{f"ops.{family}.eager": MATHEMATICS | {f"sparc_kernels.ops.{family}.flatness"} for family in FAMILIES},
-    **{f"ops.{family}.{module}": set() for family in FAMILIES for module in ("flatness", "sizes")},
+    **{f"ops.{family}.{module}": set() for family in FAMILIES for module in ("flatness", "sizes", "choice")},
 }
 
 

@@ -13,6 +13,7 @@ from sparc_kernels._arrays import ArrayT, DLPackArray
 from sparc_kernels._dispatch import resolve
 from sparc_kernels.distributed import Fact, Group, Ranks, global_ratios, ranks_of, replicated
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable, scalar
+from sparc_kernels.ops._alignment.choice import kind_of_call
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.fine_grained.autograd import FineGrainedLossFunction
@@ -175,9 +176,8 @@ def token_losses(
     """Losses [B, L], and the means [B, D] of the valid patches and tokens where asked for (else unspecified)."""
     patch_embeds, token_embeds, token_mask, patch_mask, threshold = pairs
     _validate.scalar(scale_name, logit_scale, "patch_embeds", patch_embeds)
-    backend = resolve(
-        "fine_grained", backend, patch_embeds.device, patch_embeds.dtype, _suits_triton(patch_embeds, token_embeds)
-    )
+    kind = kind_of_call(patch_embeds, token_embeds)
+    backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype, kind)
     scale = replicated(scalar(logit_scale, patch_embeds), ranks)
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, scale, threshold)
     if backend == "eager":
@@ -191,14 +191,6 @@ def token_losses(
         FineGrainedLossFunction, "fine_grained_forward", *inputs, pool_patches, pool_tokens, backend
     )
     return token_loss, pooled_patches, pooled_tokens
-
-
-def _suits_triton(patch_embeds: Tensor, token_embeds: Tensor) -> bool:
-    """Whether one program of the Triton kernels holds all similarities of a pair, or they leave the products to a
-    library; sizes are asked for on a GPU only, since a compiler has to watch them then."""
-    if not patch_embeds.is_cuda or patch_embeds.dtype.itemsize != 2:
-        return patch_embeds.dtype == torch.float32  # whose products the Triton kernels leave to a library
-    return bool(token_embeds.shape[1] <= 64 and patch_embeds.shape[1] <= 256)
 
 
 def _valid_mean(embeds: Tensor, mask: Tensor | None) -> Tensor:
@@ -299,5 +291,5 @@ def _grouping_inputs(
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None, Tensor | None], str]:
     pairs = checked_pairs(patch_embeds, token_embeds, None, patch_mask, threshold)
     embeds = pairs.patch_embeds
-    backend = resolve("grouping", backend, embeds.device, embeds.dtype, _suits_triton(embeds, pairs.token_embeds))
+    backend = resolve("grouping", backend, embeds.device, embeds.dtype, kind_of_call(embeds, pairs.token_embeds))
     return (pairs.patch_embeds, pairs.token_embeds, patch_mask, pairs.threshold), backend

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -96,9 +96,9 @@ class Room:
     sizes: tuple[Mapping[str, int], ...] = ()
     """Further sizes to run kernels in under a sanitizer: those that take another way through them."""
     ops: tuple[Op, ...] = ()
-    triton_first: frozenset[tuple[int, int]] = frozenset()
-    """Compute capabilities on which its Triton kernels were measured to be faster than those in CUDA C++, for the calls
-    that its functions name to ``resolve``."""
+    triton_first: Mapping[tuple[int, int], Collection[str]] = field(default_factory=dict)
+    """By compute capability, the kinds of calls for which its Triton kernels are faster than those in CUDA C++; its
+    functions name the kind of a call to ``resolve``."""
 
     @cached_property
     def schemas(self) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from tools.sass_model.chips import CHIPS, PAIRS
 from tools.sass_model.launches import OPS
+from tools.sass_model.measured import PAPER as SHAPE
 from tools.sass_model.model import SCHEDULERS, Prediction, predict
-from tools.sass_model.report import SHAPE
 
 # What is counted, by its name in the report; per pair, except the last two.
 METRICS = {

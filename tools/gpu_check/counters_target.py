@@ -10,7 +10,7 @@ import torch
 import sparc_kernels as sk
 from benchmarks.measure.machine import pick_device
 from tools.sass_model.chips import PAIRS
-from tools.sass_model.report import SHAPE
+from tools.sass_model.measured import PAPER as SHAPE
 
 
 def main() -> None:

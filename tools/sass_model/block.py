@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from tools.sass_model.disassembly import LENGTH, TRUE, Instruction
+from tools.sass_model.disassembly import LENGTH, TRUE, Instruction, Operand
 from tools.sass_model.loops import Loop, loops
 from tools.sass_model.memory import LANES, Global, Lanes
 from tools.sass_model.operands import Action, State
@@ -34,10 +34,19 @@ class Trace:
     sectors: dict[int, int]
     lanes: dict[int, int]
     block_barriers: int
+    # of an outline, by place: columns of 128 x N x 16 that tcgen05 multiplies; branches on what is unknown, accesses to
+    # unknown places
+    tensor_work: dict[int, float] = field(default_factory=dict)
+    guessed: dict[int, int] = field(default_factory=dict)
+    unplaced: dict[int, int] = field(default_factory=dict)
 
     @functools.cached_property
     def loops(self) -> list[Loop]:
         return loops(self.instructions)
+
+    @property
+    def threads(self) -> int:
+        return LANES * int(self.issues.shape[1])
 
     @property
     def done(self) -> Lanes:
@@ -54,6 +63,7 @@ class _Meeting:
     """Threads of one warp that a BSSY has bound to meet."""
 
     expected: int  # bits of lanes
+    back: int  # where they go on
     arrived: int = 0
 
 
@@ -73,14 +83,26 @@ class Block:
         self._groups: dict[int, list[Lanes]] = {0: [np.ones(threads, bool)]}
         self._syncing: dict[int, Lanes] = {}  # threads at a WARPSYNC by the place they go on at
         self._meetings: list[dict[str, list[_Meeting]]] = [{} for _ in range(self._warps)]
-        self._waiting: dict[int, Lanes] = {}  # threads at the block's barrier by the place they go on at
+        # threads at a barrier, by its number and the place they go on at, and how many each waits for; 0: all
+        self._waiting: dict[int, dict[int, Lanes]] = {}
+        self._expected: dict[int, int] = {}
         self._alive = np.ones(threads, bool)
         self._barriers = 0
+
+    def _action(self, it: Instruction) -> Action | None:
+        return action(self.state, it)
 
     def _guard(self, it: Instruction) -> tuple[Lanes, bool] | None:
         if it.guard is None or (it.guard.index == TRUE and not it.guard.negative):
             return None
         return self.state.predicates[it.guard.index], it.guard.negative
+
+    def _acting(self, place: int, lanes: Lanes) -> Lanes:
+        """Those of ``lanes`` whose guard is true."""
+        guard = self._guards[place]
+        if guard is None:
+            return lanes
+        return lanes & ~guard[0] if guard[1] else lanes & guard[0]
 
     def run(self) -> Trace:
         steps = 0
@@ -121,17 +143,15 @@ class Block:
         """Runs threads from ``start`` to a branch, or to ``following``, where others stand."""
         place = start
         while True:
-            guard = self._guards[place]
-            acting = lanes
-            if guard is not None:
-                acting = lanes & ~guard[0] if guard[1] else lanes & guard[0]
+            acting = self._acting(place, lanes)
+            if acting is not lanes:
                 self._idle[place] += self._standing(lanes) & ~self._standing(acting)
             if self._control[place]:
                 break
             if place not in self._actions:
-                self._actions[place] = action(self.state, self.code[place])
+                self._actions[place] = self._action(self.code[place])
             act = self._actions[place]
-            if act is not None and (guard is None or acting.any()):
+            if act is not None and (acting is lanes or acting.any()):
                 act(acting)
             place += 1
             if place == following:
@@ -162,11 +182,11 @@ class Block:
             for warp, bits in self._bits(acting):
                 mine = self._meetings[warp].setdefault(it.operands[0].text, [])
                 mine[:] = [meeting for meeting in mine if not meeting.expected & bits]
-                mine.append(_Meeting(bits))
+                mine.append(_Meeting(bits, it.operands[1].value // LENGTH))
             self._join(place + 1, lanes)
         elif name == "BSYNC":
             self._join(place + 1, lanes & ~acting)
-            self._meet(place, it, acting)
+            self._meet(it, acting)
         elif name == "WARPSYNC":
             if it.has("COLLECTIVE"):
                 raise NotImplementedError(f"{it.address:#x}: {it.text}")
@@ -177,10 +197,11 @@ class Block:
             self._syncing[place + 1] = waiting & ~whole
             self._join(place + 1, whole)
         elif name == "BAR":
-            # Warps may wait at different instructions: it is one barrier. They go on behind their own.
             self._join(place + 1, lanes & ~acting)
-            self._waiting[place + 1] = acting | self._waiting.get(place + 1, False)
-            self._release()
+            self._wait(place, it, acting)
+        elif name == "BREAK":
+            self._join(place + 1, lanes)
+            self._leave(it, acting)
         elif name == "EXIT":
             self._join(place + 1, lanes & ~acting)
             self._alive &= ~acting
@@ -215,21 +236,32 @@ class Block:
         words = np.packbits(lanes, bitorder="little").view(np.uint32)
         return [(warp, int(bits)) for warp, bits in enumerate(words) if bits]
 
-    def _meet(self, place: int, it: Instruction, acting: Lanes) -> None:
-        released = np.zeros(self._warps, np.uint32)
+    def _meet(self, it: Instruction, acting: Lanes) -> None:
         for warp, bits in self._bits(acting):
             mine = self._meetings[warp].get(it.operands[0].text, [])
             for meeting in mine:
-                if meeting.expected & bits:
-                    meeting.arrived |= meeting.expected & bits
-                    bits &= ~meeting.expected
-                    if meeting.arrived == meeting.expected:
-                        released[warp] |= np.uint32(meeting.expected)
+                meeting.arrived |= meeting.expected & bits
+                bits &= ~meeting.expected
             if bits:
                 raise RuntimeError(f"{it.address:#x}: threads meet that nothing has bound")
-            mine[:] = [meeting for meeting in mine if meeting.arrived != meeting.expected]
-        lanes = np.unpackbits(released.view(np.uint8), bitorder="little").astype(bool)
-        self._join(place + 1, lanes)
+            self._go_on(warp, mine)
+
+    def _leave(self, it: Instruction, acting: Lanes) -> None:
+        """Threads that will not come to a meeting: those who are there no longer wait for them."""
+        for warp, bits in self._bits(acting):
+            mine = self._meetings[warp].get(it.operands[0].text, [])
+            for meeting in mine:
+                meeting.expected &= ~bits
+            self._go_on(warp, mine)
+
+    def _go_on(self, warp: int, meetings: list[_Meeting]) -> None:
+        for meeting in meetings:
+            if meeting.arrived == meeting.expected:
+                lanes = np.zeros(self._threads, bool)
+                bits = np.array([meeting.arrived], np.uint32).view(np.uint8)
+                lanes[warp * LANES : (warp + 1) * LANES] = np.unpackbits(bits, bitorder="little").astype(bool)
+                self._join(meeting.back, lanes)
+        meetings[:] = [meeting for meeting in meetings if meeting.arrived != meeting.expected]
 
     def _exit(self, acting: Lanes) -> None:
         for warp, bits in self._bits(acting):
@@ -242,9 +274,26 @@ class Block:
         if self._waiting:
             raise NotImplementedError("threads leave while others wait at a barrier")
 
-    def _release(self) -> None:
-        if (np.logical_or.reduce(list(self._waiting.values())) == self._alive).all():
+    def _wait(self, place: int, it: Instruction, acting: Lanes) -> None:
+        """Warps may wait at different instructions: it is one barrier. They go on behind their own."""
+        if it.has("ARV", "RED"):
+            raise NotImplementedError(f"{it.address:#x}: {it.text}")
+        asked = [self._number(operand, acting) for operand in it.operands]
+        barrier = asked[0] if asked else 0
+        there = self._waiting.setdefault(barrier, {})
+        there[place + 1] = acting | there.get(place + 1, False)
+        self._expected[barrier] = asked[1] if len(asked) > 1 else 0
+        arrived = np.logical_or.reduce(list(there.values()))
+        if (arrived == self._alive).all() or int(arrived.sum()) == self._expected[barrier]:
             self._barriers += 1
-            waiting, self._waiting = self._waiting, {}
-            for place, lanes in waiting.items():
-                self._join(place, lanes)
+            for back, lanes in self._waiting.pop(barrier).items():
+                self._join(back, lanes)
+
+    def _number(self, operand: Operand, lanes: Lanes) -> int:
+        """Of a barrier, or of threads: one for all who ask."""
+        if operand.kind == "number":
+            return operand.value
+        found = np.unique(self.state.registers[operand.index][lanes])
+        if operand.kind != "register" or len(found) != 1:
+            raise NotImplementedError(f"barrier {operand.text}")
+        return int(found[0])

@@ -65,6 +65,8 @@ class Kernel:
     architecture: str
     code: tuple[Instruction, ...]
     constants: bytes  # of bank 2
+    registers: int  # of a thread
+    local: int  # bytes of a thread beyond them
 
 
 @functools.cache
@@ -90,11 +92,34 @@ def kernel(architecture: str, *words: str, library: Path = LIBRARY) -> Kernel:
     (name,) = names
     code = parse(_printed("-sass", architecture, name, library).splitlines())
     second = any(operand.kind == "constant" and operand.value >= BANK for it in code for operand in it.operands)
-    return Kernel(name, architecture, code, _second_bank(architecture, name, library) if second else b"")
+    bank = _second_bank(_printed("-elf", architecture, name, library), name) if second else b""
+    return Kernel(name, architecture, code, bank, *usage(_printed("-res-usage", architecture, name, library)))
 
 
-def _second_bank(architecture: str, name: str, library: Path) -> bytes:
-    text = _printed("-elf", architecture, name, library)
+def of_file(path: Path, architecture: str) -> Kernel:
+    """The one kernel of a cubin."""
+    found = tool()
+    if found is None:
+        raise FileNotFoundError("cuobjdump is neither installed nor in the Triton wheel")
+
+    def printed(what: str) -> str:
+        return subprocess.run([found, what, str(path)], check=True, capture_output=True, text=True).stdout
+
+    listing = printed("-sass")
+    (name,) = re.findall(r"Function : (\w+)", listing)
+    code = parse(listing.splitlines())
+    second = any(operand.kind == "constant" and operand.value >= BANK for it in code for operand in it.operands)
+    bank = _second_bank(printed("-elf"), name) if second else b""
+    return Kernel(name, architecture, code, bank, *usage(printed("-res-usage")))
+
+
+def usage(text: str) -> tuple[int, int]:
+    """Registers and bytes of local memory of a thread, in what ``-res-usage`` prints of one kernel."""
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+def _second_bank(text: str, name: str) -> bytes:
     match = re.search(rf"^\.nv\.constant2\.{re.escape(name)}\n((?:0x[0-9a-f]+[ \n]+)+)", text, re.M)
     if match is None:
         raise ValueError(f"no constant bank 2 of {name} was found")

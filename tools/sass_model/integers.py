@@ -373,3 +373,13 @@ def to_uniform(state: State, it: Instruction) -> Action:
         put(np.repeat(get()[first], LANES), lanes)
 
     return act
+
+
+def extend(state: State, it: Instruction) -> Action:
+    """SGXT: the lower bits of a number, with zeros or with the uppermost of them above."""
+    put, get = setter(state, it.operands[0], it.uniform), integer(state, it.operands[1])
+    if it.operands[2].kind != "number" or it.has("W"):
+        raise ValueError("form of SGXT")
+    away = np.uint32(32 - it.operands[2].value)
+    kind: Any = np.uint32 if it.has("U32") else np.int32
+    return lambda lanes: put(((get() << away).view(kind) >> away.astype(kind)).view(np.uint32), lanes)

@@ -44,3 +44,27 @@ def shuffle(state: State, it: Instruction) -> Action:
         flag(np.ones(state.threads, bool), lanes)
 
     return act
+
+
+def elect(state: State, it: Instruction) -> Action:
+    """ELECT: true in the first of the lanes that are there."""
+    put = setter(state, it.operands[0])
+
+    def act(lanes: Lanes) -> None:
+        warps = lanes.reshape(-1, LANES)
+        put((np.arange(LANES) == warps.argmax(axis=1)[:, None]).reshape(-1), lanes)
+
+    return act
+
+
+def reduce(state: State, it: Instruction) -> Action:
+    """REDUX.SUM: over the lanes of a warp that are there."""
+    put, get = setter(state, it.operands[0], True), integer(state, it.operands[1])
+    if not it.has("SUM"):
+        raise ValueError("form of REDUX")
+
+    def act(lanes: Lanes) -> None:
+        sums = np.where(lanes, get(), np.uint32(0)).reshape(-1, LANES).sum(axis=1, dtype=np.uint32)
+        put(np.repeat(sums, LANES), lanes)
+
+    return act

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from tools.sass_model.chips import Chip
 from tools.sass_model.disassembly import BANK, kernel
 from tools.sass_model.memory import Global, Lanes
 from tools.sass_model.operands import LOCAL
+from tools.sass_model.outline import Outline
 
 # Where the parameters begin in constant bank 0, and where the grid's size is found there.
 PARAMETERS = {"sm_80": 0x160, "sm_90": 0x210, "sm_100": 0x380, "sm_120": 0x380}
@@ -29,8 +30,11 @@ GRID = {"sm_80": 0xC, "sm_90": 0xC, "sm_100": 0x370, "sm_120": 0x370}
 # Where the stack's end is found, which begins at its top.
 STACK = {"sm_80": 0x28, "sm_90": 0x28, "sm_100": 0x37C, "sm_120": 0x37C}
 # Of each path and products: words in its kernels' names, its name in the emulation, the alignment of its parameters.
+# float16 is run in outline alone, with parameters of bfloat16, which have its size.
 PATHS = {
     "pair": (("11pair_kernel", "8BFloat16"), "pair", (8, 4, 4)),
+    "pair, float16": (("11pair_kernel", "7Float16"), "pair", (8, 4, 4)),
+    "warpgroups": (("16warpgroup_kernel", "8BFloat16"), "warpgroups", (8, 4, 4)),
     "tiled, bf16": (("12tiled_kernel", "HalfProductsINS_8BFloat16"), "tiled", (8, 8)),
     "tiled, tf32 x 3": (("12tiled_kernel", "12Tf32Products"), "tiled float32", (8, 8)),
     "tiled, float32": (("12tiled_kernel", "15Float32Products"), "tiled float32", (8, 8)),
@@ -67,10 +71,17 @@ class Launch:
     shape: Shape
     chunk: int  # 0 on the tiled path
     stages: int
-    grid: int
+    blocks: int  # that the batch needs; a block that goes on to the next pair is as many as it has pairs
+    at_once: int  # of them on the chip
     shared_bytes: int
-    trace: Trace
+    registers: int  # of a thread
+    trace: Trace  # of one block
     memory: Global
+    kernel: str
+
+    def more(self, blocks: int) -> Launch:
+        """The same for another part of the batch."""
+        return replace(self, blocks=self.blocks + blocks)
 
 
 def bfloat16(numbers: Lanes) -> Lanes:
@@ -151,8 +162,11 @@ OPS: dict[str, tuple[str, Callable[[Shape, bool, str, str, Chip], dict[str, Lane
 
 
 @functools.lru_cache(maxsize=8)
-def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, path: str = "pair") -> Launch:
-    """The kernel of this op for one architecture on one pair, as planned for a chip and a batch."""
+def run(
+    op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, path: str = "pair", outlined: bool = False
+) -> Launch:
+    """The kernel of this op for one architecture on one pair, as planned for a chip and a batch; in outline where asked
+    to, and where it has instructions that are not interpreted."""
     if (reason := build.missing()) is not None:
         raise RuntimeError(reason)
     arguments, tensors_of = OPS[op]
@@ -177,12 +191,14 @@ def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, pa
         ).unwrap()
         return found
 
-    if path != "pair":
+    if asked.startswith("tiled"):
         tensors["scratch"] = np.zeros(planned({})["scratch_bytes"], np.uint8)
     memory = Global(tensors)
     plan = planned(memory.addresses())
-    instance = f"Li{plan['strips']}ELb{int(backward)}E" if path == "pair" else f"Lb{int(backward)}E"
-    found = kernel(architecture, *words, arguments, instance)
+    instance = f"Li{plan['strips']}ELb{int(backward)}E" if "strips" in plan else f"Lb{int(backward)}E"
+    if path == "warpgroups" and not plan.get("warpgroups"):
+        raise ValueError(f"{op} has no products of warpgroups for this pass")
+    found = kernel(architecture + ("a" if path == "warpgroups" else ""), *words, arguments, instance)
     constants = bytearray(BANK)
     struct.pack_into("<III", constants, GRID[architecture], 1, 1, 1)
     struct.pack_into("<I", constants, STACK[architecture], LOCAL)
@@ -191,17 +207,25 @@ def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, pa
         place = (place + step - 1) // step * step
         constants[place : place + len(part)] = part
         place += len(part)
-    trace = Block(found.code, memory, plan["shared_bytes"], bytes(constants) + found.constants).run()
-    blocks = 1 if path == "pair" else 2  # of a multiprocessor: csrc/pairs/launch_plan.h
+    outlined = outlined or path == "pair, float16" or any(it.opcode == "HGMMA" for it in found.code)
+    trace = (Outline if outlined else Block)(
+        found.code, memory, plan["shared_bytes"], bytes(constants) + found.constants
+    ).run()
+    blocks = 2 if asked.startswith("tiled") else 1  # of a multiprocessor: csrc/pairs/launch_plan.h
+    if chip.blocks(found.registers, trace.threads, plan["shared_bytes"]) < blocks:
+        raise ValueError(f"{blocks} blocks of {found.name} do not fit into a multiprocessor of {architecture}")
     return Launch(
-        op,
-        path,
-        backward,
-        shape,
-        plan.get("chunk", 0),
-        plan.get("stages", 0),
-        min(chip.pairs, blocks * chip.multiprocessors),
-        plan["shared_bytes"],
-        trace,
-        memory,
+        op=op,
+        path=path,
+        backward=backward,
+        shape=shape,
+        chunk=plan.get("chunk", 0),
+        stages=plan.get("stages", 0),
+        blocks=chip.pairs,
+        at_once=min(chip.pairs, blocks * chip.multiprocessors),
+        shared_bytes=plan["shared_bytes"],
+        registers=found.registers,
+        trace=trace,
+        memory=memory,
+        kernel=found.name,
     )

@@ -57,12 +57,42 @@ class Global:
             raise IndexError(f"an access to {int(addresses[0]):#x} is misaligned")
         return offsets
 
+    def holds(self, addresses: Lanes, size: int) -> Lanes:
+        """Which of them lie in the tensors."""
+        offsets = addresses.astype(np.int64) - GLOBAL_BASE
+        return np.asarray((offsets >= 0) & (offsets + size <= self.bytes.size) & (offsets % size == 0))
+
+    def is_known(self, offsets: Lanes) -> Lanes:
+        """Which of them are masks', whose values a count may follow."""
+        found = np.zeros(len(offsets), bool)
+        for name, tensor in self._tensors.items():
+            if tensor.dtype == bool:
+                found |= (offsets >= self.offsets[name]) & (offsets < self.offsets[name] + tensor.nbytes)
+        return found
+
     def touch(self, offsets: Lanes, write: bool) -> None:
         sectors = offsets // SECTOR
         if write:
             self.written[sectors] = True
         else:
             self.read[sectors] |= ~self.written[sectors]
+
+
+class Spans(Global):
+    """Tensors of which only places are known, by their bytes, and masks [B, N] with their values."""
+
+    def __init__(self, sizes: Mapping[str, int], masks: Mapping[str, Lanes]) -> None:
+        super().__init__({})
+        used = 0
+        for name, size in sizes.items():
+            self.offsets[name] = used
+            used += (size + 511) // 256 * 256
+        self.bytes = np.zeros(used, np.uint8)  # of which nothing but masks is ever touched
+        for name, mask in masks.items():
+            start = self.offsets[name]
+            self.bytes[start : start + mask.nbytes] = mask.reshape(-1)
+            self._tensors[name] = mask
+        self.read, self.written = np.zeros(used // SECTOR, bool), np.zeros(used // SECTOR, bool)
 
 
 class Costs:

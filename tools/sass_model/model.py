@@ -12,32 +12,40 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tools.sass_model.block import Trace
 from tools.sass_model.chips import Chip
-from tools.sass_model.disassembly import Instruction
+from tools.sass_model.disassembly import LENGTH, Instruction
 from tools.sass_model.launches import Launch, Shape, run
 from tools.sass_model.loops import Loop, innermost
 from tools.sass_model.memory import SECTOR, Lanes
 
+MATRIX = ("HMMA", "HGMMA", "TCHMMA")
+# Share of the cycles in which a warp of such kernels issues. Nsight Compute on an H100 and an H200, two warps to a
+# scheduler: 22 to 38 % (docs/performance_log.md, 2026-11-26).
+RATE = 0.15
 SCHEDULERS = 4  # warp w is taken to belong to scheduler w % 4, as arXiv 1804.06826 found on Volta
 
 CLASSES = {
-    "tensor": ("HMMA",),
-    "ldmatrix": ("LDSM",),
-    "shared": ("LDS", "STS"),
+    "tensor": ("HMMA", "HGMMA"),
+    "ldmatrix": ("LDSM", "STSM"),
+    "shared": ("LDS", "STS", "ATOMS", "LDTM", "STTM"),
     "copy": ("LDGSTS",),
-    "global": ("LDG", "STG", "LD"),
+    "global": ("LDG", "STG", "LD", "ATOMG", "RED"),
     "local": ("LDL", "STL"),
-    "exchange": ("SHFL", "VOTE"),
-    "special": ("MUFU", "F2F", "F2I", "I2F", "POPC"),
-    "float": ("FADD", "FMUL", "FFMA", "FMNMX", "FSET", "FCHK", "F2FP", "I2FP"),
+    "exchange": ("SHFL", "VOTE", "REDUX", "ELECT"),
+    "special": ("MUFU", "F2F", "F2I", "I2F", "POPC", "FLO", "BREV"),
+    "float": (
+        *("FADD", "FMUL", "FFMA", "FMNMX", "FSET", "FCHK", "F2FP", "I2FP"),
+        *("FADD2", "FMUL2", "FFMA2", "FMNMX3"),
+    ),
     "select, compare": ("SEL", "FSEL", "FSETP", "ISETP", "PLOP3", "P2R", "R2P"),
     "integer": (
         *("IADD3", "IADD", "VIADD", "IMAD", "LEA", "LOP3", "SHF", "PRMT", "IABS", "IMNMX", "VIMNMX", "VIADDMNMX"),
-        *("MOV", "CS2R", "S2R", "R2UR", "HFMA2"),
+        *("MOV", "CS2R", "S2R", "R2UR", "HFMA2", "SGXT"),
     ),
     "constant": ("LDC",),
-    "control": ("BRA", "BSSY", "BSYNC", "EXIT", "CALL", "RET", "WARPSYNC", "NOP", "ENDCOLLECTIVE"),
-    "wait": ("BAR", "DEPBAR", "LDGDEPBAR"),
+    "control": ("BRA", "BSSY", "BSYNC", "EXIT", "CALL", "RET", "WARPSYNC", "NOP", "ENDCOLLECTIVE", "BREAK", "BPT"),
+    "wait": ("BAR", "DEPBAR", "LDGDEPBAR", "SYNCS", "WARPGROUP", "FENCE", "MEMBAR", "NANOSLEEP", "CCTL"),
 }
 _CLASS = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcodes}
 
@@ -46,7 +54,7 @@ _CLASS = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcode
 # Taken for every chip, though 12.0 may add integers faster.
 ALU, SPECIAL = 2.0, 8.0
 ALU_INTEGERS = ("IADD3", "IADD", "VIADD", "LEA", "LOP3", "SHF", "PRMT", "IABS", "IMNMX", "VIMNMX", "VIADDMNMX", "MOV")
-ALU_OTHERS = (*CLASSES["select, compare"], "FMNMX", "FSET", "F2FP", "I2FP", "VOTE")
+ALU_OTHERS = (*CLASSES["select, compare"], "FMNMX", "FMNMX3", "FSET", "F2FP", "I2FP", "VOTE")
 
 
 class ModelError(Exception):
@@ -71,13 +79,14 @@ class Prediction:
     issue: float  # slots of the busiest scheduler
     shared: float  # wavefronts of shared memory, and shuffles, which take the same way
     tensor: float
+    awaited: float  # of that, products that a warp issues and then waits for
     alu: float
     fma: float
     special: float
     l2: float | None
     dram: float  # the floor: every byte once
-    l2_bytes: int
-    dram_bytes: int
+    l2_bytes: float
+    dram_bytes: float
     tail: float  # share of the last round of blocks that is filled
 
     @property
@@ -98,6 +107,19 @@ class Prediction:
         return max(self.resources, key=lambda name: self.resources[name])
 
     @property
+    def blocks(self) -> int:
+        """Of a multiprocessor at once."""
+        return -(-self.launch.at_once // self.chip.multiprocessors)
+
+    @property
+    def forecast(self) -> float:
+        """Cycles of a pair and multiprocessor, if its warps issue as those do that were measured, wait for the products
+        of wgmma and tcgen05 unless another block goes on, and no resource takes longer."""
+        warps = self.blocks * self.launch.trace.threads / 32 / SCHEDULERS
+        worked = self.issue / min(1.0, RATE * warps) + self.awaited / self.blocks
+        return max(worked, *self.resources.values()) / self.tail
+
+    @property
     def share(self) -> float:
         """Of the floor, at most: one instruction per cycle, everything else hidden behind the binding resource."""
         return self.dram / max(self.resources.values()) * self.tail
@@ -112,34 +134,95 @@ def _count(launch: Launch, opcodes: tuple[str, ...], uniform: bool = False) -> L
     return np.asarray((trace.issues - trace.idle)[places].sum(axis=0))
 
 
+def matrix_columns(it: Instruction) -> int:
+    """N of a wgmma."""
+    return int(it.modifiers[0].split("x")[1])
+
+
 def _busiest(per_warp: Lanes) -> float:
     return float(per_warp.reshape(-1, SCHEDULERS).sum(axis=0).max())
 
 
-def predict(op: str, backward: bool, shape: Shape, chip: Chip, path: str = "pair") -> Prediction:
-    launch = run(op, backward, shape, chip.architecture, chip, path)
-    if path == "pair":
-        check(launch)
+def _tensor(launch: Launch, chip: Chip) -> tuple[float, float]:
+    """Cycles of the matrix units by mma.sync and by what is waited for: of the busiest scheduler, or, by tcgen05, of
+    all four together."""
+    cycles = np.zeros(launch.trace.threads // 32)
     trace = launch.trace
-    issues = trace.issues.sum(axis=0)
-    l2 = SECTOR * sum(trace.sectors.values())
-    dram = sum(launch.memory.compulsory(but="scratch"))
-    rounds = -(-chip.pairs // launch.grid)
+    for place, it in enumerate(trace.instructions):
+        if it.opcode == "HGMMA":  # m64nNk16 of a warpgroup, or m64nNk8 of tf32, is m16 of each of its warps
+            cycles = cycles + (trace.issues - trace.idle)[place] * matrix_columns(it) / 64 * chip.wgmma_cycles
+    if (cycles.any() and not chip.wgmma_cycles) or (trace.tensor_work and not chip.tcgen05_cycles):
+        raise ModelError(f"the rate of these matrix instructions on {chip.name} is not known")
+    synchronous = _busiest(_count(launch, ("HMMA",)) * chip.tensor_cycles)
+    return synchronous, _busiest(cycles) + sum(trace.tensor_work.values()) * chip.tcgen05_cycles
+
+
+def floor_bytes(op: str, backward: bool, shape: Shape, itemsize: int) -> int:
+    """Of DRAM, for a pair, every byte once: patches and tokens, what comes out, and what is kept for each token."""
+    tokens, patches = shape.rows
+    if op == "grouping":
+        tokens = shape.tokens
+    read = (tokens + patches) * shape.channels * itemsize
+    written = (shape.tokens + shape.patches) * shape.channels * itemsize
+    if op == "fine_grained":
+        return read + (written + 4 * 8 * tokens if backward else 4 * 8 * shape.tokens)
+    groups = shape.tokens * shape.channels * itemsize
+    return read + groups + (written if backward else 4 * 3 * shape.tokens)
+
+
+def check_outline(trace: Trace) -> None:
+    """Raises ``ModelError`` where data end a loop of products, which an outline goes through once."""
+    for place in trace.guessed:
+        it = trace.instructions[place]
+        back = it.operands[-1].value // LENGTH if it.opcode == "BRA" else place + 1
+        if any(other.opcode in MATRIX for other in trace.instructions[back : place + 1]):
+            raise ModelError(f"{it.address:#x}: {it.text}: how often this loop of products runs is not known")
+
+
+def cost(launch: Launch, chip: Chip, dram_bytes: float) -> Prediction:
+    """Of a pair: what a block asks for, times blocks to a pair."""
+    trace = launch.trace
+    check_outline(trace)
+    share = launch.blocks / chip.pairs
+    l2 = share * SECTOR * sum(trace.sectors.values())
+    rounds = -(-launch.blocks // launch.at_once)
+    synchronous, awaited = _tensor(launch, chip)
+    pipe = _count(launch, ("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2")) * chip.float_cycles
     return Prediction(
         launch,
         chip,
-        issue=_busiest(issues),
-        shared=sum(trace.wavefronts.values()) + float(_count(launch, ("SHFL",)).sum()),
-        tensor=_busiest(_count(launch, ("HMMA",))) * chip.tensor_cycles,
-        alu=_busiest(_count(launch, (*ALU_INTEGERS, *ALU_OTHERS))) * ALU,
-        fma=_busiest(_count(launch, ("FADD", "FMUL", "FFMA")) * chip.float_cycles + _count(launch, ("IMAD",)) * 2.0),
-        special=_busiest(_count(launch, CLASSES["special"])) * SPECIAL,
+        issue=share * _busiest(trace.issues.sum(axis=0)),
+        shared=share * (sum(trace.wavefronts.values()) + float(_count(launch, ("SHFL",)).sum())),
+        tensor=share * (synchronous + awaited),
+        awaited=share * awaited,
+        alu=share * _busiest(_count(launch, (*ALU_INTEGERS, *ALU_OTHERS))) * ALU,
+        fma=share * _busiest(pipe + _count(launch, ("IMAD",)) * 2.0),
+        special=share * _busiest(_count(launch, CLASSES["special"])) * SPECIAL,
         l2=None if chip.l2_bytes is None else l2 / chip.l2_bytes,
-        dram=dram / chip.dram_bytes,
+        dram=dram_bytes / chip.dram_bytes,
         l2_bytes=l2,
-        dram_bytes=dram,
-        tail=chip.pairs / (rounds * launch.grid),
+        dram_bytes=dram_bytes,
+        tail=launch.blocks / (rounds * launch.at_once),
     )
+
+
+def predict(op: str, backward: bool, shape: Shape, chip: Chip, path: str = "pair") -> Prediction:
+    """Of the kernel in CUDA C++."""
+    launch = run(op, backward, shape, chip.architecture, chip, path)
+    if path.startswith("pair"):
+        check(launch)
+    return cost(launch, chip, sum(launch.memory.compulsory(but="scratch")))
+
+
+def predict_triton(op: str, backward: bool, shape: Shape, chip: Chip) -> list[Prediction]:
+    """Of each kernel of Triton's plan for a pass, in bfloat16. The floor is that of the pass, dealt to its kernels by
+    what they ask L2 for."""
+    from tools.sass_model import triton_launches
+
+    launches = triton_launches.run(op, backward, shape, chip)
+    asked = [launch.blocks * sum(launch.trace.sectors.values()) for launch in launches]
+    floor = floor_bytes(op, backward, shape, 2)
+    return [cost(launch, chip, floor * part / sum(asked)) for launch, part in zip(launches, asked)]
 
 
 # What the loops mean.
@@ -219,7 +302,7 @@ def parts(launch: Launch) -> list[Part]:
     trace = launch.trace
     all_loops = trace.loops
     inside = innermost(trace.instructions, all_loops)
-    phases = {header: name for name, header in check(launch)} if launch.path == "pair" else {}
+    phases = {header: name for name, header in check(launch)} if launch.path.startswith("pair") else {}
     slots = trace.issues.sum(axis=1)
     done = trace.done
     groups: dict[int, list[int]] = {}
@@ -241,7 +324,7 @@ def parts(launch: Launch) -> list[Part]:
                 total,
                 dict(mix),
                 sum(trace.wavefronts.get(trace.instructions[place].address, 0) for place in places),
-                sum(int(done[place]) for place in places if trace.instructions[place].opcode == "HMMA"),
+                sum(int(done[place]) for place in places if trace.instructions[place].opcode in MATRIX),
                 0 if loop is None else int(trace.issues[loop.header].max()),
                 loop,
             )
@@ -256,7 +339,9 @@ def _name(code: tuple[Instruction, ...], places: list[int], loop: Loop | None, p
         outer = phases.get(around.header, outer)
         around = around.parent
     where = f" ({outer})" if outer else ""
-    if "HMMA" in opcodes:
+    if loop is None and opcodes & {*MATRIX, "LDGSTS"}:
+        return "outside of loops"
+    if opcodes & set(MATRIX):
         return f"products{where}"
     if "LDGSTS" in opcodes:
         return f"copies{where}"

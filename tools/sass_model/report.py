@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tools.sass_model.chips import CHIPS, PAIRS, chip_of
+from tools.sass_model import measured
+from tools.sass_model.chips import CHIPS, PAIRS, Chip, chip_of
 from tools.sass_model.launches import OPS, PATHS, Shape
-from tools.sass_model.model import SCHEDULERS, Part, Prediction, parts, predict
+from tools.sass_model.measured import PAPER as SHAPE
+from tools.sass_model.model import SCHEDULERS, Part, Prediction, parts, predict, predict_triton
 
-SHAPE = Shape(tokens=55, patches=196, channels=512)
-TILED = [path for path in PATHS if path != "pair"]
+TILED = [path for path in PATHS if path.startswith("tiled")]
 HEADING = "## Predicted cost"
 
 INTRODUCTION = f"""
@@ -26,13 +27,15 @@ multiprocessor, by resource:
   `tools/sass_model/chips.py`, which gives their sources and says which are assumed (mma.sync on B200, L2 but on A100).
 - **at most**: the share of the DRAM floor that the largest of them allows, for a batch of {PAIRS} pairs (whose last
   round of blocks is not full).
+- **forecast**: the share if warps issue in 0.15 of the cycles each, as they did where Nsight Compute looked (two to a
+  scheduler: 22 to 38 %), and wait for products of wgmma and tcgen05; or the ceiling where that is lower.
 
-Left out: waits for results and at barriers, which two warps to a scheduler (one block of eight, by the launch plan)
-hide badly; the instruction cache; instructions that collide in a pipe; reads beyond the first that miss L2; clocks that
-fall under load. What a GPU gives is less. `gpu-check` keeps Nsight Compute's counters, and
+Left out of the ceiling: waits for results and at barriers, which two warps to a scheduler (one block of eight, by the
+launch plan) hide badly; the instruction cache; instructions that collide in a pipe; reads beyond the first that miss
+L2; clocks that fall under load. What a GPU gives is less. `gpu-check` keeps Nsight Compute's counters, and
 `python -m tools.gpu_check.counters counters.json` puts these figures beside them. On an H200
 (performance_log.md, 2026-11-26) issue slots and wavefronts agreed within 5 %, the backward read 1.4 x as much from
-DRAM, and the time was four to five times what the binding resource alone would take.
+DRAM, and the time was three to four times what the binding resource alone would take.
 """
 
 
@@ -43,16 +46,17 @@ def thousands(cycles: float | None) -> str:
 def row(prediction: Prediction) -> list[str]:
     p = prediction
     cycles = (p.issue, p.alu, p.fma, p.special, p.shared, p.tensor, p.l2, p.dram)
-    return [*map(thousands, cycles), p.binding, f"{100 * p.share:.0f} %"]
+    return [*map(thousands, cycles), p.binding, f"{100 * p.share:.0f} %", f"{100 * p.dram / p.forecast:.0f} %"]
 
 
-COLUMNS = ("issue", "integer", "float", "special", "shared", "tensor", "L2", "DRAM", "binding", "at most")
+COLUMNS = ("issue", "integer", "float", "special", "shared", "tensor", "L2", "DRAM", "binding", "at most", "forecast")
 
 
-def both(forward: Prediction, backward: Prediction) -> str:
-    """Share of the floor that forward and backward together may reach."""
-    floor = forward.dram + backward.dram
-    return f"{100 * floor / (forward.dram / forward.share + backward.dram / backward.share):.0f} %"
+def both(*passes: Prediction) -> tuple[str, str]:
+    """Shares of the floor that forward and backward together may reach, and are forecast to."""
+    floor = sum(one.dram for one in passes)
+    most, expected = sum(one.dram / one.share for one in passes), sum(one.forecast for one in passes)
+    return f"{100 * floor / most:.0f} %", f"{100 * floor / expected:.0f} %"
 
 
 def by_name(found: list[Part]) -> list[tuple[str, int, Counter[str], int, int]]:
@@ -86,7 +90,9 @@ def section(shape: Shape = SHAPE) -> str:
             name = f"{chip.name} ({chip.architecture})"
             lines.append(f"| {op} | {name} | forward | {' | '.join(row(forward))} |")
             lines.append(f"| {op} | {name} | backward | {' | '.join(row(backward))} |")
-            lines.append(f"| {op} | {name} | both |{'  |' * (len(COLUMNS) - 1)} {both(forward, backward)} |")
+            lines.append(
+                f"| {op} | {name} | both |{'  |' * (len(COLUMNS) - 2)} {' | '.join(both(forward, backward))} |"
+            )
     lines += [
         "",
         "The tiled path on sm_90, by the products that it takes (float32 by torch.get_float32_matmul_precision()):",
@@ -101,6 +107,7 @@ def section(shape: Shape = SHAPE) -> str:
             products = path.removeprefix("tiled, ")
             lines.append(f"| {op} | {products} | forward | {' | '.join(row(forward))} |")
             lines.append(f"| {op} | {products} | backward | {' | '.join(row(backward))} |")
+    lines += ["", *triton_lines(shape), "", *held_against(pair_path, shape, chip)]
     lines += [
         "",
         "Where the instructions of the pair path are, on sm_90: thousands of issue slots per scheduler (mean of the",
@@ -122,19 +129,78 @@ def section(shape: Shape = SHAPE) -> str:
     return "\n".join(lines) + "\n"
 
 
+TRITON = """\
+Triton's kernels, same shape and dtype, compiled by the ptxas of its wheel, in outline: integers, addresses and masks
+are followed, floating numbers are not, which changes a count where a branch looks at one (by 1 % on the pair path
+above). Operands of wgmma and tcgen05 count as wavefronts without conflicts, once for the warps that share them; tensor
+memory counts nothing. **Blocks**: of a multiprocessor at once, by registers, shared memory and warps. The CUDA C++ pair
+path has one, the tiled path two.
+"""
+
+
+def triton_lines(shape: Shape) -> list[str]:
+    lines = [TRITON, f"| op | chip | pass | registers | blocks | {' | '.join(COLUMNS)} |"]
+    lines.append("|---" * (5 + len(COLUMNS)) + "|")
+    for op in OPS:
+        for chip in CHIPS:
+            kernels = []
+            for backward in (False, True):
+                for one in predict_triton(op, backward, shape, chip):
+                    head = f"{op} | {chip.name} ({chip.architecture}) | {'backward' if backward else 'forward'}"
+                    lines.append(f"| {head} | {one.launch.registers} | {one.blocks} | {' | '.join(row(one))} |")
+                    kernels.append(one)
+            shares = " | ".join(both(*kernels))
+            lines.append(f"| {op} | {chip.name} ({chip.architecture}) | both |{'  |' * len(COLUMNS)} {shares} |")
+    return lines
+
+
+def held_against(pair_path: dict[str, tuple[Prediction, Prediction]], shape: Shape, chip: Chip) -> list[str]:
+    """Forecasts beside what was timed."""
+    lines = [
+        "What an H100 took over the forecast, and over what the binding resource alone allows (one run in CUDA graphs,",
+        "`benchmarks/results/nvidia-h100/benchmarks.txt`; backward: both less forward; the clock is the vendor's):",
+        "",
+        "| op | pass | CUDA C++, over forecast | over the ceiling | Triton, over forecast | over the ceiling |",
+        "|---|---|---|---|---|---|",
+    ]
+    for op in OPS:
+        for backward in (False, True):
+            found = []
+            for path, kernels in (
+                ("pair", [pair_path[op][backward]]),
+                ("triton", predict_triton(op, backward, shape, chip)),
+            ):
+                took = measured.cycles(op, path, backward, chip.clock, chip.multiprocessors)
+                found += [took / sum(k.forecast for k in kernels), took / sum(k.dram / k.share for k in kernels)]
+            numbers = " | ".join(f"{number:.2f}" for number in found)
+            lines.append(f"| {op} | {'backward' if backward else 'forward'} | {numbers} |")
+    return lines
+
+
 def details(prediction: Prediction, listed: int) -> str:
     """For the terminal: resources, then the loops that cost most."""
     launch = prediction.launch
+    trace = launch.trace
     lines = [
         f"predicted, not measured: {launch.op} {'backward' if launch.backward else 'forward'} on "
         f"{prediction.chip.name} ({prediction.chip.architecture}; {prediction.chip.notes})",
+        f"  {launch.kernel}",
         f"  {launch.path}: {launch.chunk} channels x {launch.stages} stages, {launch.shared_bytes / 1024:.1f} KB, "
-        f"grid {launch.grid}, {launch.trace.block_barriers} barriers; L2 {prediction.l2_bytes / 1e6:.2f} MB, "
+        f"{launch.registers} registers, {trace.threads // 32} warps, {prediction.blocks} blocks to a multiprocessor, "
+        f"{trace.block_barriers} barriers; L2 {prediction.l2_bytes / 1e6:.2f} MB, "
         f"DRAM {prediction.dram_bytes / 1e6:.2f} MB",
     ]
     for name, cycles in sorted(prediction.resources.items(), key=lambda item: -item[1]):
         lines.append(f"  {name:<18} {cycles:>9.0f} cycles per pair")
-    lines.append(f"  at most {100 * prediction.share:.0f} % of the DRAM floor, bound by {prediction.binding}")
+    lines.append(
+        f"  at most {100 * prediction.share:.0f} % of the DRAM floor, bound by {prediction.binding}; forecast "
+        f"{100 * prediction.dram / prediction.forecast:.0f} %"
+    )
+    if trace.guessed or trace.unplaced:
+        lines.append(
+            f"  in outline: {sum(trace.guessed.values())} branches by numbers that are not followed, at "
+            f"{len(trace.guessed)} places; {sum(trace.unplaced.values())} accesses of warps to places not known"
+        )
     for part in parts(launch)[:listed]:
         where = f"loop at {16 * part.loop.header:#x}, {part.passes} times" if part.loop else "no loop"
         mix = ", ".join(f"{name} {count / SCHEDULERS:.0f}" for name, count in Counter(part.mix).most_common(5))

@@ -1,6 +1,7 @@
 """What everybody who goes through all ops knows of this one."""
 
 from sparc_kernels.ops._alignment import samples
+from sparc_kernels.ops._alignment.choice import TRITON_FIRST
 from sparc_kernels.ops._room import KERNEL_DTYPES, Entry, Op, Pass, Room
 from sparc_kernels.ops.fine_grained import autograd, schema
 
@@ -17,9 +18,7 @@ ROOM = Room(
     ),
     sample=samples.pairs,
     sizes=samples.SIZES,
-    triton_first=frozenset(
-        {(9, 0)}
-    ),  # pairs that one program holds: benchmarks/results/nvidia-h200; float32: nvidia-h100
+    triton_first=TRITON_FIRST,
     ops=(
         Op(
             "fine_grained",

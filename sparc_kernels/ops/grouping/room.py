@@ -1,6 +1,7 @@
 """What everybody who goes through all ops knows of these two."""
 
 from sparc_kernels.ops._alignment import samples
+from sparc_kernels.ops._alignment.choice import TRITON_FIRST
 from sparc_kernels.ops._room import KERNEL_DTYPES, Entry, Op, Pass, Room
 from sparc_kernels.ops.grouping import autograd, schema
 
@@ -18,7 +19,7 @@ ROOM = Room(
     ),
     sample=samples.pairs,
     sizes=samples.SIZES,
-    triton_first=frozenset({(9, 0)}),  # benchmarks/results/nvidia-h100
+    triton_first=TRITON_FIRST,
     ops=(
         Op(
             "grouped_embeddings",

@@ -1,0 +1,34 @@
+"""What GPUs have taken where the model says something: ratios and times out of benchmarks/results, to be held against
+predictions. Nothing here goes into a prediction but ``model.RATE``."""
+
+from __future__ import annotations
+
+from tools.sass_model.launches import Shape
+
+PAPER, SMALL, LARGE = Shape(55, 196, 512), Shape(55, 49, 512), Shape(55, 576, 512)
+
+# Time of Triton's kernels over that of CUDA C++, forward and backward, side by side in one run, by (architecture, op,
+# dtype, shape), and its file. bfloat16 in CUDA graphs, but called from Python at 576 patches; float32 ("highest") from
+# Python.
+RATIOS: dict[tuple[str, str, str, Shape], tuple[float, str]] = {
+    ("sm_90", "fine_grained", "bfloat16", PAPER): (0.8017 / 2.304, "nvidia-h100/benchmarks.txt"),
+    ("sm_90", "fine_grained", "bfloat16", SMALL): (0.4035 / 1.104, "nvidia-h100/benchmarks.txt"),
+    ("sm_90", "fine_grained", "bfloat16", LARGE): (3.732 / 2.738, "nvidia-h200/first_run.txt"),
+    ("sm_90", "fine_grained", "float32", PAPER): (4.603 / 12.571, "nvidia-h100/fp32_pairs.txt"),
+    ("sm_90", "grouping", "bfloat16", PAPER): (0.6134 / 1.651, "nvidia-h100/benchmarks.txt"),
+    ("sm_90", "grouping", "float32", PAPER): (3.435 / 8.705, "nvidia-h100/fp32_pairs.txt"),
+}
+
+# Milliseconds of 1,024 pairs of PAPER in bfloat16, H100, CUDA graphs (nvidia-h100/benchmarks.txt): forward, and both.
+PASSES = {
+    ("fine_grained", "pair"): (0.5586, 2.304),
+    ("fine_grained", "triton"): (0.2385, 0.8017),
+    ("grouping", "pair"): (0.3813, 1.651),
+    ("grouping", "triton"): (0.1892, 0.6134),
+}
+
+
+def cycles(op: str, path: str, backward: bool, clock: float, multiprocessors: int) -> float:
+    """Of a pair and multiprocessor, at that clock in GHz."""
+    forward, both = PASSES[op, path]
+    return (both - forward if backward else forward) * 1e6 * clock * multiprocessors / 1024
