@@ -23,6 +23,12 @@ struct Tile {
   SPARC_DEVICE device::Shared<E> at(int row, int column) const {
     return device::shared_at<E>(offset) + (row * pitch + column);
   }
+  // Two elements from an even column on.
+  SPARC_DEVICE device::Shared<uint32_t> word_at(int row, int column) const {
+    return device::shared_at<uint32_t>(offset) + (row * pitch + column) / 2;
+  }
+  // Rows that products over `count` rows read.
+  SPARC_DEVICE static int rows_for(int count) { return (count + 15) / 16 * 16; }
   SPARC_DEVICE void set(int row, int column, float value) const {
     *at(row, column) = device::from_float<E>(value);
   }

@@ -15,8 +15,8 @@
 namespace sparc {
 
 template <class E, int kStrips>
-struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
-  using Base = FineGrainedPairBase<E, kStrips>;
+struct FineGrainedPairBackward : FineGrainedPairSteps<E, kStrips> {
+  using Base = FineGrainedPairSteps<E, kStrips>;
   using Products = typename Base::Products;
   using Kept = typename Base::Kept;
   using Base::args;
@@ -102,12 +102,9 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
     typename Base::TextSums z = {};
     E* const groups = saved_groups();
     const int channels = args.in.channels;
-    this->for_both([&](int c, int stage) {
-      if (!this->active()) return;
-      this->group_chunk(held, stage, unit, z, [&](const Sums& group, int column) {
-        store_rounded(RoundedSums<E>(group), groups, channels, c * this->streaming.chunk + column,
-                      [&](int r) { return this->leading_row(r); });
-      });
+    this->groups(held, unit, z, [&](const Sums& group, int c, int column) {
+      store_rounded(RoundedSums<E>(group), groups, channels, c * this->streaming.chunk + column,
+                    [&](int r) { return this->leading_row(r); });
     });
     this->start_both();
     this->write_logits(z);
@@ -286,25 +283,7 @@ struct PairOp<FineGrainedArguments> {
         fill_gradients<E>(args, work);
       });
     } else {
-      // the next pair's first chunks are on their way while Z of this one is looked at
-      using Pass = FineGrainedPairForward<E, kStrips>;
-      const auto next = [&](int64_t pair, int buffer) {
-        const PairWork work = next_work(shared, args.in, pair, buffer, [&](const PairWork& empty) {
-          fill_results(args, empty.text, empty.image_rows);
-          write_means<E>(args, empty.image, empty.text);
-        });
-        if (work.pair < args.in.pairs) Pass(shared, args, streaming, work).start_both();
-        return work;
-      };
-      PairWork work = next(device::block_index(), 0);
-      while (work.pair < args.in.pairs) {
-        const Pass pass(shared, args, streaming, work);
-        PairWork following;
-        pass.compare([&] { following = next(work.pair + device::block_count(), 1 - work.buffer); });
-        pass.cross_entropies();
-        fill_results(args, work.text, work.image_rows);
-        work = following;
-      }
+      run_forward<FineGrainedPairForward<FineGrainedPairSteps<E, kStrips>>>(args, streaming, shared);
     }
   }
 };

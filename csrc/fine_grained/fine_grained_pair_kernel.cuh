@@ -47,11 +47,11 @@ struct FineGrainedLayout : PairLayout<E> {
   SPARC_DEVICE Tile<E> x_tile() const { return {x, this->weights_pitch}; }
 };
 
-// The parts that both passes share, for one pair.
-template <class E, int kStrips>
-struct FineGrainedPairBase : AlignmentPass<E, kStrips, FineGrainedLayout<E>, FineGrainedArguments> {
-  using Base = AlignmentPass<E, kStrips, FineGrainedLayout<E>, FineGrainedArguments>;
-  using Products = typename Base::Products;
+// The parts that both passes share, for one pair, whatever its products are made of.
+template <class Tile_, class Layout>
+struct FineGrainedPairBase : AlignmentPass<Tile_, Layout, FineGrainedArguments> {
+  using Base = AlignmentPass<Tile_, Layout, FineGrainedArguments>;
+  using E = typename Base::E;
   // [16, 64]: this warp's rows of Z, over its share of the channels
   using TextSums = Sums[kPairTextRows / 16];
   using Base::args;
@@ -81,7 +81,8 @@ struct FineGrainedPairBase : AlignmentPass<E, kStrips, FineGrainedLayout<E>, Fin
   }
 
   // The mean of `count` gathered rows, `chunk` of its channels: 8 of them to a warp.
-  SPARC_DEVICE void pool(const Tile<E>& rows, int count, int first, int64_t item, void* out) const {
+  template <class From>
+  SPARC_DEVICE void pool(const From& rows, int count, int first, int64_t item, void* out) const {
     const int lane = device::lane_index(), column = device::warp_index() * 8 + lane % 8;
     if (out == nullptr || device::warp_index() * 8 >= streaming.chunk) return;
     float total = 0.0f;
@@ -95,48 +96,9 @@ struct FineGrainedPairBase : AlignmentPass<E, kStrips, FineGrainedLayout<E>, Fin
     }
   }
 
-  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
-  template <bool kPool>
-  SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
-    const int row = device::thread_index() / 4, part = device::thread_index() % 4;
-    square = 0.0f;
-    for_both([&](int c, int stage) {
-      const Tile<E> t = shared.text_tile(stage);
-      this->add_products(s, t, shared.image_tile(stage), streaming.chunk);
-      if (kPool) {
-        pool(shared.image_tile(stage), this->p, c * streaming.chunk, work.image, args.pooled_patches);
-        pool(t, this->n, c * streaming.chunk, work.text, args.pooled_tokens);
-      }
-      if (row >= this->n) return;
-      SPARC_NO_UNROLL
-      for (int d = part; d < streaming.chunk; d += 4) {
-        const float x = t.get(row, d);
-        square += x * x;
-      }
-    });
-  }
-
-  // The groups of a chunk, 32 channels at a time, in C' units: f(c, column) with this warp's [16, 16] at
-  // `column`. Adds to z what these channels give to C' T^T.
-  template <class Left, class F>
-  SPARC_DEVICE void group_chunk(const Left& left, int stage, float unit, TextSums& z, const F& f) const {
-    const Tile<E> v = shared.image_tile(stage), t = shared.text_tile(stage);
-    this->for_channels([&](int column) {
-      Sums c;
-      this->times_image(c, left, v, column);
-      SPARC_UNROLL
-      for (int i = 0; i < 8; ++i) c[i / 4][i % 4] *= unit;
-      const typename Products::A high = Products::as_operand(c), low = Products::rest_as_operand(c);
-      SPARC_UNROLL
-      for (int j = 0; j < kPairTextRows / 16; ++j) {
-        if (j * 16 < this->n) {
-          const typename Products::B b = Products::load_b(t, j * 16, column);
-          Products::multiply_add(z[j], high, b);
-          Products::multiply_add(z[j], low, b);
-        }
-      }
-      f(c, column);
-    });
+  SPARC_DEVICE void pool_chunk(int c, int stage) const {
+    pool(shared.image_tile(stage), this->p, c * streaming.chunk, work.image, args.pooled_patches);
+    pool(shared.text_tile(stage), this->n, c * streaming.chunk, work.text, args.pooled_tokens);
   }
 
   // Z of both column warps together, in shared memory.
@@ -159,9 +121,72 @@ struct FineGrainedPairBase : AlignmentPass<E, kStrips, FineGrainedLayout<E>, Fin
   }
 };
 
+// Its products by single warps.
 template <class E, int kStrips>
-struct FineGrainedPairForward : FineGrainedPairBase<E, kStrips> {
-  using Base = FineGrainedPairBase<E, kStrips>;
+struct FineGrainedPairSteps : FineGrainedPairBase<PairTile<E, kStrips>, FineGrainedLayout<E>> {
+  using Base = FineGrainedPairBase<PairTile<E, kStrips>, FineGrainedLayout<E>>;
+  using Products = typename Base::Products;
+  using Base::Base;
+  using Base::shared;
+  using Base::streaming;
+
+  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
+  template <bool kPool>
+  SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
+    const int row = device::thread_index() / 4, part = device::thread_index() % 4;
+    square = 0.0f;
+    this->for_both([&](int c, int stage) {
+      const Tile<E> t = shared.text_tile(stage);
+      this->add_products(s, t, shared.image_tile(stage), streaming.chunk);
+      if (kPool) this->pool_chunk(c, stage);
+      if (row >= this->n) return;
+      SPARC_NO_UNROLL
+      for (int d = part; d < streaming.chunk; d += 4) {
+        const float x = t.get(row, d);
+        square += x * x;
+      }
+    });
+  }
+
+  // The groups of a chunk, 32 channels at a time, in C' units: f(c, column) with this warp's [16, 16] at
+  // `column`. Adds to z what these channels give to C' T^T.
+  template <class Left, class F>
+  SPARC_DEVICE void group_chunk(const Left& left, int stage, float unit, typename Base::TextSums& z,
+                                const F& f) const {
+    const Tile<E> v = shared.image_tile(stage), t = shared.text_tile(stage);
+    this->for_channels([&](int column) {
+      Sums c;
+      this->times_image(c, left, v, column);
+      SPARC_UNROLL
+      for (int i = 0; i < 8; ++i) c[i / 4][i % 4] *= unit;
+      const typename Products::A high = Products::as_operand(c), low = Products::rest_as_operand(c);
+      SPARC_UNROLL
+      for (int j = 0; j < kPairTextRows / 16; ++j) {
+        if (j * 16 < this->n) {
+          const typename Products::B b = Products::load_b(t, j * 16, column);
+          Products::multiply_add(z[j], high, b);
+          Products::multiply_add(z[j], low, b);
+        }
+      }
+      f(c, column);
+    });
+  }
+
+  // The groups of all chunks, as group_chunk gives them: f(c, chunk, column).
+  template <class Left, class F>
+  SPARC_DEVICE void groups(const Left& left, float unit, typename Base::TextSums& z, const F& f) const {
+    this->for_both([&](int chunk, int stage) {
+      if (!this->active()) return;
+      group_chunk(left, stage, unit, z, [&](const Sums& c, int column) { f(c, chunk, column); });
+    });
+  }
+};
+
+// `Steps`: a FineGrainedPairBase with its products.
+template <class Steps>
+struct FineGrainedPairForward : Steps {
+  using Base = Steps;
+  using E = typename Base::E;
   using Base::args;
   using Base::Base;
   using Base::shared;
@@ -169,7 +194,7 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kStrips> {
   // Everything up to Z, the norms and the extrema of the rows; `prefetch` is called when the stages are free.
   template <class Prefetch>
   SPARC_DEVICE void compare(const Prefetch& prefetch) const {
-    Sums s[kStrips] = {};
+    typename Base::Strips s = {};
     float square;
     this->template similarities<true>(s, square);
     this->start_both();  // V and T once more, from L2
@@ -193,12 +218,9 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kStrips> {
     typename Base::TextSums z = {};
     typename Base::RowPair group_square = {0.0f, 0.0f};
     const float unit = group_unit<E>(this->p);
-    this->for_both([&](int, int stage) {
-      if (!this->active()) return;
-      this->group_chunk(held, stage, unit, z, [&](const Sums& c, int) {
-        SPARC_UNROLL
-        for (int e = 0; e < 8; ++e) group_square[e % 4 / 2] += c[e / 4][e % 4] * c[e / 4][e % 4];
-      });
+    this->groups(held, unit, z, [&](const Sums& c, int, int) {
+      SPARC_UNROLL
+      for (int e = 0; e < 8; ++e) group_square[e % 4 / 2] += c[e / 4][e % 4] * c[e / 4][e % 4];
     });
     prefetch();
     this->sum_across(group_square, 0);
@@ -254,5 +276,29 @@ struct FineGrainedPairForward : FineGrainedPairBase<E, kStrips> {
     }
   }
 };
+
+// All pairs of this block, forward, by `Pass`, a FineGrainedPairForward.
+template <class Pass, class Layout>
+SPARC_DEVICE void run_forward(const FineGrainedArguments& args, const Streaming& streaming,
+                              const Layout& shared) {
+  // the next pair's first chunks are on their way while Z of this one is looked at
+  const auto next = [&](int64_t pair, int buffer) {
+    const PairWork work = next_work(shared, args.in, pair, buffer, [&](const PairWork& empty) {
+      fill_results(args, empty.text, empty.image_rows);
+      write_means<typename Pass::E>(args, empty.image, empty.text);
+    });
+    if (work.pair < args.in.pairs) Pass(shared, args, streaming, work).start_both();
+    return work;
+  };
+  PairWork work = next(device::block_index(), 0);
+  while (work.pair < args.in.pairs) {
+    const Pass pass(shared, args, streaming, work);
+    PairWork following;
+    pass.compare([&] { following = next(work.pair + device::block_count(), 1 - work.buffer); });
+    pass.cross_entropies();
+    fill_results(args, work.text, work.image_rows);
+    work = following;
+  }
+}
 
 }  // namespace sparc

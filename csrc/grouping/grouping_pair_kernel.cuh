@@ -22,8 +22,8 @@ struct GroupingLayout : PairLayout<E> {
 };
 
 template <class E, int kStrips>
-struct GroupingPairPass : AlignmentPass<E, kStrips, GroupingLayout<E>, GroupingArguments> {
-  using Base = AlignmentPass<E, kStrips, GroupingLayout<E>, GroupingArguments>;
+struct GroupingPairPass : AlignmentPass<PairTile<E, kStrips>, GroupingLayout<E>, GroupingArguments> {
+  using Base = AlignmentPass<PairTile<E, kStrips>, GroupingLayout<E>, GroupingArguments>;
   using RowPair = typename Base::RowPair;
   using Alignments = typename Base::Alignments;
   using Base::args;

@@ -11,10 +11,12 @@ namespace sparc {
 template <class Arguments>
 struct PairOp;
 
-// `Layout` is a PairLayout with what the op adds, `Arguments` what it takes, with PairInputs `in`.
-template <class E, int kStrips, class Layout, class Arguments_>
-struct PairPass : PairTile<E, kStrips> {
-  using Base = PairTile<E, kStrips>;
+// `Tile_` is a PairTile or one with other products, `Layout` its PairPlaces with what the op adds,
+// `Arguments` what it takes, with PairInputs `in`.
+template <class Tile_, class Layout, class Arguments_>
+struct PairPass : Tile_ {
+  using Base = Tile_;
+  using E = typename Base::Element;
   using Arguments = Arguments_;
   using Products = typename Base::Products;
   using RowPair = typename Base::RowPair;
@@ -49,7 +51,8 @@ struct PairPass : PairTile<E, kStrips> {
     load_rows(text, &index, this->n, c * streaming.chunk, streaming.chunk, args.in.channels,
               shared.text_tile(stage));
   }
-  SPARC_DEVICE void load_leading(const InputRows<E>& rows, int c, const Tile<E>& to) const {
+  template <class To>
+  SPARC_DEVICE void load_leading(const InputRows<E>& rows, int c, const To& to) const {
     load_rows(rows, nullptr, this->n, c * streaming.chunk, streaming.chunk, args.in.channels, to);
   }
 
@@ -59,11 +62,11 @@ struct PairPass : PairTile<E, kStrips> {
   // Streams of chunks: `load(c, stage)` starts copies, `compute(c, stage)` works on what has come.
   template <class Load>
   SPARC_DEVICE void start(const Load& load) const {
-    start_stream(streaming, chunks, load);
+    Base::Stream::start(streaming, chunks, load);
   }
   template <class Load, class Compute>
   SPARC_DEVICE void for_chunks(const Load& load, const Compute& compute) const {
-    run_stream(streaming, chunks, load, compute);
+    Base::Stream::run(streaming, chunks, load, compute);
   }
   // Calls f(column) for this warp's turns of 16 channels of a chunk.
   template <class F>

@@ -12,28 +12,15 @@ constexpr int kRowWarps = kPairTextRows / 16;
 constexpr int kColumnWarps = kWarps / kRowWarps;
 constexpr int kChannelStep = 16 * kColumnWarps;  // channels that the warps of a row take at a time
 
-// How a block's shared memory is laid out. The host makes it and passes it as a kernel argument: offsets then
-// come from the constant bank and take no registers.
-template <class E>
-struct PairLayout {
-  static constexpr int kPad = Tile<E>::kPad;
-
+// What every layout of a block's shared memory begins with. The host makes it and passes it as a kernel
+// argument: offsets then come from the constant bank and take no registers.
+struct PairPlaces {
   Plan<int> plan;
-  int chunk_pitch;
   int counts, parts;                  // [kWarps] int, float
   int text_index[2], image_index[2];  // of this pair and of the next
   int partial[2];                     // [kColumnWarps, 64] float, twice
-  int weights;                        // U [64, P] E
-  int stage_bytes, stages;            // V, T and, in a backward pass, a second [64, chunk]
-  int stage_text, stage_second;       // within a stage
-  int weights_pitch;
 
-  // `second`: whether a backward pass streams a second matrix of the shape of T.
-  SPARC_HOST_DEVICE PairLayout(const PairInputs& in, const Streaming& streaming, bool second) {
-    const int text = round_up(at_most(in.text_rows, kPairTextRows), 16),
-              image = round_up(at_most(in.image_rows, kPairImageRows), 16);
-    chunk_pitch = streaming.chunk + kPad;
-    weights_pitch = image + kPad;
+  SPARC_HOST_DEVICE explicit PairPlaces(const PairInputs& in) {
     counts = plan.take(kWarps * 4);
     parts = plan.take(kWarps * 4);
     for (int i = 0; i < 2; ++i) {
@@ -41,6 +28,27 @@ struct PairLayout {
       image_index[i] = plan.take(in.image_rows * 4);
       partial[i] = plan.take(kColumnWarps * kPairTextRows * 4);
     }
+  }
+};
+
+// With padded tiles for the operands of a warp's products.
+template <class E>
+struct PairLayout : PairPlaces {
+  static constexpr int kPad = Tile<E>::kPad;
+
+  int chunk_pitch;
+  int weights;                   // U [64, P] E
+  int stage_bytes, stages;       // V, T and, in a backward pass, a second [64, chunk]
+  int stage_text, stage_second;  // within a stage
+  int weights_pitch;
+
+  // `second`: whether a backward pass streams a second matrix of the shape of T.
+  SPARC_HOST_DEVICE PairLayout(const PairInputs& in, const Streaming& streaming, bool second)
+      : PairPlaces(in) {
+    const int text = round_up(at_most(in.text_rows, kPairTextRows), 16),
+              image = round_up(at_most(in.image_rows, kPairImageRows), 16);
+    chunk_pitch = streaming.chunk + kPad;
+    weights_pitch = image + kPad;
     weights = plan.take(text * weights_pitch * sizeof(E));
     const int row = chunk_pitch * static_cast<int>(sizeof(E));
     stage_text = image * row;
@@ -59,12 +67,12 @@ struct PairLayout {
   }
 };
 
-// Rows `index[0..count)` of a matrix, `chunk` channels from `first` on, into a tile of round_up(count, 16)
-// rows; zeros beyond. Without an index, the rows 0..count.
-template <class E>
+// Rows `index[0..count)` of a matrix, `chunk` channels from `first` on, into the rows of a tile that products
+// read; zeros beyond. Without an index, the rows 0..count.
+template <class E, class To>
 SPARC_DEVICE void load_rows(const InputRows<E>& from, const device::Shared<int>* index, int count, int first,
-                            int chunk, int channels, const Tile<E>& to) {
-  const int rows = round_up(count, 16);
+                            int chunk, int channels, const To& to) {
+  const int rows = to.rows_for(count);
   if (from.wide) {
     const int pieces = chunk / 8;
     SPARC_NO_UNROLL
@@ -95,8 +103,7 @@ SPARC_DEVICE void load_rows(const InputRows<E>& from, const device::Shared<int>*
 
 // Queues the first loads of a stream of chunks. `load(chunk, stage)` starts copies of one of them.
 template <class Load>
-SPARC_DEVICE void start_stream(const Streaming& streaming, int chunks, const Load& load) {
-  const int ahead = streaming.stages > 1 ? streaming.stages - 1 : 1;
+SPARC_DEVICE void start_stream(int ahead, int chunks, const Load& load) {
   SPARC_NO_UNROLL
   for (int c = 0; c < ahead; ++c) {
     if (c < chunks) load(c, c);
@@ -113,28 +120,36 @@ SPARC_DEVICE void wait_for_chunk(const Streaming& streaming) {
   }
 }
 
-// Runs `compute(chunk, stage)` for every chunk of a started stream; all stages are free when it returns.
-template <class Load, class Compute>
-SPARC_DEVICE void run_stream(const Streaming& streaming, int chunks, const Load& load,
-                             const Compute& compute) {
-  int stage = 0;
-  SPARC_NO_UNROLL
-  for (int c = 0; c < chunks; ++c) {
-    const bool ahead = streaming.stages > 1;
-    if (ahead) wait_for_chunk(streaming);
-    // the chunk is there for all, or the only stage is free; and so is the stage of the chunk before
-    if (ahead || c > 0) device::block_barrier();
-    const int next = ahead ? c + streaming.stages - 1 : c;
-    if (next < chunks && (ahead || c > 0)) load(next, next % streaming.stages);
-    device::copy_async_commit();
-    if (!ahead) {
-      wait_for_chunk(streaming);
-      device::block_barrier();
-    }
-    compute(c, stage);
-    stage = stage + 1 == streaming.stages ? 0 : stage + 1;
+// A stream whose products are done when compute(chunk, stage) returns.
+struct PairStream {
+  template <class Load>
+  SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
+    start_stream(streaming.stages > 1 ? streaming.stages - 1 : 1, chunks, load);
   }
-  device::block_barrier();
-}
+
+  // Calls it for every chunk of a started stream; all stages are free when it returns.
+  template <class Load, class Compute>
+  SPARC_DEVICE static void run(const Streaming& streaming, int chunks, const Load& load,
+                               const Compute& compute) {
+    int stage = 0;
+    SPARC_NO_UNROLL
+    for (int c = 0; c < chunks; ++c) {
+      const bool ahead = streaming.stages > 1;
+      if (ahead) wait_for_chunk(streaming);
+      // the chunk is there for all, or the only stage is free; and so is the stage of the chunk before
+      if (ahead || c > 0) device::block_barrier();
+      const int next = ahead ? c + streaming.stages - 1 : c;
+      if (next < chunks && (ahead || c > 0)) load(next, next % streaming.stages);
+      device::copy_async_commit();
+      if (!ahead) {
+        wait_for_chunk(streaming);
+        device::block_barrier();
+      }
+      compute(c, stage);
+      stage = stage + 1 == streaming.stages ? 0 : stage + 1;
+    }
+    device::block_barrier();
+  }
+};
 
 }  // namespace sparc

@@ -12,18 +12,21 @@
 
 namespace sparc {
 
-// Where a warp stands in [text rows, image rows]: 16 rows, and strips of 16 columns.
-template <class E, int kStrips>
-struct PairTile {
+// Where a warp stands in [text rows, image rows]: 16 rows, and strips of 16 columns, which the warps of a row
+// take in turns or (`kInTurns` false) kStrips in a row.
+template <class E, int kStrips, bool kInTurns>
+struct PairStrips {
+  using Element = E;
   using Products = HalfProducts<E>;
+  using Strips = Sums[kStrips];
   using RowPair = float[2];  // a number for each of the two rows that this lane holds
   static constexpr int kSteps = kColumnWarps * kStrips;  // all image rows, 16 at a time
 
-  const PairLayout<E>& shared;
+  const PairPlaces& shared;
   int n, p;               // valid rows of the text and of the image
   int row0, column_warp;  // the first row of this warp; its column
 
-  SPARC_DEVICE PairTile(const PairLayout<E>& shared_, const PairWork& work)
+  SPARC_DEVICE PairStrips(const PairPlaces& shared_, const PairWork& work)
       : shared(shared_),
         n(work.text_rows),
         p(work.image_rows),
@@ -32,22 +35,8 @@ struct PairTile {
 
   SPARC_DEVICE bool active() const { return row0 < n; }
   SPARC_DEVICE int row(int half) const { return row0 + device::lane_index() / 4 + 8 * half; }
-  SPARC_DEVICE int strip_column(int strip) const { return (strip * kColumnWarps + column_warp) * 16; }
-
-  // s += rows columns^T over the chunk's channels: rows [n, chunk], columns [p, chunk].
-  SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Tile<E>& rows, const Tile<E>& columns,
-                                 int chunk) const {
-    if (!active()) return;
-    SPARC_UNROLL_TWICE
-    for (int k = 0; k < chunk; k += Products::kDepth) {
-      const typename Products::A a = Products::load_a(rows, row0, k);
-      SPARC_UNROLL
-      for (int strip = 0; strip < kStrips; ++strip) {
-        if (strip_column(strip) < p) {
-          Products::multiply_add(s[strip], a, Products::load_b(columns, strip_column(strip), k));
-        }
-      }
-    }
+  SPARC_DEVICE int strip_column(int strip) const {
+    return (kInTurns ? strip * kColumnWarps + column_warp : column_warp * kStrips + strip) * 16;
   }
 
   // Calls f(strip, half, i, column) for every similarity of this lane whose strip holds image rows; i / 2
@@ -87,10 +76,9 @@ struct PairTile {
 
   // A tile [n, p] from value(strip, half, i), which is asked for valid rows of both only; zeros up to
   // the next multiples of 16.
-  template <class Value>
-  SPARC_DEVICE void write_tile(const Tile<E>& tile, const Value& value) const {
+  template <class To, class Value>
+  SPARC_DEVICE void write_tile(const To& tile, const Value& value) const {
     if (!active()) return;
-    const device::Shared<uint32_t> words = device::shared_at<uint32_t>(tile.offset);
     SPARC_UNROLL
     for (int strip = 0; strip < kStrips; ++strip) {
       if (strip_column(strip) >= p) continue;
@@ -102,7 +90,7 @@ struct PairTile {
           const bool valid = row(r) < n;
           const float first = valid && column < p ? value(strip, half, 2 * r) : 0.0f;
           const float second = valid && column + 1 < p ? value(strip, half, 2 * r + 1) : 0.0f;
-          words[(row(r) * tile.pitch + column) / 2] = device::pack<E>(first, second);
+          *tile.word_at(row(r), column) = device::pack<E>(first, second);
         }
       }
     }
@@ -116,6 +104,37 @@ struct PairTile {
     for_each(
         [&](int strip, int half, int i, int) { top = device::max(top, device::abs(s[strip][half][i])); });
     return top;
+  }
+};
+
+// The tile of a pair whose products are those of single warps.
+template <class E, int kStrips>
+struct PairTile : PairStrips<E, kStrips, true> {
+  using Base = PairStrips<E, kStrips, true>;
+  using Products = typename Base::Products;
+  using Stream = PairStream;
+  using Base::active;
+  using Base::Base;
+  using Base::kSteps;
+  using Base::n;
+  using Base::p;
+  using Base::row0;
+  using Base::strip_column;
+
+  // s += rows columns^T over the chunk's channels: rows [n, chunk], columns [p, chunk].
+  SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Tile<E>& rows, const Tile<E>& columns,
+                                 int chunk) const {
+    if (!active()) return;
+    SPARC_UNROLL_TWICE
+    for (int k = 0; k < chunk; k += Products::kDepth) {
+      const typename Products::A a = Products::load_a(rows, row0, k);
+      SPARC_UNROLL
+      for (int strip = 0; strip < kStrips; ++strip) {
+        if (strip_column(strip) < p) {
+          Products::multiply_add(s[strip], a, Products::load_b(columns, strip_column(strip), k));
+        }
+      }
+    }
   }
 
   // A tile's rows as operands of products over the image, for all chunks: in registers,
