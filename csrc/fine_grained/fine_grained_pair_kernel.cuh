@@ -9,23 +9,34 @@
 
 namespace sparc {
 
-// Shared memory of both passes. Matrices of tokens by tokens come and go in one region.
-template <class E>
-struct FineGrainedLayout : PairLayout<E> {
+// What every layout has for both passes.
+struct FineGrainedPlaces {
   static constexpr int kLogitsPitch = kPairTextRows + 4;
 
   int group_norm, token_norm, row_lse, column_lse, upstream, alpha, beta, restore;  // [64] float each
-  int logits;  // Z [64, 64] float; in a backward pass W [64, chunk] E after it
-  int grads;   // dZ [64, 64] E
-  int x;       // X [64, P] E, where Z, W and dZ stood
+  int logits;                                                                       // Z [64, 64] float
+
+  SPARC_HOST_DEVICE explicit FineGrainedPlaces(Plan<int>& plan) {
+    int* const rows[] = {&group_norm, &token_norm, &row_lse, &column_lse, &upstream, &alpha, &beta, &restore};
+    for (int* offset : rows) *offset = plan.take(kPairTextRows * 4);
+  }
+
+  SPARC_DEVICE device::Shared<float> z(int row, int column) const {
+    return device::shared_at<float>(logits) + (row * kLogitsPitch + column);
+  }
+};
+
+// Shared memory of both passes. Matrices of tokens by tokens come and go in one region.
+template <class E>
+struct FineGrainedLayout : PairLayout<E>, FineGrainedPlaces {
+  int grads;  // dZ [64, 64] E; in a backward pass W [64, chunk] E stands before it, where Z stood
+  int x;      // X [64, P] E, where Z, W and dZ stood
   int grads_pitch;
 
   SPARC_HOST_DEVICE FineGrainedLayout(const PairInputs& in, const Streaming& streaming, bool backward)
-      : PairLayout<E>(in, streaming, backward) {
+      : PairLayout<E>(in, streaming, backward), FineGrainedPlaces(this->plan) {
     Plan<int>& plan = this->plan;
     const int tokens = round_up(at_most(in.text_rows, kPairTextRows), 16);
-    int* const rows[] = {&group_norm, &token_norm, &row_lse, &column_lse, &upstream, &alpha, &beta, &restore};
-    for (int* offset : rows) *offset = plan.take(kPairTextRows * 4);
     logits = plan.take(tokens * kLogitsPitch * 4);
     grads_pitch = tokens + Tile<E>::kPad;
     grads = x = logits;
@@ -39,9 +50,6 @@ struct FineGrainedLayout : PairLayout<E> {
     if (x_bytes > so_far) plan.take(x_bytes - so_far);
   }
 
-  SPARC_DEVICE device::Shared<float> z(int row, int column) const {
-    return device::shared_at<float>(logits) + (row * kLogitsPitch + column);
-  }
   SPARC_DEVICE Tile<E> grads_tile() const { return {grads, grads_pitch}; }
   SPARC_DEVICE Tile<E> w_tile() const { return {logits, this->chunk_pitch}; }
   SPARC_DEVICE Tile<E> x_tile() const { return {x, this->weights_pitch}; }

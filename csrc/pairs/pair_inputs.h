@@ -16,7 +16,7 @@ struct PairInputs {
 // How a pair-path kernel streams the rows of both through shared memory.
 struct Streaming {
   int chunk;   // channels at a time, a multiple of 32
-  int stages;  // buffers: 1 to 3
+  int stages;  // buffers: 1 to 3, of warpgroups 3 to 5
 };
 
 // What the pair path can hold: valid rows of one pair.

@@ -1,0 +1,106 @@
+// The fine-grained loss on the pair path by products of warpgroups: forward pass.
+#pragma once
+
+#include "fine_grained/fine_grained_pair_kernel.cuh"
+#include "pairs/warpgroup_tile.cuh"
+
+namespace sparc {
+
+// Shared memory of the forward pass: Z stands where U stood, which is held in registers by then.
+template <class E>
+struct FineGrainedPanelLayout : PanelLayout<E>, FineGrainedPlaces {
+  SPARC_HOST_DEVICE FineGrainedPanelLayout(const PairInputs& in, const Streaming& streaming, bool backward)
+      : PanelLayout<E>(in, streaming, backward), FineGrainedPlaces(this->plan) {
+    const int bytes = kPairTextRows * kLogitsPitch * 4;
+    logits = bytes <= this->weights_panels() * device::kPanelBytes ? this->weights : this->plan.take(bytes);
+  }
+};
+
+// Eight neighbours of a row.
+struct alignas(16) EightNumbers {
+  uint32_t words[4];
+};
+
+// Its products by warpgroups.
+template <class E, int kStrips, class Layout>
+struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips>, Layout> {
+  using Base = FineGrainedPairBase<WarpgroupTile<E, kStrips>, Layout>;
+  using Products = typename Base::Products;
+  using Base::Base;
+  using Base::shared;
+
+  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
+  template <bool kPool>
+  SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
+    const int row = device::thread_index() / 4, part = device::thread_index() % 4;
+    square = 0.0f;
+    this->for_both([&](int c, int stage) {
+      const Panel<E> t = shared.text_tile(stage);
+      this->add_products(s, t, shared.image_tile(stage));
+      if (kPool) this->pool_chunk(c, stage);
+      if (row >= this->n) return;
+      SPARC_UNROLL
+      for (int piece = 0; piece < 2; ++piece) {
+        const EightNumbers numbers = *device::shared_at<EightNumbers>(t.piece(row, (part + 4 * piece) * 8));
+        SPARC_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          const float x = device::to_float(E{static_cast<uint16_t>(numbers.words[i / 2] >> (i % 2 * 16))});
+          square += x * x;
+        }
+      }
+    });
+    device::warpgroup_hold(accumulators(s));
+  }
+
+  // The groups of all chunks in C' units: f(c, chunk, column) with this warp's [16, 16] at `column`. z
+  // becomes what this warpgroup's channels give to C' T^T.
+  template <class F>
+  SPARC_DEVICE void groups(const typename Base::HeldOperand& left, float unit, typename Base::TextSums& z,
+                           const F& f) const {
+    constexpr int kTurns = Base::kChannels / 16;
+    this->for_both([&](int chunk, int stage) {
+      const Panel<E> t = shared.text_tile(stage);
+      Sums c[kTurns] = {};
+      this->times_image(c, left, shared.image_tile(stage));
+      device::warpgroup_wait<0>();
+      device::warpgroup_hold(accumulators(c));
+      typename Products::A high[kTurns], low[kTurns];
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) {
+        if (kIsFloat16<E>) {
+          SPARC_UNROLL
+          for (int i = 0; i < 8; ++i) c[turn][i / 4][i % 4] *= unit;
+        }
+        high[turn] = Products::as_operand(c[turn]);
+        low[turn] = Products::rest_as_operand(c[turn]);
+      }
+      device::warpgroup_fence();
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) {
+        const uint64_t b = t.operand(0, this->first_channel() + 16 * turn);
+        device::warpgroup_multiply_add<E, kPairTextRows, false>(accumulators(z), high[turn].r, b);
+        device::warpgroup_multiply_add<E, kPairTextRows, false>(accumulators(z), low[turn].r, b);
+      }
+      device::warpgroup_commit();
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) f(c[turn], chunk, this->first_channel() + 16 * turn);
+    });
+    device::warpgroup_hold(accumulators(z));
+  }
+};
+
+template <>
+struct WarpgroupOp<FineGrainedArguments> {
+  template <class E>
+  using Layout = FineGrainedPanelLayout<E>;
+
+  template <class E, int kStrips, bool kBackward>
+  SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
+                               const Layout<E>& shared) {
+    shared.clear_tails(streaming, kBackward);
+    run_forward<FineGrainedPairForward<FineGrainedWarpgroupSteps<E, kStrips, Layout<E>>>>(args, streaming,
+                                                                                          shared);
+  }
+};
+
+}  // namespace sparc

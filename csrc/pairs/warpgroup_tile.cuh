@@ -1,0 +1,92 @@
+// The pair path where a warpgroup's matrix instructions are (compute capability 9.0): two warpgroups, each
+// with all 64 text rows and half of the image rows, one block of neighbouring strips. Operands in shared
+// memory are read by the instructions themselves.
+#pragma once
+
+#include "pairs/pair_tile.cuh"
+#include "pairs/panel_stream.cuh"
+
+namespace sparc {
+
+// The pair path by warpgroups of the op that takes `Arguments`, specialised by those that have one (as
+// WarpgroupPasses): Layout<E>, and the kernel run<E, kStrips, kBackward>(arguments, streaming, layout).
+template <class Arguments>
+struct WarpgroupOp;
+
+// Strips side by side as the accumulators of one instruction.
+template <int kStrips>
+SPARC_DEVICE float (&accumulators(Sums (&s)[kStrips]))[8 * kStrips] {
+  return reinterpret_cast<float (&)[8 * kStrips]>(s);
+}
+
+// The tile of a pair whose products are those of warpgroups. All eight warps take part in every product,
+// whether their rows are valid or not.
+template <class E, int kStrips>
+struct WarpgroupTile : PairStrips<E, kStrips, false> {
+  using Base = PairStrips<E, kStrips, false>;
+  using Products = typename Base::Products;
+  using Stream = PanelStream;
+  using Base::Base;
+  using Base::kSteps;
+
+  // Channels of a chunk that this warpgroup takes where the two share them, from first_channel() on.
+  static constexpr int kChannels = Panel<E>::kColumns / kColumnWarps;
+  SPARC_DEVICE int first_channel() const { return this->column_warp * kChannels; }
+
+  // Issues s += rows columns^T over a chunk's channels: rows [64, 64], columns [P, 64].
+  SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Panel<E>& rows, const Panel<E>& columns) const {
+    device::warpgroup_fence();
+    SPARC_UNROLL
+    for (int k = 0; k < Panel<E>::kColumns; k += Products::kDepth) {
+      device::warpgroup_multiply_add<E, 16 * kStrips, false, false>(
+          accumulators(s), rows.operand(0, k), columns.operand(this->strip_column(0), k));
+    }
+    device::warpgroup_commit();
+  }
+
+  // A tile [64, P] from value(strip, half, i), which is asked for valid rows of both only; zeros beyond.
+  template <class Value>
+  SPARC_DEVICE void write_tile(const Panel<E>& tile, const Value& value) const {
+    SPARC_UNROLL
+    for (int strip = 0; strip < kStrips; ++strip) {
+      SPARC_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        SPARC_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          const int row = this->row(r), column = this->strip_column(strip) + sum_column(half, 0);
+          const bool valid = row < this->n;
+          const float first = valid && column < this->p ? value(strip, half, 2 * r) : 0.0f;
+          const float second = valid && column + 1 < this->p ? value(strip, half, 2 * r + 1) : 0.0f;
+          *tile.word_at(row, column) = device::pack<E>(first, second);
+        }
+      }
+    }
+  }
+
+  // A tile's rows as operands of products over the image, for all chunks, in registers.
+  struct HeldOperand {
+    typename Products::A steps[kSteps];
+  };
+  SPARC_DEVICE void hold(HeldOperand& held, const Panel<E>& tile) const {
+    const int i = device::lane_index();
+    SPARC_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      device::load_matrices(held.steps[step].r,
+                            device::address_of(tile.at(this->row0 + i % 16, step * 16 + i / 16 * 8)));
+    }
+  }
+
+  // Issues c [64, 32] += rows [64, P] V [P, 32 channels of this warpgroup].
+  SPARC_DEVICE void times_image(Sums (&c)[kChannels / 16], const HeldOperand& rows,
+                                const Panel<E>& image) const {
+    device::warpgroup_fence();
+    SPARC_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      device::warpgroup_multiply_add<E, kChannels, true>(accumulators(c), rows.steps[step].r,
+                                                         image.operand(step * 16, first_channel()));
+    }
+    device::warpgroup_commit();
+  }
+};
+
+}  // namespace sparc
