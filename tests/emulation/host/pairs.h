@@ -15,6 +15,7 @@
 #include "pairs/launch_plan.h"
 #include "pairs/pair_pass.cuh"
 #include "pairs/tiled_pair.cuh"
+#include "pairs/warpgroup_tile.cuh"
 #include "tests/emulation/host/arrays.h"
 
 namespace sparc {
@@ -56,10 +57,21 @@ PairInputs pair_inputs(const PairSide<E>& images, const PairSide<E>& texts) {
           static_cast<int>(shape[2])};
 }
 
+// Whether the op has products of warpgroups for the pass.
+template <class Arguments>
+constexpr bool has_warpgroups(bool backward) {
+  return backward ? WarpgroupPasses<Arguments>::kBackward : WarpgroupPasses<Arguments>::kForward;
+}
+
 template <class Arguments, class E>
 LaunchPlan plan_of(const PairInputs& in, bool backward, bool pair_path, const DeviceLimits& limits) {
-  const auto shared = [&](const Streaming& streaming) -> int64_t {
+  const auto shared = [&](const Streaming& streaming, bool warpgroups) -> int64_t {
     if constexpr (sizeof(E) == 2) {
+      if constexpr (has_warpgroups<Arguments>(false) || has_warpgroups<Arguments>(true)) {
+        if (warpgroups) {
+          return typename WarpgroupOp<Arguments>::template Layout<E>(in, streaming, backward).plan.used;
+        }
+      }
       return typename PairOp<Arguments>::template Layout<E>(in, streaming, backward).plan.used;
     } else {
       return 0;
@@ -76,13 +88,14 @@ void launch(const Device& device, const Arguments& args, const Start& start) {
   using E = typename Products::Element;
   if (args.in.pairs == 0) return;
   const bool pair_path = device.pair_path && sizeof(E) == 2;
-  const LaunchPlan plan = plan_of<Arguments, E>(args.in, kBackward, pair_path,
-                                                {static_cast<int>(device.grid), device.shared_bytes});
+  const DeviceLimits limits = {static_cast<int>(device.grid), device.shared_bytes,
+                               device.warpgroups && has_warpgroups<Arguments>(kBackward)};
+  const LaunchPlan plan = plan_of<Arguments, E>(args.in, kBackward, pair_path, limits);
   if (pair_path && !plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
   if (plan.pair.used) {
-    const auto kernel = [&](auto strips) {
+    const auto kernel = [&](auto op, auto strips) {
       if constexpr (sizeof(E) == 2) {
-        using Op = PairOp<Arguments>;
+        using Op = decltype(op);
         const typename Op::template Layout<E> layout(args.in, plan.pair.streaming, kBackward);
         Op::template run<E, decltype(strips)::value, kBackward>(args, plan.pair.streaming, layout);
       }
@@ -90,10 +103,19 @@ void launch(const Device& device, const Arguments& args, const Start& start) {
     emulate(std::min(plan.pair.grid, device.grid), kThreads, static_cast<size_t>(plan.pair.shared_bytes), {},
             device.seed, [&] {
               start();
-#define SPARC_CALL_PAIR(strips_) \
-  if (plan.pair.strips == strips_) kernel(std::integral_constant<int, strips_>());
+#define SPARC_CALL(Op_, strips_) \
+  if (plan.pair.strips == strips_) return kernel(Op_<Arguments>(), std::integral_constant<int, strips_>());
+#define SPARC_CALL_WARPGROUPS(strips_) SPARC_CALL(WarpgroupOp, strips_)
+#define SPARC_CALL_PAIR(strips_) SPARC_CALL(PairOp, strips_)
+              if constexpr (has_warpgroups<Arguments>(kBackward)) {
+                if (plan.pair.warpgroups) {
+                  SPARC_WARPGROUP_STRIPS(SPARC_CALL_WARPGROUPS)
+                }
+              }
               SPARC_PAIR_STRIPS(SPARC_CALL_PAIR)
 #undef SPARC_CALL_PAIR
+#undef SPARC_CALL_WARPGROUPS
+#undef SPARC_CALL
             });
   }
   if (plan.tiled.used) {
@@ -129,7 +151,7 @@ void define(pybind11::module_& m, const char* name, const Call& call) {
 // that every choice is reached.
 template <class Arguments, bool kTextMask>
 pybind11::dict plan(bool half_precision, bool backward, int text_rows, int image_rows, int channels,
-                    int64_t pairs, int multiprocessors, int64_t shared_bytes) {
+                    int64_t pairs, int multiprocessors, int64_t shared_bytes, bool warpgroups) {
   const bool masked = true;
   PairInputs in = {};
   in.pairs = pairs;
@@ -138,12 +160,14 @@ pybind11::dict plan(bool half_precision, bool backward, int text_rows, int image
   in.channels = channels;
   in.image_mask = {&masked, 0, 0};  // never read
   if (kTextMask) in.text_mask = in.image_mask;
-  const DeviceLimits limits = {multiprocessors, shared_bytes};
+  const DeviceLimits limits = {multiprocessors, shared_bytes,
+                               warpgroups && has_warpgroups<Arguments>(backward)};
   const LaunchPlan chosen = half_precision ? plan_of<Arguments, BFloat16>(in, backward, true, limits)
                                            : plan_of<Arguments, float>(in, backward, false, limits);
   pybind11::dict result;
   result["pair_path"] = chosen.pair.used;
   result["tiled_path"] = chosen.tiled.used;
+  result["warpgroups"] = chosen.pair.warpgroups;
   result["units"] = chosen.pair.strips;
   result["chunk"] = chosen.pair.streaming.chunk;
   result["stages"] = chosen.pair.streaming.stages;
@@ -220,7 +244,7 @@ void define_parameters(pybind11::module_& m, const Describe& describe) {
     in.image_rows = image_rows;
     in.text_rows = text_rows;
     in.channels = channels;
-    const DeviceLimits limits = {multiprocessors, shared_bytes};
+    const DeviceLimits limits = {multiprocessors, shared_bytes, false};
     if (path == "tiled float32") {
       return parameters<float, Arguments>(describe, in, addresses, backward, true, limits);
     }
@@ -246,7 +270,8 @@ template <class Arguments, bool kTextMask>
 void define_plan(pybind11::module_& m) {
   using pybind11::arg;
   m.def("plan", &plan<Arguments, kTextMask>, arg("half_precision"), arg("backward"), arg("text_rows"),
-        arg("image_rows"), arg("channels"), arg("pairs"), arg("multiprocessors"), arg("shared_bytes"));
+        arg("image_rows"), arg("channels"), arg("pairs"), arg("multiprocessors"), arg("shared_bytes"),
+        arg("warpgroups") = false);
 }
 
 }  // namespace emulation
