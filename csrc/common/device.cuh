@@ -184,6 +184,12 @@ SPARC_DEVICE uint32_t pack(float first, float second) {
                                                                 << 16;
 }
 
+// x, but unknown to the compiler: what is made of it is made where it stands, not ahead of a loop or at an
+// earlier place that needs it too, and so takes no registers in between.
+SPARC_DEVICE int made_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 SPARC_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 SPARC_DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
 SPARC_DEVICE float exp(float x) { return ::expf(x); }

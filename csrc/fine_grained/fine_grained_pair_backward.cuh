@@ -136,7 +136,7 @@ struct FineGrainedBackwardParts : Steps {
     const float inverse = 1.0f / x_unit;
     this->write_tile(shared.x_tile(),
                      [&](int strip, int half, int i) { return s[strip][half][i] * inverse; });
-    device::block_barrier();
+    this->publish();
     return x_unit;
   }
 
@@ -291,7 +291,7 @@ struct FineGrainedPairBackward : Gradients {
       const typename Base::Alignments aligned = this->align(s);
       this->write_weights(s, aligned);
       kept = this->keep(s, aligned);  // of S only what dS needs stays
-      device::block_barrier();
+      this->publish();
     }
     const float c_unit = group_unit<E>(this->p);
     {
