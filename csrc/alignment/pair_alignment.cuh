@@ -73,10 +73,10 @@ struct AlignmentPass : PairPass<Tile_, Layout, Arguments> {
     this->for_each([&](int strip, int half, int i, int column) {
       const RowAlignment& row = aligned.of(i);
       const int bit = Kept::bit(strip, half, i);
-      if (column < this->p && !row.flat()) {
-        result.kept[bit / 32] |= static_cast<uint32_t>(row.kept(s[strip][half][i])) << (bit % 32);
-        result.minimum[bit / 32] |= static_cast<uint32_t>(s[strip][half][i] == row.low) << (bit % 32);
-      }
+      const bool counts = (column < this->p) & !row.flat();
+      result.kept[bit / 32] |= static_cast<uint32_t>(counts & row.kept(s[strip][half][i])) << (bit % 32);
+      result.minimum[bit / 32] |= static_cast<uint32_t>(counts & (s[strip][half][i] == row.low))
+                                  << (bit % 32);
     });
     for (int half = 0; half < 2; ++half) result.inverse_range[half] = aligned.rows[half].inverse_range;
     return result;

@@ -65,9 +65,9 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
         for (int r = 0; r < 2; ++r) {
           const int row = first_row + 8 * r, column = this->strip_column(strip) + sum_column(half, 0);
           const bool valid = row < this->n;
-          const float first = valid && column < this->p ? value(strip, half, 2 * r) : 0.0f;
-          const float second = valid && column + 1 < this->p ? value(strip, half, 2 * r + 1) : 0.0f;
-          *tile.word_at(row, column) = device::pack<E>(first, second);
+          const float first = value(strip, half, 2 * r), second = value(strip, half, 2 * r + 1);
+          *tile.word_at(row, column) = device::pack<E>(valid & (column < this->p) ? first : 0.0f,
+                                                       valid & (column + 1 < this->p) ? second : 0.0f);
         }
       }
     }
