@@ -29,6 +29,8 @@ struct Tile {
   }
   // Rows that products over `count` rows read.
   SPARC_DEVICE static int rows_for(int count) { return (count + 15) / 16 * 16; }
+  // Elements between rows that lie `rows` apart, a multiple of 16.
+  SPARC_DEVICE int rows_apart(int rows) const { return rows * pitch; }
   SPARC_DEVICE void set(int row, int column, float value) const {
     *at(row, column) = device::from_float<E>(value);
   }
