@@ -24,6 +24,7 @@ struct Panel {
     return device::shared_at<uint32_t>(piece(row, column)) + column % 8 / 2;
   }
   SPARC_DEVICE int rows_for(int) const { return filled; }
+  SPARC_DEVICE static int rows_apart(int rows) { return rows * kColumns; }
   SPARC_DEVICE void set(int row, int column, float value) const {
     *at(row, column) = device::from_float<E>(value);
   }
