@@ -29,6 +29,8 @@ struct Tile {
   }
   // Rows that products over `count` rows read.
   SPARC_DEVICE static int rows_for(int count) { return (count + 15) / 16 * 16; }
+  // Elements between rows that lie `rows` apart, a multiple of 16.
+  SPARC_DEVICE int rows_apart(int rows) const { return rows * pitch; }
   SPARC_DEVICE void set(int row, int column, float value) const {
     *at(row, column) = device::from_float<E>(value);
   }
@@ -53,14 +55,16 @@ struct HalfProducts {
   };
 
   // [16, kDepth] at (m, k) of a tile [m, k]
-  SPARC_DEVICE static A load_a(const Tile<E>& tile, int m, int k) {
+  template <class From>
+  SPARC_DEVICE static A load_a(const From& tile, int m, int k) {
     const int i = device::lane_index();
     A a;
     device::load_matrices(a.r, device::address_of(tile.at(m + i % 16, k + i / 16 * 8)));
     return a;
   }
   // the same of a tile [k, m]
-  SPARC_DEVICE static A load_a_transposed(const Tile<E>& tile, int k, int m) {
+  template <class From>
+  SPARC_DEVICE static A load_a_transposed(const From& tile, int k, int m) {
     const int i = device::lane_index();
     A a;
     device::load_matrices_transposed(a.r,

@@ -31,7 +31,7 @@ struct FineGrainedArguments {
 
 template <>
 struct WarpgroupPasses<FineGrainedArguments> {
-  static constexpr bool kForward = true, kBackward = false;
+  static constexpr bool kForward = true, kBackward = true;
 };
 
 }  // namespace sparc

@@ -6,14 +6,30 @@
 
 namespace sparc {
 
-// Shared memory of the forward pass: Z stands where U stood, which is held in registers by then.
+// Shared memory of both passes. In the forward pass Z stands where U stood, which is held in registers by
+// then; in the backward pass X takes the place of Z and dZ.
 template <class E>
 struct FineGrainedPanelLayout : PanelLayout<E>, FineGrainedPlaces {
+  int grads;  // dZ [64, 64] E
+  int x;      // X [64, P] E
+
   SPARC_HOST_DEVICE FineGrainedPanelLayout(const PairInputs& in, const Streaming& streaming, bool backward)
       : PanelLayout<E>(in, streaming, backward), FineGrainedPlaces(this->plan) {
-    const int bytes = kPairTextRows * kLogitsPitch * 4;
-    logits = bytes <= this->weights_panels() * device::kPanelBytes ? this->weights : this->plan.take(bytes);
+    constexpr int kLogitRows =
+        round_up(kPairTextRows * kLogitsPitch * 4, Panel<E>::kAlignment) / Panel<E>::kRowBytes;
+    const int weight_rows = this->weights_panels() * kPairTextRows;
+    if (backward) {
+      const int before = kLogitRows + kPairTextRows;
+      logits = this->take_panels(weight_rows > before ? weight_rows : before);
+    } else {
+      logits = weight_rows >= kLogitRows ? this->weights : this->take_panels(kLogitRows);
+    }
+    grads = logits + kLogitRows * Panel<E>::kRowBytes;
+    x = logits;
   }
+
+  SPARC_DEVICE Panel<E> grads_tile() const { return {grads, kPairTextRows}; }
+  SPARC_DEVICE Panel<E> x_tile() const { return {x, kPairTextRows}; }
 };
 
 // Eight neighbours of a row.
@@ -22,9 +38,9 @@ struct alignas(16) EightNumbers {
 };
 
 // Its products by warpgroups.
-template <class E, int kStrips, class Layout>
-struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips>, Layout> {
-  using Base = FineGrainedPairBase<WarpgroupTile<E, kStrips>, Layout>;
+template <class E, int kStrips, class Layout, class Stream = PanelStream>
+struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips, Stream>, Layout> {
+  using Base = FineGrainedPairBase<WarpgroupTile<E, kStrips, Stream>, Layout>;
   using Products = typename Base::Products;
   using Base::Base;
   using Base::shared;
@@ -86,20 +102,6 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips>
       for (int turn = 0; turn < kTurns; ++turn) f(c[turn], chunk, this->first_channel() + 16 * turn);
     });
     device::warpgroup_hold(accumulators(z));
-  }
-};
-
-template <>
-struct WarpgroupOp<FineGrainedArguments> {
-  template <class E>
-  using Layout = FineGrainedPanelLayout<E>;
-
-  template <class E, int kStrips, bool kBackward>
-  SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
-                               const Layout<E>& shared) {
-    shared.clear_tails(streaming, kBackward);
-    run_forward<FineGrainedPairForward<FineGrainedWarpgroupSteps<E, kStrips, Layout<E>>>>(args, streaming,
-                                                                                          shared);
   }
 };
 

@@ -187,9 +187,8 @@ struct GroupingPairPass : AlignmentPass<PairTile<E, kStrips>, GroupingLayout<E>,
     const bool embeddings = !args.weights;
     const bool of_patches = args.grad_patches != nullptr, of_tokens = args.grad_tokens != nullptr;
     const typename Base::ImageGradient grad_patches = {
-        shared.x_tile(), x_unit,
-        embeddings,      1.0f,
-        MeanShare<E>(),  rows_of<E>(args.grad_patches, work.image, in.image_rows, in.channels)};
+        x_unit, embeddings, 1.0f, MeanShare<E>(),
+        rows_of<E>(args.grad_patches, work.image, in.image_rows, in.channels)};
     E* const grad_tokens = rows_of<E>(args.grad_tokens, work.text, in.text_rows, in.channels);
     const auto load = [&](int c, int stage) {
       if (of_tokens) this->load_image(c, stage);
@@ -200,7 +199,7 @@ struct GroupingPairPass : AlignmentPass<PairTile<E, kStrips>, GroupingLayout<E>,
     typename Base::HeldOperand held;
     if (of_tokens) this->hold(held, shared.x_tile());
     this->for_chunks(load, [&](int c, int stage) {
-      if (of_patches) this->write_image_gradient(grad_patches, c, stage);
+      if (of_patches) this->write_image_gradient(grad_patches, shared.x_tile(), c, stage);
       if (!of_tokens || !this->active()) return;
       this->for_channels([&](int column) {
         Sums x;

@@ -85,42 +85,44 @@ struct PairPass : Tile_ {
   // The gradient of the image: out [P, D] = x_unit X^T T, plus, `with_second`, weights^T second, that sum in
   // units of `factor`, and each row's share of the gradient of the rows' mean.
   struct ImageGradient {
-    Tile<E> x;
     float x_unit;
     bool with_second;
     float factor;
     MeanShare<E> share;
     E* out;
   };
-  SPARC_DEVICE void write_image_gradient(const ImageGradient& grad, int chunk, int stage) const {
+  SPARC_DEVICE void write_image_gradient(const ImageGradient& grad, const Tile<E>& x, int chunk,
+                                         int stage) const {
     const int across = streaming.chunk / 32, tasks = (this->p + 15) / 16 * across;
-    const device::Shared<int> index = image_index();
     SPARC_NO_UNROLL
     for (int task = device::warp_index(); task < tasks; task += kWarps) {
       const int m = task / across * 16, column = task % across * 32;
       Sums c[2] = {};
-      add_over_text(c, grad.x, shared.text_tile(stage), m, column);
+      add_over_text(c, x, shared.text_tile(stage), m, column);
       if (grad.with_second) {
         SPARC_UNROLL
         for (int i = 0; i < 16; ++i) c[i / 8][i / 4 % 2][i % 4] *= grad.x_unit;
         add_over_text(c, shared.weights_tile(), shared.second_tile(stage), m, column);
       }
-      const float last = grad.with_second ? grad.factor : grad.factor * grad.x_unit;
       SPARC_UNROLL
       for (int strip = 0; strip < 2; ++strip) {
-        const int at = chunk * streaming.chunk + column + 16 * strip;
-        if (grad.share.grad != nullptr) {
-          SPARC_UNROLL
-          for (int e = 0; e < 8; ++e) {
-            float& x = c[strip][e / 4][e % 4];
-            x = x * last + grad.share.at(at + sum_column(e / 4, e % 4));
-          }
-        }
-        store_rounded(
-            RoundedSums<E>(c[strip], grad.share.grad != nullptr ? 1.0f : last), grad.out, args.in.channels,
-            at, [&](int r) -> int64_t { return m + r < this->p ? static_cast<int>(index[m + r]) : -1; });
+        store_image_gradient(grad, c[strip], m, chunk * streaming.chunk + column + 16 * strip);
       }
     }
+  }
+  // 16 rows from `m` on and 16 channels from `at` on of that sum.
+  SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, Sums& c, int m, int at) const {
+    const float last = grad.with_second ? grad.factor : grad.factor * grad.x_unit;
+    const device::Shared<int> index = image_index();
+    if (grad.share.grad != nullptr) {
+      SPARC_UNROLL
+      for (int e = 0; e < 8; ++e) {
+        float& x = c[e / 4][e % 4];
+        x = x * last + grad.share.at(at + sum_column(e / 4, e % 4));
+      }
+    }
+    store_rounded(RoundedSums<E>(c, grad.share.grad != nullptr ? 1.0f : last), grad.out, args.in.channels, at,
+                  [&](int r) -> int64_t { return m + r < this->p ? static_cast<int>(index[m + r]) : -1; });
   }
 
  private:

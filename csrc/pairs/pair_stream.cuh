@@ -67,37 +67,63 @@ struct PairLayout : PairPlaces {
   }
 };
 
-// Rows `index[0..count)` of a matrix, `chunk` channels from `first` on, into the rows of a tile that products
-// read; zeros beyond. Without an index, the rows 0..count.
+// Copies whose rows' numbers a thread asks for before it waits for one of them.
+constexpr int kCopiesTogether = 2;
+
+// load_rows of rows that can be copied 16 bytes at a time: a thread has one column of such pieces, and every
+// `step`th row.
+template <class E, class To>
+SPARC_DEVICE void copy_rows(const InputRows<E>& from, const device::Shared<int>* index, int count, int first,
+                            int chunk, int channels, const To& to) {
+  const int shift = chunk == 64 ? 3 : 2, step = kThreads >> shift;  // 2^shift pieces to a row
+  const int column = (device::thread_index() & (chunk / 8 - 1)) * 8, left = (channels - first - column) * 2;
+  const int bytes = left < 0 ? 0 : at_most(left, 16);
+  const E* const piece = from.data + (bytes > 0 ? first + column : 0);
+  const uint32_t row_bytes = static_cast<uint32_t>(from.row_stride) * static_cast<uint32_t>(sizeof(E));
+  const auto source = [&](int row) {
+    return device::further(piece, index == nullptr ? row : static_cast<int>((*index)[row]), row_bytes);
+  };
+  int row = device::thread_index() >> shift;
+  E* target = device::address_of(to.at(row, column));
+  const int apart = to.rows_apart(step);
+  if (bytes == 16) {
+    SPARC_NO_UNROLL
+    for (; row + (kCopiesTogether - 1) * step < count; row += kCopiesTogether * step) {
+      const E* sources[kCopiesTogether];
+      SPARC_UNROLL
+      for (int i = 0; i < kCopiesTogether; ++i) sources[i] = source(row + i * step);
+      SPARC_UNROLL
+      for (int i = 0; i < kCopiesTogether; ++i) device::copy_async(target + i * apart, sources[i]);
+      target += kCopiesTogether * apart;
+    }
+  }
+  SPARC_NO_UNROLL
+  for (; row < count; row += step) {
+    device::copy_async(target, source(row), bytes);
+    target += apart;
+  }
+  SPARC_NO_UNROLL
+  for (; row < to.rows_for(count); row += step) {
+    device::copy_async(target, from.data, 0);
+    target += apart;
+  }
+}
+
+// Rows `index[0..count)` of a matrix, `chunk` (32 or 64) channels from `first` on, into the rows of a tile
+// that products read; zeros beyond. Without an index, the rows 0..count.
 template <class E, class To>
 SPARC_DEVICE void load_rows(const InputRows<E>& from, const device::Shared<int>* index, int count, int first,
                             int chunk, int channels, const To& to) {
-  const int rows = to.rows_for(count);
-  if (from.wide) {
-    const int pieces = chunk / 8;
-    SPARC_NO_UNROLL
-    for (int i = device::thread_index(); i < rows * pieces; i += kThreads) {
-      const int row = i / pieces, column = i % pieces * 8;
-      int bytes = row < count ? (channels - first - column) * 2 : 0;
-      bytes = bytes < 0 ? 0 : (bytes > 16 ? 16 : bytes);
-      const E* source = from.data;
-      if (bytes > 0) {
-        const int at = index == nullptr ? row : static_cast<int>((*index)[row]);
-        source += at * from.row_stride + first + column;
-      }
-      device::copy_async(device::address_of(to.at(row, column)), source, bytes);
+  if (from.wide) return copy_rows(from, index, count, first, chunk, channels, to);
+  const int column = device::thread_index() & (chunk - 1), shift = chunk == 64 ? 6 : 5;
+  SPARC_NO_UNROLL
+  for (int row = device::thread_index() >> shift; row < to.rows_for(count); row += kThreads >> shift) {
+    E value{};
+    if (row < count && first + column < channels) {
+      const int at = index == nullptr ? row : static_cast<int>((*index)[row]);
+      value = from.data[at * from.row_stride + (first + column) * from.column_stride];
     }
-  } else {
-    SPARC_NO_UNROLL
-    for (int i = device::thread_index(); i < rows * chunk; i += kThreads) {
-      const int row = i / chunk, column = i % chunk;
-      E value{};
-      if (row < count && first + column < channels) {
-        const int at = index == nullptr ? row : static_cast<int>((*index)[row]);
-        value = from.data[at * from.row_stride + (first + column) * from.column_stride];
-      }
-      *to.at(row, column) = value;
-    }
+    *to.at(row, column) = value;
   }
 }
 

@@ -121,6 +121,9 @@ struct PairTile : PairStrips<E, kStrips, true> {
   using Base::row0;
   using Base::strip_column;
 
+  // What the threads have written to shared memory is there for the products of all.
+  SPARC_DEVICE static void publish() { device::block_barrier(); }
+
   // s += rows columns^T over the chunk's channels: rows [n, chunk], columns [p, chunk].
   SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Tile<E>& rows, const Tile<E>& columns,
                                  int chunk) const {

@@ -24,6 +24,7 @@ struct Panel {
     return device::shared_at<uint32_t>(piece(row, column)) + column % 8 / 2;
   }
   SPARC_DEVICE int rows_for(int) const { return filled; }
+  SPARC_DEVICE static int rows_apart(int rows) { return rows * kColumns; }
   SPARC_DEVICE void set(int row, int column, float value) const {
     *at(row, column) = device::from_float<E>(value);
   }
@@ -139,7 +140,6 @@ struct PanelStream {
     device::block_barrier();
   }
 
- private:
   SPARC_DEVICE static void wait_for_copies(int pending) {
     if (pending >= 2) {
       device::copy_async_wait<2>();
@@ -148,6 +148,34 @@ struct PanelStream {
     } else {
       device::copy_async_wait<0>();
     }
+  }
+};
+
+// The same where the products of a chunk are done before the next one is begun: more is on its way to fewer
+// stages. At least two.
+struct FinishedPanelStream {
+  template <class Load>
+  SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
+    start_stream(streaming.stages - 1, chunks, load);
+  }
+  template <class Load, class Compute>
+  SPARC_DEVICE static void run(const Streaming& streaming, int chunks, const Load& load,
+                               const Compute& compute) {
+    int stage = 0;
+    SPARC_NO_UNROLL
+    for (int c = 0; c < chunks; ++c) {
+      PanelStream::wait_for_copies(streaming.stages - 2);
+      device::async_proxy_fence();
+      // the chunk is there for all, and the products of the one before are done
+      device::block_barrier();
+      const int next = c + streaming.stages - 1;
+      if (next < chunks) load(next, stage == 0 ? streaming.stages - 1 : stage - 1);
+      device::copy_async_commit();
+      compute(c, stage);
+      device::warpgroup_wait<0>();
+      stage = stage + 1 == streaming.stages ? 0 : stage + 1;
+    }
+    device::block_barrier();
   }
 };
 

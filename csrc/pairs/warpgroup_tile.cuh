@@ -19,19 +19,27 @@ SPARC_DEVICE float (&accumulators(Sums (&s)[kStrips]))[8 * kStrips] {
   return reinterpret_cast<float (&)[8 * kStrips]>(s);
 }
 
+SPARC_DEVICE float (&accumulators(Sums& s))[8] { return reinterpret_cast<float (&)[8]>(s); }
+
 // The tile of a pair whose products are those of warpgroups. All eight warps take part in every product,
 // whether their rows are valid or not.
-template <class E, int kStrips>
+template <class E, int kStrips, class Stream_ = PanelStream>
 struct WarpgroupTile : PairStrips<E, kStrips, false> {
   using Base = PairStrips<E, kStrips, false>;
   using Products = typename Base::Products;
-  using Stream = PanelStream;
+  using Stream = Stream_;
   using Base::Base;
   using Base::kSteps;
 
   // Channels of a chunk that this warpgroup takes where the two share them, from first_channel() on.
   static constexpr int kChannels = Panel<E>::kColumns / kColumnWarps;
   SPARC_DEVICE int first_channel() const { return this->column_warp * kChannels; }
+
+  // What the threads have written to shared memory is there for the products of all.
+  SPARC_DEVICE static void publish() {
+    device::async_proxy_fence();
+    device::block_barrier();
+  }
 
   // Issues s += rows columns^T over a chunk's channels: rows [64, 64], columns [P, 64].
   SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Panel<E>& rows, const Panel<E>& columns) const {
@@ -44,21 +52,29 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
     device::warpgroup_commit();
   }
 
-  // A tile [64, P] from value(strip, half, i), which is asked for valid rows of both only; zeros beyond.
+  // A tile [64, P] from value(strip, half, i), which is asked for valid rows of both only; zeros beyond, to
+  // the end of its panels.
   template <class Value>
   SPARC_DEVICE void write_tile(const Panel<E>& tile, const Value& value) const {
+    const int first_row = device::made_here(this->row(0));
     SPARC_UNROLL
     for (int strip = 0; strip < kStrips; ++strip) {
       SPARC_UNROLL
       for (int half = 0; half < 2; ++half) {
         SPARC_UNROLL
         for (int r = 0; r < 2; ++r) {
-          const int row = this->row(r), column = this->strip_column(strip) + sum_column(half, 0);
+          const int row = first_row + 8 * r, column = this->strip_column(strip) + sum_column(half, 0);
           const bool valid = row < this->n;
           const float first = valid && column < this->p ? value(strip, half, 2 * r) : 0.0f;
           const float second = valid && column + 1 < this->p ? value(strip, half, 2 * r + 1) : 0.0f;
           *tile.word_at(row, column) = device::pack<E>(first, second);
         }
+      }
+    }
+    constexpr int kFirst = 16 * kColumnWarps * kStrips, kWords = (round_up(kFirst, 64) - kFirst) / 2;
+    if constexpr (kWords > 0) {
+      for (int i = device::thread_index(); i < kPairTextRows * kWords; i += kThreads) {
+        *tile.word_at(i / kWords, kFirst + i % kWords * 2) = 0;
       }
     }
   }
@@ -68,7 +84,7 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
     typename Products::A steps[kSteps];
   };
   SPARC_DEVICE void hold(HeldOperand& held, const Panel<E>& tile) const {
-    const int i = device::lane_index();
+    const int i = device::made_here(device::lane_index());
     SPARC_UNROLL
     for (int step = 0; step < kSteps; ++step) {
       device::load_matrices(held.steps[step].r,

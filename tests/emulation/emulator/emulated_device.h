@@ -57,6 +57,12 @@ SPARC_DEVICE T* address_of(T* pointer) {
   return pointer;
 }
 
+template <class T>
+SPARC_DEVICE const T* further(const T* base, int count, uint32_t bytes) {
+  const uint64_t apart = static_cast<uint64_t>(static_cast<uint32_t>(count)) * bytes;
+  return reinterpret_cast<const T*>(reinterpret_cast<uint64_t>(base) + apart);
+}
+
 // Barriers and exchanges.
 
 SPARC_DEVICE void block_barrier() { emulation::block_barrier(); }
@@ -128,6 +134,7 @@ SPARC_DEVICE uint32_t round_to_tf32(float value) { return emulation::tf32_of_flo
 SPARC_DEVICE void copy_async(void* shared, const void* global, int bytes) {
   emulation::copy_async(shared, global, bytes);
 }
+SPARC_DEVICE void copy_async(void* shared, const void* global) { copy_async(shared, global, 16); }
 SPARC_DEVICE void copy_async_commit() { emulation::copy_async_commit(); }
 template <int kPending>
 SPARC_DEVICE void copy_async_wait() {
@@ -162,6 +169,7 @@ SPARC_DEVICE uint32_t pack(float first, float second) {
                                                                 << 16;
 }
 
+SPARC_DEVICE int made_here(int x) { return x; }
 SPARC_DEVICE float bits_to_float(uint32_t bits) { return emulation::float_of_bits(bits); }
 SPARC_DEVICE uint32_t float_to_bits(float x) { return emulation::bits_of_float(arrived(x)); }
 SPARC_DEVICE float exp(float x) { return ::expf(arrived(x)); }

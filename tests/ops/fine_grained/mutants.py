@@ -36,8 +36,8 @@ MUTANTS = (
     Mutant(
         "the norm of a token has no gradient",
         "fine_grained/fine_grained_pair_backward.cuh",
-        "(x[e / 4][e % 4] * x_unit - beta[half] * token)",
-        "(x[e / 4][e % 4] * x_unit)",
+        "(x[e / 4][e % 4] * grad.x_unit - grad.beta[half] * token)",
+        "(x[e / 4][e % 4] * grad.x_unit)",
         "ragged",
     ),
     Mutant(

@@ -1,0 +1,210 @@
+// The fine-grained loss on the pair path by products of warpgroups: backward pass. The steps are those of
+// fine_grained_pair_backward.cuh; C' and Q come into shared memory with the chunks that need them.
+//
+// Both warpgroups make all of W = dZ T + Q: each needs all channels of it for its own patches, and the
+// product is a small one.
+#pragma once
+
+#include "fine_grained/fine_grained_pair_backward.cuh"
+#include "fine_grained/fine_grained_warpgroup_kernel.cuh"
+
+namespace sparc {
+
+// The products of a backward pass by warpgroups.
+template <class E, int kStrips, class Layout>
+struct FineGrainedWarpgroupGradients
+    : FineGrainedBackwardParts<FineGrainedWarpgroupSteps<E, kStrips, Layout, FinishedPanelStream>> {
+  using Base = FineGrainedBackwardParts<FineGrainedWarpgroupSteps<E, kStrips, Layout, FinishedPanelStream>>;
+  using Products = typename Base::Products;
+  using Base::args;
+  using Base::Base;
+  using Base::shared;
+  using Held = typename Base::HeldOperand;
+
+  SPARC_DEVICE void load_for_weights(int c, int stage) const {
+    this->load(c, stage);
+    this->load_groups(c, stage);
+  }
+  SPARC_DEVICE void start_weights() const {
+    this->start([&](int c, int stage) { load_for_weights(c, stage); });
+  }
+  SPARC_DEVICE void start_gradients() const {
+    this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
+  }
+
+  // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
+  SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
+    constexpr int kTurns = Panel<E>::kColumns / 16, kOwn = kTurns / kColumnWarps;
+    const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
+    typename Products::A dz[kTextSteps];
+    SPARC_UNROLL
+    for (int k = 0; k < kTextSteps; ++k) dz[k] = Products::load_a(shared.grads_tile(), this->row0, k * 16);
+    const auto load = [&](int c, int stage) { load_for_weights(c, stage); };
+    this->for_chunks(load, [&](int c, int stage) {
+      const Panel<E> t = shared.text_tile(stage), v = shared.image_tile(stage),
+                     groups = shared.second_tile(stage);
+      Sums w[kTurns];
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) {
+        scale_groups(w[turn], groups, turn * 16, alpha);
+      }
+      device::warpgroup_fence();
+      SPARC_UNROLL
+      for (int k = 0; k < kTextSteps; ++k) {
+        device::warpgroup_multiply_add<E, Panel<E>::kColumns, true>(accumulators(w), dz[k].r,
+                                                                    t.operand(k * 16, 0));
+      }
+      device::warpgroup_commit();
+      if (args.grad_patches != nullptr) {
+        SPARC_UNROLL
+        for (int turn = 0; turn < kOwn; ++turn) {
+          const int column = this->first_channel() + turn * 16;
+          Sums q;
+          scale_groups(q, groups, column, alpha);
+          this->save_groups(RoundedSums<E>(q, unit), c * this->streaming.chunk + column);
+        }
+      }
+      device::warpgroup_wait<0>();
+      device::warpgroup_hold(accumulators(w));
+      typename Products::A rounded[kTurns];
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) rounded[turn] = Products::as_operand(w[turn]);
+      device::warpgroup_fence();
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) {
+        device::warpgroup_multiply_add<E, 16 * kStrips, false>(accumulators(s), rounded[turn].r,
+                                                               v.operand(this->strip_column(0), turn * 16));
+      }
+      device::warpgroup_commit();
+    });
+    device::warpgroup_hold(accumulators(s));
+  }
+
+  // s += dZ^T U
+  SPARC_DEVICE void add_mixed(Sums (&s)[kStrips]) const {
+    typename Products::A dz[kTextSteps];
+    SPARC_UNROLL
+    for (int k = 0; k < kTextSteps; ++k) {
+      dz[k] = Products::load_a_transposed(shared.grads_tile(), k * 16, this->row0);
+    }
+    device::warpgroup_fence();
+    SPARC_UNROLL
+    for (int k = 0; k < kTextSteps; ++k) {
+      SPARC_UNROLL
+      for (int strip = 0; strip < kStrips; ++strip) {
+        device::warpgroup_multiply_add<E, 16, true>(
+            accumulators(s[strip]), dz[k].r,
+            shared.weights_tile().operand(k * 16, this->strip_column(strip)));
+      }
+    }
+    device::warpgroup_commit();
+    device::warpgroup_wait<0>();
+    device::warpgroup_hold(accumulators(s));
+  }
+
+  // dV and dT, as asked for. x_unit: what X was divided by, unit: what dZ was.
+  SPARC_DEVICE void write_gradients(float x_unit, float unit) const {
+    const typename Base::ImageGradient patches = this->image_gradient(x_unit, unit);
+    const typename Base::TextGradient tokens = this->text_gradient(x_unit);
+    const bool of_patches = args.grad_patches != nullptr, of_tokens = args.grad_tokens != nullptr;
+    Held held;
+    this->hold(held, shared.x_tile());
+    const auto load = [&](int c, int stage) { this->load_for_gradients(c, stage); };
+    this->for_chunks(load, [&](int c, int stage) {
+      Sums dt[kOwnStrips] = {};
+      if (of_tokens) this->times_image(dt, held, shared.image_tile(stage));
+      if (of_patches) {
+        SPARC_NO_UNROLL
+        for (int turn = 0; turn < kPatchTurns; ++turn) write_patches(patches, c, stage, turn, x_unit);
+      }
+      if (of_tokens) {
+        device::warpgroup_wait<0>();
+        device::warpgroup_hold(accumulators(dt));
+        SPARC_UNROLL
+        for (int strip = 0; strip < kOwnStrips; ++strip) {
+          this->store_text_gradient(tokens, dt[strip], shared.text_tile(stage), c,
+                                    this->first_channel() + 16 * strip);
+        }
+      }
+    });
+  }
+
+ private:
+  static constexpr int kTextSteps = kPairTextRows / 16;
+  static constexpr int kOwnStrips = Base::kChannels / 16;
+  // dV comes 64 patches at a time. The warpgroups take turns of these, or share the channels of the only one.
+  static constexpr int kPatchTiles = (kColumnWarps * 16 * kStrips + 63) / 64;
+  static constexpr bool kInTurns = kPatchTiles > 1;
+  static constexpr int kPatchTurns = kInTurns ? kPatchTiles / kColumnWarps : 1;
+  static constexpr int kPatchStrips = kInTurns ? Panel<E>::kColumns / 16 : kOwnStrips;
+  static_assert(!kInTurns || kPatchTiles % kColumnWarps == 0, "turns of both");
+
+  // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` on.
+  SPARC_DEVICE void scale_groups(Sums& c, const Panel<E>& groups, int column, const float (&alpha)[2]) const {
+    RoundedSums<E> group;
+    SPARC_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      SPARC_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        group.words[r][half] = *groups.word_at(this->row(r), column + sum_column(half, 0));
+      }
+    }
+    SPARC_UNROLL
+    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
+  }
+
+  // dV of 64 patches: x_unit X^T T + U^T Q
+  SPARC_DEVICE void write_patches(const typename Base::ImageGradient& patches, int chunk, int stage, int turn,
+                                  float x_unit) const {
+    const int row = kInTurns ? (turn * kColumnWarps + this->column_warp) * 64 : 0,
+              channel = kInTurns ? 0 : this->first_channel();
+    Sums c[kPatchStrips] = {};
+    const auto add = [&](const Panel<E>& left, const Panel<E>& right) {
+      SPARC_UNROLL
+      for (int k = 0; k < kPairTextRows; k += Products::kDepth) {
+        device::warpgroup_multiply_add<E, 16 * kPatchStrips, true, true>(
+            accumulators(c), left.operand(k, row), right.operand(k, channel));
+      }
+    };
+    device::warpgroup_fence();
+    add(shared.x_tile(), shared.text_tile(stage));
+    if constexpr (kIsFloat16<E>) {
+      device::warpgroup_commit();
+      device::warpgroup_wait<0>();
+      device::warpgroup_hold(accumulators(c));
+      SPARC_UNROLL
+      for (int i = 0; i < 8 * kPatchStrips; ++i) accumulators(c)[i] *= x_unit;
+      device::warpgroup_fence();
+    }
+    add(shared.weights_tile(), shared.second_tile(stage));
+    device::warpgroup_commit();
+    device::warpgroup_wait<0>();
+    device::warpgroup_hold(accumulators(c));
+    SPARC_UNROLL
+    for (int strip = 0; strip < kPatchStrips; ++strip) {
+      this->store_image_gradient(patches, c[strip], row + this->row0,
+                                 chunk * this->streaming.chunk + channel + 16 * strip);
+    }
+  }
+};
+
+template <>
+struct WarpgroupOp<FineGrainedArguments> {
+  template <class E>
+  using Layout = FineGrainedPanelLayout<E>;
+
+  template <class E, int kStrips, bool kBackward>
+  SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
+                               const Layout<E>& shared) {
+    shared.clear_tails(streaming, kBackward);
+    if constexpr (kBackward) {
+      using Pass = FineGrainedPairBackward<FineGrainedWarpgroupGradients<E, kStrips, Layout<E>>>;
+      run_backward<Pass>(args, streaming, shared);
+    } else {
+      using Pass = FineGrainedPairForward<FineGrainedWarpgroupSteps<E, kStrips, Layout<E>>>;
+      run_forward<Pass>(args, streaming, shared);
+    }
+  }
+};
+
+}  // namespace sparc
