@@ -18,7 +18,8 @@ enum class WarpgroupFault {
   kReadEarly,         // c is used before the last wait
   kWrittenEarly,      // c is set while products that add to it are under way
   kNoRegisterFence,
-  kEarlyRegisterFence,  // before c gets its first value and a, where it comes from registers, is loaded
+  kEarlyRegisterFence,  // before a is loaded into registers
+  kLateRegisterWrite,   // of c, behind the fence
   kOtherShape,          // a product with fewer columns into the same c
   kNoWait,              // at the end
   kRowOff,              // b starts in the middle of eight rows
@@ -114,13 +115,10 @@ SPARC_DEVICE void multiply_chunk(float (&c)[kN / 2], const WarpgroupProblem<E>& 
       device::load_matrices(a[k], device::address_of(panel + panel_byte(row, 2 * k + lane / 16)));
     }
   }
-  if (chunk == 0) {
-    SPARC_UNROLL
-    for (int i = 0; i < kN / 2; ++i) c[i] = problem.initial;
-  }
   if (fault != WarpgroupFault::kEarlyRegisterFence && fault != WarpgroupFault::kNoRegisterFence) {
     device::warpgroup_fence();
   }
+  if (fault == WarpgroupFault::kLateRegisterWrite && chunk == 0) c[3] += 1.0f;
   SPARC_UNROLL
   for (int step = 0; step < 4; ++step) {
     if (fault == WarpgroupFault::kWarpApart && warp == 5 && step == 3) continue;
@@ -133,7 +131,6 @@ SPARC_DEVICE void multiply_chunk(float (&c)[kN / 2], const WarpgroupProblem<E>& 
           c, operand_at(a_at + k * (kTransposedA ? 2048 : 32)), b);
     }
   }
-#if defined(SPARC_EMULATED)
   if constexpr (kN > 16 && !kRegistersA) {
     if (fault == WarpgroupFault::kOtherShape) {
       float (&fewer)[8] = *reinterpret_cast<float (*)[8]>(&c[8]);
@@ -141,14 +138,15 @@ SPARC_DEVICE void multiply_chunk(float (&c)[kN / 2], const WarpgroupProblem<E>& 
                                                                         operand_at(b_at));
     }
   }
-#endif
   device::warpgroup_commit();
 }
 
 template <class E, int kN, bool kRegistersA, bool kTransposedA, bool kTransposedB>
 SPARC_DEVICE void warpgroup_kernel(const WarpgroupProblem<E>& problem, WarpgroupFault fault) {
   static_assert(!(kRegistersA && kTransposedA), "a in registers has one layout");
-  float c[kN / 2] = {};
+  float c[kN / 2];
+  SPARC_UNROLL
+  for (int i = 0; i < kN / 2; ++i) c[i] = problem.initial;
   copy_chunk<E, kTransposedA, kTransposedB>(problem, 0);
   SPARC_NO_UNROLL
   for (int chunk = 0; chunk < problem.chunks; ++chunk) {

@@ -53,11 +53,16 @@ py::array product_of(const py::array& a_array, const py::array& b_array, const p
   const GlobalArray<E> b(b_array);
   const int columns = given["columns"].cast<int>();
   GlobalArray<float> c("float32", {2, 64, columns});
-  const int chunks = given["chunks"].cast<int>();
-  const E* first = a.data();
-  const WarpgroupProblem<E> problem = {
-      {first, first + a.size() / 2}, b.data(), c.data(), 1.0f, chunks, given["b_start"].cast<int>(),
-      given["b_rows"].cast<int>()};
+  WarpgroupProblem<E> problem;
+  problem.a[0] = a.data();
+  problem.a[1] = problem.a[0] + a.size() / 2;
+  problem.b = b.data();
+  problem.c = c.data();
+  problem.initial = given["initial"].cast<float>();
+  problem.scale = given["scale"].cast<float>();
+  problem.chunks = given["chunks"].cast<int>();
+  problem.b_start = given["b_start"].cast<int>();
+  problem.b_rows = given["b_rows"].cast<int>();
   const Layout layout = {given["a_in_registers"].cast<bool>(), given["transposed_a"].cast<bool>(),
                          given["transposed_b"].cast<bool>()};
   const auto fault = static_cast<WarpgroupFault>(given["fault"].cast<int>());
