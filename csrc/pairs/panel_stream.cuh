@@ -8,7 +8,8 @@
 
 namespace sparc {
 
-// Rows of 64 columns, 128 bytes each, swizzled; more columns lie in further panels of 64 rows.
+// Rows of 64 columns, 128 bytes each, swizzled; more columns lie in further panels of 64 rows. Shifts and
+// masks rather than quotients: these have more instructions for numbers that may be negative.
 template <class E>
 struct Panel {
   static constexpr int kColumns = 64, kRowBytes = 128, kAlignment = 1024;
@@ -17,11 +18,11 @@ struct Panel {
   int filled;  // rows that a stream fills: those behind stay what they were
 
   SPARC_DEVICE device::Shared<E> at(int row, int column) const {
-    return device::shared_at<E>(piece(row, column)) + column % 8;
+    return device::shared_at<E>(piece(row, column)) + (column & 7);
   }
   // Two elements from an even column on.
   SPARC_DEVICE device::Shared<uint32_t> word_at(int row, int column) const {
-    return device::shared_at<uint32_t>(piece(row, column)) + column % 8 / 2;
+    return device::shared_at<uint32_t>(piece(row, column)) + (column & 7) / 2;
   }
   SPARC_DEVICE int rows_for(int) const { return filled; }
   SPARC_DEVICE static int rows_apart(int rows) { return rows * kColumns; }
@@ -34,14 +35,18 @@ struct Panel {
 
   // The matrix that begins there, as it lies or transposed: row a multiple of 8, column of 16.
   SPARC_DEVICE uint64_t operand(int row, int column) const {
-    const int at = offset + column / kColumns * device::kPanelBytes + row * kRowBytes + column % kColumns * 2;
+    const int at =
+        offset + panel(column) * device::kPanelBytes + row * kRowBytes + (column & (kColumns - 1)) * 2;
     return device::panel_operand(device::address_of(device::shared_at<E>(at)));
   }
 
   // Where the 16 bytes lie that hold it.
   SPARC_DEVICE int piece(int row, int column) const {
-    return offset + column / kColumns * device::kPanelBytes + row * kRowBytes + ((column / 8 ^ row) % 8) * 16;
+    return offset + panel(column) * device::kPanelBytes + row * kRowBytes + ((column >> 3 ^ row) & 7) * 16;
   }
+
+ private:
+  SPARC_DEVICE static int panel(int column) { return column >> 6; }
 };
 
 // Strips of 16 image rows that each of a block's two warpgroups holds.

@@ -61,13 +61,14 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
     for (int strip = 0; strip < kStrips; ++strip) {
       SPARC_UNROLL
       for (int half = 0; half < 2; ++half) {
+        const int column = this->strip_column(strip) + sum_column(half, 0);
+        const device::Shared<uint32_t> words = tile.word_at(first_row, column);
         SPARC_UNROLL
         for (int r = 0; r < 2; ++r) {
-          const int row = first_row + 8 * r, column = this->strip_column(strip) + sum_column(half, 0);
-          const bool valid = row < this->n;
+          const bool valid = first_row + 8 * r < this->n;
           const float first = value(strip, half, 2 * r), second = value(strip, half, 2 * r + 1);
-          *tile.word_at(row, column) = device::pack<E>(valid & (column < this->p) ? first : 0.0f,
-                                                       valid & (column + 1 < this->p) ? second : 0.0f);
+          words[tile.rows_apart(8 * r) / 2] = device::pack<E>(valid & (column < this->p) ? first : 0.0f,
+                                                              valid & (column + 1 < this->p) ? second : 0.0f);
         }
       }
     }
