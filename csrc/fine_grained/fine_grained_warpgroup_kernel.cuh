@@ -1,6 +1,8 @@
 // The fine-grained loss on the pair path by products of warpgroups: forward pass.
 #pragma once
 
+#include <type_traits>
+
 #include "fine_grained/fine_grained_pair_kernel.cuh"
 #include "pairs/warpgroup_tile.cuh"
 
@@ -44,13 +46,18 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   using Products = typename Base::Products;
   using Base::Base;
   using Base::shared;
+  using Base::streaming;
+  using Base::work;
+
+  // Whether the stream of V and T goes on from one loop over chunks to the next, and to the next pair.
+  static constexpr bool kGoesOn = std::is_same<Stream, PanelStream>::value;
 
   // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
   template <bool kPool>
   SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4;
     square = 0.0f;
-    this->for_both([&](int c, int stage) {
+    const auto compute = [&](int c, int stage) {
       const Panel<E> t = shared.text_tile(stage);
       this->add_products(s, t, shared.image_tile(stage));
       if (kPool) this->pool_chunk(c, stage);
@@ -64,7 +71,13 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
           square += x * x;
         }
       }
-    });
+    };
+    if constexpr (kGoesOn) {  // to the same chunks once more, then from L2
+      const auto load = [&](int c, int stage) { this->load(c < this->chunks ? c : c - this->chunks, stage); };
+      PanelStream::run(streaming, work.stage, this->chunks, load, compute);
+    } else {
+      this->for_both(compute);
+    }
     device::warpgroup_hold(accumulators(s));
   }
 
@@ -73,8 +86,31 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   template <class F>
   SPARC_DEVICE void groups(const typename Base::HeldOperand& left, float unit, typename Base::TextSums& z,
                            const F& f) const {
+    group_chunks([&](const auto& compute) { this->for_both(compute); }, left, unit, z, f);
+  }
+  // The same in a stream that goes on with the pair `following`.
+  template <class F>
+  SPARC_DEVICE void groups_before(PairWork& following, const typename Base::HeldOperand& left, float unit,
+                                  typename Base::TextSums& z, const F& f) const {
+    const int first = (work.stage + this->chunks) % streaming.stages;
+    following.stage = (first + this->chunks) % streaming.stages;
+    const auto load = [&](int c, int stage) {
+      const bool mine = c < this->chunks;
+      if (!mine && following.pair >= this->args.in.pairs) return;
+      FineGrainedWarpgroupSteps(shared, this->args, streaming, mine ? work : following)
+          .load(mine ? c : c - this->chunks, stage);
+    };
+    group_chunks(
+        [&](const auto& compute) { PanelStream::run(streaming, first, this->chunks, load, compute); }, left,
+        unit, z, f);
+  }
+
+ private:
+  template <class Run, class F>
+  SPARC_DEVICE void group_chunks(const Run& run, const typename Base::HeldOperand& left, float unit,
+                                 typename Base::TextSums& z, const F& f) const {
     constexpr int kTurns = Base::kChannels / 16;
-    this->for_both([&](int chunk, int stage) {
+    run([&](int chunk, int stage) {
       const Panel<E> t = shared.text_tile(stage);
       Sums c[kTurns] = {};
       this->times_image(c, left, shared.image_tile(stage));

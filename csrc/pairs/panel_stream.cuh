@@ -114,19 +114,21 @@ struct PanelLayout : PairPlaces {
   }
 };
 
-// A stream whose products compute(chunk, stage) issues as one group or more, and leaves the last of them
-// under way: it may read the chunk until the next one's products have been issued. At least three stages.
+// A stream that does not end with a loop over chunks, whose last turns start the copies of what comes next.
+// compute(chunk, stage) issues products as one group or more, and leaves the last of them under way: it may
+// read the chunk until the next one's products have been issued. At least three stages, at most two more than
+// chunks.
 struct PanelStream {
   template <class Load>
   SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
     start_stream(streaming.stages - 2, chunks, load);
   }
 
-  // Calls it for every chunk of a started stream; all stages are free and all products done when it returns.
+  // Calls it for every chunk, the first of which lies in stage `stage`, and load(c, stage) with c from
+  // `chunks` on for what comes next. All products are done when it returns.
   template <class Load, class Compute>
-  SPARC_DEVICE static void run(const Streaming& streaming, int chunks, const Load& load,
+  SPARC_DEVICE static void run(const Streaming& streaming, int stage, int chunks, const Load& load,
                                const Compute& compute) {
-    int stage = 0;
     SPARC_NO_UNROLL
     for (int c = 0; c < chunks; ++c) {
       wait_for_copies(streaming.stages - 3);
@@ -134,15 +136,12 @@ struct PanelStream {
       // the chunk is there for all, and the products of the chunk before the last one are done
       device::block_barrier();
       compute(c, stage);
-      if (c + streaming.stages - 2 < chunks) {
-        load(c + streaming.stages - 2, stage < 2 ? stage + streaming.stages - 2 : stage - 2);
-      }
+      load(c + streaming.stages - 2, stage < 2 ? stage + streaming.stages - 2 : stage - 2);
       device::copy_async_commit();
       device::warpgroup_wait<1>();
       stage = stage + 1 == streaming.stages ? 0 : stage + 1;
     }
     device::warpgroup_wait<0>();
-    device::block_barrier();
   }
 
   SPARC_DEVICE static void wait_for_copies(int pending) {
