@@ -34,7 +34,7 @@ struct FineGrainedWarpgroupGradients
 
   // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
-    constexpr int kTurns = Panel<E>::kColumns / 16, kOwn = kTurns / kColumnWarps;
+    constexpr int kTurns = Panel<E>::kColumns / 16;
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
     typename Products::A dz[kTextSteps];
     SPARC_UNROLL
@@ -56,13 +56,14 @@ struct FineGrainedWarpgroupGradients
       }
       device::warpgroup_commit();
       if (args.grad_patches != nullptr) {
+        RoundedSums<E> rounded[kOwnStrips];
         SPARC_UNROLL
-        for (int turn = 0; turn < kOwn; ++turn) {
-          const int column = this->first_channel() + turn * 16;
+        for (int i = 0; i < kOwnStrips; ++i) {
           Sums q;
-          scale_groups(q, groups, column, alpha);
-          this->save_groups(RoundedSums<E>(q, unit), c * this->streaming.chunk + column);
+          scale_groups(q, groups, this->first_channel() + i * 16, alpha);
+          rounded[i] = RoundedSums<E>(q, unit);
         }
+        this->save_groups(rounded, c * this->streaming.chunk + this->first_channel());
       }
       device::warpgroup_wait<0>();
       device::warpgroup_hold(accumulators(w));
@@ -120,11 +121,7 @@ struct FineGrainedWarpgroupGradients
       if (of_tokens) {
         device::warpgroup_wait<0>();
         device::warpgroup_hold(accumulators(dt));
-        SPARC_UNROLL
-        for (int strip = 0; strip < kOwnStrips; ++strip) {
-          this->store_text_gradient(tokens, dt[strip], shared.text_tile(stage), c,
-                                    this->first_channel() + 16 * strip);
-        }
+        this->store_text_gradient(tokens, dt, shared.text_tile(stage), c, this->first_channel());
       }
     });
   }
@@ -141,14 +138,7 @@ struct FineGrainedWarpgroupGradients
 
   // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` on.
   SPARC_DEVICE void scale_groups(Sums& c, const Panel<E>& groups, int column, const float (&alpha)[2]) const {
-    RoundedSums<E> group;
-    SPARC_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      SPARC_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        group.words[r][half] = *groups.word_at(this->row(r), column + sum_column(half, 0));
-      }
-    }
+    const RoundedSums<E> group = this->held_rows(groups, column);
     SPARC_UNROLL
     for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
   }
@@ -180,11 +170,7 @@ struct FineGrainedWarpgroupGradients
     device::warpgroup_commit();
     device::warpgroup_wait<0>();
     device::warpgroup_hold(accumulators(c));
-    SPARC_UNROLL
-    for (int strip = 0; strip < kPatchStrips; ++strip) {
-      this->store_image_gradient(patches, c[strip], row + this->row0,
-                                 chunk * this->streaming.chunk + channel + 16 * strip);
-    }
+    this->store_image_gradient(patches, c, row + this->row0, chunk * this->streaming.chunk + channel);
   }
 };
 
