@@ -112,7 +112,7 @@ struct FineGrainedBackwardParts : Steps {
       row_array(shared.beta)[row] = along_token * inverse_square(norm);
       row_array(shared.restore)[row] = without_length<E>(norm) ? unit / norm : unit;
     }
-    device::block_barrier();
+    this->publish();
     return unit;
   }
 

@@ -36,9 +36,6 @@ struct FineGrainedWarpgroupGradients
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
     constexpr int kTurns = Panel<E>::kColumns / 16;
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
-    typename Products::A dz[kTextSteps];
-    SPARC_UNROLL
-    for (int k = 0; k < kTextSteps; ++k) dz[k] = Products::load_a(shared.grads_tile(), this->row0, k * 16);
     const auto load = [&](int c, int stage) { load_for_weights(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
       const Panel<E> t = shared.text_tile(stage), v = shared.image_tile(stage),
@@ -48,11 +45,13 @@ struct FineGrainedWarpgroupGradients
       for (int turn = 0; turn < kTurns; ++turn) {
         scale_groups(w[turn], groups, turn * 16, alpha);
       }
+      const uint64_t dz = shared.grads_tile().operand(0, 0), tokens = t.operand(0, 0),
+                     patches = v.operand(this->strip_column(0), 0);
       device::warpgroup_fence();
       SPARC_UNROLL
       for (int k = 0; k < kTextSteps; ++k) {
-        device::warpgroup_multiply_add<E, Panel<E>::kColumns, true>(accumulators(w), dz[k].r,
-                                                                    t.operand(k * 16, 0));
+        device::warpgroup_multiply_add<E, Panel<E>::kColumns, false, true>(
+            accumulators(w), Panel<E>::beside(dz, k * 16), Panel<E>::below(tokens, k * 16));
       }
       device::warpgroup_commit();
       if (args.grad_patches != nullptr) {
@@ -74,7 +73,7 @@ struct FineGrainedWarpgroupGradients
       SPARC_UNROLL
       for (int turn = 0; turn < kTurns; ++turn) {
         device::warpgroup_multiply_add<E, 16 * kStrips, false>(accumulators(s), rounded[turn].r,
-                                                               v.operand(this->strip_column(0), turn * 16));
+                                                               Panel<E>::beside(patches, turn * 16));
       }
       device::warpgroup_commit();
     });
@@ -90,12 +89,12 @@ struct FineGrainedWarpgroupGradients
     }
     device::warpgroup_fence();
     SPARC_UNROLL
-    for (int k = 0; k < kTextSteps; ++k) {
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const uint64_t weights = shared.weights_tile().operand(0, this->strip_column(strip));
       SPARC_UNROLL
-      for (int strip = 0; strip < kStrips; ++strip) {
-        device::warpgroup_multiply_add<E, 16, true>(
-            accumulators(s[strip]), dz[k].r,
-            shared.weights_tile().operand(k * 16, this->strip_column(strip)));
+      for (int k = 0; k < kTextSteps; ++k) {
+        device::warpgroup_multiply_add<E, 16, true>(accumulators(s[strip]), dz[k].r,
+                                                    Panel<E>::below(weights, k * 16));
       }
     }
     device::warpgroup_commit();
@@ -150,10 +149,11 @@ struct FineGrainedWarpgroupGradients
               channel = kInTurns ? 0 : this->first_channel();
     Sums c[kPatchStrips] = {};
     const auto add = [&](const Panel<E>& left, const Panel<E>& right) {
+      const uint64_t a = left.operand(0, row), b = right.operand(0, channel);
       SPARC_UNROLL
       for (int k = 0; k < kPairTextRows; k += Products::kDepth) {
         device::warpgroup_multiply_add<E, 16 * kPatchStrips, true, true>(
-            accumulators(c), left.operand(k, row), right.operand(k, channel));
+            accumulators(c), Panel<E>::below(a, k), Panel<E>::below(b, k));
       }
     };
     device::warpgroup_fence();
