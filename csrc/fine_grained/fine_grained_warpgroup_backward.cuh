@@ -87,19 +87,23 @@ struct FineGrainedWarpgroupGradients
     for (int k = 0; k < kTextSteps; ++k) {
       dz[k] = Products::load_a_transposed(shared.grads_tile(), k * 16, this->row0);
     }
+    // not into s itself: the assembler finds no registers for sums of both widths, and waits for each product
+    Sums products[kStrips] = {};
     device::warpgroup_fence();
     SPARC_UNROLL
     for (int strip = 0; strip < kStrips; ++strip) {
       const uint64_t weights = shared.weights_tile().operand(0, this->strip_column(strip));
       SPARC_UNROLL
       for (int k = 0; k < kTextSteps; ++k) {
-        device::warpgroup_multiply_add<E, 16, true>(accumulators(s[strip]), dz[k].r,
+        device::warpgroup_multiply_add<E, 16, true>(accumulators(products[strip]), dz[k].r,
                                                     Panel<E>::below(weights, k * 16));
       }
     }
     device::warpgroup_commit();
     device::warpgroup_wait<0>();
-    device::warpgroup_hold(accumulators(s));
+    device::warpgroup_hold(accumulators(products));
+    SPARC_UNROLL
+    for (int i = 0; i < 8 * kStrips; ++i) accumulators(s)[i] += accumulators(products)[i];
   }
 
   // dV and dT, as asked for. x_unit: what X was divided by, unit: what dZ was.
