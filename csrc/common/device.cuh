@@ -52,7 +52,9 @@ SPARC_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 SPARC_DEVICE int64_t block_index() { return blockIdx.x; }
 SPARC_DEVICE int64_t block_count() { return gridDim.x; }
 SPARC_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) & 31; }
-SPARC_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) >> 5; }
+// From lane 0: the compiler then knows that it is one number for all lanes, and keeps what is made of it in
+// uniform registers.
+SPARC_DEVICE int warp_index() { return __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) >> 5, 0); }
 
 // Memory that threads of a block share. On the device these are plain pointers; in the emulation they watch
 // for races between threads that no barrier orders, for reads of what was never written, and for their
@@ -63,8 +65,8 @@ using Shared = T*;  // in shared memory
 template <class T>
 using Scratch = T*;  // in global memory that belongs to this block
 
-// The block's dynamic shared memory, `offset` bytes (a multiple of 16) from its start, which lies at a multiple
-// of 1024: the swizzle of warpgroup.cuh is one of addresses.
+// The block's dynamic shared memory, `offset` bytes (a multiple of 16) from its start, which lies at a
+// multiple of 1024: the swizzle of warpgroup.cuh is one of addresses.
 template <class T>
 SPARC_DEVICE Shared<T> shared_at(size_t offset) {
   extern __shared__ __align__(1024) unsigned char shared_bytes[];

@@ -34,11 +34,8 @@ struct FineGrainedWarpgroupGradients
 
   // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
-    constexpr int kTurns = Panel<E>::kColumns / 16, kOwn = kTurns / kColumnWarps;
+    constexpr int kTurns = Panel<E>::kColumns / 16;
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
-    typename Products::A dz[kTextSteps];
-    SPARC_UNROLL
-    for (int k = 0; k < kTextSteps; ++k) dz[k] = Products::load_a(shared.grads_tile(), this->row0, k * 16);
     const auto load = [&](int c, int stage) { load_for_weights(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
       const Panel<E> t = shared.text_tile(stage), v = shared.image_tile(stage),
@@ -48,21 +45,24 @@ struct FineGrainedWarpgroupGradients
       for (int turn = 0; turn < kTurns; ++turn) {
         scale_groups(w[turn], groups, turn * 16, alpha);
       }
+      const uint64_t dz = shared.grads_tile().operand(0, 0), tokens = t.operand(0, 0),
+                     patches = v.operand(this->strip_column(0), 0);
       device::warpgroup_fence();
       SPARC_UNROLL
       for (int k = 0; k < kTextSteps; ++k) {
-        device::warpgroup_multiply_add<E, Panel<E>::kColumns, true>(accumulators(w), dz[k].r,
-                                                                    t.operand(k * 16, 0));
+        device::warpgroup_multiply_add<E, Panel<E>::kColumns, false, true>(
+            accumulators(w), Panel<E>::beside(dz, k * 16), Panel<E>::below(tokens, k * 16));
       }
       device::warpgroup_commit();
       if (args.grad_patches != nullptr) {
+        RoundedSums<E> rounded[kOwnStrips];
         SPARC_UNROLL
-        for (int turn = 0; turn < kOwn; ++turn) {
-          const int column = this->first_channel() + turn * 16;
+        for (int i = 0; i < kOwnStrips; ++i) {
           Sums q;
-          scale_groups(q, groups, column, alpha);
-          this->save_groups(RoundedSums<E>(q, unit), c * this->streaming.chunk + column);
+          scale_groups(q, groups, this->first_channel() + i * 16, alpha);
+          rounded[i] = RoundedSums<E>(q, unit);
         }
+        this->save_groups(rounded, c * this->streaming.chunk + this->first_channel());
       }
       device::warpgroup_wait<0>();
       device::warpgroup_hold(accumulators(w));
@@ -73,7 +73,7 @@ struct FineGrainedWarpgroupGradients
       SPARC_UNROLL
       for (int turn = 0; turn < kTurns; ++turn) {
         device::warpgroup_multiply_add<E, 16 * kStrips, false>(accumulators(s), rounded[turn].r,
-                                                               v.operand(this->strip_column(0), turn * 16));
+                                                               Panel<E>::beside(patches, turn * 16));
       }
       device::warpgroup_commit();
     });
@@ -87,19 +87,23 @@ struct FineGrainedWarpgroupGradients
     for (int k = 0; k < kTextSteps; ++k) {
       dz[k] = Products::load_a_transposed(shared.grads_tile(), k * 16, this->row0);
     }
+    // not into s itself: the assembler finds no registers for sums of both widths, and waits for each product
+    Sums products[kStrips] = {};
     device::warpgroup_fence();
     SPARC_UNROLL
-    for (int k = 0; k < kTextSteps; ++k) {
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const uint64_t weights = shared.weights_tile().operand(0, this->strip_column(strip));
       SPARC_UNROLL
-      for (int strip = 0; strip < kStrips; ++strip) {
-        device::warpgroup_multiply_add<E, 16, true>(
-            accumulators(s[strip]), dz[k].r,
-            shared.weights_tile().operand(k * 16, this->strip_column(strip)));
+      for (int k = 0; k < kTextSteps; ++k) {
+        device::warpgroup_multiply_add<E, 16, true>(accumulators(products[strip]), dz[k].r,
+                                                    Panel<E>::below(weights, k * 16));
       }
     }
     device::warpgroup_commit();
     device::warpgroup_wait<0>();
-    device::warpgroup_hold(accumulators(s));
+    device::warpgroup_hold(accumulators(products));
+    SPARC_UNROLL
+    for (int i = 0; i < 8 * kStrips; ++i) accumulators(s)[i] += accumulators(products)[i];
   }
 
   // dV and dT, as asked for. x_unit: what X was divided by, unit: what dZ was.
@@ -120,11 +124,7 @@ struct FineGrainedWarpgroupGradients
       if (of_tokens) {
         device::warpgroup_wait<0>();
         device::warpgroup_hold(accumulators(dt));
-        SPARC_UNROLL
-        for (int strip = 0; strip < kOwnStrips; ++strip) {
-          this->store_text_gradient(tokens, dt[strip], shared.text_tile(stage), c,
-                                    this->first_channel() + 16 * strip);
-        }
+        this->store_text_gradient(tokens, dt, shared.text_tile(stage), c, this->first_channel());
       }
     });
   }
@@ -141,14 +141,7 @@ struct FineGrainedWarpgroupGradients
 
   // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` on.
   SPARC_DEVICE void scale_groups(Sums& c, const Panel<E>& groups, int column, const float (&alpha)[2]) const {
-    RoundedSums<E> group;
-    SPARC_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      SPARC_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        group.words[r][half] = *groups.word_at(this->row(r), column + sum_column(half, 0));
-      }
-    }
+    const RoundedSums<E> group = this->held_rows(groups, column);
     SPARC_UNROLL
     for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
   }
@@ -160,10 +153,11 @@ struct FineGrainedWarpgroupGradients
               channel = kInTurns ? 0 : this->first_channel();
     Sums c[kPatchStrips] = {};
     const auto add = [&](const Panel<E>& left, const Panel<E>& right) {
+      const uint64_t a = left.operand(0, row), b = right.operand(0, channel);
       SPARC_UNROLL
       for (int k = 0; k < kPairTextRows; k += Products::kDepth) {
         device::warpgroup_multiply_add<E, 16 * kPatchStrips, true, true>(
-            accumulators(c), left.operand(k, row), right.operand(k, channel));
+            accumulators(c), Panel<E>::below(a, k), Panel<E>::below(b, k));
       }
     };
     device::warpgroup_fence();
@@ -180,11 +174,7 @@ struct FineGrainedWarpgroupGradients
     device::warpgroup_commit();
     device::warpgroup_wait<0>();
     device::warpgroup_hold(accumulators(c));
-    SPARC_UNROLL
-    for (int strip = 0; strip < kPatchStrips; ++strip) {
-      this->store_image_gradient(patches, c[strip], row + this->row0,
-                                 chunk * this->streaming.chunk + channel + 16 * strip);
-    }
+    this->store_image_gradient(patches, c, row + this->row0, chunk * this->streaming.chunk + channel);
   }
 };
 

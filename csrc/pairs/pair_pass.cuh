@@ -104,24 +104,31 @@ struct PairPass : Tile_ {
         for (int i = 0; i < 16; ++i) c[i / 8][i / 4 % 2][i % 4] *= grad.x_unit;
         add_over_text(c, shared.weights_tile(), shared.second_tile(stage), m, column);
       }
-      SPARC_UNROLL
-      for (int strip = 0; strip < 2; ++strip) {
-        store_image_gradient(grad, c[strip], m, chunk * streaming.chunk + column + 16 * strip);
-      }
+      store_image_gradient(grad, c, m, chunk * streaming.chunk + column);
     }
   }
-  // 16 rows from `m` on and 16 channels from `at` on of that sum.
-  SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, Sums& c, int m, int at) const {
+  // 16 rows from `m` on of that sum, its channels from `at` on.
+  template <int kCount>
+  SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, const Sums (&c)[kCount], int m,
+                                         int at) const {
     const float last = grad.with_second ? grad.factor : grad.factor * grad.x_unit;
     const device::Shared<int> index = image_index();
-    if (grad.share.grad != nullptr) {
-      SPARC_UNROLL
-      for (int e = 0; e < 8; ++e) {
-        float& x = c[e / 4][e % 4];
-        x = x * last + grad.share.at(at + sum_column(e / 4, e % 4));
+    RoundedSums<E> rounded[kCount];
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      if (grad.share.grad == nullptr) {
+        rounded[i] = RoundedSums<E>(c[i], last);
+      } else {
+        Sums sum;
+        SPARC_UNROLL
+        for (int e = 0; e < 8; ++e) {
+          sum[e / 4][e % 4] =
+              c[i][e / 4][e % 4] * last + grad.share.at(at + 16 * i + sum_column(e / 4, e % 4));
+        }
+        rounded[i] = RoundedSums<E>(sum);
       }
     }
-    store_rounded(RoundedSums<E>(c, grad.share.grad != nullptr ? 1.0f : last), grad.out, args.in.channels, at,
+    store_rounded(rounded, grad.out, args.in.channels, at,
                   [&](int r) -> int64_t { return m + r < this->p ? static_cast<int>(index[m + r]) : -1; });
   }
 

@@ -36,30 +36,45 @@ SPARC_DEVICE int exchanged_column() {
   return t % 2 * 8 + t / 2 * 4;
 }
 
-template <class E, class Target>
-SPARC_DEVICE void store_rounded(const RoundedSums<E>& sums, E* out, int columns, int column,
+// kCount sums side by side from `column` on.
+template <class E, int kCount, class Target>
+SPARC_DEVICE void store_rounded(const RoundedSums<E> (&sums)[kCount], E* out, int columns, int column,
                                 const Target& target) {
   const int g = device::lane_index() / 4, t = device::lane_index() % 4;
-  const bool wide = columns % 4 == 0;
+  if (columns % 4 == 0) {
+    const bool odd = t % 2 == 1;
+    const int at = column + exchanged_column();
+    SPARC_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      const int64_t row = target(g + 8 * r);
+      E* const first = out + (row * columns + at);
+      SPARC_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        const uint32_t (&words)[2] = sums[i].words[r];
+        const uint32_t received = device::shuffle_xor(odd ? words[0] : words[1], 1);
+        const TwoWords both = odd ? TwoWords{received, words[1]} : TwoWords{words[0], received};
+        if (row >= 0 && at + 16 * i < columns) *reinterpret_cast<TwoWords*>(first + 16 * i) = both;
+      }
+    }
+    return;
+  }
   SPARC_UNROLL
   for (int r = 0; r < 2; ++r) {
     const int64_t row = target(g + 8 * r);
-    if (wide) {
-      const bool odd = t % 2 == 1;
-      const uint32_t received = device::shuffle_xor(odd ? sums.words[r][0] : sums.words[r][1], 1);
-      const TwoWords both = odd ? TwoWords{received, sums.words[r][1]} : TwoWords{sums.words[r][0], received};
-      const int at = column + exchanged_column();
-      if (row >= 0 && at < columns) *reinterpret_cast<TwoWords*>(out + row * columns + at) = both;
-    } else {
-      SPARC_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const int at = column + sum_column(e / 2, e % 2);
-        if (row >= 0 && at < columns) {
-          out[row * columns + at] = E{static_cast<uint16_t>(sums.words[r][e / 2] >> (e % 2 * 16))};
-        }
+    SPARC_UNROLL
+    for (int e = 0; e < 4 * kCount; ++e) {
+      const int at = column + e / 4 * 16 + sum_column(e % 4 / 2, e % 2);
+      if (row >= 0 && at < columns) {
+        out[row * columns + at] = E{static_cast<uint16_t>(sums[e / 4].words[r][e % 4 / 2] >> (e % 2 * 16))};
       }
     }
   }
+}
+template <class E, class Target>
+SPARC_DEVICE void store_rounded(const RoundedSums<E>& sums, E* out, int columns, int column,
+                                const Target& target) {
+  const RoundedSums<E> one[1] = {sums};
+  store_rounded(one, out, columns, column, target);
 }
 
 // The inverse of store_rounded, by the same threads; zeros where nothing was stored.
