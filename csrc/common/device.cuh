@@ -52,9 +52,7 @@ SPARC_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 SPARC_DEVICE int64_t block_index() { return blockIdx.x; }
 SPARC_DEVICE int64_t block_count() { return gridDim.x; }
 SPARC_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) & 31; }
-// From lane 0: the compiler then knows that it is one number for all lanes, and keeps what is made of it in
-// uniform registers.
-SPARC_DEVICE int warp_index() { return __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) >> 5, 0); }
+SPARC_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) >> 5; }
 
 // Memory that threads of a block share. On the device these are plain pointers; in the emulation they watch
 // for races between threads that no barrier orders, for reads of what was never written, and for their
@@ -102,6 +100,9 @@ SPARC_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0
 SPARC_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
+// A number that all lanes have, from lane 0: the compiler then knows it, and keeps what is made of it in uniform
+// registers.
+SPARC_DEVICE int same_in_warp(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
 SPARC_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 SPARC_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(0xFFFFFFFFu, predicate); }
 SPARC_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }

@@ -30,8 +30,8 @@ struct PairStrips {
       : shared(shared_),
         n(work.text_rows),
         p(work.image_rows),
-        row0(device::warp_index() % kRowWarps * 16),
-        column_warp(device::warp_index() / kRowWarps) {}
+        row0(device::same_in_warp(device::warp_index()) % kRowWarps * 16),
+        column_warp(device::same_in_warp(device::warp_index()) / kRowWarps) {}
 
   SPARC_DEVICE bool active() const { return row0 < n; }
   SPARC_DEVICE int row(int half) const { return row0 + device::lane_index() / 4 + 8 * half; }
@@ -113,6 +113,8 @@ struct PairTile : PairStrips<E, kStrips, true> {
   using Base = PairStrips<E, kStrips, true>;
   using Products = typename Base::Products;
   using Stream = PairStream;
+  using ImageCopies = RowCopies;
+  using TextCopies = RowCopies;
   using Base::active;
   using Base::Base;
   using Base::kSteps;
