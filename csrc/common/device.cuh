@@ -167,6 +167,14 @@ SPARC_DEVICE void copy_async(void* shared, const void* global) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(at), "l"(global) : "memory");
 }
+// All 16 bytes where `wanted`, else zeros, and `global` is not looked at.
+SPARC_DEVICE void copy_async_if(bool wanted, void* shared, const void* global) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.eq.s32 p, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, p;\n}\n" ::"r"(at),
+      "l"(global), "r"(static_cast<int>(wanted))
+      : "memory");
+}
 SPARC_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most kPending of this thread's latest groups are unfinished.
 template <int kPending>

@@ -30,16 +30,26 @@ struct FineGrainedBackwardParts : Steps {
   SPARC_DEVICE E* saved_groups() const {  // [valid tokens, D]: C', then Q
     return rows_of<E>(args.saved_groups, saved_slot(), args.in.text_rows, args.in.channels);
   }
-  // C' or Q, this warp's rows and channels from `first` on.
-  template <class Rounded>
-  SPARC_DEVICE void save_groups(const Rounded& kept, int first) const {
-    store_rounded(kept, saved_groups(), args.in.channels, first, [&](int r) { return this->leading_row(r); });
+  // C' or Q, `unit` times these sums of this warp's rows, channels from `first` on.
+  template <int kCount>
+  SPARC_DEVICE void save_groups(const Sums (&sums)[kCount], float unit, int first) const {
+    RoundedSums<E> rounded[kCount];
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) rounded[i] = RoundedSums<E>(sums[i], unit);
+    store_side_by_side<Base::kWhole>(rounded, saved_groups(), args.in.channels, first,
+                                     [&](int r) { return this->leading_row(r); });
   }
-  SPARC_DEVICE void load_groups(int c, int stage) const {
+  SPARC_DEVICE InputRows<E> saved_rows() const {
     const int channels = args.in.channels;
     const MatrixView view = {args.saved_groups, args.in.text_rows * static_cast<int64_t>(channels), channels,
                              1, channels % 8 == 0};
-    this->load_leading(InputRows<E>(view, saved_slot()), c, shared.second_tile(stage));
+    return InputRows<E>(view, saved_slot());
+  }
+  SPARC_DEVICE void load_groups(int c, int stage) const {
+    const InputRows<E> rows = saved_rows();
+    const typename Base::TextCopies copies(rows, nullptr, this->n);
+    copies.load(rows, nullptr, this->n, c * this->streaming.chunk, this->streaming.chunk, args.in.channels,
+                shared.second_tile(stage));
   }
   // One chunk for both gradients, as they are asked for.
   SPARC_DEVICE void load_for_gradients(int c, int stage) const {
@@ -119,8 +129,8 @@ struct FineGrainedBackwardParts : Steps {
   // C' into its place, and what this warp adds to Z; `held`: U.
   template <class Held>
   SPARC_DEVICE void save_groups_of(const Held& held, float unit, typename Base::TextSums& z) const {
-    this->groups(held, unit, z, [&](const Sums& group, int c, int column) {
-      save_groups(RoundedSums<E>(group), c * this->streaming.chunk + column);
+    this->groups(held, unit, z, [&](const auto& groups, int c, int column) {
+      save_groups(groups, 1.0f, c * this->streaming.chunk + column);
     });
   }
 
@@ -181,7 +191,7 @@ struct FineGrainedBackwardParts : Steps {
       }
       rounded[i] = RoundedSums<E>(sum);
     }
-    store_rounded(rounded, grad.out, args.in.channels, first, [&](int r) -> int64_t {
+    store_side_by_side<Base::kWhole>(rounded, grad.out, args.in.channels, first, [&](int r) -> int64_t {
       return this->row0 + r < this->n ? static_cast<int>(token_index[this->row0 + r]) : -1;
     });
   }
@@ -232,13 +242,11 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
           const int first = c * this->streaming.chunk + column;
           const RoundedSums<E> group = load_rounded(this->saved_groups(), args.in.channels, first,
                                                     [&](int r) { return this->leading_row(r); });
-          Sums w, q;
+          Sums scaled[1];
+          Sums& w = scaled[0];
           SPARC_UNROLL
-          for (int e = 0; e < 8; ++e) {
-            w[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
-            q[e / 4][e % 4] = w[e / 4][e % 4] * unit;
-          }
-          if (args.grad_patches != nullptr) this->save_groups(RoundedSums<E>(q), first);
+          for (int e = 0; e < 8; ++e) w[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
+          if (args.grad_patches != nullptr) this->save_groups(scaled, unit, first);
           SPARC_NO_UNROLL
           for (int j = 0; j < this->n; j += Products::kDepth) {
             Products::multiply_add(w, Products::load_a(dz, this->row0, j),

@@ -164,11 +164,11 @@ struct FineGrainedPairSteps : FineGrainedPairBase<PairTile<E, kStrips>, FineGrai
                                 const F& f) const {
     const Tile<E> v = shared.image_tile(stage), t = shared.text_tile(stage);
     this->for_channels([&](int column) {
-      Sums c;
-      this->times_image(c, left, v, column);
+      Sums c[1];
+      this->times_image(c[0], left, v, column);
       SPARC_UNROLL
-      for (int i = 0; i < 8; ++i) c[i / 4][i % 4] *= unit;
-      const typename Products::A high = Products::as_operand(c), low = Products::rest_as_operand(c);
+      for (int i = 0; i < 8; ++i) c[0][i / 4][i % 4] *= unit;
+      const typename Products::A high = Products::as_operand(c[0]), low = Products::rest_as_operand(c[0]);
       SPARC_UNROLL
       for (int j = 0; j < kPairTextRows / 16; ++j) {
         if (j * 16 < this->n) {
@@ -186,7 +186,7 @@ struct FineGrainedPairSteps : FineGrainedPairBase<PairTile<E, kStrips>, FineGrai
   SPARC_DEVICE void groups(const Left& left, float unit, typename Base::TextSums& z, const F& f) const {
     this->for_both([&](int chunk, int stage) {
       if (!this->active()) return;
-      group_chunk(left, stage, unit, z, [&](const Sums& c, int column) { f(c, chunk, column); });
+      group_chunk(left, stage, unit, z, [&](const Sums(&c)[1], int column) { f(c, chunk, column); });
     });
   }
 };
@@ -228,9 +228,11 @@ struct FineGrainedPairForward : Steps {
     typename Base::TextSums z = {};
     typename Base::RowPair group_square = {0.0f, 0.0f};
     const float unit = group_unit<E>(this->p);
-    const auto add_squares = [&](const Sums& c, int, int) {
-      SPARC_UNROLL
-      for (int e = 0; e < 8; ++e) group_square[e % 4 / 2] += c[e / 4][e % 4] * c[e / 4][e % 4];
+    const auto add_squares = [&](const auto& sums, int, int) {
+      for (const Sums& c : sums) {
+        SPARC_UNROLL
+        for (int e = 0; e < 8; ++e) group_square[e % 4 / 2] += c[e / 4][e % 4] * c[e / 4][e % 4];
+      }
     };
     PairWork following;
     if constexpr (Base::kGoesOn) {

@@ -109,7 +109,8 @@ LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLi
       plan.pair.streaming = streaming;
       plan.pair.shared_bytes = bytes;
     };
-    if (limits.warpgroups) {
+    // their copies are of whole pieces of 16 bytes
+    if (limits.warpgroups && in.image_embeds.wide && in.text_embeds.wide && in.channels % 8 == 0) {
       for (const int stages : kWarpgroupStages) {
         if (stages == 3 || (stages - 2) * 64 < in.channels + 64) use({64, stages}, true);
       }

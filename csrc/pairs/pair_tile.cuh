@@ -113,6 +113,7 @@ struct PairTile : PairStrips<E, kStrips, true> {
   using Base = PairStrips<E, kStrips, true>;
   using Products = typename Base::Products;
   using Stream = PairStream;
+  static constexpr bool kWhole = false;  // whether rows are known to be whole pieces of 16 bytes
   using ImageCopies = RowCopies;
   using TextCopies = RowCopies;
   using Base::active;

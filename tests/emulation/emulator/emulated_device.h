@@ -142,6 +142,9 @@ SPARC_DEVICE void copy_async(void* shared, const void* global, int bytes) {
   emulation::copy_async(shared, global, bytes);
 }
 SPARC_DEVICE void copy_async(void* shared, const void* global) { copy_async(shared, global, 16); }
+SPARC_DEVICE void copy_async_if(bool wanted, void* shared, const void* global) {
+  emulation::copy_async(shared, global, wanted ? 16 : 0);
+}
 SPARC_DEVICE void copy_async_commit() { emulation::copy_async_commit(); }
 template <int kPending>
 SPARC_DEVICE void copy_async_wait() {
