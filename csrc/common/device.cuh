@@ -27,6 +27,7 @@ struct alignas(2) Float16 {
 #define SPARC_DEVICE_NOINLINE inline
 #define SPARC_NO_UNROLL
 #define SPARC_UNROLL_TWICE
+#define SPARC_UNROLL_FOUR_TIMES
 #include "emulated_device.h"  // tests/emulation/, on the include path of the emulation only
 
 #else
@@ -39,6 +40,7 @@ struct alignas(2) Float16 {
 #define SPARC_DEVICE_NOINLINE __device__ __noinline__
 #define SPARC_UNROLL _Pragma("unroll")
 #define SPARC_UNROLL_TWICE _Pragma("unroll 2")
+#define SPARC_UNROLL_FOUR_TIMES _Pragma("unroll 4")
 // For runtime loops over much code, which the compiler would write out four times: a third of the
 // instructions and a fifth of the compile time.
 #define SPARC_NO_UNROLL _Pragma("unroll 1")

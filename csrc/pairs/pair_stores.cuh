@@ -53,7 +53,11 @@ SPARC_DEVICE void store_side_by_side(const RoundedSums<E> (&sums)[kCount], E* ou
         const uint32_t (&words)[2] = sums[i].words[r];
         const uint32_t received = device::shuffle_xor(odd ? words[0] : words[1], 1);
         const TwoWords both = odd ? TwoWords{received, words[1]} : TwoWords{words[0], received};
-        if (row >= 0 && at + 16 * i < columns) *reinterpret_cast<TwoWords*>(first + 16 * i) = both;
+        if (row >= 0 && at + 16 * i < columns) {
+          // as one number: the compiler would store two words one by one
+          *reinterpret_cast<uint64_t*>(first + 16 * i) = both.first | static_cast<uint64_t>(both.second)
+                                                                          << 32;
+        }
       }
     }
   } else {
