@@ -45,6 +45,12 @@ struct FineGrainedWarpgroupGradients
       for (int turn = 0; turn < kTurns; ++turn) {
         scale_groups(w[turn], groups, turn * 16, alpha);
       }
+      Sums q[kOwnStrips];  // of the channels of this warpgroup
+      SPARC_UNROLL
+      for (int i = 0; i < 8 * kOwnStrips; ++i) {
+        accumulators(q)[i] =
+            this->column_warp == 0 ? accumulators(w)[i] : accumulators(w)[i + 8 * kOwnStrips];
+      }
       const uint64_t dz = shared.grads_tile().operand(0, 0), tokens = t.operand(0, 0),
                      patches = v.operand(this->strip_column(0), 0);
       device::warpgroup_fence();
@@ -55,11 +61,6 @@ struct FineGrainedWarpgroupGradients
       }
       device::warpgroup_commit();
       if (args.grad_patches != nullptr) {
-        Sums q[kOwnStrips];
-        SPARC_UNROLL
-        for (int i = 0; i < kOwnStrips; ++i) {
-          scale_groups(q[i], groups, this->first_channel() + i * 16, alpha);
-        }
         this->save_groups(q, unit, c * this->streaming.chunk + this->first_channel());
       }
       device::warpgroup_wait<0>();
