@@ -119,7 +119,7 @@ struct FineGrainedBackwardParts : Steps {
   template <class Held>
   SPARC_DEVICE void save_groups_of(const Held& held, float unit, typename Base::TextSums& z) const {
     this->groups(held, unit, z, [&](const Sums& group, int c, int column) {
-      save_groups(RoundedSums<E>(group), c * this->streaming.chunk + column);
+      save_groups(RoundedSums<E>(group), c * this->kChunk + column);
     });
   }
 
@@ -164,7 +164,7 @@ struct FineGrainedBackwardParts : Steps {
   template <class From>
   SPARC_DEVICE void store_text_gradient(const TextGradient& grad, Sums& x, const From& t, int c,
                                         int column) const {
-    const int first = c * this->streaming.chunk + column;
+    const int first = c * this->kChunk + column;
     const device::Shared<int> token_index = this->text_index();
     SPARC_UNROLL
     for (int e = 0; e < 8; ++e) {
@@ -185,9 +185,9 @@ struct FineGrainedBackwardParts : Steps {
 };
 
 // The products of a backward pass by single warps.
-template <class E, int kStrips>
-struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips>> {
-  using Base = FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips>>;
+template <class E, int kStrips, int kChunk>
+struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips, kChunk>> {
+  using Base = FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips, kChunk>>;
   using Products = typename Base::Products;
   using Base::args;
   using Base::Base;
@@ -204,12 +204,19 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
 
   // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
-    const Tile<E> dz = shared.grads_tile(), w_tile = shared.w_tile();
+    const Tile<E> dz_tile = shared.grads_tile();
+    const auto w_tile = shared.w_tile();
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
+    typename Products::A dz[kTextSteps];
+    SPARC_UNROLL
+    for (int j = 0; j < kTextSteps; ++j) {
+      if (this->active() && j * 16 < this->n) dz[j] = Products::load_a(dz_tile, this->row0, j * 16);
+    }
     this->for_both([&](int c, int stage) {
       if (this->active()) {
-        this->for_channels([&](int column) {
-          const int first = c * this->streaming.chunk + column;
+        SPARC_UNROLL
+        for (int turn = 0; turn < Base::kTurns; ++turn) {
+          const int column = this->turn_column(turn), first = c * kChunk + column;
           const RoundedSums<E> group = load_rounded(this->saved_groups(), args.in.channels, first,
                                                     [&](int r) { return this->leading_row(r); });
           Sums w, q;
@@ -219,20 +226,21 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
             q[e / 4][e % 4] = w[e / 4][e % 4] * unit;
           }
           if (args.grad_patches != nullptr) this->save_groups(RoundedSums<E>(q), first);
-          SPARC_NO_UNROLL
-          for (int j = 0; j < this->n; j += Products::kDepth) {
-            Products::multiply_add(w, Products::load_a(dz, this->row0, j),
-                                   Products::load_b_transposed(shared.text_tile(stage), j, column));
+          SPARC_UNROLL
+          for (int j = 0; j < kTextSteps; ++j) {
+            if (j * 16 >= this->n) break;
+            Products::multiply_add(w, dz[j],
+                                   Products::load_b_transposed(shared.text_tile(stage), j * 16, column));
           }
           const RoundedSums<E> rounded(w);
           SPARC_UNROLL
           for (int e = 0; e < 4; ++e) {
             *w_tile.word_at(this->row(e / 2), column + sum_column(e % 2, 0)) = rounded.words[e / 2][e % 2];
           }
-        });
+        }
       }
       device::block_barrier();
-      this->add_products(s, w_tile, shared.image_tile(stage), this->streaming.chunk);
+      this->add_products(s, w_tile, shared.image_tile(stage));
     });
   }
 
@@ -262,11 +270,12 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
     this->for_chunks(load, [&](int c, int stage) {
       if (args.grad_patches != nullptr) this->write_image_gradient(patches, shared.x_tile(), c, stage);
       if (args.grad_tokens == nullptr || !this->active()) return;
-      this->for_channels([&](int column) {
-        Sums x;
-        this->times_image(x, held, shared.image_tile(stage), column);
-        this->store_text_gradient(tokens, x, shared.text_tile(stage), c, column);
-      });
+      typename Base::Turns x;
+      this->times_image(x, held, shared.image_tile(stage));
+      SPARC_UNROLL
+      for (int turn = 0; turn < Base::kTurns; ++turn) {
+        this->store_text_gradient(tokens, x[turn], shared.text_tile(stage), c, this->turn_column(turn));
+      }
     });
   }
 };
@@ -326,17 +335,17 @@ SPARC_DEVICE void run_backward(const FineGrainedArguments& args, const Streaming
 
 template <>
 struct PairOp<FineGrainedArguments> {
-  template <class E>
-  using Layout = FineGrainedLayout<E>;
+  template <class E, int kChunk>
+  using Layout = FineGrainedLayout<E, kChunk>;
 
-  template <class E, int kStrips, bool kBackward>
+  template <class E, int kStrips, int kChunk, bool kBackward>
   SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
-                               const Layout<E>& shared) {
+                               const Layout<E, kChunk>& shared) {
     if constexpr (kBackward) {
-      using Pass = FineGrainedPairBackward<FineGrainedPairGradients<E, kStrips>>;
+      using Pass = FineGrainedPairBackward<FineGrainedPairGradients<E, kStrips, kChunk>>;
       run_backward<Pass>(args, streaming, shared);
     } else {
-      run_forward<FineGrainedPairForward<FineGrainedPairSteps<E, kStrips>>>(args, streaming, shared);
+      run_forward<FineGrainedPairForward<FineGrainedPairSteps<E, kStrips, kChunk>>>(args, streaming, shared);
     }
   }
 };
