@@ -137,6 +137,9 @@ struct PairTile : PairStrips<E, kStrips, true> {
   static constexpr int kTasksDown = kStrips < 8 ? 1 : 2, kTasksAcross = kStrips < 8 ? 2 : kChunk / 16;
   SPARC_DEVICE int turn_column(int turn) const { return turn * kChannelStep + column_warp * 16; }
 
+  // What the threads have written to shared memory is there for the products of all.
+  SPARC_DEVICE static void publish() { device::block_barrier(); }
+
   // Calls f(strips, exact) with the strips of 32 image rows that are used, as a constant. Where these are
   // more than half of kStrips it is exact: all but the last half of the last strip are there for certain.
   template <int kUsed = kStrips, class F>
