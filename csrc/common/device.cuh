@@ -26,7 +26,7 @@ struct alignas(2) Float16 {
 #define SPARC_HOST_DEVICE inline
 #define SPARC_DEVICE_NOINLINE inline
 #define SPARC_NO_UNROLL
-#define SPARC_UNROLL_TWICE
+#define SPARC_INLINE_LAMBDA
 #include "emulated_device.h"  // tests/emulation/, on the include path of the emulation only
 
 #else
@@ -38,7 +38,8 @@ struct alignas(2) Float16 {
 #define SPARC_HOST_DEVICE __host__ __device__ __forceinline__
 #define SPARC_DEVICE_NOINLINE __device__ __noinline__
 #define SPARC_UNROLL _Pragma("unroll")
-#define SPARC_UNROLL_TWICE _Pragma("unroll 2")
+// For lambdas that hold a whole pass: what is not inlined gets the kernel's parameters through memory.
+#define SPARC_INLINE_LAMBDA __attribute__((always_inline))
 // For runtime loops over much code, which the compiler would write out four times: a third of the
 // instructions and a fifth of the compile time.
 #define SPARC_NO_UNROLL _Pragma("unroll 1")
@@ -63,8 +64,8 @@ using Shared = T*;  // in shared memory
 template <class T>
 using Scratch = T*;  // in global memory that belongs to this block
 
-// The block's dynamic shared memory, `offset` bytes (a multiple of 16) from its start, which lies at a multiple
-// of 1024: the swizzle of warpgroup.cuh is one of addresses.
+// The block's dynamic shared memory, `offset` bytes (a multiple of 16) from its start, which lies at a
+// multiple of 1024: the swizzle of warpgroup.cuh is one of addresses.
 template <class T>
 SPARC_DEVICE Shared<T> shared_at(size_t offset) {
   extern __shared__ __align__(1024) unsigned char shared_bytes[];

@@ -114,6 +114,9 @@ struct HalfProducts {
     }
   }
 
+  // [16, kDepth] transposed, as a right operand.
+  SPARC_DEVICE static B transposed(const A& a) { return {{a.r[0], a.r[2], a.r[1], a.r[3]}}; }
+
   // Sums [16, 16] as the left operand of a next product, without a way through memory: both are laid over the
   // lanes alike. `rest` takes what rounding leaves.
   SPARC_DEVICE static A as_operand(const Sums& c) {
@@ -251,6 +254,15 @@ struct Float32Products : GatheredOperands<Float32Products> {
     return b;
   }
 };
+
+// Calls f(row, value) in the lanes that hold the diagonal of sums [16, 16].
+template <class F>
+SPARC_DEVICE void for_diagonal(const Sums& c, const F& f) {
+  const int g = device::lane_index() / 4;
+  if (device::lane_index() % 4 != g / 2) return;
+  f(g, g % 2 == 0 ? c[0][0] : c[0][1]);
+  f(g + 8, g % 2 == 0 ? c[1][2] : c[1][3]);
+}
 
 // The rows and columns of the sums c[half][i] that this lane holds, within [16, 16].
 SPARC_DEVICE int sum_row(int i) { return device::lane_index() / 4 + i / 2 * 8; }

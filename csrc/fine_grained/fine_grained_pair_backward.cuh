@@ -40,6 +40,25 @@ struct FineGrainedBackwardParts : Steps {
                              1, channels % 8 == 0};
     this->load_leading(InputRows<E>(view, saved_slot()), c, shared.second_tile(stage));
   }
+  // One chunk for W and dU.
+  SPARC_DEVICE void load_for_weights(int c, int stage) const {
+    this->load(c, stage);
+    load_groups(c, stage);
+  }
+  // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` of the chunk on.
+  template <class From>
+  SPARC_DEVICE void scale_groups(Sums& c, const From& groups, int column, const float (&alpha)[2]) const {
+    RoundedSums<E> group;
+    SPARC_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      SPARC_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        group.words[r][half] = *groups.word_at(this->row(r), column + sum_column(half, 0));
+      }
+    }
+    SPARC_UNROLL
+    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
+  }
   // One chunk for both gradients, as they are asked for.
   SPARC_DEVICE void load_for_gradients(int c, int stage) const {
     this->load_text(c, stage);
@@ -150,7 +169,7 @@ struct FineGrainedBackwardParts : Steps {
   struct TextGradient {
     float x_unit, beta[2], restore[2];
     MeanShare<E> share;
-    E* out;
+    StoredRows<E> rows;
   };
   SPARC_DEVICE TextGradient text_gradient(float x_unit) const {
     const PairInputs& in = args.in;
@@ -158,24 +177,37 @@ struct FineGrainedBackwardParts : Steps {
             {of_row(shared.beta, 0), of_row(shared.beta, 1)},
             {of_row(shared.restore, 0), of_row(shared.restore, 1)},
             MeanShare<E>(args.grad_pooled_tokens, work.text, in.channels, this->n),
-            rows_of<E>(args.grad_tokens, work.text, in.text_rows, in.channels)};
+            StoredRows<E>(rows_of<E>(args.grad_tokens, work.text, in.text_rows, in.channels), in.channels,
+                          [&](int r) -> int64_t {
+                            return args.grad_tokens != nullptr && this->row0 + r < this->n
+                                       ? static_cast<int>(this->text_index()[this->row0 + r])
+                                       : -1;
+                          })};
   }
   // dT from x = X V: this warp's rows, 16 channels from `column` on of chunk c, whose tokens are in t.
   template <class From>
   SPARC_DEVICE void store_text_gradient(const TextGradient& grad, Sums& x, const From& t, int c,
                                         int column) const {
     const int first = c * this->kChunk + column;
-    const device::Shared<int> token_index = this->text_index();
+    RoundedSums<E> token;
+    SPARC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      token.words[i / 2][i % 2] =
+          this->row(i / 2) < this->n
+              ? static_cast<uint32_t>(*t.word_at(this->row(i / 2), column + sum_column(i % 2, 0)))
+              : 0;
+    }
     SPARC_UNROLL
     for (int e = 0; e < 8; ++e) {
-      const int half = e % 4 / 2, at = sum_column(e / 4, e % 4);
-      const float token = this->row(half) < this->n ? t.get(this->row(half), column + at) : 0.0f;
-      x[e / 4][e % 4] = (x[e / 4][e % 4] * grad.x_unit - grad.beta[half] * token) * grad.restore[half] +
-                        grad.share.at(first + at);
+      const int half = e % 4 / 2;
+      float& value = x[e / 4][e % 4];
+      value = (value * grad.x_unit - grad.beta[half] * token.value(e / 4, e % 4)) * grad.restore[half];
     }
-    store_rounded(RoundedSums<E>(x), grad.out, args.in.channels, first, [&](int r) -> int64_t {
-      return this->row0 + r < this->n ? static_cast<int>(token_index[this->row0 + r]) : -1;
-    });
+    if (grad.share.grad != nullptr) {
+      SPARC_UNROLL
+      for (int e = 0; e < 8; ++e) x[e / 4][e % 4] += grad.share.at(first + sum_column(e / 4, e % 4));
+    }
+    store_rounded(RoundedSums<E>(x), grad.rows, args.in.channels, first);
   }
 
  private:
@@ -197,7 +229,9 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
   using Held =
       typename std::conditional<(kStrips < 8), typename Base::HeldOperand, typename Base::TileOperand>::type;
 
-  SPARC_DEVICE void start_weights() const { this->start_both(); }
+  SPARC_DEVICE void start_weights() const {
+    this->start([&](int c, int stage) { this->load_for_weights(c, stage); });
+  }
   SPARC_DEVICE void start_gradients() const {
     this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
   }
@@ -212,20 +246,15 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
     for (int j = 0; j < kTextSteps; ++j) {
       if (this->active() && j * 16 < this->n) dz[j] = Products::load_a(dz_tile, this->row0, j * 16);
     }
-    this->for_both([&](int c, int stage) {
+    const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
+    this->for_chunks(load, [&](int c, int stage) {
       if (this->active()) {
         SPARC_UNROLL
         for (int turn = 0; turn < Base::kTurns; ++turn) {
-          const int column = this->turn_column(turn), first = c * kChunk + column;
-          const RoundedSums<E> group = load_rounded(this->saved_groups(), args.in.channels, first,
-                                                    [&](int r) { return this->leading_row(r); });
-          Sums w, q;
-          SPARC_UNROLL
-          for (int e = 0; e < 8; ++e) {
-            w[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
-            q[e / 4][e % 4] = w[e / 4][e % 4] * unit;
-          }
-          if (args.grad_patches != nullptr) this->save_groups(RoundedSums<E>(q), first);
+          const int column = this->turn_column(turn);
+          Sums w;
+          this->scale_groups(w, shared.second_tile(stage), column, alpha);
+          if (args.grad_patches != nullptr) this->save_groups(RoundedSums<E>(w, unit), c * kChunk + column);
           SPARC_UNROLL
           for (int j = 0; j < kTextSteps; ++j) {
             if (j * 16 >= this->n) break;
@@ -324,7 +353,7 @@ struct FineGrainedPairBackward : Gradients {
 template <class Pass, class Layout>
 SPARC_DEVICE void run_backward(const FineGrainedArguments& args, const Streaming& streaming,
                                const Layout& shared) {
-  for_each_pair<true>(shared, args.in, [&](const PairWork& work) {
+  for_each_pair<true>(shared, args.in, [&](const PairWork& work) SPARC_INLINE_LAMBDA {
     if (work.image_rows > 0) {
       Pass(shared, args, streaming, work).backward();
       device::block_barrier();  // the rows of Q have been read: masked rows of dT lie among them

@@ -141,22 +141,28 @@ struct FineGrainedPairSteps
   using Base::kTurns;
   using Base::shared;
 
-  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
-  template <bool kPool>
+  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kForward`, and
+  // these squares: the diagonal of T T^T, by the warps that may have a strip less.
+  template <bool kForward>
   SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
-    const int row = device::thread_index() / 4, part = device::thread_index() % 4;
-    square = 0.0f;
+    Sums squares = {};
     this->for_both([&](int c, int stage) {
-      const auto t = shared.text_tile(stage);
-      this->add_products(s, t, shared.image_tile(stage));
-      if (kPool) this->pool_chunk(c, stage);
-      if (row >= this->n) return;
-      SPARC_NO_UNROLL
-      for (int d = part; d < kChunk; d += 4) {
-        const float x = t.get(row, d);
-        square += x * x;
-      }
+      this->add_products(s, shared.text_tile(stage), shared.image_tile(stage), [&](const auto& a) {
+        if (kForward && this->column_warp == kColumnWarps - 1) {
+          Products::multiply_add(squares, a, Products::transposed(a));
+        }
+      });
+      if (kForward) this->pool_chunk(c, stage);
     });
+    square = 0.0f;
+    if constexpr (kForward) {
+      const device::Shared<float> of_rows = this->row_array(shared.token_norm);
+      if (this->column_warp == kColumnWarps - 1) {
+        for_diagonal(squares, [&](int row, float value) { of_rows[this->row0 + row] = value; });
+      }
+      device::block_barrier();
+      if (device::thread_index() % 4 == 0) square = of_rows[device::thread_index() / 4];
+    }
   }
 
   // The groups of a chunk in C' units: f(c, column) with this warp's [16, 16] at `column`. Adds to z what

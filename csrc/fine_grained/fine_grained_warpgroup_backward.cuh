@@ -21,12 +21,8 @@ struct FineGrainedWarpgroupGradients
   using Base::shared;
   using Held = typename Base::HeldOperand;
 
-  SPARC_DEVICE void load_for_weights(int c, int stage) const {
-    this->load(c, stage);
-    this->load_groups(c, stage);
-  }
   SPARC_DEVICE void start_weights() const {
-    this->start([&](int c, int stage) { load_for_weights(c, stage); });
+    this->start([&](int c, int stage) { this->load_for_weights(c, stage); });
   }
   SPARC_DEVICE void start_gradients() const {
     this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
@@ -39,14 +35,14 @@ struct FineGrainedWarpgroupGradients
     typename Products::A dz[kTextSteps];
     SPARC_UNROLL
     for (int k = 0; k < kTextSteps; ++k) dz[k] = Products::load_a(shared.grads_tile(), this->row0, k * 16);
-    const auto load = [&](int c, int stage) { load_for_weights(c, stage); };
+    const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
       const Panel<E> t = shared.text_tile(stage), v = shared.image_tile(stage),
                      groups = shared.second_tile(stage);
       Sums w[kTurns];
       SPARC_UNROLL
       for (int turn = 0; turn < kTurns; ++turn) {
-        scale_groups(w[turn], groups, turn * 16, alpha);
+        this->scale_groups(w[turn], groups, turn * 16, alpha);
       }
       device::warpgroup_fence();
       SPARC_UNROLL
@@ -60,7 +56,7 @@ struct FineGrainedWarpgroupGradients
         for (int turn = 0; turn < kOwn; ++turn) {
           const int column = this->first_channel() + turn * 16;
           Sums q;
-          scale_groups(q, groups, column, alpha);
+          this->scale_groups(q, groups, column, alpha);
           this->save_groups(RoundedSums<E>(q, unit), c * this->streaming.chunk + column);
         }
       }
@@ -138,20 +134,6 @@ struct FineGrainedWarpgroupGradients
   static constexpr int kPatchTurns = kInTurns ? kPatchTiles / kColumnWarps : 1;
   static constexpr int kPatchStrips = kInTurns ? Panel<E>::kColumns / 16 : kOwnStrips;
   static_assert(!kInTurns || kPatchTiles % kColumnWarps == 0, "turns of both");
-
-  // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` on.
-  SPARC_DEVICE void scale_groups(Sums& c, const Panel<E>& groups, int column, const float (&alpha)[2]) const {
-    RoundedSums<E> group;
-    SPARC_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      SPARC_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        group.words[r][half] = *groups.word_at(this->row(r), column + sum_column(half, 0));
-      }
-    }
-    SPARC_UNROLL
-    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
-  }
 
   // dV of 64 patches: x_unit X^T T + U^T Q
   SPARC_DEVICE void write_patches(const typename Base::ImageGradient& patches, int chunk, int stage, int turn,

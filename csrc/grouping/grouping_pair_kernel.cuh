@@ -223,7 +223,7 @@ struct PairOp<GroupingArguments> {
   template <class E, int kStrips, int kChunk, bool kBackward>
   SPARC_DEVICE static void run(const GroupingArguments& args, const Streaming& streaming,
                                const Layout<E, kChunk>& shared) {
-    for_each_pair<false>(shared, args.in, [&](const PairWork& work) {
+    for_each_pair<false>(shared, args.in, [&](const PairWork& work) SPARC_INLINE_LAMBDA {
       if (work.image_rows > 0) {
         const GroupingPairPass<E, kStrips, kChunk> pass(shared, args, streaming, work);
         if constexpr (kBackward) {

@@ -112,17 +112,27 @@ struct PairPass : Tile_ {
       SPARC_UNROLL
       for (int down = 0; down < kDown; ++down) {
         if (down > 0 && m + 16 * down >= this->p) break;
+        const StoredRows<E> rows = image_rows(grad, m + 16 * down);
         SPARC_UNROLL
         for (int across = 0; across < kAcross; ++across) {
-          store_image_gradient(grad, c[down][across], m + 16 * down, chunk * kChunk + column + 16 * across);
+          store_image_gradient(grad, rows, c[down][across], chunk * kChunk + column + 16 * across);
         }
       }
     }
   }
   // 16 rows from `m` on and 16 channels from `at` on of that sum.
   SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, Sums& c, int m, int at) const {
-    const float last = grad.with_second ? grad.factor : grad.factor * grad.x_unit;
+    store_image_gradient(grad, image_rows(grad, m), c, at);
+  }
+  SPARC_DEVICE StoredRows<E> image_rows(const ImageGradient& grad, int m) const {
     const device::Shared<int> index = image_index();
+    return StoredRows<E>(grad.out, args.in.channels, [&](int r) -> int64_t {
+      return m + r < this->p ? static_cast<int>(index[m + r]) : -1;
+    });
+  }
+  SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, const StoredRows<E>& rows, Sums& c,
+                                         int at) const {
+    const float last = grad.with_second ? grad.factor : grad.factor * grad.x_unit;
     if (grad.share.grad != nullptr) {
       SPARC_UNROLL
       for (int e = 0; e < 8; ++e) {
@@ -130,8 +140,7 @@ struct PairPass : Tile_ {
         x = x * last + grad.share.at(at + sum_column(e / 4, e % 4));
       }
     }
-    store_rounded(RoundedSums<E>(c, grad.share.grad != nullptr ? 1.0f : last), grad.out, args.in.channels, at,
-                  [&](int r) -> int64_t { return m + r < this->p ? static_cast<int>(index[m + r]) : -1; });
+    store_rounded(RoundedSums<E>(c, grad.share.grad != nullptr ? 1.0f : last), rows, args.in.channels, at);
   }
 
  private:

@@ -36,63 +36,49 @@ SPARC_DEVICE int exchanged_column() {
   return t % 2 * 8 + t / 2 * 4;
 }
 
-template <class E, class Target>
-SPARC_DEVICE void store_rounded(const RoundedSums<E>& sums, E* out, int columns, int column,
-                                const Target& target) {
-  const int g = device::lane_index() / 4, t = device::lane_index() % 4;
-  const bool wide = columns % 4 == 0;
-  SPARC_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    const int64_t row = target(g + 8 * r);
-    if (wide) {
-      const bool odd = t % 2 == 1;
+// Where the two rows of a tile of 16 that this lane holds begin in a contiguous matrix of `columns` columns:
+// rows target(r), null where that is negative.
+template <class E>
+struct StoredRows {
+  E* rows[2];
+
+  template <class Target>
+  SPARC_DEVICE StoredRows(E* out, int columns, const Target& target) {
+    SPARC_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      const int64_t row = target(device::lane_index() / 4 + 8 * r);
+      rows[r] = row < 0 ? nullptr : out + row * columns;
+    }
+  }
+};
+
+template <class E>
+SPARC_DEVICE void store_rounded(const RoundedSums<E>& sums, const StoredRows<E>& out, int columns,
+                                int column) {
+  const bool wide = columns % 4 == 0, odd = device::lane_index() % 2 == 1;
+  if (wide) {
+    const int at = column + exchanged_column();
+    SPARC_UNROLL
+    for (int r = 0; r < 2; ++r) {
       const uint32_t received = device::shuffle_xor(odd ? sums.words[r][0] : sums.words[r][1], 1);
       const TwoWords both = odd ? TwoWords{received, sums.words[r][1]} : TwoWords{sums.words[r][0], received};
-      const int at = column + exchanged_column();
-      if (row >= 0 && at < columns) *reinterpret_cast<TwoWords*>(out + row * columns + at) = both;
-    } else {
-      SPARC_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const int at = column + sum_column(e / 2, e % 2);
-        if (row >= 0 && at < columns) {
-          out[row * columns + at] = E{static_cast<uint16_t>(sums.words[r][e / 2] >> (e % 2 * 16))};
-        }
-      }
+      if (out.rows[r] != nullptr && at < columns) *reinterpret_cast<TwoWords*>(out.rows[r] + at) = both;
+    }
+    return;
+  }
+  SPARC_UNROLL
+  for (int e = 0; e < 8; ++e) {
+    const int r = e / 4, at = column + sum_column(e % 4 / 2, e % 2);
+    if (out.rows[r] != nullptr && at < columns) {
+      out.rows[r][at] = E{static_cast<uint16_t>(sums.words[r][e % 4 / 2] >> (e % 2 * 16))};
     }
   }
 }
 
-// The inverse of store_rounded, by the same threads; zeros where nothing was stored.
 template <class E, class Target>
-SPARC_DEVICE RoundedSums<E> load_rounded(const E* in, int columns, int column, const Target& target) {
-  const int g = device::lane_index() / 4, t = device::lane_index() % 4;
-  const bool wide = columns % 4 == 0;
-  RoundedSums<E> sums;
-  SPARC_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    const int64_t row = target(g + 8 * r);
-    if (wide) {
-      TwoWords both = {0, 0};
-      const int at = column + exchanged_column();
-      if (row >= 0 && at < columns) both = *reinterpret_cast<const TwoWords*>(in + row * columns + at);
-      const bool odd = t % 2 == 1;
-      const uint32_t received = device::shuffle_xor(odd ? both.first : both.second, 1);
-      sums.words[r][0] = odd ? received : both.first;
-      sums.words[r][1] = odd ? both.second : received;
-    } else {
-      SPARC_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        uint32_t word = 0;
-        for (int e = 0; e < 2; ++e) {
-          const int at = column + sum_column(half, e);
-          if (row >= 0 && at < columns)
-            word |= static_cast<uint32_t>(in[row * columns + at].bits) << (16 * e);
-        }
-        sums.words[r][half] = word;
-      }
-    }
-  }
-  return sums;
+SPARC_DEVICE void store_rounded(const RoundedSums<E>& sums, E* out, int columns, int column,
+                                const Target& target) {
+  store_rounded(sums, StoredRows<E>(out, columns, target), columns, column);
 }
 
 }  // namespace sparc

@@ -165,7 +165,7 @@ struct PairStream {
       // the chunk is there for all, or the only stage is free; and so is the stage of the chunk before
       if (ahead || c > 0) device::block_barrier();
       const int next = ahead ? c + streaming.stages - 1 : c;
-      if (next < chunks && (ahead || c > 0)) load(next, next % streaming.stages);
+      if (next < chunks && (ahead || c > 0)) load(next, stage == 0 ? streaming.stages - 1 : stage - 1);
       device::copy_async_commit();
       if (!ahead) {
         wait_for_chunk(streaming);

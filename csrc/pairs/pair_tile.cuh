@@ -33,9 +33,10 @@ struct PairStrips {
         n(work.text_rows),
         p(work.image_rows),
         row0((kInTurns ? warp() / kColumnWarps : warp() % kRowWarps) * 16),
-        column_warp(kInTurns ? warp() % kColumnWarps : warp() / kRowWarps) {}
+        column_warp(kInTurns ? (warp() + warp() / kRowWarps) % kColumnWarps : warp() / kRowWarps) {}
 
-  // A row's warps side by side: warp w runs on scheduler w % 4, so that those of a short text share none.
+  // In turns, a row's warps are neighbours: warp w runs on scheduler w % 4, so that those of a short text
+  // share none, and each scheduler has warps of both columns.
   SPARC_DEVICE static int warp() { return device::uniform(device::warp_index()); }
 
   SPARC_DEVICE bool active() const { return row0 < n; }
@@ -144,7 +145,7 @@ struct PairTile : PairStrips<E, kStrips, true> {
   // more than half of kStrips it is exact: all but the last half of the last strip are there for certain.
   template <int kUsed = kStrips, class F>
   SPARC_DEVICE void for_used_strips(const F& f) const {
-    if constexpr (2 * kUsed <= kStrips) {
+    if constexpr (kUsed < 2 || 4 * kUsed <= kStrips) {
       f(std::integral_constant<int, kUsed>(), std::false_type());
     } else if (p > 32 * (kUsed - 1)) {
       f(std::integral_constant<int, kUsed>(), std::true_type());
@@ -153,9 +154,15 @@ struct PairTile : PairStrips<E, kStrips, true> {
     }
   }
 
-  // s += rows columns^T over a chunk's channels: rows [n, kChunk], columns [p, kChunk].
+  // s += rows columns^T over a chunk's channels: rows [n, kChunk], columns [p, kChunk]. On the way f(a) for
+  // each operand of this warp's rows.
   template <class Rows, class Columns>
   SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Rows& rows, const Columns& columns) const {
+    add_products(s, rows, columns, [](const A&) {});
+  }
+  template <class Rows, class Columns, class F>
+  SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Rows& rows, const Columns& columns,
+                                 const F& f) const {
     if (!active()) return;
     for_used_strips([&](auto strips, auto exact) {
       constexpr int kUsed = decltype(strips)::value, kCertain = decltype(exact)::value ? kUsed - 1 : 0;
@@ -168,6 +175,7 @@ struct PairTile : PairStrips<E, kStrips, true> {
             Products::multiply_add(s[strip], a, Products::load_b(columns, strip_column(strip), k));
           }
         }
+        f(a);
       }
     });
   }
