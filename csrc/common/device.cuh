@@ -102,7 +102,7 @@ SPARC_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
 // The first lane's value, which the compiler then knows to be the same for all lanes.
-SPARC_DEVICE int uniform(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
+SPARC_DEVICE int same_in_warp(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
 SPARC_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 SPARC_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(0xFFFFFFFFu, predicate); }
 SPARC_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }

@@ -23,6 +23,13 @@ namespace device {
 // A panel of 64 rows.
 constexpr int kPanelBytes = 64 * 128;
 
+// The matrix that starts `bytes` (a multiple of 16) behind that of an operand: one instruction, where
+// panel_operand takes five.
+SPARC_HOST_DEVICE uint64_t operand_behind(uint64_t operand, int bytes) {
+  const uint32_t start = static_cast<uint32_t>(operand) + static_cast<uint32_t>(bytes >> 4);
+  return (operand & 0xFFFFFFFF00000000) | start;
+}
+
 }  // namespace device
 }  // namespace sparc
 

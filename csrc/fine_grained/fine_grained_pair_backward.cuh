@@ -30,8 +30,9 @@ struct FineGrainedBackwardParts : Steps {
   SPARC_DEVICE E* saved_groups() const {  // [valid tokens, D]: C', then Q
     return rows_of<E>(args.saved_groups, saved_slot(), args.in.text_rows, args.in.channels);
   }
-  // C' or Q, `kept` of 16 channels from `first` on of this warp's rows.
-  SPARC_DEVICE void save_groups(const RoundedSums<E>& kept, int first) const {
+  // C' or Q, this warp's rows and channels from `first` on.
+  template <class Rounded>
+  SPARC_DEVICE void save_groups(const Rounded& kept, int first) const {
     store_rounded(kept, saved_groups(), args.in.channels, first, [&](int r) { return this->leading_row(r); });
   }
   SPARC_DEVICE void load_groups(int c, int stage) const {
@@ -48,14 +49,7 @@ struct FineGrainedBackwardParts : Steps {
   // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` of the chunk on.
   template <class From>
   SPARC_DEVICE void scale_groups(Sums& c, const From& groups, int column, const float (&alpha)[2]) const {
-    RoundedSums<E> group;
-    SPARC_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      SPARC_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        group.words[r][half] = *groups.word_at(this->row(r), column + sum_column(half, 0));
-      }
-    }
+    const RoundedSums<E> group = held_rows(groups, column);
     SPARC_UNROLL
     for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
   }
@@ -130,7 +124,7 @@ struct FineGrainedBackwardParts : Steps {
       row_array(shared.beta)[row] = along_token * inverse_square(norm);
       row_array(shared.restore)[row] = without_length<E>(norm) ? unit / norm : unit;
     }
-    device::block_barrier();
+    this->publish();
     return unit;
   }
 
@@ -169,7 +163,7 @@ struct FineGrainedBackwardParts : Steps {
   struct TextGradient {
     float x_unit, beta[2], restore[2];
     MeanShare<E> share;
-    StoredRows<E> rows;
+    E* out;
   };
   SPARC_DEVICE TextGradient text_gradient(float x_unit) const {
     const PairInputs& in = args.in;
@@ -177,37 +171,48 @@ struct FineGrainedBackwardParts : Steps {
             {of_row(shared.beta, 0), of_row(shared.beta, 1)},
             {of_row(shared.restore, 0), of_row(shared.restore, 1)},
             MeanShare<E>(args.grad_pooled_tokens, work.text, in.channels, this->n),
-            StoredRows<E>(rows_of<E>(args.grad_tokens, work.text, in.text_rows, in.channels), in.channels,
-                          [&](int r) -> int64_t {
-                            return args.grad_tokens != nullptr && this->row0 + r < this->n
-                                       ? static_cast<int>(this->text_index()[this->row0 + r])
-                                       : -1;
-                          })};
+            rows_of<E>(args.grad_tokens, work.text, in.text_rows, in.channels)};
   }
-  // dT from x = X V: this warp's rows, 16 channels from `column` on of chunk c, whose tokens are in t.
-  template <class From>
-  SPARC_DEVICE void store_text_gradient(const TextGradient& grad, Sums& x, const From& t, int c,
-                                        int column) const {
+  // dT from x = X V: this warp's rows, its channels from `column` on of chunk c, whose tokens are in t.
+  template <int kCount, class From>
+  SPARC_DEVICE void store_text_gradient(const TextGradient& grad, const Sums (&x)[kCount], const From& t,
+                                        int c, int column) const {
     const int first = c * this->kChunk + column;
-    RoundedSums<E> token;
+    const device::Shared<int> token_index = this->text_index();
+    RoundedSums<E> rounded[kCount];
     SPARC_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      token.words[i / 2][i % 2] =
-          this->row(i / 2) < this->n
-              ? static_cast<uint32_t>(*t.word_at(this->row(i / 2), column + sum_column(i % 2, 0)))
-              : 0;
-    }
-    SPARC_UNROLL
-    for (int e = 0; e < 8; ++e) {
-      const int half = e % 4 / 2;
-      float& value = x[e / 4][e % 4];
-      value = (value * grad.x_unit - grad.beta[half] * token.value(e / 4, e % 4)) * grad.restore[half];
-    }
-    if (grad.share.grad != nullptr) {
+    for (int i = 0; i < kCount; ++i) {
+      const RoundedSums<E> token = held_rows(t, column + 16 * i);
+      Sums sum;
       SPARC_UNROLL
-      for (int e = 0; e < 8; ++e) x[e / 4][e % 4] += grad.share.at(first + sum_column(e / 4, e % 4));
+      for (int e = 0; e < 8; ++e) {
+        const int half = e % 4 / 2;
+        sum[e / 4][e % 4] = (x[i][e / 4][e % 4] * grad.x_unit - grad.beta[half] * token.value(e / 4, e % 4)) *
+                            grad.restore[half];
+      }
+      if (grad.share.grad != nullptr) {
+        SPARC_UNROLL
+        for (int e = 0; e < 8; ++e) {
+          sum[e / 4][e % 4] += grad.share.at(first + 16 * i + sum_column(e / 4, e % 4));
+        }
+      }
+      rounded[i] = RoundedSums<E>(sum);
     }
-    store_rounded(RoundedSums<E>(x), grad.rows, args.in.channels, first);
+    store_rounded(rounded, grad.out, args.in.channels, first, [&](int r) -> int64_t {
+      return this->row0 + r < this->n ? static_cast<int>(token_index[this->row0 + r]) : -1;
+    });
+  }
+  // This lane's numbers of a tile of 16-bit elements with a row for every token: 16 columns from `column` on.
+  template <class From>
+  SPARC_DEVICE RoundedSums<E> held_rows(const From& tile, int column) const {
+    RoundedSums<E> found;
+    SPARC_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const device::Shared<uint32_t> words = tile.word_at(this->row(0), column + sum_column(half, 0));
+      SPARC_UNROLL
+      for (int r = 0; r < 2; ++r) found.words[r][half] = words[tile.rows_apart(8 * r) / 2];
+    }
+    return found;
   }
 
  private:
@@ -301,10 +306,7 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
       if (args.grad_tokens == nullptr || !this->active()) return;
       typename Base::Turns x;
       this->times_image(x, held, shared.image_tile(stage));
-      SPARC_UNROLL
-      for (int turn = 0; turn < Base::kTurns; ++turn) {
-        this->store_text_gradient(tokens, x[turn], shared.text_tile(stage), c, this->turn_column(turn));
-      }
+      this->store_text_gradient(tokens, x, shared.text_tile(stage), c, this->turn_column(0));
     });
   }
 };

@@ -30,11 +30,8 @@ struct FineGrainedWarpgroupGradients
 
   // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
-    constexpr int kTurns = Panel<E>::kColumns / 16, kOwn = kTurns / kColumnWarps;
+    constexpr int kTurns = Panel<E>::kColumns / 16;
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
-    typename Products::A dz[kTextSteps];
-    SPARC_UNROLL
-    for (int k = 0; k < kTextSteps; ++k) dz[k] = Products::load_a(shared.grads_tile(), this->row0, k * 16);
     const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
       const Panel<E> t = shared.text_tile(stage), v = shared.image_tile(stage),
@@ -44,21 +41,24 @@ struct FineGrainedWarpgroupGradients
       for (int turn = 0; turn < kTurns; ++turn) {
         this->scale_groups(w[turn], groups, turn * 16, alpha);
       }
+      const uint64_t dz = shared.grads_tile().operand(0, 0), tokens = t.operand(0, 0),
+                     patches = v.operand(this->strip_column(0), 0);
       device::warpgroup_fence();
       SPARC_UNROLL
       for (int k = 0; k < kTextSteps; ++k) {
-        device::warpgroup_multiply_add<E, Panel<E>::kColumns, true>(accumulators(w), dz[k].r,
-                                                                    t.operand(k * 16, 0));
+        device::warpgroup_multiply_add<E, Panel<E>::kColumns, false, true>(
+            accumulators(w), Panel<E>::beside(dz, k * 16), Panel<E>::below(tokens, k * 16));
       }
       device::warpgroup_commit();
       if (args.grad_patches != nullptr) {
+        RoundedSums<E> rounded[kOwnStrips];
         SPARC_UNROLL
-        for (int turn = 0; turn < kOwn; ++turn) {
-          const int column = this->first_channel() + turn * 16;
+        for (int i = 0; i < kOwnStrips; ++i) {
           Sums q;
-          this->scale_groups(q, groups, column, alpha);
-          this->save_groups(RoundedSums<E>(q, unit), c * this->streaming.chunk + column);
+          this->scale_groups(q, groups, this->first_channel() + i * 16, alpha);
+          rounded[i] = RoundedSums<E>(q, unit);
         }
+        this->save_groups(rounded, c * this->streaming.chunk + this->first_channel());
       }
       device::warpgroup_wait<0>();
       device::warpgroup_hold(accumulators(w));
@@ -69,7 +69,7 @@ struct FineGrainedWarpgroupGradients
       SPARC_UNROLL
       for (int turn = 0; turn < kTurns; ++turn) {
         device::warpgroup_multiply_add<E, 16 * kStrips, false>(accumulators(s), rounded[turn].r,
-                                                               v.operand(this->strip_column(0), turn * 16));
+                                                               Panel<E>::beside(patches, turn * 16));
       }
       device::warpgroup_commit();
     });
@@ -83,19 +83,23 @@ struct FineGrainedWarpgroupGradients
     for (int k = 0; k < kTextSteps; ++k) {
       dz[k] = Products::load_a_transposed(shared.grads_tile(), k * 16, this->row0);
     }
+    // not into s itself: the assembler finds no registers for sums of both widths, and waits for each product
+    Sums products[kStrips] = {};
     device::warpgroup_fence();
     SPARC_UNROLL
-    for (int k = 0; k < kTextSteps; ++k) {
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const uint64_t weights = shared.weights_tile().operand(0, this->strip_column(strip));
       SPARC_UNROLL
-      for (int strip = 0; strip < kStrips; ++strip) {
-        device::warpgroup_multiply_add<E, 16, true>(
-            accumulators(s[strip]), dz[k].r,
-            shared.weights_tile().operand(k * 16, this->strip_column(strip)));
+      for (int k = 0; k < kTextSteps; ++k) {
+        device::warpgroup_multiply_add<E, 16, true>(accumulators(products[strip]), dz[k].r,
+                                                    Panel<E>::below(weights, k * 16));
       }
     }
     device::warpgroup_commit();
     device::warpgroup_wait<0>();
-    device::warpgroup_hold(accumulators(s));
+    device::warpgroup_hold(accumulators(products));
+    SPARC_UNROLL
+    for (int i = 0; i < 8 * kStrips; ++i) accumulators(s)[i] += accumulators(products)[i];
   }
 
   // dV and dT, as asked for. x_unit: what X was divided by, unit: what dZ was.
@@ -116,11 +120,7 @@ struct FineGrainedWarpgroupGradients
       if (of_tokens) {
         device::warpgroup_wait<0>();
         device::warpgroup_hold(accumulators(dt));
-        SPARC_UNROLL
-        for (int strip = 0; strip < kOwnStrips; ++strip) {
-          this->store_text_gradient(tokens, dt[strip], shared.text_tile(stage), c,
-                                    this->first_channel() + 16 * strip);
-        }
+        this->store_text_gradient(tokens, dt, shared.text_tile(stage), c, this->first_channel());
       }
     });
   }
@@ -142,10 +142,11 @@ struct FineGrainedWarpgroupGradients
               channel = kInTurns ? 0 : this->first_channel();
     Sums c[kPatchStrips] = {};
     const auto add = [&](const Panel<E>& left, const Panel<E>& right) {
+      const uint64_t a = left.operand(0, row), b = right.operand(0, channel);
       SPARC_UNROLL
       for (int k = 0; k < kPairTextRows; k += Products::kDepth) {
         device::warpgroup_multiply_add<E, 16 * kPatchStrips, true, true>(
-            accumulators(c), left.operand(k, row), right.operand(k, channel));
+            accumulators(c), Panel<E>::below(a, k), Panel<E>::below(b, k));
       }
     };
     device::warpgroup_fence();
@@ -162,11 +163,7 @@ struct FineGrainedWarpgroupGradients
     device::warpgroup_commit();
     device::warpgroup_wait<0>();
     device::warpgroup_hold(accumulators(c));
-    SPARC_UNROLL
-    for (int strip = 0; strip < kPatchStrips; ++strip) {
-      this->store_image_gradient(patches, c[strip], row + this->row0,
-                                 chunk * this->streaming.chunk + channel + 16 * strip);
-    }
+    this->store_image_gradient(patches, c, row + this->row0, chunk * this->streaming.chunk + channel);
   }
 };
 

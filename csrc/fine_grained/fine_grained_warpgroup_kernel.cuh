@@ -90,10 +90,11 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
         high[turn] = Products::as_operand(c[turn]);
         low[turn] = Products::rest_as_operand(c[turn]);
       }
+      const uint64_t tokens = t.operand(0, this->first_channel());
       device::warpgroup_fence();
       SPARC_UNROLL
       for (int turn = 0; turn < kTurns; ++turn) {
-        const uint64_t b = t.operand(0, this->first_channel() + 16 * turn);
+        const uint64_t b = Panel<E>::beside(tokens, 16 * turn);
         device::warpgroup_multiply_add<E, kPairTextRows, false>(accumulators(z), high[turn].r, b);
         device::warpgroup_multiply_add<E, kPairTextRows, false>(accumulators(z), low[turn].r, b);
       }

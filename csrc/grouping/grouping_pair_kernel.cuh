@@ -172,14 +172,15 @@ struct GroupingPairPass
       if (!this->active()) return;
       typename Base::Turns groups;
       this->times_image(groups, held, shared.image_tile(stage));
+      RoundedSums<E> rounded[Base::kTurns];
       SPARC_UNROLL
       for (int turn = 0; turn < Base::kTurns; ++turn) {
-        Sums& group = groups[turn];
         SPARC_UNROLL
-        for (int e = 0; e < 8; ++e) group[e / 4][e % 4] *= inverse[e % 4 / 2];
-        store_rounded(RoundedSums<E>(group), out, channels, c * kChunk + this->turn_column(turn),
-                      [&](int r) { return this->leading_row(r); });
+        for (int e = 0; e < 8; ++e) groups[turn][e / 4][e % 4] *= inverse[e % 4 / 2];
+        rounded[turn] = RoundedSums<E>(groups[turn]);
       }
+      store_rounded(rounded, out, channels, c * kChunk + this->turn_column(0),
+                    [&](int r) { return this->leading_row(r); });
     });
   }
 
@@ -206,11 +207,11 @@ struct GroupingPairPass
       if (!of_tokens || !this->active()) return;
       typename Base::Turns x;
       this->times_image(x, held, shared.image_tile(stage));
+      RoundedSums<E> rounded[Base::kTurns];
       SPARC_UNROLL
-      for (int turn = 0; turn < Base::kTurns; ++turn) {
-        store_rounded(RoundedSums<E>(x[turn], x_unit), grad_tokens, in.channels,
-                      c * kChunk + this->turn_column(turn), [&](int r) { return this->leading_row(r); });
-      }
+      for (int turn = 0; turn < Base::kTurns; ++turn) rounded[turn] = RoundedSums<E>(x[turn], x_unit);
+      store_rounded(rounded, grad_tokens, in.channels, c * kChunk + this->turn_column(0),
+                    [&](int r) { return this->leading_row(r); });
     });
   }
 };

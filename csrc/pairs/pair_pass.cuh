@@ -97,7 +97,7 @@ struct PairPass : Tile_ {
     constexpr int kDown = Base::kTasksDown, kAcross = Base::kTasksAcross, kWide = kChunk / (16 * kAcross);
     const int tasks = (this->p + 16 * kDown - 1) / (16 * kDown) * kWide;
     SPARC_NO_UNROLL
-    for (int task = device::uniform(device::warp_index()); task < tasks; task += kWarps) {
+    for (int task = device::same_in_warp(device::warp_index()); task < tasks; task += kWarps) {
       const int m = task / kWide * (16 * kDown), column = task % kWide * (16 * kAcross);
       Sums c[kDown][kAcross] = {};
       add_over_text(c, x, shared.text_tile(stage), m, column);
@@ -112,35 +112,33 @@ struct PairPass : Tile_ {
       SPARC_UNROLL
       for (int down = 0; down < kDown; ++down) {
         if (down > 0 && m + 16 * down >= this->p) break;
-        const StoredRows<E> rows = image_rows(grad, m + 16 * down);
-        SPARC_UNROLL
-        for (int across = 0; across < kAcross; ++across) {
-          store_image_gradient(grad, rows, c[down][across], chunk * kChunk + column + 16 * across);
-        }
+        store_image_gradient(grad, c[down], m + 16 * down, chunk * kChunk + column);
       }
     }
   }
-  // 16 rows from `m` on and 16 channels from `at` on of that sum.
-  SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, Sums& c, int m, int at) const {
-    store_image_gradient(grad, image_rows(grad, m), c, at);
-  }
-  SPARC_DEVICE StoredRows<E> image_rows(const ImageGradient& grad, int m) const {
-    const device::Shared<int> index = image_index();
-    return StoredRows<E>(grad.out, args.in.channels, [&](int r) -> int64_t {
-      return m + r < this->p ? static_cast<int>(index[m + r]) : -1;
-    });
-  }
-  SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, const StoredRows<E>& rows, Sums& c,
+  // 16 rows from `m` on of that sum, its channels from `at` on.
+  template <int kCount>
+  SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, const Sums (&c)[kCount], int m,
                                          int at) const {
     const float last = grad.with_second ? grad.factor : grad.factor * grad.x_unit;
-    if (grad.share.grad != nullptr) {
-      SPARC_UNROLL
-      for (int e = 0; e < 8; ++e) {
-        float& x = c[e / 4][e % 4];
-        x = x * last + grad.share.at(at + sum_column(e / 4, e % 4));
+    const device::Shared<int> index = image_index();
+    RoundedSums<E> rounded[kCount];
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      if (grad.share.grad == nullptr) {
+        rounded[i] = RoundedSums<E>(c[i], last);
+      } else {
+        Sums sum;
+        SPARC_UNROLL
+        for (int e = 0; e < 8; ++e) {
+          sum[e / 4][e % 4] =
+              c[i][e / 4][e % 4] * last + grad.share.at(at + 16 * i + sum_column(e / 4, e % 4));
+        }
+        rounded[i] = RoundedSums<E>(sum);
       }
     }
-    store_rounded(RoundedSums<E>(c, grad.share.grad != nullptr ? 1.0f : last), rows, args.in.channels, at);
+    store_rounded(rounded, grad.out, args.in.channels, at,
+                  [&](int r) -> int64_t { return m + r < this->p ? static_cast<int>(index[m + r]) : -1; });
   }
 
  private:

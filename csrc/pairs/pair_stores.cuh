@@ -36,49 +36,45 @@ SPARC_DEVICE int exchanged_column() {
   return t % 2 * 8 + t / 2 * 4;
 }
 
-// Where the two rows of a tile of 16 that this lane holds begin in a contiguous matrix of `columns` columns:
-// rows target(r), null where that is negative.
-template <class E>
-struct StoredRows {
-  E* rows[2];
-
-  template <class Target>
-  SPARC_DEVICE StoredRows(E* out, int columns, const Target& target) {
-    SPARC_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      const int64_t row = target(device::lane_index() / 4 + 8 * r);
-      rows[r] = row < 0 ? nullptr : out + row * columns;
-    }
-  }
-};
-
-template <class E>
-SPARC_DEVICE void store_rounded(const RoundedSums<E>& sums, const StoredRows<E>& out, int columns,
-                                int column) {
-  const bool wide = columns % 4 == 0, odd = device::lane_index() % 2 == 1;
-  if (wide) {
+// kCount sums side by side from `column` on.
+template <class E, int kCount, class Target>
+SPARC_DEVICE void store_rounded(const RoundedSums<E> (&sums)[kCount], E* out, int columns, int column,
+                                const Target& target) {
+  const int g = device::lane_index() / 4, t = device::lane_index() % 4;
+  if (columns % 4 == 0) {
+    const bool odd = t % 2 == 1;
     const int at = column + exchanged_column();
     SPARC_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const uint32_t received = device::shuffle_xor(odd ? sums.words[r][0] : sums.words[r][1], 1);
-      const TwoWords both = odd ? TwoWords{received, sums.words[r][1]} : TwoWords{sums.words[r][0], received};
-      if (out.rows[r] != nullptr && at < columns) *reinterpret_cast<TwoWords*>(out.rows[r] + at) = both;
+      const int64_t row = target(g + 8 * r);
+      E* const first = out + (row * columns + at);
+      SPARC_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        const uint32_t (&words)[2] = sums[i].words[r];
+        const uint32_t received = device::shuffle_xor(odd ? words[0] : words[1], 1);
+        const TwoWords both = odd ? TwoWords{received, words[1]} : TwoWords{words[0], received};
+        if (row >= 0 && at + 16 * i < columns) *reinterpret_cast<TwoWords*>(first + 16 * i) = both;
+      }
     }
     return;
   }
   SPARC_UNROLL
-  for (int e = 0; e < 8; ++e) {
-    const int r = e / 4, at = column + sum_column(e % 4 / 2, e % 2);
-    if (out.rows[r] != nullptr && at < columns) {
-      out.rows[r][at] = E{static_cast<uint16_t>(sums.words[r][e % 4 / 2] >> (e % 2 * 16))};
+  for (int r = 0; r < 2; ++r) {
+    const int64_t row = target(g + 8 * r);
+    SPARC_UNROLL
+    for (int e = 0; e < 4 * kCount; ++e) {
+      const int at = column + e / 4 * 16 + sum_column(e % 4 / 2, e % 2);
+      if (row >= 0 && at < columns) {
+        out[row * columns + at] = E{static_cast<uint16_t>(sums[e / 4].words[r][e % 4 / 2] >> (e % 2 * 16))};
+      }
     }
   }
 }
-
 template <class E, class Target>
 SPARC_DEVICE void store_rounded(const RoundedSums<E>& sums, E* out, int columns, int column,
                                 const Target& target) {
-  store_rounded(sums, StoredRows<E>(out, columns, target), columns, column);
+  const RoundedSums<E> one[1] = {sums};
+  store_rounded(one, out, columns, column, target);
 }
 
 }  // namespace sparc

@@ -37,7 +37,7 @@ struct PairStrips {
 
   // In turns, a row's warps are neighbours: warp w runs on scheduler w % 4, so that those of a short text
   // share none, and each scheduler has warps of both columns.
-  SPARC_DEVICE static int warp() { return device::uniform(device::warp_index()); }
+  SPARC_DEVICE static int warp() { return device::same_in_warp(device::warp_index()); }
 
   SPARC_DEVICE bool active() const { return row0 < n; }
   SPARC_DEVICE int row(int half) const { return row0 + device::lane_index() / 4 + 8 * half; }
@@ -131,12 +131,12 @@ struct PairTile : PairStrips<E, kStrips, true> {
   using Base::strip_column;
 
   static constexpr int kChunk = kChunk_;
-  // Turns of 16 channels of a chunk that a warp takes, and where they begin.
+  // Turns of 16 channels of a chunk that a warp takes, side by side, and where they begin.
   static constexpr int kTurns = kChunk / kChannelStep;
   using Turns = Sums[kTurns];
   // How much of the image's gradient a warp takes at a time, in steps of 16 rows and channels.
   static constexpr int kTasksDown = kStrips < 8 ? 1 : 2, kTasksAcross = kStrips < 8 ? 2 : kChunk / 16;
-  SPARC_DEVICE int turn_column(int turn) const { return turn * kChannelStep + column_warp * 16; }
+  SPARC_DEVICE int turn_column(int turn) const { return (column_warp * kTurns + turn) * 16; }
 
   // What the threads have written to shared memory is there for the products of all.
   SPARC_DEVICE static void publish() { device::block_barrier(); }

@@ -40,6 +40,14 @@ struct Panel {
     return device::panel_operand(device::address_of(device::shared_at<E>(at)));
   }
 
+  // The operand `rows` (a multiple of 8) further down, or `columns` (of 16) to the right in the same panel.
+  SPARC_DEVICE static uint64_t below(uint64_t operand, int rows) {
+    return device::operand_behind(operand, rows * kRowBytes);
+  }
+  SPARC_DEVICE static uint64_t beside(uint64_t operand, int columns) {
+    return device::operand_behind(operand, columns * 2);
+  }
+
   // Where the 16 bytes lie that hold it.
   SPARC_DEVICE int piece(int row, int column) const {
     return offset + panel(column) * device::kPanelBytes + row * kRowBytes + ((column >> 3 ^ row) & 7) * 16;

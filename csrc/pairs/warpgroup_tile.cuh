@@ -44,11 +44,12 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
 
   // Issues s += rows columns^T over a chunk's channels: rows [64, 64], columns [P, 64].
   SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Panel<E>& rows, const Panel<E>& columns) const {
+    const uint64_t left = rows.operand(0, 0), right = columns.operand(this->strip_column(0), 0);
     device::warpgroup_fence();
     SPARC_UNROLL
     for (int k = 0; k < Panel<E>::kColumns; k += Products::kDepth) {
       device::warpgroup_multiply_add<E, 16 * kStrips, false, false>(
-          accumulators(s), rows.operand(0, k), columns.operand(this->strip_column(0), k));
+          accumulators(s), Panel<E>::beside(left, k), Panel<E>::beside(right, k));
     }
     device::warpgroup_commit();
   }
@@ -97,11 +98,12 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
   // Issues c [64, 32] += rows [64, P] V [P, 32 channels of this warpgroup].
   SPARC_DEVICE void times_image(Sums (&c)[kChannels / 16], const HeldOperand& rows,
                                 const Panel<E>& image) const {
+    const uint64_t right = image.operand(0, first_channel());
     device::warpgroup_fence();
     SPARC_UNROLL
     for (int step = 0; step < kSteps; ++step) {
       device::warpgroup_multiply_add<E, kChannels, true>(accumulators(c), rows.steps[step].r,
-                                                         image.operand(step * 16, first_channel()));
+                                                         Panel<E>::below(right, step * 16));
     }
     device::warpgroup_commit();
   }

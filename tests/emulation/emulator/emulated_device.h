@@ -87,7 +87,7 @@ SPARC_DEVICE float shuffle(float value, int source) {
   emulation::warp_collective(emulation::Collective::kShuffle, lane);
   return emulation::float_of_bits(lane.value);
 }
-SPARC_DEVICE int uniform(int value) {
+SPARC_DEVICE int same_in_warp(int value) {
   emulation::LaneArguments lane;
   lane.value = static_cast<uint32_t>(value);
   lane.selector = 0;
