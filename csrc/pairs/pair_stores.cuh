@@ -25,10 +25,6 @@ struct RoundedSums {
   }
 };
 
-struct alignas(8) TwoWords {
-  uint32_t first, second;
-};
-
 // Where the 8 bytes that this lane moves for row half r begin, in columns of the tile, after neighbouring
 // lanes have exchanged words so that each holds four columns in a row.
 SPARC_DEVICE int exchanged_column() {
@@ -52,8 +48,9 @@ SPARC_DEVICE void store_rounded(const RoundedSums<E> (&sums)[kCount], E* out, in
       for (int i = 0; i < kCount; ++i) {
         const uint32_t (&words)[2] = sums[i].words[r];
         const uint32_t received = device::shuffle_xor(odd ? words[0] : words[1], 1);
-        const TwoWords both = odd ? TwoWords{received, words[1]} : TwoWords{words[0], received};
-        if (row >= 0 && at + 16 * i < columns) *reinterpret_cast<TwoWords*>(first + 16 * i) = both;
+        const uint64_t low = odd ? received : words[0], high = odd ? words[1] : received;
+        // one number: of a struct of two the compiler makes two stores
+        if (row >= 0 && at + 16 * i < columns) *reinterpret_cast<uint64_t*>(first + 16 * i) = low | high << 32;
       }
     }
     return;
