@@ -101,7 +101,8 @@ SPARC_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0
 SPARC_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
-// The first lane's value, which the compiler then knows to be the same for all lanes.
+// A number that all lanes have, from lane 0: the compiler then knows it, and keeps what is made of it in
+// uniform registers.
 SPARC_DEVICE int same_in_warp(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
 SPARC_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 SPARC_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(0xFFFFFFFFu, predicate); }
@@ -163,6 +164,14 @@ SPARC_DEVICE void copy_async(void* shared, const void* global, int bytes) {
 SPARC_DEVICE void copy_async(void* shared, const void* global) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(at), "l"(global) : "memory");
+}
+// All 16 bytes where `wanted`, else zeros, and `global` is not looked at.
+SPARC_DEVICE void copy_async_if(bool wanted, void* shared, const void* global) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.eq.s32 p, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, p;\n}\n" ::"r"(at),
+      "l"(global), "r"(static_cast<int>(wanted))
+      : "memory");
 }
 SPARC_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most kPending of this thread's latest groups are unfinished.

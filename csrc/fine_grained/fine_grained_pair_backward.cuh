@@ -30,16 +30,25 @@ struct FineGrainedBackwardParts : Steps {
   SPARC_DEVICE E* saved_groups() const {  // [valid tokens, D]: C', then Q
     return rows_of<E>(args.saved_groups, saved_slot(), args.in.text_rows, args.in.channels);
   }
-  // C' or Q, this warp's rows and channels from `first` on.
-  template <class Rounded>
-  SPARC_DEVICE void save_groups(const Rounded& kept, int first) const {
-    store_rounded(kept, saved_groups(), args.in.channels, first, [&](int r) { return this->leading_row(r); });
+  // C' or Q, `unit` times these sums of this warp's rows, channels from `first` on.
+  template <int kCount>
+  SPARC_DEVICE void save_groups(const Sums (&sums)[kCount], float unit, int first) const {
+    RoundedSums<E> rounded[kCount];
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) rounded[i] = RoundedSums<E>(sums[i], unit);
+    store_side_by_side<Base::kWhole>(rounded, saved_groups(), args.in.channels, first,
+                                     [&](int r) { return this->leading_row(r); });
   }
-  SPARC_DEVICE void load_groups(int c, int stage) const {
+  SPARC_DEVICE InputRows<E> saved_rows() const {
     const int channels = args.in.channels;
     const MatrixView view = {args.saved_groups, args.in.text_rows * static_cast<int64_t>(channels), channels,
                              1, channels % 8 == 0};
-    this->load_leading(InputRows<E>(view, saved_slot()), c, shared.second_tile(stage));
+    return InputRows<E>(view, saved_slot());
+  }
+  SPARC_DEVICE void load_groups(int c, int stage) const {
+    const InputRows<E> rows = saved_rows();
+    const typename Base::TextCopies copies(rows, nullptr, this->n);
+    copies.load(rows, nullptr, this->n, c * this->kChunk, args.in.channels, shared.second_tile(stage));
   }
   // One chunk for W and dU.
   SPARC_DEVICE void load_for_weights(int c, int stage) const {
@@ -131,8 +140,8 @@ struct FineGrainedBackwardParts : Steps {
   // C' into its place, and what this warp adds to Z; `held`: U.
   template <class Held>
   SPARC_DEVICE void save_groups_of(const Held& held, float unit, typename Base::TextSums& z) const {
-    this->groups(held, unit, z, [&](const Sums& group, int c, int column) {
-      save_groups(RoundedSums<E>(group), c * this->kChunk + column);
+    this->groups(held, unit, z, [&](const auto& groups, int c, int column) {
+      save_groups(groups, 1.0f, c * this->kChunk + column);
     });
   }
 
@@ -198,7 +207,7 @@ struct FineGrainedBackwardParts : Steps {
       }
       rounded[i] = RoundedSums<E>(sum);
     }
-    store_rounded(rounded, grad.out, args.in.channels, first, [&](int r) -> int64_t {
+    store_side_by_side<Base::kWhole>(rounded, grad.out, args.in.channels, first, [&](int r) -> int64_t {
       return this->row0 + r < this->n ? static_cast<int>(token_index[this->row0 + r]) : -1;
     });
   }
@@ -254,19 +263,22 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
     const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
       if (this->active()) {
+        typename Base::Turns w;
+        SPARC_UNROLL
+        for (int turn = 0; turn < Base::kTurns; ++turn) {
+          this->scale_groups(w[turn], shared.second_tile(stage), this->turn_column(turn), alpha);
+        }
+        if (args.grad_patches != nullptr) this->save_groups(w, unit, c * kChunk + this->turn_column(0));
         SPARC_UNROLL
         for (int turn = 0; turn < Base::kTurns; ++turn) {
           const int column = this->turn_column(turn);
-          Sums w;
-          this->scale_groups(w, shared.second_tile(stage), column, alpha);
-          if (args.grad_patches != nullptr) this->save_groups(RoundedSums<E>(w, unit), c * kChunk + column);
           SPARC_UNROLL
           for (int j = 0; j < kTextSteps; ++j) {
             if (j * 16 >= this->n) break;
-            Products::multiply_add(w, dz[j],
+            Products::multiply_add(w[turn], dz[j],
                                    Products::load_b_transposed(shared.text_tile(stage), j * 16, column));
           }
-          const RoundedSums<E> rounded(w);
+          const RoundedSums<E> rounded(w[turn]);
           SPARC_UNROLL
           for (int e = 0; e < 4; ++e) {
             *w_tile.word_at(this->row(e / 2), column + sum_column(e % 2, 0)) = rounded.words[e / 2][e % 2];

@@ -140,6 +140,7 @@ struct FineGrainedPairSteps
   using Base::Base;
   using Base::kTurns;
   using Base::shared;
+  static constexpr bool kGoesOn = false;  // its stream, from one loop over chunks to the next
 
   // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kForward`, and
   // these squares: the diagonal of T T^T, by the warps that may have a strip less.
@@ -189,8 +190,8 @@ struct FineGrainedPairSteps
           Products::multiply_add(z[j], low, b);
         }
       }
-      f(c[turn], this->turn_column(turn));
     }
+    f(c, this->turn_column(0));
   }
 
   // The groups of all chunks, as group_chunk gives them: f(c, chunk, column).
@@ -198,7 +199,7 @@ struct FineGrainedPairSteps
   SPARC_DEVICE void groups(const Left& left, float unit, typename Base::TextSums& z, const F& f) const {
     this->for_both([&](int chunk, int stage) {
       if (!this->active()) return;
-      group_chunk(left, stage, unit, z, [&](const Sums& c, int column) { f(c, chunk, column); });
+      group_chunk(left, stage, unit, z, [&](const auto& c, int column) { f(c, chunk, column); });
     });
   }
 };
@@ -212,13 +213,14 @@ struct FineGrainedPairForward : Steps {
   using Base::Base;
   using Base::shared;
 
-  // Everything up to Z, the norms and the extrema of the rows; `prefetch` is called when the stages are free.
-  template <class Prefetch>
-  SPARC_DEVICE void compare(const Prefetch& prefetch) const {
+  // Everything up to Z, the norms and the extrema of the rows; next() gives the pair to go on with, and is
+  // called when the stages are free or, in a stream that goes on, when they are about to be.
+  template <class Next>
+  SPARC_DEVICE PairWork compare(const Next& next) const {
     typename Base::Strips s = {};
     float square;
     this->template similarities<true>(s, square);
-    this->start_both();  // V and T once more, from L2
+    if constexpr (!Base::kGoesOn) this->start_both();  // V and T once more, from L2
 
     const typename Base::Alignments aligned = this->align(s);
     this->write_weights(s, aligned);
@@ -239,11 +241,20 @@ struct FineGrainedPairForward : Steps {
     typename Base::TextSums z = {};
     typename Base::RowPair group_square = {0.0f, 0.0f};
     const float unit = group_unit<E>(this->p);
-    this->groups(held, unit, z, [&](const Sums& c, int, int) {
-      SPARC_UNROLL
-      for (int e = 0; e < 8; ++e) group_square[e % 4 / 2] += c[e / 4][e % 4] * c[e / 4][e % 4];
-    });
-    prefetch();
+    const auto add_squares = [&](const auto& sums, int, int) {
+      for (const Sums& c : sums) {
+        SPARC_UNROLL
+        for (int e = 0; e < 8; ++e) group_square[e % 4 / 2] += c[e / 4][e % 4] * c[e / 4][e % 4];
+      }
+    };
+    PairWork following;
+    if constexpr (Base::kGoesOn) {
+      following = next();
+      this->groups_before(following, held, unit, z, add_squares);
+    } else {
+      this->groups(held, unit, z, add_squares);
+      following = next();
+    }
     this->sum_across(group_square, 0);
     if (device::lane_index() % 4 == 0 && this->column_warp == 0 && this->active()) {
       for (int half = 0; half < 2; ++half) {
@@ -251,6 +262,7 @@ struct FineGrainedPairForward : Steps {
       }
     }
     this->write_logits(z);
+    return following;
   }
 
   // Both cross-entropies (eq 6) and their derivatives by the scale: thread i does row, then column, i / 4.
@@ -303,19 +315,19 @@ template <class Pass, class Layout>
 SPARC_DEVICE void run_forward(const FineGrainedArguments& args, const Streaming& streaming,
                               const Layout& shared) {
   // the next pair's first chunks are on their way while Z of this one is looked at
-  const auto next = [&](int64_t pair, int buffer) {
+  const auto next = [&](int64_t pair, int buffer, bool start) {
     const PairWork work = next_work(shared, args.in, pair, buffer, [&](const PairWork& empty) {
       fill_results(args, empty.text, empty.image_rows);
       write_means<typename Pass::E>(args, empty.image, empty.text);
     });
-    if (work.pair < args.in.pairs) Pass(shared, args, streaming, work).start_both();
+    if (start && work.pair < args.in.pairs) Pass(shared, args, streaming, work).start_both();
     return work;
   };
-  PairWork work = next(device::block_index(), 0);
+  PairWork work = next(device::block_index(), 0, true);
   while (work.pair < args.in.pairs) {
     const Pass pass(shared, args, streaming, work);
-    PairWork following;
-    pass.compare([&] { following = next(work.pair + device::block_count(), 1 - work.buffer); });
+    const PairWork following = pass.compare(
+        [&] { return next(work.pair + device::block_count(), 1 - work.buffer, !Pass::kGoesOn); });
     pass.cross_entropies();
     fill_results(args, work.text, work.image_rows);
     work = following;

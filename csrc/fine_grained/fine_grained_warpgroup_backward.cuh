@@ -51,14 +51,12 @@ struct FineGrainedWarpgroupGradients
       }
       device::warpgroup_commit();
       if (args.grad_patches != nullptr) {
-        RoundedSums<E> rounded[kOwnStrips];
+        Sums q[kOwnStrips];
         SPARC_UNROLL
         for (int i = 0; i < kOwnStrips; ++i) {
-          Sums q;
-          this->scale_groups(q, groups, this->first_channel() + i * 16, alpha);
-          rounded[i] = RoundedSums<E>(q, unit);
+          this->scale_groups(q[i], groups, this->first_channel() + i * 16, alpha);
         }
-        this->save_groups(rounded, c * this->streaming.chunk + this->first_channel());
+        this->save_groups(q, unit, c * this->streaming.chunk + this->first_channel());
       }
       device::warpgroup_wait<0>();
       device::warpgroup_hold(accumulators(w));
@@ -175,7 +173,6 @@ struct WarpgroupOp<FineGrainedArguments> {
   template <class E, int kStrips, bool kBackward>
   SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
                                const Layout<E>& shared) {
-    shared.clear_tails(streaming, kBackward);
     if constexpr (kBackward) {
       using Pass = FineGrainedPairBackward<FineGrainedWarpgroupGradients<E, kStrips, Layout<E>>>;
       run_backward<Pass>(args, streaming, shared);

@@ -179,8 +179,8 @@ struct GroupingPairPass
         for (int e = 0; e < 8; ++e) groups[turn][e / 4][e % 4] *= inverse[e % 4 / 2];
         rounded[turn] = RoundedSums<E>(groups[turn]);
       }
-      store_rounded(rounded, out, channels, c * kChunk + this->turn_column(0),
-                    [&](int r) { return this->leading_row(r); });
+      store_side_by_side<Base::kWhole>(rounded, out, channels, c * kChunk + this->turn_column(0),
+                                       [&](int r) { return this->leading_row(r); });
     });
   }
 
@@ -210,8 +210,8 @@ struct GroupingPairPass
       RoundedSums<E> rounded[Base::kTurns];
       SPARC_UNROLL
       for (int turn = 0; turn < Base::kTurns; ++turn) rounded[turn] = RoundedSums<E>(x[turn], x_unit);
-      store_rounded(rounded, grad_tokens, in.channels, c * kChunk + this->turn_column(0),
-                    [&](int r) { return this->leading_row(r); });
+      store_side_by_side<Base::kWhole>(rounded, grad_tokens, in.channels, c * kChunk + this->turn_column(0),
+                                       [&](int r) { return this->leading_row(r); });
     });
   }
 };

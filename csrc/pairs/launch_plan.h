@@ -60,7 +60,8 @@ struct LaunchPlan {
 #define SPARC_WARPGROUP_STRIPS(X) X(2) X(7) X(8)
 
 // Stages of their streams, of 64 channels: as many as fit, since the stream has to last through the softmaxes
-// of a pair. One is being used, one may still be read by products under way.
+// of a pair. One is being used, one may still be read by products under way; the others are of this loop over
+// the chunks or of the next one.
 constexpr int kWarpgroupStages[] = {5, 4, 3};
 
 // Ways to stream channels, first choice first; the first one whose shared memory fits is taken.
@@ -109,8 +110,11 @@ LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLi
       plan.pair.streaming = streaming;
       plan.pair.shared_bytes = bytes;
     };
-    if (limits.warpgroups) {
-      for (const int stages : kWarpgroupStages) use({64, stages}, true);
+    // their copies are of whole pieces of 16 bytes
+    if (limits.warpgroups && in.image_embeds.wide && in.text_embeds.wide && in.channels % 8 == 0) {
+      for (const int stages : kWarpgroupStages) {
+        if (stages == 3 || (stages - 2) * 64 < in.channels + 64) use({64, stages}, true);
+      }
     }
     for (const Streaming& streaming : kStreamings) use(streaming, false);
   }

@@ -36,6 +36,8 @@ struct PairPass : Tile_ {
   const Streaming& streaming;
   PairWork work;
   InputRows<E> image, text;
+  typename Base::ImageCopies image_copies;
+  typename Base::TextCopies text_copies;
   int chunks;
 
   SPARC_DEVICE PairPass(const Layout& shared_, const Arguments& args_, const Streaming& streaming_,
@@ -47,16 +49,18 @@ struct PairPass : Tile_ {
         work(work_),
         image(args_.in.image_embeds, work_.image),
         text(args_.in.text_embeds, work_.text),
+        image_copies(copies<typename Base::ImageCopies>(image, image_index(), this->p)),
+        text_copies(copies<typename Base::TextCopies>(text, text_index(), this->n)),
         chunks((args_.in.channels + kChunk - 1) / kChunk) {}
 
   // One chunk of a stream: of the image, of the text, of the first n rows of a matrix.
   SPARC_DEVICE void load_image(int c, int stage) const {
     const device::Shared<int> index = image_index();
-    load_rows<kChunk>(image, &index, this->p, c * kChunk, args.in.channels, shared.image_tile(stage));
+    image_copies.load(image, &index, this->p, c * kChunk, args.in.channels, shared.image_tile(stage));
   }
   SPARC_DEVICE void load_text(int c, int stage) const {
     const device::Shared<int> index = text_index();
-    load_rows<kChunk>(text, &index, this->n, c * kChunk, args.in.channels, shared.text_tile(stage));
+    text_copies.load(text, &index, this->n, c * kChunk, args.in.channels, shared.text_tile(stage));
   }
   template <class To>
   SPARC_DEVICE void load_leading(const InputRows<E>& rows, int c, const To& to) const {
@@ -137,11 +141,16 @@ struct PairPass : Tile_ {
         rounded[i] = RoundedSums<E>(sum);
       }
     }
-    store_rounded(rounded, grad.out, args.in.channels, at,
-                  [&](int r) -> int64_t { return m + r < this->p ? static_cast<int>(index[m + r]) : -1; });
+    store_side_by_side<Base::kWhole>(rounded, grad.out, args.in.channels, at, [&](int r) -> int64_t {
+      return m + r < this->p ? static_cast<int>(index[m + r]) : -1;
+    });
   }
 
  private:
+  template <class Copies>
+  SPARC_DEVICE static Copies copies(const InputRows<E>& rows, const device::Shared<int>& index, int count) {
+    return Copies(rows, &index, count);
+  }
   // c += a^T b: a [n, p] from column m on, b [n, kChunk] from `column` on
   template <int kDown, int kAcross, class Chunk>
   SPARC_DEVICE void add_over_text(Sums (&c)[kDown][kAcross], const Tile<E>& a, const Chunk& b, int m,

@@ -127,6 +127,19 @@ SPARC_DEVICE void load_rows(const InputRows<E>& from, const device::Shared<int>*
   }
 }
 
+// load_rows, chunk by chunk, of the rows of one matrix.
+template <int kChunk>
+struct RowCopies {
+  template <class E>
+  SPARC_DEVICE RowCopies(const InputRows<E>&, const device::Shared<int>*, int) {}
+
+  template <class E, class To>
+  SPARC_DEVICE void load(const InputRows<E>& from, const device::Shared<int>* index, int count, int first,
+                         int channels, const To& to) const {
+    load_rows<kChunk>(from, index, count, first, channels, to);
+  }
+};
+
 // Queues the first loads of a stream of chunks. `load(chunk, stage)` starts copies of one of them.
 template <class Load>
 SPARC_DEVICE void start_stream(int ahead, int chunks, const Load& load) {

@@ -121,6 +121,9 @@ struct PairTile : PairStrips<E, kStrips, true> {
   using A = typename Products::A;
   using B = typename Products::B;
   using Stream = PairStream;
+  static constexpr bool kWhole = false;  // whether rows are known to be whole pieces of 16 bytes
+  using ImageCopies = RowCopies<kChunk_>;
+  using TextCopies = RowCopies<kChunk_>;
   using Base::active;
   using Base::Base;
   using Base::column_warp;

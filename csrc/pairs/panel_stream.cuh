@@ -4,9 +4,14 @@
 
 #include "common/warpgroup.cuh"
 #include "pairs/launch_plan.h"
-#include "pairs/pair_stream.cuh"
+#include "pairs/pair_work.cuh"
 
 namespace sparc {
+
+// Sixteen bytes of a panel's row.
+struct alignas(16) Piece {
+  uint32_t words[4];
+};
 
 // Rows of 64 columns, 128 bytes each, swizzled; more columns lie in further panels of 64 rows. Shifts and
 // masks rather than quotients: these have more instructions for numbers that may be negative.
@@ -66,7 +71,7 @@ SPARC_HOST_DEVICE int warpgroup_strips(int image_rows) {
   return 0;
 }
 
-// Shared memory with panels. Products read all rows of a panel: those that no chunk fills are zeros.
+// Shared memory with panels. Products read all rows of a panel; copies fill them all.
 template <class E>
 struct PanelLayout : PairPlaces {
   int weights;                   // U [64, P] E
@@ -102,39 +107,61 @@ struct PanelLayout : PairPlaces {
   SPARC_DEVICE Panel<E> second_tile(int stage) const {
     return {stages + stage * stage_bytes + stage_second, text_filled};
   }
+};
 
-  // Before anything is streamed.
-  SPARC_DEVICE void clear_tails(const Streaming& streaming, bool second) const {
-    for (int stage = 0; stage < streaming.stages; ++stage) {
-      clear_rows(image_tile(stage), image_rows);
-      clear_rows(text_tile(stage), kPairTextRows);
-      if (second) clear_rows(second_tile(stage), kPairTextRows);
+// load_rows of at most 32 kCount rows into panels, from rows of whole pieces. A thread copies the same
+// columns of the same rows in every chunk: where they begin is found once, and kept.
+template <int kCount>
+struct HeldCopies {
+  static constexpr int kApart = kThreads / 8;  // rows of one thread
+  int at[kCount];                              // in pieces from the matrix's first row; negative: zeros
+
+  template <class E>
+  SPARC_DEVICE HeldCopies(const InputRows<E>& from, const device::Shared<int>* index, int count) {
+    const int row_pieces = static_cast<int>(from.row_stride / 8), first = device::thread_index() >> 3;
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const int row = first + i * kApart;
+      at[i] = -1;
+      if (row < count) {
+        at[i] = (index == nullptr ? row : static_cast<int>((*index)[row])) * row_pieces +
+                (device::thread_index() & 7);
+      }
     }
-    device::block_barrier();
   }
 
- private:
-  SPARC_DEVICE static void clear_rows(const Panel<E>& panel, int rows) {
-    const device::Shared<uint32_t> words = device::shared_at<uint32_t>(panel.offset);
-    constexpr int kWords = Panel<E>::kRowBytes / 4;
-    for (int i = panel.filled * kWords + device::thread_index(); i < rows * kWords; i += kThreads)
-      words[i] = 0;
+  template <class E>
+  SPARC_DEVICE void load(const InputRows<E>& from, const device::Shared<int>*, int, int first, int channels,
+                         const Panel<E>& to) const {
+    const int column = (device::thread_index() & 7) * 8;
+    const E* const begin = from.data + first;
+    const bool inside = first + column < channels;
+    const device::Shared<Piece> target =
+        device::shared_at<Piece>(to.piece(device::thread_index() >> 3, column));
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      device::copy_async_if(inside & (at[i] >= 0),
+                            device::address_of(target + i * kApart * (Panel<E>::kRowBytes / 16)),
+                            device::further(begin, at[i], 16u));
+    }
   }
 };
 
-// A stream whose products compute(chunk, stage) issues as one group or more, and leaves the last of them
-// under way: it may read the chunk until the next one's products have been issued. At least three stages.
+// A stream that does not end with a loop over chunks, whose last turns start the copies of what comes next.
+// compute(chunk, stage) issues products as one group or more, and leaves the last of them under way: it may
+// read the chunk until the next one's products have been issued. At least three stages, at most two more than
+// chunks.
 struct PanelStream {
   template <class Load>
   SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
     start_stream(streaming.stages - 2, chunks, load);
   }
 
-  // Calls it for every chunk of a started stream; all stages are free and all products done when it returns.
+  // Calls it for every chunk, the first of which lies in stage `stage`, and load(c, stage) with c from
+  // `chunks` on for what comes next. All products are done when it returns.
   template <class Load, class Compute>
-  SPARC_DEVICE static void run(const Streaming& streaming, int chunks, const Load& load,
+  SPARC_DEVICE static void run(const Streaming& streaming, int stage, int chunks, const Load& load,
                                const Compute& compute) {
-    int stage = 0;
     SPARC_NO_UNROLL
     for (int c = 0; c < chunks; ++c) {
       wait_for_copies(streaming.stages - 3);
@@ -142,15 +169,12 @@ struct PanelStream {
       // the chunk is there for all, and the products of the chunk before the last one are done
       device::block_barrier();
       compute(c, stage);
-      if (c + streaming.stages - 2 < chunks) {
-        load(c + streaming.stages - 2, stage < 2 ? stage + streaming.stages - 2 : stage - 2);
-      }
+      load(c + streaming.stages - 2, stage < 2 ? stage + streaming.stages - 2 : stage - 2);
       device::copy_async_commit();
       device::warpgroup_wait<1>();
       stage = stage + 1 == streaming.stages ? 0 : stage + 1;
     }
     device::warpgroup_wait<0>();
-    device::block_barrier();
   }
 
   SPARC_DEVICE static void wait_for_copies(int pending) {

@@ -36,7 +36,7 @@ SPARC_DEVICE bool is_valid(const MaskView& mask, int64_t item, int64_t row) {
 template <class E, class Otherwise>
 SPARC_DEVICE void fill_rows(const MaskView& mask, int64_t item, int rows, int64_t columns, bool computed,
                             const Otherwise& otherwise, void* out) {
-  if (out == nullptr) return;
+  if (out == nullptr || (computed && mask.data == nullptr)) return;
   E* const data = rows_of<E>(out, item, rows, columns);
   for (int row = device::warp_index(); row < rows; row += kWarps) {
     const bool valid = is_valid(mask, item, row);

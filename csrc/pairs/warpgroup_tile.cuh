@@ -28,6 +28,9 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
   using Base = PairStrips<E, kStrips, false>;
   using Products = typename Base::Products;
   using Stream = Stream_;
+  static constexpr bool kWhole = true;  // whether rows are known to be whole pieces of 16 bytes
+  using ImageCopies = HeldCopies<kStrips>;
+  using TextCopies = HeldCopies<kPairTextRows / 32>;
   using Base::Base;
   using Base::kSteps;
 
