@@ -94,13 +94,6 @@ SPARC_DEVICE float shuffle(float value, int source) {
   emulation::warp_collective(emulation::Collective::kShuffle, lane);
   return emulation::float_of_bits(lane.value);
 }
-SPARC_DEVICE int same_in_warp(int value) {
-  emulation::LaneArguments lane;
-  lane.value = static_cast<uint32_t>(value);
-  lane.selector = 0;
-  emulation::warp_collective(emulation::Collective::kShuffle, lane);
-  return static_cast<int>(lane.value);
-}
 SPARC_DEVICE uint32_t ballot(bool predicate) {
   emulation::LaneArguments lane;
   lane.value = predicate ? 1 : 0;
