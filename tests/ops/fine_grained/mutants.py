@@ -22,8 +22,22 @@ MUTANTS = (
     Mutant(
         "operand B is not transposed",
         "pairs/pair_tile.cuh",
-        "Products::load_b_transposed(image, step * 16, column)",
-        "Products::load_b(image, step * 16, column)",
+        "Products::load_b_transposed(image, step * 16, turn_column(turn))",
+        "Products::load_b(image, step * 16, turn_column(turn))",
+        "ragged",
+    ),
+    Mutant(
+        "tokens that are multiplied with themselves are not transposed",
+        "common/products.cuh",
+        "return {{a.r[0], a.r[2], a.r[1], a.r[3]}};",
+        "return {{a.r[0], a.r[1], a.r[2], a.r[3]}};",
+        "ragged",
+    ),
+    Mutant(
+        "rows behind the last one keep what stood there",
+        "pairs/pair_stream.cuh",
+        "device::copy_async(target, from.data, 0);",
+        "",
         "ragged",
     ),
     Mutant(
@@ -36,8 +50,8 @@ MUTANTS = (
     Mutant(
         "the norm of a token has no gradient",
         "fine_grained/fine_grained_pair_backward.cuh",
-        "(x[e / 4][e % 4] * grad.x_unit - grad.beta[half] * token)",
-        "(x[e / 4][e % 4] * grad.x_unit)",
+        "(x[i][e / 4][e % 4] * grad.x_unit - grad.beta[half] * token.value(e / 4, e % 4))",
+        "(x[i][e / 4][e % 4] * grad.x_unit)",
         "ragged",
     ),
     Mutant(
@@ -57,8 +71,8 @@ MUTANTS = (
     Mutant(
         "patches get no share of their mean's gradient",
         "pairs/pair_pass.cuh",
-        "x = x * last + grad.share.at(at + sum_column(e / 4, e % 4));",
-        "x = x * last;",
+        "c[i][e / 4][e % 4] * last + grad.share.at(at + 16 * i + sum_column(e / 4, e % 4));",
+        "c[i][e / 4][e % 4] * last;",
         "means",
     ),
     Mutant(
