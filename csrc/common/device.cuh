@@ -27,6 +27,7 @@ struct alignas(2) Float16 {
 #define SPARC_DEVICE_NOINLINE inline
 #define SPARC_NO_UNROLL
 #define SPARC_INLINE_LAMBDA
+#define SPARC_UNROLL_FOUR_TIMES
 #include "emulated_device.h"  // tests/emulation/, on the include path of the emulation only
 
 #else
@@ -40,6 +41,7 @@ struct alignas(2) Float16 {
 #define SPARC_UNROLL _Pragma("unroll")
 // For lambdas that hold a whole pass: what is not inlined gets the kernel's parameters through memory.
 #define SPARC_INLINE_LAMBDA __attribute__((always_inline))
+#define SPARC_UNROLL_FOUR_TIMES _Pragma("unroll 4")
 // For runtime loops over much code, which the compiler would write out four times: a third of the
 // instructions and a fifth of the compile time.
 #define SPARC_NO_UNROLL _Pragma("unroll 1")

@@ -109,7 +109,7 @@ struct FineGrainedBackwardParts : Steps {
     float along_group = 0.0f;
     const int filled = dz_tile.rows_for(n);
     if (row < filled) {
-      SPARC_NO_UNROLL
+      SPARC_UNROLL_FOUR_TIMES
       for (int j = part; j < filled; j += 4) {
         const float found = valid && j < n ? grad(j) : 0.0f;
         const E rounded = device::from_float<E>(found * inverse_unit);
@@ -124,7 +124,7 @@ struct FineGrainedBackwardParts : Steps {
 
     float along_token = 0.0f;
     if (valid) {
-      SPARC_NO_UNROLL
+      SPARC_UNROLL_FOUR_TIMES
       for (int l = part; l < n; l += 4) along_token += dz_tile.get(l, row) * *shared.z(l, row);
     }
     along_token = quad_sum(along_token);
@@ -201,8 +201,11 @@ struct FineGrainedBackwardParts : Steps {
       }
       if (grad.share.grad != nullptr) {
         SPARC_UNROLL
-        for (int e = 0; e < 8; ++e) {
-          sum[e / 4][e % 4] += grad.share.at(first + 16 * i + sum_column(e / 4, e % 4));
+        for (int half = 0; half < 2; ++half) {
+          float share[2];
+          grad.share.template two_at<Base::kWhole>(first + 16 * i + sum_column(half, 0), share);
+          SPARC_UNROLL
+          for (int e = 0; e < 4; ++e) sum[half][e] += share[e % 2];
         }
       }
       rounded[i] = RoundedSums<E>(sum);

@@ -134,9 +134,11 @@ struct PairPass : Tile_ {
       } else {
         Sums sum;
         SPARC_UNROLL
-        for (int e = 0; e < 8; ++e) {
-          sum[e / 4][e % 4] =
-              c[i][e / 4][e % 4] * last + grad.share.at(at + 16 * i + sum_column(e / 4, e % 4));
+        for (int half = 0; half < 2; ++half) {
+          float share[2];
+          grad.share.template two_at<Base::kWhole>(at + 16 * i + sum_column(half, 0), share);
+          SPARC_UNROLL
+          for (int e = 0; e < 4; ++e) sum[half][e] = c[i][half][e] * last + share[e % 2];
         }
         rounded[i] = RoundedSums<E>(sum);
       }
