@@ -48,8 +48,19 @@ struct FineGrainedBackwardParts : Steps {
   SPARC_DEVICE void load_groups(int c, int stage) const {
     const InputRows<E> rows = saved_rows();
     const typename Base::TextCopies copies(rows, nullptr, this->n);
-    copies.load(rows, nullptr, this->n, c * this->streaming.chunk, this->streaming.chunk, args.in.channels,
-                shared.second_tile(stage));
+    copies.load(rows, nullptr, this->n, c * this->kChunk, args.in.channels, shared.second_tile(stage));
+  }
+  // One chunk for W and dU.
+  SPARC_DEVICE void load_for_weights(int c, int stage) const {
+    this->load(c, stage);
+    load_groups(c, stage);
+  }
+  // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` of the chunk on.
+  template <class From>
+  SPARC_DEVICE void scale_groups(Sums& c, const From& groups, int column, const float (&alpha)[2]) const {
+    const RoundedSums<E> group = held_rows(groups, column);
+    SPARC_UNROLL
+    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
   }
   // One chunk for both gradients, as they are asked for.
   SPARC_DEVICE void load_for_gradients(int c, int stage) const {
@@ -130,7 +141,7 @@ struct FineGrainedBackwardParts : Steps {
   template <class Held>
   SPARC_DEVICE void save_groups_of(const Held& held, float unit, typename Base::TextSums& z) const {
     this->groups(held, unit, z, [&](const auto& groups, int c, int column) {
-      save_groups(groups, 1.0f, c * this->streaming.chunk + column);
+      save_groups(groups, 1.0f, c * this->kChunk + column);
     });
   }
 
@@ -175,7 +186,7 @@ struct FineGrainedBackwardParts : Steps {
   template <int kCount, class From>
   SPARC_DEVICE void store_text_gradient(const TextGradient& grad, const Sums (&x)[kCount], const From& t,
                                         int c, int column) const {
-    const int first = c * this->streaming.chunk + column;
+    const int first = c * this->kChunk + column;
     const device::Shared<int> token_index = this->text_index();
     RoundedSums<E> rounded[kCount];
     SPARC_UNROLL
@@ -223,9 +234,9 @@ struct FineGrainedBackwardParts : Steps {
 };
 
 // The products of a backward pass by single warps.
-template <class E, int kStrips>
-struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips>> {
-  using Base = FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips>>;
+template <class E, int kStrips, int kChunk>
+struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips, kChunk>> {
+  using Base = FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips, kChunk>>;
   using Products = typename Base::Products;
   using Base::args;
   using Base::Base;
@@ -235,40 +246,50 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
   using Held =
       typename std::conditional<(kStrips < 8), typename Base::HeldOperand, typename Base::TileOperand>::type;
 
-  SPARC_DEVICE void start_weights() const { this->start_both(); }
+  SPARC_DEVICE void start_weights() const {
+    this->start([&](int c, int stage) { this->load_for_weights(c, stage); });
+  }
   SPARC_DEVICE void start_gradients() const {
     this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
   }
 
   // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
-    const Tile<E> dz = shared.grads_tile(), w_tile = shared.w_tile();
+    const Tile<E> dz_tile = shared.grads_tile();
+    const auto w_tile = shared.w_tile();
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
-    this->for_both([&](int c, int stage) {
+    typename Products::A dz[kTextSteps];
+    SPARC_UNROLL
+    for (int j = 0; j < kTextSteps; ++j) {
+      if (this->active() && j * 16 < this->n) dz[j] = Products::load_a(dz_tile, this->row0, j * 16);
+    }
+    const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
+    this->for_chunks(load, [&](int c, int stage) {
       if (this->active()) {
-        this->for_channels([&](int column) {
-          const int first = c * this->streaming.chunk + column;
-          const RoundedSums<E> group = load_rounded(this->saved_groups(), args.in.channels, first,
-                                                    [&](int r) { return this->leading_row(r); });
-          Sums scaled[1];
-          Sums& w = scaled[0];
+        typename Base::Turns w;
+        SPARC_UNROLL
+        for (int turn = 0; turn < Base::kTurns; ++turn) {
+          this->scale_groups(w[turn], shared.second_tile(stage), this->turn_column(turn), alpha);
+        }
+        if (args.grad_patches != nullptr) this->save_groups(w, unit, c * kChunk + this->turn_column(0));
+        SPARC_UNROLL
+        for (int turn = 0; turn < Base::kTurns; ++turn) {
+          const int column = this->turn_column(turn);
           SPARC_UNROLL
-          for (int e = 0; e < 8; ++e) w[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
-          if (args.grad_patches != nullptr) this->save_groups(scaled, unit, first);
-          SPARC_NO_UNROLL
-          for (int j = 0; j < this->n; j += Products::kDepth) {
-            Products::multiply_add(w, Products::load_a(dz, this->row0, j),
-                                   Products::load_b_transposed(shared.text_tile(stage), j, column));
+          for (int j = 0; j < kTextSteps; ++j) {
+            if (j * 16 >= this->n) break;
+            Products::multiply_add(w[turn], dz[j],
+                                   Products::load_b_transposed(shared.text_tile(stage), j * 16, column));
           }
-          const RoundedSums<E> rounded(w);
+          const RoundedSums<E> rounded(w[turn]);
           SPARC_UNROLL
           for (int e = 0; e < 4; ++e) {
             *w_tile.word_at(this->row(e / 2), column + sum_column(e % 2, 0)) = rounded.words[e / 2][e % 2];
           }
-        });
+        }
       }
       device::block_barrier();
-      this->add_products(s, w_tile, shared.image_tile(stage), this->streaming.chunk);
+      this->add_products(s, w_tile, shared.image_tile(stage));
     });
   }
 
@@ -298,11 +319,9 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
     this->for_chunks(load, [&](int c, int stage) {
       if (args.grad_patches != nullptr) this->write_image_gradient(patches, shared.x_tile(), c, stage);
       if (args.grad_tokens == nullptr || !this->active()) return;
-      this->for_channels([&](int column) {
-        Sums x[1];
-        this->times_image(x[0], held, shared.image_tile(stage), column);
-        this->store_text_gradient(tokens, x, shared.text_tile(stage), c, column);
-      });
+      typename Base::Turns x;
+      this->times_image(x, held, shared.image_tile(stage));
+      this->store_text_gradient(tokens, x, shared.text_tile(stage), c, this->turn_column(0));
     });
   }
 };
@@ -351,7 +370,7 @@ struct FineGrainedPairBackward : Gradients {
 template <class Pass, class Layout>
 SPARC_DEVICE void run_backward(const FineGrainedArguments& args, const Streaming& streaming,
                                const Layout& shared) {
-  for_each_pair<true>(shared, args.in, [&](const PairWork& work) {
+  for_each_pair<true>(shared, args.in, [&](const PairWork& work) SPARC_INLINE_LAMBDA {
     if (work.image_rows > 0) {
       Pass(shared, args, streaming, work).backward();
       device::block_barrier();  // the rows of Q have been read: masked rows of dT lie among them
@@ -362,17 +381,17 @@ SPARC_DEVICE void run_backward(const FineGrainedArguments& args, const Streaming
 
 template <>
 struct PairOp<FineGrainedArguments> {
-  template <class E>
-  using Layout = FineGrainedLayout<E>;
+  template <class E, int kChunk>
+  using Layout = FineGrainedLayout<E, kChunk>;
 
-  template <class E, int kStrips, bool kBackward>
+  template <class E, int kStrips, int kChunk, bool kBackward>
   SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
-                               const Layout<E>& shared) {
+                               const Layout<E, kChunk>& shared) {
     if constexpr (kBackward) {
-      using Pass = FineGrainedPairBackward<FineGrainedPairGradients<E, kStrips>>;
+      using Pass = FineGrainedPairBackward<FineGrainedPairGradients<E, kStrips, kChunk>>;
       run_backward<Pass>(args, streaming, shared);
     } else {
-      run_forward<FineGrainedPairForward<FineGrainedPairSteps<E, kStrips>>>(args, streaming, shared);
+      run_forward<FineGrainedPairForward<FineGrainedPairSteps<E, kStrips, kChunk>>>(args, streaming, shared);
     }
   }
 };

@@ -21,12 +21,8 @@ struct FineGrainedWarpgroupGradients
   using Base::shared;
   using Held = typename Base::HeldOperand;
 
-  SPARC_DEVICE void load_for_weights(int c, int stage) const {
-    this->load(c, stage);
-    this->load_groups(c, stage);
-  }
   SPARC_DEVICE void start_weights() const {
-    this->start([&](int c, int stage) { load_for_weights(c, stage); });
+    this->start([&](int c, int stage) { this->load_for_weights(c, stage); });
   }
   SPARC_DEVICE void start_gradients() const {
     this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
@@ -36,14 +32,14 @@ struct FineGrainedWarpgroupGradients
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
     constexpr int kTurns = Panel<E>::kColumns / 16;
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
-    const auto load = [&](int c, int stage) { load_for_weights(c, stage); };
+    const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
       const Panel<E> t = shared.text_tile(stage), v = shared.image_tile(stage),
                      groups = shared.second_tile(stage);
       Sums w[kTurns];
       SPARC_UNROLL
       for (int turn = 0; turn < kTurns; ++turn) {
-        scale_groups(w[turn], groups, turn * 16, alpha);
+        this->scale_groups(w[turn], groups, turn * 16, alpha);
       }
       Sums q[kOwnStrips];  // of the channels of this warpgroup
       SPARC_UNROLL
@@ -152,13 +148,6 @@ struct FineGrainedWarpgroupGradients
     return kInTurns ? (turn * kColumnWarps + this->column_warp) * 64 : 0;
   }
   SPARC_DEVICE int patch_channel() const { return kInTurns ? 0 : this->first_channel(); }
-
-  // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` on.
-  SPARC_DEVICE void scale_groups(Sums& c, const Panel<E>& groups, int column, const float (&alpha)[2]) const {
-    const RoundedSums<E> group = this->held_rows(groups, column);
-    SPARC_UNROLL
-    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
-  }
 
   // Issues c = x_unit X^T T + U^T Q for 64 patches, as a group.
   SPARC_DEVICE void multiply_patches(Sums (&c)[kPatchStrips], int turn, int stage, float x_unit) const {

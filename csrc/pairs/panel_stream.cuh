@@ -131,8 +131,8 @@ struct HeldCopies {
   }
 
   template <class E>
-  SPARC_DEVICE void load(const InputRows<E>& from, const device::Shared<int>*, int, int first, int,
-                         int channels, const Panel<E>& to) const {
+  SPARC_DEVICE void load(const InputRows<E>& from, const device::Shared<int>*, int, int first, int channels,
+                         const Panel<E>& to) const {
     const int column = (device::thread_index() & 7) * 8;
     const E* const begin = from.data + first;
     const bool inside = first + column < channels;

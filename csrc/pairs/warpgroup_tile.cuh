@@ -34,6 +34,7 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
   using Base::Base;
   using Base::kSteps;
 
+  static constexpr int kChunk = Panel<E>::kColumns;
   // Channels of a chunk that this warpgroup takes where the two share them, from first_channel() on.
   static constexpr int kChannels = Panel<E>::kColumns / kColumnWarps;
   SPARC_DEVICE int first_channel() const { return this->column_warp * kChannels; }

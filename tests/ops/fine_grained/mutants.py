@@ -22,8 +22,22 @@ MUTANTS = (
     Mutant(
         "operand B is not transposed",
         "pairs/pair_tile.cuh",
-        "Products::load_b_transposed(image, step * 16, column)",
-        "Products::load_b(image, step * 16, column)",
+        "Products::load_b_transposed(image, step * 16, turn_column(turn))",
+        "Products::load_b(image, step * 16, turn_column(turn))",
+        "ragged",
+    ),
+    Mutant(
+        "tokens that are multiplied with themselves are not transposed",
+        "common/products.cuh",
+        "return {{a.r[0], a.r[2], a.r[1], a.r[3]}};",
+        "return {{a.r[0], a.r[1], a.r[2], a.r[3]}};",
+        "ragged",
+    ),
+    Mutant(
+        "rows behind the last one keep what stood there",
+        "pairs/pair_stream.cuh",
+        "device::copy_async(target, from.data, 0);",
+        "",
         "ragged",
     ),
     Mutant(
