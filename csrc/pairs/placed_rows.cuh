@@ -36,7 +36,7 @@ struct PlacedRows {
       E* const at = target + to.rows_apart(i * kStep);
       if ((i + 1) * kStep <= count) {
         device::copy_async(at, device::further(source, rows[i], row_bytes));
-      } else if (first_row() + i * kStep < to.filled) {
+      } else {  // zeros in all rows behind the valid ones: products read them
         device::copy_async(at, device::further(source, rows[i], row_bytes),
                            first_row() + i * kStep < count ? 16 : 0);
       }
