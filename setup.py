@@ -97,6 +97,11 @@ def cuda_targets(nvcc: Path) -> list[str]:
     return [*(f"sm_{arch}" for arch in architectures), *(f"compute_{arch}" for arch in portable)]
 
 
+def builds_warpgroups(nvcc: Path) -> bool:
+    """Whether `*_warpgroup.cu` is built: its instructions exist in sm_90a alone, which no other device runs."""
+    return "90" in cuda_architectures(nvcc)
+
+
 def ninja_escape(path: object) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
@@ -123,7 +128,9 @@ class BuildNative(build_ext):
         lines = [rules, f"build {ninja_escape(output)}: link $"]
         builds = []
         for source in sources:
-            rule = "nvcc" if source.suffix == ".cu" else "cxx"
+            rule = "cxx"
+            if source.suffix == ".cu":
+                rule = "nvcc_warpgroup" if source.stem.endswith("_warpgroup") else "nvcc"
             for isa in INSTRUCTION_SETS if source.stem.endswith("_isa") else ("",):
                 stem = str(source.relative_to(CSRC)).replace(os.sep, "_")
                 obj = ninja_escape(work / f"{stem}{isa}.o")
@@ -149,12 +156,13 @@ class BuildNative(build_ext):
         targets = cuda_targets(nvcc)
         codes = [f"-gencode=arch={target.replace('sm', 'compute')},code={target}" for target in targets]
         flags = [*CXX_FLAGS, "-DUSE_CUDA", f"-I{home / 'include'}", f"-DSPARC_CUDA_ARCHITECTURES={','.join(targets)}"]
-        nvcc_flags = [
-            "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", TORCH_TARGET, "-DUSE_CUDA", *codes,
-        ]  # fmt: skip
-        nvcc_rule = (
-            f"rule nvcc\n  command = {nvcc} {' '.join(nvcc_flags)} -I{CSRC} -MMD -MF $out.d -c $in -o $out\n"
-            "  depfile = $out.d\n  deps = gcc\n\n"
+        if builds_warpgroups(nvcc):
+            flags.append("-DSPARC_WARPGROUPS")
+        nvcc_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", TORCH_TARGET, "-DUSE_CUDA"]
+        nvcc_rule = "".join(
+            f"rule {name}\n  command = {nvcc} {' '.join([*nvcc_flags, *made])} -I{CSRC} "
+            "-MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n\n"
+            for name, made in (("nvcc", codes), ("nvcc_warpgroup", ["-gencode=arch=compute_90a,code=sm_90a"]))
         )
         # libtorch pulls in libtorch_cuda where PyTorch has one; its symbols are looked up when the library is loaded.
         libraries = [
@@ -196,8 +204,9 @@ def extensions() -> list[Extension]:
     on_cpu = [path for path in sources("**/*.cpp") if path not in on_cuda]
     built = [Extension("sparc_kernels.libsparc_cpu", on_cpu, depends=headers)]
     if (nvcc := wanted_nvcc()) is not None:
-        cuda_architectures(nvcc)  # refuses a wrong choice before anything is compiled
-        built.append(Extension("sparc_kernels.libsparc_cuda", sorted(on_cuda), depends=headers))
+        # refuses a wrong choice before anything is compiled
+        left_out = set() if builds_warpgroups(nvcc) else set(sources("**/*_warpgroup.cu"))
+        built.append(Extension("sparc_kernels.libsparc_cuda", sorted(on_cuda - left_out), depends=headers))
     return built
 
 

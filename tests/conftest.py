@@ -13,7 +13,7 @@ import torch
 
 from sparc_kernels import _native
 from tests.emulation.host import build
-from tests.emulation.host.backend import DEVICES, Device, Emulated, played
+from tests.emulation.host.backend import DEVICES, WARPGROUP_DEVICES, Device, Emulated, played
 from tests.interpreter import found_once
 
 HAS_GPU = torch.cuda.is_available()
@@ -45,6 +45,7 @@ def emulated(device: Device) -> Any:
 
 
 EMULATED = [emulated(device) for device in DEVICES]
+EMULATED_WARPGROUPS = [emulated(device) for device in WARPGROUP_DEVICES]
 EMULATED_FLOAT32 = [emulated(device) for device in DEVICES if device.dtype == torch.float32]
 
 

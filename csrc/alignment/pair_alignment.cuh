@@ -6,9 +6,10 @@
 
 namespace sparc {
 
-template <class E, int kStrips, class Layout, class Arguments>
-struct AlignmentPass : PairPass<E, kStrips, Layout, Arguments> {
-  using Base = PairPass<E, kStrips, Layout, Arguments>;
+template <class Tile_, class Layout, class Arguments>
+struct AlignmentPass : PairPass<Tile_, Layout, Arguments> {
+  using Base = PairPass<Tile_, Layout, Arguments>;
+  using Strips = typename Base::Strips;
   using RowPair = typename Base::RowPair;
   using Base::Base;
   using Base::shared;
@@ -21,7 +22,7 @@ struct AlignmentPass : PairPass<E, kStrips, Layout, Arguments> {
   };
 
   // From the minimum and maximum of each row; the buffers of shared.partial are used.
-  SPARC_DEVICE Alignments align(const Sums (&s)[kStrips]) const {
+  SPARC_DEVICE Alignments align(const Strips& s) const {
     RowPair low = {device::infinity(), device::infinity()}, high = {-low[0], -low[1]};
     this->for_each([&](int strip, int half, int i, int column) {
       if (column < this->p) {
@@ -36,7 +37,7 @@ struct AlignmentPass : PairPass<E, kStrips, Layout, Arguments> {
   }
 
   // U into shared memory.
-  SPARC_DEVICE void write_weights(const Sums (&s)[kStrips], const Alignments& aligned) const {
+  SPARC_DEVICE void write_weights(const Strips& s, const Alignments& aligned) const {
     this->write_tile(shared.weights_tile(),
                      [&](int strip, int half, int i) { return aligned.of(i).weight(s[strip][half][i]); });
   }
@@ -53,7 +54,7 @@ struct AlignmentPass : PairPass<E, kStrips, Layout, Arguments> {
   // What dS needs of S: which columns are kept, which are minima, one bit for each similarity of this lane,
   // and 1 / range of its rows (0 in flat ones).
   struct Kept {
-    static constexpr int kWords = (kStrips * 8 + 31) / 32;
+    static constexpr int kWords = (sizeof(Strips) / sizeof(float) + 31) / 32;
     uint32_t kept[kWords], minimum[kWords];
     float inverse_range[2];
 
@@ -65,24 +66,24 @@ struct AlignmentPass : PairPass<E, kStrips, Layout, Arguments> {
       return minimum[bit(strip, half, i) / 32] >> (bit(strip, half, i) % 32) & 1u;
     }
   };
-  SPARC_DEVICE Kept keep(const Sums (&s)[kStrips], const Alignments& aligned) const {
+  SPARC_DEVICE Kept keep(const Strips& s, const Alignments& aligned) const {
     Kept result;
     SPARC_UNROLL
     for (int word = 0; word < Kept::kWords; ++word) result.kept[word] = result.minimum[word] = 0;
     this->for_each([&](int strip, int half, int i, int column) {
       const RowAlignment& row = aligned.of(i);
       const int bit = Kept::bit(strip, half, i);
-      if (column < this->p && !row.flat()) {
-        result.kept[bit / 32] |= static_cast<uint32_t>(row.kept(s[strip][half][i])) << (bit % 32);
-        result.minimum[bit / 32] |= static_cast<uint32_t>(s[strip][half][i] == row.low) << (bit % 32);
-      }
+      const bool counts = (column < this->p) & !row.flat();
+      result.kept[bit / 32] |= static_cast<uint32_t>(counts & row.kept(s[strip][half][i])) << (bit % 32);
+      result.minimum[bit / 32] |= static_cast<uint32_t>(counts & (s[strip][half][i] == row.low))
+                                  << (bit % 32);
     });
     for (int half = 0; half < 2; ++half) result.inverse_range[half] = aligned.rows[half].inverse_range;
     return result;
   }
 
   // dU becomes dS: kept entries over the range, and minus their sum at the minima, split evenly.
-  SPARC_DEVICE void similarity_gradient(Sums (&grad)[kStrips], const Kept& kept) const {
+  SPARC_DEVICE void similarity_gradient(Strips& grad, const Kept& kept) const {
     RowPair total = {0.0f, 0.0f}, ties = {0.0f, 0.0f};
     this->for_each([&](int strip, int half, int i, int) {
       float& x = grad[strip][half][i];

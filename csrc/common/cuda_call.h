@@ -23,8 +23,9 @@ inline MatrixView matrix_view(const Tensor& tensor) {
   // strides of dimensions of size 1 are never walked
   const bool rows = (tensor.size(0) <= 1 || tensor.stride(0) % unit == 0) &&
                     (tensor.size(1) <= 1 || tensor.stride(1) % unit == 0);
+  const bool near = tensor.size(1) <= 1 || tensor.stride(1) * tensor.element_size() <= UINT32_MAX;
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2),
-          aligned && rows && tensor.stride(2) == 1};
+          aligned && rows && near && tensor.stride(2) == 1};
 }
 
 inline MaskView mask_view(const std::optional<Tensor>& mask) {

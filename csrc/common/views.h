@@ -9,7 +9,9 @@ namespace sparc {
 struct MatrixView {
   const void* data;
   int64_t batch_stride, row_stride, column_stride;
-  bool wide;  // column_stride 1, every row 16-byte aligned: rows can be copied 16 bytes at a time
+  // column_stride 1, every row 16-byte aligned, less than 4 GiB between rows: they can be copied 16 bytes at
+  // a time
+  bool wide;
 };
 
 // [batch, rows] bool, or all valid.

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "fine_grained/fine_grained.h"
-#include "pairs/pair_inputs.h"
+#include "pairs/launch_plan.h"
 
 namespace sparc {
 
@@ -27,6 +27,11 @@ struct FineGrainedArguments {
   void* grad_patches;               // [B, P, D] contiguous, null where not asked for
   void* grad_tokens;                // [B, L, D] contiguous, null where not asked for
   void* saved_groups;               // where a pair's C' waits: grad_tokens, or [grid, L, D] of scratch
+};
+
+template <>
+struct WarpgroupPasses<FineGrainedArguments> {
+  static constexpr bool kForward = true, kBackward = true;
 };
 
 }  // namespace sparc

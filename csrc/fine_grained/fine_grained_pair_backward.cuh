@@ -14,23 +14,64 @@
 
 namespace sparc {
 
-template <class E, int kStrips>
-struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
-  using Base = FineGrainedPairBase<E, kStrips>;
-  using Products = typename Base::Products;
+// What a backward pass does between its products, whatever these are made of.
+template <class Steps>
+struct FineGrainedBackwardParts : Steps {
+  using Base = Steps;
+  using E = typename Base::E;
   using Kept = typename Base::Kept;
+  using Strips = typename Base::Strips;
   using Base::args;
   using Base::Base;
   using Base::row_array;
   using Base::shared;
   using Base::work;
 
-  // 64 registers of operands beside the bits and sums of 256 patches would spill.
-  using Held =
-      typename std::conditional<(kStrips < 8), typename Base::HeldOperand, typename Base::TileOperand>::type;
-
   SPARC_DEVICE E* saved_groups() const {  // [valid tokens, D]: C', then Q
     return rows_of<E>(args.saved_groups, saved_slot(), args.in.text_rows, args.in.channels);
+  }
+  // C' or Q, `unit` times these sums of this warp's rows, channels from `first` on.
+  template <int kCount>
+  SPARC_DEVICE void save_groups(const Sums (&sums)[kCount], float unit, int first) const {
+    RoundedSums<E> rounded[kCount];
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) rounded[i] = RoundedSums<E>(sums[i], unit);
+    store_side_by_side<Base::kWhole>(rounded, saved_groups(), args.in.channels, first,
+                                     [&](int r) { return this->leading_row(r); });
+  }
+  SPARC_DEVICE InputRows<E> saved_rows() const {
+    const int channels = args.in.channels;
+    const MatrixView view = {args.saved_groups, args.in.text_rows * static_cast<int64_t>(channels), channels,
+                             1, channels % 8 == 0};
+    return InputRows<E>(view, saved_slot());
+  }
+  SPARC_DEVICE void load_groups(int c, int stage) const {
+    const InputRows<E> rows = saved_rows();
+    const typename Base::TextCopies copies(rows, nullptr, this->n);
+    copies.load(rows, nullptr, this->n, c * this->kChunk, args.in.channels, shared.second_tile(stage));
+  }
+  // One chunk for W and dU.
+  SPARC_DEVICE void load_for_weights(int c, int stage) const {
+    this->load(c, stage);
+    load_groups(c, stage);
+  }
+  // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` of the chunk on.
+  template <class From>
+  SPARC_DEVICE void scale_groups(Sums& c, const From& groups, int column, const float (&alpha)[2]) const {
+    const RoundedSums<E> group = held_rows(groups, column);
+    SPARC_UNROLL
+    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
+  }
+  // One chunk for both gradients, as they are asked for.
+  SPARC_DEVICE void load_for_gradients(int c, int stage) const {
+    this->load_text(c, stage);
+    if (args.grad_tokens != nullptr) this->load_image(c, stage);
+    if (args.grad_patches != nullptr) load_groups(c, stage);
+  }
+
+  // Of one of the two rows that this lane holds.
+  SPARC_DEVICE float of_row(int offset, int half) const {
+    return this->row(half) < this->n ? static_cast<float>(row_array(offset)[this->row(half)]) : 0.0f;
   }
 
   // dZ in its unit, alpha and beta in the same; returns the unit.
@@ -63,12 +104,13 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
           return reach_unit(largest, quad_sum(reach));
         },
         row_array(shared.parts));
-    const Tile<E> dz_tile = shared.grads_tile();
+    const auto dz_tile = shared.grads_tile();
     const float inverse_unit = 1.0f / unit;
     float along_group = 0.0f;
-    if (row < round_up(n, 16)) {
-      SPARC_NO_UNROLL
-      for (int j = part; j < round_up(n, 16); j += 4) {
+    const int filled = dz_tile.rows_for(n);
+    if (row < filled) {
+      SPARC_UNROLL_FOUR_TIMES
+      for (int j = part; j < filled; j += 4) {
         const float found = valid && j < n ? grad(j) : 0.0f;
         const E rounded = device::from_float<E>(found * inverse_unit);
         *dz_tile.at(row, j) = rounded;
@@ -82,7 +124,7 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
 
     float along_token = 0.0f;
     if (valid) {
-      SPARC_NO_UNROLL
+      SPARC_UNROLL_FOUR_TIMES
       for (int l = part; l < n; l += 4) along_token += dz_tile.get(l, row) * *shared.z(l, row);
     }
     along_token = quad_sum(along_token);
@@ -91,86 +133,24 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
       row_array(shared.beta)[row] = along_token * inverse_square(norm);
       row_array(shared.restore)[row] = without_length<E>(norm) ? unit / norm : unit;
     }
-    device::block_barrier();
+    this->publish();
     return unit;
   }
 
-  // C' into its place, Z into shared memory.
-  SPARC_DEVICE void groups_and_logits(float unit) const {
-    Held held;
-    this->hold(held, shared.weights_tile());
-    typename Base::TextSums z = {};
-    E* const groups = saved_groups();
-    const int channels = args.in.channels;
-    this->for_both([&](int c, int stage) {
-      if (!this->active()) return;
-      this->group_chunk(held, stage, unit, z, [&](const Sums& group, int column) {
-        store_rounded(RoundedSums<E>(group), groups, channels, c * this->streaming.chunk + column,
-                      [&](int r) { return this->leading_row(r); });
-      });
-    });
-    this->start_both();
-    this->write_logits(z);
-  }
-
-  // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
-  SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
-    E* const groups = saved_groups();
-    const int channels = args.in.channels;
-    const Tile<E> dz = shared.grads_tile(), w_tile = shared.w_tile();
-    const device::Shared<uint32_t> w_words = device::shared_at<uint32_t>(w_tile.offset);
-    const float alpha[2] = {of_row(shared.alpha, 0), of_row(shared.alpha, 1)};
-    this->for_both([&](int c, int stage) {
-      if (this->active()) {
-        this->for_channels([&](int column) {
-          const int first = c * this->streaming.chunk + column;
-          const RoundedSums<E> group =
-              load_rounded(groups, channels, first, [&](int r) { return this->leading_row(r); });
-          Sums w, q;
-          SPARC_UNROLL
-          for (int e = 0; e < 8; ++e) {
-            w[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
-            q[e / 4][e % 4] = w[e / 4][e % 4] * unit;
-          }
-          if (args.grad_patches != nullptr) {
-            store_rounded(RoundedSums<E>(q), groups, channels, first,
-                          [&](int r) { return this->leading_row(r); });
-          }
-          SPARC_NO_UNROLL
-          for (int j = 0; j < this->n; j += Products::kDepth) {
-            Products::multiply_add(w, Products::load_a(dz, this->row0, j),
-                                   Products::load_b_transposed(shared.text_tile(stage), j, column));
-          }
-          const RoundedSums<E> rounded(w);
-          SPARC_UNROLL
-          for (int e = 0; e < 4; ++e) {
-            const int at = this->row(e / 2) * w_tile.pitch + column + sum_column(e % 2, 0);
-            w_words[at / 2] = rounded.words[e / 2][e % 2];
-          }
-        });
-      }
-      device::block_barrier();
-      this->add_products(s, w_tile, shared.image_tile(stage), this->streaming.chunk);
+  // C' into its place, and what this warp adds to Z; `held`: U.
+  template <class Held>
+  SPARC_DEVICE void save_groups_of(const Held& held, float unit, typename Base::TextSums& z) const {
+    this->groups(held, unit, z, [&](const auto& groups, int c, int column) {
+      save_groups(groups, 1.0f, c * this->kChunk + column);
     });
   }
 
-  // dU becomes X = dZ^T U + dS, both without the unit of C'; returns the unit that X is written in.
-  SPARC_DEVICE float mix(Sums (&s)[kStrips], const Kept& kept) const {
+  // dU becomes X = dZ^T U + dS, both without the unit of C', of which add_products() adds the first; returns
+  // the unit that X is written in.
+  template <class AddProducts>
+  SPARC_DEVICE float mix(Strips& s, const Kept& kept, const AddProducts& add_products) const {
     this->similarity_gradient(s, kept);
-    if (this->active()) {
-      SPARC_NO_UNROLL
-      for (int l = 0; l < this->n; l += Products::kDepth) {
-        const typename Products::A a = Products::load_a_transposed(shared.grads_tile(), l, this->row0);
-        SPARC_UNROLL
-        for (int strip = 0; strip < kStrips; ++strip) {
-          if (this->strip_column(strip) < this->p) {
-            Products::multiply_add(
-                s[strip], a,
-                Products::load_b_transposed(shared.weights_tile(), l, this->strip_column(strip)));
-          }
-        }
-      }
-    }
+    add_products();
     const float x_unit = range_unit<E>([&] { return this->largest(s); }, row_array(shared.parts));
     if constexpr (!kIsFloat16<E>) {
       device::block_barrier();  // dZ has been read: X takes its place
@@ -178,60 +158,186 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
     const float inverse = 1.0f / x_unit;
     this->write_tile(shared.x_tile(),
                      [&](int strip, int half, int i) { return s[strip][half][i] * inverse; });
-    device::block_barrier();
+    this->publish();
     return x_unit;
+  }
+
+  // What rows of the gradients are made of beside products, for the rows of this lane; x_unit: what X was
+  // divided by, unit: what dZ was.
+  SPARC_DEVICE typename Base::ImageGradient image_gradient(float x_unit, float unit) const {
+    const PairInputs& in = args.in;
+    return {x_unit, true, unit, MeanShare<E>(args.grad_pooled_patches, work.image, in.channels, this->p),
+            rows_of<E>(args.grad_patches, work.image, in.image_rows, in.channels)};
+  }
+  struct TextGradient {
+    float x_unit, beta[2], restore[2];
+    MeanShare<E> share;
+    E* out;
+  };
+  SPARC_DEVICE TextGradient text_gradient(float x_unit) const {
+    const PairInputs& in = args.in;
+    return {x_unit,
+            {of_row(shared.beta, 0), of_row(shared.beta, 1)},
+            {of_row(shared.restore, 0), of_row(shared.restore, 1)},
+            MeanShare<E>(args.grad_pooled_tokens, work.text, in.channels, this->n),
+            rows_of<E>(args.grad_tokens, work.text, in.text_rows, in.channels)};
+  }
+  // dT from x = X V: this warp's rows, its channels from `column` on of chunk c, whose tokens are in t.
+  template <int kCount, class From>
+  SPARC_DEVICE void store_text_gradient(const TextGradient& grad, const Sums (&x)[kCount], const From& t,
+                                        int c, int column) const {
+    const int first = c * this->kChunk + column;
+    const device::Shared<int> token_index = this->text_index();
+    RoundedSums<E> rounded[kCount];
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const RoundedSums<E> token = held_rows(t, column + 16 * i);
+      Sums sum;
+      SPARC_UNROLL
+      for (int e = 0; e < 8; ++e) {
+        const int half = e % 4 / 2;
+        sum[e / 4][e % 4] = (x[i][e / 4][e % 4] * grad.x_unit - grad.beta[half] * token.value(e / 4, e % 4)) *
+                            grad.restore[half];
+      }
+      if (grad.share.grad != nullptr) {
+        SPARC_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          float share[2];
+          grad.share.template two_at<Base::kWhole>(first + 16 * i + sum_column(half, 0), share);
+          SPARC_UNROLL
+          for (int e = 0; e < 4; ++e) sum[half][e] += share[e % 2];
+        }
+      }
+      rounded[i] = RoundedSums<E>(sum);
+    }
+    store_side_by_side<Base::kWhole>(rounded, grad.out, args.in.channels, first, [&](int r) -> int64_t {
+      return this->row0 + r < this->n ? static_cast<int>(token_index[this->row0 + r]) : -1;
+    });
+  }
+  // This lane's numbers of a tile of 16-bit elements with a row for every token: 16 columns from `column` on.
+  template <class From>
+  SPARC_DEVICE RoundedSums<E> held_rows(const From& tile, int column) const {
+    RoundedSums<E> found;
+    SPARC_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const device::Shared<uint32_t> words = tile.word_at(this->row(0), column + sum_column(half, 0));
+      SPARC_UNROLL
+      for (int r = 0; r < 2; ++r) found.words[r][half] = words[tile.rows_apart(8 * r) / 2];
+    }
+    return found;
+  }
+
+ private:
+  SPARC_DEVICE int64_t saved_slot() const {
+    return args.grad_tokens != nullptr ? work.text : device::block_index();
+  }
+};
+
+// The products of a backward pass by single warps.
+template <class E, int kStrips, int kChunk>
+struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips, kChunk>> {
+  using Base = FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips, kChunk>>;
+  using Products = typename Base::Products;
+  using Base::args;
+  using Base::Base;
+  using Base::shared;
+
+  // 64 registers of operands beside the bits and sums of 256 patches would spill.
+  using Held =
+      typename std::conditional<(kStrips < 8), typename Base::HeldOperand, typename Base::TileOperand>::type;
+
+  SPARC_DEVICE void start_weights() const {
+    this->start([&](int c, int stage) { this->load_for_weights(c, stage); });
+  }
+  SPARC_DEVICE void start_gradients() const {
+    this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
+  }
+
+  // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
+  SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
+    const Tile<E> dz_tile = shared.grads_tile();
+    const auto w_tile = shared.w_tile();
+    const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
+    typename Products::A dz[kTextSteps];
+    SPARC_UNROLL
+    for (int j = 0; j < kTextSteps; ++j) {
+      if (this->active() && j * 16 < this->n) dz[j] = Products::load_a(dz_tile, this->row0, j * 16);
+    }
+    const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
+    this->for_chunks(load, [&](int c, int stage) {
+      if (this->active()) {
+        typename Base::Turns w;
+        SPARC_UNROLL
+        for (int turn = 0; turn < Base::kTurns; ++turn) {
+          this->scale_groups(w[turn], shared.second_tile(stage), this->turn_column(turn), alpha);
+        }
+        if (args.grad_patches != nullptr) this->save_groups(w, unit, c * kChunk + this->turn_column(0));
+        SPARC_UNROLL
+        for (int turn = 0; turn < Base::kTurns; ++turn) {
+          const int column = this->turn_column(turn);
+          SPARC_UNROLL
+          for (int j = 0; j < kTextSteps; ++j) {
+            if (j * 16 >= this->n) break;
+            Products::multiply_add(w[turn], dz[j],
+                                   Products::load_b_transposed(shared.text_tile(stage), j * 16, column));
+          }
+          const RoundedSums<E> rounded(w[turn]);
+          SPARC_UNROLL
+          for (int e = 0; e < 4; ++e) {
+            *w_tile.word_at(this->row(e / 2), column + sum_column(e % 2, 0)) = rounded.words[e / 2][e % 2];
+          }
+        }
+      }
+      device::block_barrier();
+      this->add_products(s, w_tile, shared.image_tile(stage));
+    });
+  }
+
+  // s += dZ^T U
+  SPARC_DEVICE void add_mixed(Sums (&s)[kStrips]) const {
+    if (!this->active()) return;
+    SPARC_NO_UNROLL
+    for (int l = 0; l < this->n; l += Products::kDepth) {
+      const typename Products::A a = Products::load_a_transposed(shared.grads_tile(), l, this->row0);
+      SPARC_UNROLL
+      for (int strip = 0; strip < kStrips; ++strip) {
+        if (this->strip_column(strip) < this->p) {
+          Products::multiply_add(
+              s[strip], a, Products::load_b_transposed(shared.weights_tile(), l, this->strip_column(strip)));
+        }
+      }
+    }
   }
 
   // dV and dT, as asked for. x_unit: what X was divided by, unit: what dZ was.
   SPARC_DEVICE void write_gradients(float x_unit, float unit) const {
-    const PairInputs& in = args.in;
-    const bool of_patches = args.grad_patches != nullptr, of_tokens = args.grad_tokens != nullptr;
-    const typename Base::ImageGradient grad_patches = {
-        shared.x_tile(),
-        x_unit,
-        true,
-        unit,
-        MeanShare<E>(args.grad_pooled_patches, work.image, in.channels, this->p),
-        rows_of<E>(args.grad_patches, work.image, in.image_rows, in.channels)};
-    E* const grad_tokens = rows_of<E>(args.grad_tokens, work.text, in.text_rows, in.channels);
-    const MeanShare<E> token_share(args.grad_pooled_tokens, work.text, in.channels, this->n);
-    const device::Shared<int> token_index = this->text_index();
-    const auto load = [&](int c, int stage) {
-      this->load_text(c, stage);
-      if (of_tokens) this->load_image(c, stage);
-      if (of_patches) load_groups(c, stage);
-    };
-    this->start(load);
+    const typename Base::ImageGradient patches = this->image_gradient(x_unit, unit);
+    const typename Base::TextGradient tokens = this->text_gradient(x_unit);
     Held held;
-    if (of_tokens) this->hold(held, shared.x_tile());
-    const float beta[2] = {of_row(shared.beta, 0), of_row(shared.beta, 1)};
-    const float restore[2] = {of_row(shared.restore, 0), of_row(shared.restore, 1)};
+    if (args.grad_tokens != nullptr) this->hold(held, shared.x_tile());
+    const auto load = [&](int c, int stage) { this->load_for_gradients(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
-      if (of_patches) this->write_image_gradient(grad_patches, c, stage);
-      if (!of_tokens || !this->active()) return;
-      const Tile<E> v = shared.image_tile(stage), t = shared.text_tile(stage);
-      this->for_channels([&](int column) {
-        const int first = c * this->streaming.chunk + column;
-        Sums x;
-        this->times_image(x, held, v, column);
-        SPARC_UNROLL
-        for (int e = 0; e < 8; ++e) {
-          const int half = e % 4 / 2, at = sum_column(e / 4, e % 4);
-          const float token = this->row(half) < this->n ? t.get(this->row(half), column + at) : 0.0f;
-          x[e / 4][e % 4] =
-              (x[e / 4][e % 4] * x_unit - beta[half] * token) * restore[half] + token_share.at(first + at);
-        }
-        store_rounded(RoundedSums<E>(x), grad_tokens, in.channels, first, [&](int r) -> int64_t {
-          return this->row0 + r < this->n ? static_cast<int>(token_index[this->row0 + r]) : -1;
-        });
-      });
+      if (args.grad_patches != nullptr) this->write_image_gradient(patches, shared.x_tile(), c, stage);
+      if (args.grad_tokens == nullptr || !this->active()) return;
+      typename Base::Turns x;
+      this->times_image(x, held, shared.image_tile(stage));
+      this->store_text_gradient(tokens, x, shared.text_tile(stage), c, this->turn_column(0));
     });
   }
+};
+
+// `Gradients`: FineGrainedBackwardParts with its products.
+template <class Gradients>
+struct FineGrainedPairBackward : Gradients {
+  using Base = Gradients;
+  using E = typename Base::E;
+  using Base::Base;
+  using Base::shared;
 
   SPARC_DEVICE void backward() const {
-    Kept kept;
+    typename Base::Kept kept;
     {
-      Sums s[kStrips] = {};
+      typename Base::Strips s = {};
       this->start_both();
       read_stats(*this, shared);
       float unused;
@@ -240,71 +346,52 @@ struct FineGrainedPairBackward : FineGrainedPairBase<E, kStrips> {
       const typename Base::Alignments aligned = this->align(s);
       this->write_weights(s, aligned);
       kept = this->keep(s, aligned);  // of S only what dS needs stays
-      device::block_barrier();
+      this->publish();
     }
     const float c_unit = group_unit<E>(this->p);
-    groups_and_logits(c_unit);
-    const float unit = grad_logits();
-    Sums s[kStrips] = {};
-    grad_weights(s, c_unit);
-    const float x_unit = mix(s, kept) * c_unit;
-    write_gradients(x_unit, unit);
-  }
-
- private:
-  // Of one of the two rows that this lane holds.
-  SPARC_DEVICE float of_row(int offset, int half) const {
-    return this->row(half) < this->n ? static_cast<float>(row_array(offset)[this->row(half)]) : 0.0f;
-  }
-
-  SPARC_DEVICE int64_t saved_slot() const {
-    return args.grad_tokens != nullptr ? work.text : device::block_index();
-  }
-
-  SPARC_DEVICE void load_groups(int c, int stage) const {
-    const int channels = args.in.channels;
-    const MatrixView view = {args.saved_groups, args.in.text_rows * static_cast<int64_t>(channels), channels,
-                             1, channels % 8 == 0};
-    this->load_leading(InputRows<E>(view, saved_slot()), c, shared.second_tile(stage));
+    {
+      typename Base::Held held;
+      this->hold(held, shared.weights_tile());
+      typename Base::TextSums z = {};
+      this->save_groups_of(held, c_unit, z);
+      this->start_weights();
+      this->write_logits(z);
+    }
+    const float unit = this->grad_logits();
+    typename Base::Strips s = {};
+    this->grad_weights(s, c_unit);
+    this->start_gradients();
+    const float x_unit = this->mix(s, kept, [&] { this->add_mixed(s); }) * c_unit;
+    this->write_gradients(x_unit, unit);
   }
 };
 
+// All pairs of this block, backward, by `Pass`, a FineGrainedPairBackward.
+template <class Pass, class Layout>
+SPARC_DEVICE void run_backward(const FineGrainedArguments& args, const Streaming& streaming,
+                               const Layout& shared) {
+  for_each_pair<true>(shared, args.in, [&](const PairWork& work) SPARC_INLINE_LAMBDA {
+    if (work.image_rows > 0) {
+      Pass(shared, args, streaming, work).backward();
+      device::block_barrier();  // the rows of Q have been read: masked rows of dT lie among them
+    }
+    fill_gradients<typename Pass::E>(args, work);
+  });
+}
+
 template <>
 struct PairOp<FineGrainedArguments> {
-  template <class E>
-  using Layout = FineGrainedLayout<E>;
+  template <class E, int kChunk>
+  using Layout = FineGrainedLayout<E, kChunk>;
 
-  template <class E, int kStrips, bool kBackward>
+  template <class E, int kStrips, int kChunk, bool kBackward>
   SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
-                               const Layout<E>& shared) {
+                               const Layout<E, kChunk>& shared) {
     if constexpr (kBackward) {
-      for_each_pair<true>(shared, args.in, [&](const PairWork& work) {
-        if (work.image_rows > 0) {
-          FineGrainedPairBackward<E, kStrips>(shared, args, streaming, work).backward();
-          device::block_barrier();  // the rows of Q have been read: masked rows of dT lie among them
-        }
-        fill_gradients<E>(args, work);
-      });
+      using Pass = FineGrainedPairBackward<FineGrainedPairGradients<E, kStrips, kChunk>>;
+      run_backward<Pass>(args, streaming, shared);
     } else {
-      // the next pair's first chunks are on their way while Z of this one is looked at
-      using Pass = FineGrainedPairForward<E, kStrips>;
-      const auto next = [&](int64_t pair, int buffer) {
-        const PairWork work = next_work(shared, args.in, pair, buffer, [&](const PairWork& empty) {
-          fill_results(args, empty.text, empty.image_rows);
-          write_means<E>(args, empty.image, empty.text);
-        });
-        if (work.pair < args.in.pairs) Pass(shared, args, streaming, work).start_both();
-        return work;
-      };
-      PairWork work = next(device::block_index(), 0);
-      while (work.pair < args.in.pairs) {
-        const Pass pass(shared, args, streaming, work);
-        PairWork following;
-        pass.compare([&] { following = next(work.pair + device::block_count(), 1 - work.buffer); });
-        pass.cross_entropies();
-        fill_results(args, work.text, work.image_rows);
-        work = following;
-      }
+      run_forward<FineGrainedPairForward<FineGrainedPairSteps<E, kStrips, kChunk>>>(args, streaming, shared);
     }
   }
 };

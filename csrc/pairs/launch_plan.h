@@ -14,6 +14,13 @@ namespace sparc {
 struct DeviceLimits {
   int multiprocessors;
   int64_t shared_bytes;  // that one block can have
+  bool warpgroups;       // whether the op has products of warpgroups for the pass, and the device
+};
+
+// The passes of an op for which it has them (pairs/warpgroup_tile.cuh): specialised by those that do.
+template <class Arguments>
+struct WarpgroupPasses {
+  static constexpr bool kForward = false, kBackward = false;
 };
 
 // Both launches of a call, one of which may be left out. Where both are used, each leaves the other's pairs
@@ -21,7 +28,8 @@ struct DeviceLimits {
 struct LaunchPlan {
   struct {
     bool used;
-    int strips;  // image rows / 32 that a block's registers hold
+    bool warpgroups;  // by products of warpgroups
+    int strips;       // image rows / 32 that a block's registers hold
     Streaming streaming;
     int64_t grid, shared_bytes;
   } pair;
@@ -32,15 +40,29 @@ struct LaunchPlan {
   } tiled;
 };
 
-// Instances of the pair path: at most 64 text rows and 32 strips image rows. The sums of S take 8 strips
-// registers of each of 256 threads.
+// Instances of the pair path: at most 64 text rows and 32 strips image rows, so many channels at a time. The
+// sums of S take 8 strips registers of each of 256 threads.
 //
-//   strips  rows    reason
-//   2       1-64    ViT-B/32 (49): 16 registers of S, the rest of the register file hides latency
-//   8       65-256  ViT-B/16 (196), L/14 (256): 64 registers of S, as many of U; twice that spills.
-//                   Steps past the last row are skipped at run time: more instances between 65 and
-//                   196 would save registers only
-#define SPARC_PAIR_STRIPS(X) X(2) X(8)
+//   strips  rows    channels  reason
+//   2       1-64    64        ViT-B/32 (49): 16 registers of S, the rest of the register file hides latency
+//   8       65-256  64        ViT-B/16 (196), L/14 (256): 64 registers of S, as many of U; twice that spills.
+//                             Steps past the last row are skipped at run time: more instances between 65
+//                             and 196 would save registers only
+//   8       1-256   32        where shared memory is short (below): never with few rows on a chip there is
+#define SPARC_PAIR_INSTANCES(X) X(2, 64) X(8, 64) X(8, 32)
+
+// The same by products of warpgroups: a block's two share the strips, and an instruction takes all of one.
+//
+//   strips  rows     reason
+//   2       1-64     ViT-B/32 (49)
+//   7       65-224   ViT-B/16 (196): the image panels of five stages fit beside U
+//   8       225-256  L/14 (256)
+#define SPARC_WARPGROUP_STRIPS(X) X(2) X(7) X(8)
+
+// Stages of their streams, of 64 channels: as many as fit, since the stream has to last through the softmaxes
+// of a pair. One is being used, one may still be read by products under way; the others are of this loop over
+// the chunks or of the next one.
+constexpr int kWarpgroupStages[] = {5, 4, 3};
 
 // Ways to stream channels, first choice first; the first one whose shared memory fits is taken.
 //
@@ -68,8 +90,8 @@ constexpr int kPairBlocksPerMultiprocessor = 1;
 // anyway.
 constexpr int kTiledBlocksPerMultiprocessor = 2;
 
-// layout_bytes(streaming) gives the bytes of the pair path, tiled_shared and tiled_scratch those of the tiled
-// path.
+// layout_bytes(streaming, warpgroups) gives the bytes of the pair path, tiled_shared and tiled_scratch those
+// of the tiled path.
 template <class LayoutBytes>
 LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLimits& limits,
                        const LayoutBytes& layout_bytes, int64_t tiled_shared, int64_t tiled_scratch) {
@@ -80,20 +102,36 @@ LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLi
   };
   if (half_precision && may_be_small(in.text_rows, kPairTextRows, in.text_mask) &&
       may_be_small(in.image_rows, kPairImageRows, in.image_mask)) {
-    for (const Streaming& streaming : kStreamings) {
-      const int64_t bytes = layout_bytes(streaming);
-      if (bytes > limits.shared_bytes) continue;
+    const auto use = [&](const Streaming& streaming, bool warpgroups) {
+      const int64_t bytes = plan.pair.used ? 0 : layout_bytes(streaming, warpgroups);
+      if (plan.pair.used || bytes > limits.shared_bytes) return;
       plan.pair.used = true;
+      plan.pair.warpgroups = warpgroups;
       plan.pair.streaming = streaming;
       plan.pair.shared_bytes = bytes;
-      break;
+    };
+    // their copies are of whole pieces of 16 bytes
+    if (limits.warpgroups && in.image_embeds.wide && in.text_embeds.wide && in.channels % 8 == 0) {
+      for (const int stages : kWarpgroupStages) {
+        if (stages == 3 || (stages - 2) * 64 < in.channels + 64) use({64, stages}, true);
+      }
     }
+    for (const Streaming& streaming : kStreamings) use(streaming, false);
   }
   if (plan.pair.used) {
-#define SPARC_PICK_STRIPS(strips_)                                                      \
-  if (plan.pair.strips == 0 && std::min(in.image_rows, kPairImageRows) <= 32 * strips_) \
-    plan.pair.strips = strips_;
-    SPARC_PAIR_STRIPS(SPARC_PICK_STRIPS)
+    const int rows = std::min(in.image_rows, kPairImageRows);
+#define SPARC_PICK_STRIPS(strips_) \
+  if (plan.pair.strips == 0 && rows <= 32 * strips_) plan.pair.strips = strips_;
+#define SPARC_PICK_INSTANCE(strips_, chunk_) \
+  if (plan.pair.streaming.chunk == chunk_) { \
+    SPARC_PICK_STRIPS(strips_)               \
+  }
+    if (plan.pair.warpgroups) {
+      SPARC_WARPGROUP_STRIPS(SPARC_PICK_STRIPS)
+    } else {
+      SPARC_PAIR_INSTANCES(SPARC_PICK_INSTANCE)
+    }
+#undef SPARC_PICK_INSTANCE
 #undef SPARC_PICK_STRIPS
     plan.pair.grid =
         std::min<int64_t>(in.pairs, int64_t{limits.multiprocessors} * kPairBlocksPerMultiprocessor);

@@ -1,6 +1,8 @@
 // A call of an op on pairs of images and texts: checks and views of its tensors, and its launches.
 #pragma once
 
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <string>
 
@@ -65,10 +67,14 @@ class PairCall : public CudaCall {
     check_cuda(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device()),
                "cudaDevAttrMaxSharedMemoryPerBlockOptin");
     limits.shared_bytes = shared;
+    limits.warpgroups = has_warpgroups<Arguments>(backward);
     const TiledNeeds tiled = TiledPath<Arguments>::needs(in_, half_precision(), backward);
     return plan_launch(
         in_, half_precision(), limits,
-        [&](const Streaming& streaming) {
+        [&](const Streaming& streaming, bool warpgroups) {
+          if constexpr (kWarpgroups<Arguments>) {
+            if (warpgroups) return WarpgroupPath<Arguments>::shared_bytes(in_, streaming, backward);
+          }
           return PairPath<Arguments>::shared_bytes(in_, streaming, backward);
         },
         tiled.shared, tiled.scratch);
@@ -78,7 +84,12 @@ class PairCall : public CudaCall {
   template <class Arguments>
   void launch(const Arguments& args, const LaunchPlan& plan, const Tensor& like, bool backward,
               const char* name) const {
-    if (plan.pair.used) {
+    if constexpr (kWarpgroups<Arguments>) {
+      if (plan.pair.warpgroups) {
+        check_cuda(WarpgroupPath<Arguments>::launch(args, plan, products(), backward, stream()), name);
+      }
+    }
+    if (plan.pair.used && !plan.pair.warpgroups) {
       check_cuda(PairPath<Arguments>::launch(args, plan, products(), backward, stream()), name);
     }
     if (plan.tiled.used) {
@@ -89,6 +100,25 @@ class PairCall : public CudaCall {
   }
 
  private:
+  template <class Arguments>
+  static constexpr bool kWarpgroups =
+      kWarpgroupsBuilt && (WarpgroupPasses<Arguments>::kForward || WarpgroupPasses<Arguments>::kBackward);
+
+  // Code for sm_90a runs on compute capability 9.0 alone. SPARC_CUDA_WARPGROUPS=0 leaves it out, so that both
+  // ways can be compared on one device.
+  template <class Arguments>
+  bool has_warpgroups(bool backward) const {
+    using Passes = WarpgroupPasses<Arguments>;
+    if (!kWarpgroups<Arguments> || !(backward ? Passes::kBackward : Passes::kForward)) return false;
+    int major = 0, minor = 0;
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device()),
+               "cudaDevAttrComputeCapabilityMajor");
+    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device()),
+               "cudaDevAttrComputeCapabilityMinor");
+    const char* const wanted = std::getenv("SPARC_CUDA_WARPGROUPS");
+    return major == 9 && minor == 0 && (wanted == nullptr || std::strcmp(wanted, "0") != 0);
+  }
+
   PairSizes sizes_;
   PairInputs in_;
 };

@@ -11,10 +11,11 @@ struct PairWork {
   int64_t image, text;
   int image_rows, text_rows;  // valid ones
   int buffer;                 // which of the two index buffers lists them
+  int stage;                  // where its stream begins, in streams that go on from pair to pair
 };
 
 // Pair number `pair`: image i goes with text i.
-SPARC_DEVICE PairWork pair_work(int64_t pair, int buffer) { return {pair, pair, pair, 0, 0, buffer}; }
+SPARC_DEVICE PairWork pair_work(int64_t pair, int buffer) { return {pair, pair, pair, 0, 0, buffer, 0}; }
 
 // Whether the pair path serves a pair with so many valid rows.
 SPARC_DEVICE bool pair_path_holds(const PairWork& work) {
@@ -23,8 +24,8 @@ SPARC_DEVICE bool pair_path_holds(const PairWork& work) {
 
 // A pair with its valid rows listed; those of the image only where a text with a mask has any. Ops without
 // a text mask (`kTextMask`) read all of its rows, which are not listed.
-template <bool kTextMask, class E>
-SPARC_DEVICE PairWork list_rows(const PairLayout<E>& shared, const PairInputs& in, int64_t pair, int buffer) {
+template <bool kTextMask>
+SPARC_DEVICE PairWork list_rows(const PairPlaces& shared, const PairInputs& in, int64_t pair, int buffer) {
   const device::Shared<int> counts = device::shared_at<int>(shared.counts);
   PairWork work = pair_work(pair, buffer);
   work.text_rows = in.text_rows;
@@ -40,8 +41,8 @@ SPARC_DEVICE PairWork list_rows(const PairLayout<E>& shared, const PairInputs& i
 }
 
 // Calls body(work) for every pair of this block that the pair path holds.
-template <bool kTextMask, class E, class Body>
-SPARC_DEVICE void for_each_pair(const PairLayout<E>& shared, const PairInputs& in, const Body& body) {
+template <bool kTextMask, class Body>
+SPARC_DEVICE void for_each_pair(const PairPlaces& shared, const PairInputs& in, const Body& body) {
   for (int64_t pair = device::block_index(); pair < in.pairs; pair += device::block_count()) {
     const PairWork work = list_rows<kTextMask>(shared, in, pair, 0);
     if (!pair_path_holds(work)) continue;  // the tiled launch serves it
@@ -52,8 +53,8 @@ SPARC_DEVICE void for_each_pair(const PairLayout<E>& shared, const PairInputs& i
 
 // The next pair from `pair` on, in steps of the grid, that has valid rows of both, and not too many. Those
 // that lack them are answered by `trivial(work)`.
-template <class E, class Trivial>
-SPARC_DEVICE PairWork next_work(const PairLayout<E>& shared, const PairInputs& in, int64_t pair, int buffer,
+template <class Trivial>
+SPARC_DEVICE PairWork next_work(const PairPlaces& shared, const PairInputs& in, int64_t pair, int buffer,
                                 const Trivial& trivial) {
   for (; pair < in.pairs; pair += device::block_count()) {
     const PairWork work = list_rows<true>(shared, in, pair, buffer);

@@ -164,9 +164,9 @@ def store_global(state: State, it: Instruction) -> Action:
 
 
 def copy_to_shared(state: State, it: Instruction) -> Action:
-    """LDGSTS.ZFILL of 16 bytes: the address's last four bits tell how many of them are zeros, a false predicate that
-    all are."""
-    if not it.has("128") or not it.has("ZFILL"):
+    """LDGSTS of 16 bytes: a false predicate tells that all of them are zeros, with ZFILL the address's last four bits
+    how many are."""
+    if not it.has("128"):
         raise ValueError("form of LDGSTS")
     target, source = _place(state, it.operands[0]), _global_place(state, it.operands[1])
     some = predicate(state, it.operands[2]) if len(it.operands) > 2 else lambda: state.predicates[TRUE]
@@ -183,6 +183,8 @@ def copy_to_shared(state: State, it: Instruction) -> Action:
             return
         at = source()
         lacking = (at & np.uint64(15)).astype(np.int64)[given]
+        if lacking.any() and not it.has("ZFILL"):
+            raise ValueError("LDGSTS of a misaligned address")
         at = at & ~np.uint64(15)
         offsets = state.memory.places(at[given], 16)
         _note(state.sectors, it, state.costs.sectors(at, given, 16))

@@ -195,7 +195,10 @@ def run(
         tensors["scratch"] = np.zeros(planned({})["scratch_bytes"], np.uint8)
     memory = Global(tensors)
     plan = planned(memory.addresses())
-    instance = f"Li{plan['strips']}ELb{int(backward)}E" if "strips" in plan else f"Lb{int(backward)}E"
+    tile = f"Li{plan['strips']}E" if "strips" in plan else ""
+    if path == "pair":
+        tile += f"Li{plan['chunk']}E"
+    instance = f"{tile}Lb{int(backward)}E"
     if path == "warpgroups" and not plan.get("warpgroups"):
         raise ValueError(f"{op} has no products of warpgroups for this pass")
     found = kernel(architecture + ("a" if path == "warpgroups" else ""), *words, arguments, instance)

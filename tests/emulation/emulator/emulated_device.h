@@ -16,6 +16,12 @@
 namespace sparc {
 namespace device {
 
+// A number that a warpgroup's matrix instruction under way has yet to deliver is not to be used.
+SPARC_DEVICE float arrived(float x) {
+  if ((emulation::bits_of_float(x) & 0x7FFFFFFFu) == emulation::kUnderWay) emulation::fail_as_under_way();
+  return x;
+}
+
 // Indices.
 
 SPARC_DEVICE int thread_index() { return emulation::thread_index(); }
@@ -51,6 +57,12 @@ SPARC_DEVICE T* address_of(T* pointer) {
   return pointer;
 }
 
+template <class T>
+SPARC_DEVICE const T* further(const T* base, int count, uint32_t bytes) {
+  const uint64_t apart = static_cast<uint64_t>(static_cast<uint32_t>(count)) * bytes;
+  return reinterpret_cast<const T*>(reinterpret_cast<uint64_t>(base) + apart);
+}
+
 // Barriers and exchanges.
 
 SPARC_DEVICE void block_barrier() { emulation::block_barrier(); }
@@ -66,11 +78,18 @@ SPARC_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
   return lane.value;
 }
 SPARC_DEVICE float shuffle_xor(float value, int mask) {
-  return emulation::float_of_bits(shuffle_xor(emulation::bits_of_float(value), mask));
+  return emulation::float_of_bits(shuffle_xor(emulation::bits_of_float(arrived(value)), mask));
+}
+SPARC_DEVICE int same_in_warp(int value) {
+  emulation::LaneArguments lane;
+  lane.value = static_cast<uint32_t>(value);
+  lane.selector = 0;
+  emulation::warp_collective(emulation::Collective::kShuffle, lane);
+  return static_cast<int>(lane.value);
 }
 SPARC_DEVICE float shuffle(float value, int source) {
   emulation::LaneArguments lane;
-  lane.value = emulation::bits_of_float(value);
+  lane.value = emulation::bits_of_float(arrived(value));
   lane.selector = source;
   emulation::warp_collective(emulation::Collective::kShuffle, lane);
   return emulation::float_of_bits(lane.value);
@@ -117,10 +136,14 @@ SPARC_DEVICE void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], const
   lane.b = b;
   emulation::warp_collective(emulation::Collective::kMultiplyAddTf32, lane);
 }
-SPARC_DEVICE uint32_t round_to_tf32(float value) { return emulation::tf32_of_float(value); }
+SPARC_DEVICE uint32_t round_to_tf32(float value) { return emulation::tf32_of_float(arrived(value)); }
 
 SPARC_DEVICE void copy_async(void* shared, const void* global, int bytes) {
   emulation::copy_async(shared, global, bytes);
+}
+SPARC_DEVICE void copy_async(void* shared, const void* global) { copy_async(shared, global, 16); }
+SPARC_DEVICE void copy_async_if(bool wanted, void* shared, const void* global) {
+  emulation::copy_async(shared, global, wanted ? 16 : 0);
 }
 SPARC_DEVICE void copy_async_commit() { emulation::copy_async_commit(); }
 template <int kPending>
@@ -139,15 +162,15 @@ template <class T>
 SPARC_DEVICE T from_float(float x);
 template <>
 SPARC_DEVICE float from_float<float>(float x) {
-  return x;
+  return arrived(x);
 }
 template <>
 SPARC_DEVICE BFloat16 from_float<BFloat16>(float x) {
-  return {emulation::bf16_of_float(x)};
+  return {emulation::bf16_of_float(arrived(x))};
 }
 template <>
 SPARC_DEVICE Float16 from_float<Float16>(float x) {
-  return {emulation::f16_of_float(x)};
+  return {emulation::f16_of_float(arrived(x))};
 }
 
 template <class T>
@@ -156,16 +179,21 @@ SPARC_DEVICE uint32_t pack(float first, float second) {
                                                                 << 16;
 }
 
+SPARC_DEVICE int made_here(int x) { return x; }
 SPARC_DEVICE float bits_to_float(uint32_t bits) { return emulation::float_of_bits(bits); }
-SPARC_DEVICE uint32_t float_to_bits(float x) { return emulation::bits_of_float(x); }
-SPARC_DEVICE float exp(float x) { return ::expf(x); }
-SPARC_DEVICE float product(float a, float b) { return a * b; }  // compiled with -ffp-contract=off
-SPARC_DEVICE float log(float x) { return ::logf(x); }
-SPARC_DEVICE float sqrt(float x) { return ::sqrtf(x); }
-SPARC_DEVICE float abs(float x) { return ::fabsf(x); }
-SPARC_DEVICE float min(float a, float b) { return ::fminf(a, b); }
-SPARC_DEVICE float max(float a, float b) { return ::fmaxf(a, b); }
-SPARC_DEVICE float fused_multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
+SPARC_DEVICE uint32_t float_to_bits(float x) { return emulation::bits_of_float(arrived(x)); }
+SPARC_DEVICE float exp(float x) { return ::expf(arrived(x)); }
+SPARC_DEVICE float product(float a, float b) {
+  return arrived(a) * arrived(b);
+}  // compiled with -ffp-contract=off
+SPARC_DEVICE float log(float x) { return ::logf(arrived(x)); }
+SPARC_DEVICE float sqrt(float x) { return ::sqrtf(arrived(x)); }
+SPARC_DEVICE float abs(float x) { return ::fabsf(arrived(x)); }
+SPARC_DEVICE float min(float a, float b) { return ::fminf(arrived(a), arrived(b)); }
+SPARC_DEVICE float max(float a, float b) { return ::fmaxf(arrived(a), arrived(b)); }
+SPARC_DEVICE float fused_multiply_add(float a, float b, float c) {
+  return ::fmaf(arrived(a), arrived(b), arrived(c));
+}
 SPARC_DEVICE float infinity() { return emulation::float_of_bits(0x7F800000u); }
 SPARC_DEVICE float nan() { return emulation::float_of_bits(0x7FFFFFFFu); }
 

@@ -1,6 +1,7 @@
 // Launches kernels on the host. Faults that are found: accesses to shared memory and scratch that race, leave
 // their bounds or read what was never written; asynchronous copies that are used before they are waited for,
-// or never waited for; barriers and warp collectives that not all threads reach; misaligned addresses.
+// or never waited for; barriers and warp collectives that not all threads reach; misaligned addresses; what
+// warpgroups.h says of a warpgroup's matrix instructions.
 // AddressSanitizer sees to global memory (arrays.h); races between threads or blocks on plain global pointers
 // are not looked for.
 #pragma once
@@ -25,6 +26,7 @@ struct ScratchRegion {
 // What kernels asked the machine for: instructions of a warp (a copy: of a thread), passes of a block.
 struct Counts {
   int64_t block_barriers = 0, shuffles = 0, ballots = 0, matrix_loads = 0, multiply_adds = 0, copies = 0;
+  int64_t warpgroup_multiply_adds = 0;
 };
 // Of all launches since it was last asked for.
 Counts take_counts();

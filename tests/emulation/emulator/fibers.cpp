@@ -42,6 +42,7 @@ Fiber::Fiber(std::function<void()> body) : body_(std::move(body)) {
   if (mapping == MAP_FAILED) throw std::bad_alloc();
   mapping_ = static_cast<unsigned char*>(mapping);
   stack_ = mapping_ + kGuardBytes;
+  stack_end_ = stack_ + kStackBytes;
   mprotect(mapping_, kGuardBytes, PROT_NONE);
 #if defined(__x86_64__)
   // As if entry() had been called from address 0 and was to be returned into.

@@ -23,6 +23,8 @@ class Fiber {
   // Called by the body: goes back to the caller of resume().
   void suspend();
 
+  const void* stack_end() const { return stack_end_; }
+
  private:
   static void entry();
   void switch_in();
@@ -31,6 +33,7 @@ class Fiber {
   std::function<void()> body_;
   unsigned char* mapping_ = nullptr;  // a guard page, then the stack
   unsigned char* stack_ = nullptr;
+  unsigned char* stack_end_ = nullptr;
   // Of AddressSanitizer, which must know on which stack the code runs.
   void* fake_stack_ = nullptr;
   void* outer_fake_stack_ = nullptr;

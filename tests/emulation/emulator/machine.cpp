@@ -42,6 +42,14 @@ const char* name_of(Collective kind) {
       return "multiply_add_f16";
     case Collective::kMultiplyAddTf32:
       return "multiply_add_tf32";
+    case Collective::kWarpgroupFence:
+      return "warpgroup_fence";
+    case Collective::kWarpgroupCommit:
+      return "warpgroup_commit";
+    case Collective::kWarpgroupWait:
+      return "warpgroup_wait";
+    case Collective::kWarpgroupMultiplyAdd:
+      return "warpgroup_multiply_add";
     case Collective::kNone:
       break;
   }
@@ -55,6 +63,7 @@ Machine::Machine(int64_t grid, int threads, size_t shared_bytes, const std::vect
     : grid_(grid),
       kernel_(kernel),
       shadow_(threads, shared_bytes),
+      warpgroups_(threads, shadow_),
       random_(seed),
       threads_(threads),
       warps_(threads / kWarpSize) {
@@ -82,6 +91,7 @@ void Machine::run() {
 
 void Machine::run_block() {
   shadow_.start_block();
+  warpgroups_.start_block();
   finished_ = 0;
   ready_.resize(threads_.size());
   std::iota(ready_.begin(), ready_.end(), 0);
@@ -127,9 +137,10 @@ void Machine::finish_thread() {
     fail("ends while " + std::to_string(waiting_for_block_) +
          " threads wait at block_barrier (divergent barrier)");
   }
+  warpgroups_.finish_thread(current_);
   thread.finished = true;
   ++warp.stopped;
-  ++finished_;
+  if (++finished_ == static_cast<int>(threads_.size())) warpgroups_.finish_block();
 }
 
 void Machine::block_barrier() {
@@ -208,6 +219,15 @@ void Machine::complete(int index) {
       ++counts.multiply_adds;
       multiply_add(warp.kind, warp.lanes);
       break;
+    case Collective::kWarpgroupMultiplyAdd:
+      ++counts.warpgroup_multiply_adds;
+      warpgroups_.complete(warp.kind, index, warp.lanes);
+      break;
+    case Collective::kWarpgroupFence:
+    case Collective::kWarpgroupCommit:
+    case Collective::kWarpgroupWait:
+      warpgroups_.complete(warp.kind, index, warp.lanes);
+      break;
   }
 }
 
@@ -250,6 +270,18 @@ void Machine::copy_async_wait(int pending) {
   thread.copies.erase(thread.copies.begin(), copy);
 }
 
+uint64_t Machine::panel_operand(const void* at, int panel_bytes) {
+  const uint64_t offset = shadow_.operand_offset(current_, at);
+  return offset >> 4 | static_cast<uint64_t>(panel_bytes >> 4) << 16 | uint64_t{1024 >> 4} << 32 |
+         uint64_t{1} << 62;
+}
+
+void Machine::warpgroup_fence() {
+  LaneArguments lane;
+  warpgroups_.remember_registers(current_, &lane, threads_[current_].fiber->stack_end());
+  warp_collective(Collective::kWarpgroupFence, lane);
+}
+
 void Machine::suspend_current() { threads_[current_].fiber->suspend(); }
 
 size_t Machine::draw(size_t count) { return random_() % count; }
@@ -289,6 +321,12 @@ void warp_collective(Collective kind, LaneArguments& lane) { machine().warp_coll
 void copy_async(void* shared, const void* global, int bytes) { machine().copy_async(shared, global, bytes); }
 void copy_async_commit() { machine().copy_async_commit(); }
 void copy_async_wait(int pending) { machine().copy_async_wait(pending); }
+void fail_as_under_way() {
+  machine().fail("uses c of a matrix instruction before the warpgroup_wait that completes it");
+}
+uint64_t panel_operand(const void* at, int panel_bytes) { return machine().panel_operand(at, panel_bytes); }
+void async_proxy_fence() { machine().async_proxy_fence(); }
+void warpgroup_fence() { machine().warpgroup_fence(); }
 
 }  // namespace emulation
 }  // namespace sparc

@@ -14,6 +14,7 @@
 #include "fibers.h"
 #include "runtime.h"
 #include "shadow.h"
+#include "warpgroups.h"
 
 namespace sparc {
 namespace emulation {
@@ -35,6 +36,10 @@ class Machine {
   void copy_async(void* shared, const void* global, int bytes);
   void copy_async_commit();
   void copy_async_wait(int pending);
+  uint64_t panel_operand(const void* at, int panel_bytes);
+  void async_proxy_fence() { shadow_.fence_proxy(current_); }
+  void warpgroup_fence();
+  [[noreturn]] void fail(const std::string& what) const;
 
  private:
   struct Copy {
@@ -65,11 +70,11 @@ class Machine {
   void complete(int warp);
   void suspend_current();
   size_t draw(size_t count);
-  [[noreturn]] void fail(const std::string& what) const;
 
   int64_t grid_;
   const std::function<void()>& kernel_;
   Shadow shadow_;
+  Warpgroups warpgroups_;
   std::mt19937_64 random_;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;

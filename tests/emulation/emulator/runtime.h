@@ -28,18 +28,35 @@ enum class Collective {
   kMultiplyAddBf16,
   kMultiplyAddF16,
   kMultiplyAddTf32,
+  kWarpgroupFence,
+  kWarpgroupCommit,
+  kWarpgroupWait,
+  kWarpgroupMultiplyAdd,
+};
+
+// One thread's part of a matrix instruction of a warpgroup (csrc/common/warpgroup.cuh).
+struct WarpgroupProduct {
+  float* c = nullptr;  // [columns / 2]
+  int columns = 0;
+  bool is_bf16 = false;
+  const uint32_t* a_registers = nullptr;  // [4], or null: a lies in shared memory
+  uint64_t a = 0;
+  uint64_t b = 0;
+  bool transposed_a = false;
+  bool transposed_b = false;
 };
 
 // What one lane brings to a collective, and where it wants the result. The fields that a kind does not use
 // stay null.
 struct LaneArguments {
   uint32_t value = 0;  // shuffles: the value, replaced by the result; ballot: the predicate and the mask
-  int selector = 0;    // shuffles: the lane or the mask
+  int selector = 0;    // shuffles: the lane or the mask; warpgroup_wait: the groups that may be left
   const void* row = nullptr;    // load_matrices
   uint32_t* r = nullptr;        // load_matrices [4]
   float* c = nullptr;           // multiply_add [4]
   const uint32_t* a = nullptr;  // multiply_add [4]
   const uint32_t* b = nullptr;  // multiply_add [2]
+  const WarpgroupProduct* product = nullptr;
 };
 
 int thread_index();
@@ -60,6 +77,16 @@ void warp_collective(Collective kind, LaneArguments& lane);
 void copy_async(void* shared, const void* global, int bytes);
 void copy_async_commit();
 void copy_async_wait(int pending);
+
+// What lies in registers to which a warpgroup's matrix instructions under way will add: a NaN that arithmetic
+// passes on.
+constexpr uint32_t kUnderWay = 0x7FE5C0DEu;
+[[noreturn]] void fail_as_under_way();
+
+// The descriptor, with offsets in the block's shared memory as addresses.
+uint64_t panel_operand(const void* at, int panel_bytes);
+void async_proxy_fence();
+void warpgroup_fence();
 
 }  // namespace emulation
 }  // namespace sparc

@@ -2,6 +2,7 @@
 
 #include <sanitizer/asan_interface.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -29,7 +30,8 @@ std::string name_thread(int thread) {
 
 void Shadow::Free::operator()(void* pointer) const { std::free(pointer); }
 
-Shadow::Shadow(int threads, size_t shared_bytes) : warp_ordered_(threads / kWarpSize, 0) {
+Shadow::Shadow(int threads, size_t shared_bytes)
+    : warp_ordered_(threads / kWarpSize, 0), proxy_fences_(threads) {
   constexpr size_t kAlignment = 1024;
   const size_t rounded = (shared_bytes / kAlignment + 1) * kAlignment;
   shared_addresses_.reset(static_cast<unsigned char*>(std::aligned_alloc(kAlignment, rounded)));
@@ -62,6 +64,7 @@ void Shadow::add_region(uintptr_t begin, size_t bytes, std::string name) {
 void Shadow::start_block() {
   block_start_ = ++clock_;
   block_ordered_ = clock_;
+  for (std::vector<uint32_t>& fences : proxy_fences_) fences.clear();
 }
 
 void Shadow::order_block() { block_ordered_ = ++clock_; }
@@ -177,6 +180,11 @@ void Shadow::record_write(Region& region, size_t offset, size_t bytes, int threa
   for (size_t at = offset; at < offset + bytes; ++at) {
     Byte& byte = region.shadow[at];
     check_free(region, offset, at, bytes, thread, verb);
+    if (byte.products > 0) {
+      fail(thread, verb, range(region, offset, bytes),
+           "a matrix instruction that reads byte " + std::to_string(at) +
+               " is under way (no warpgroup_wait has completed it)");
+    }
     if (byte.write_clock >= block_start_ && !ordered(thread, byte.writer, byte.write_clock)) {
       fail(thread, verb, range(region, offset, bytes),
            "race, " + name_thread(byte.writer) + " wrote byte " + std::to_string(at) +
@@ -245,6 +253,52 @@ bool Shadow::read_if_scratch(int thread, const void* address, size_t bytes, void
   if (region == &regions_[0]) fail(thread, "copies asynchronously from", region->name, "not global memory");
   read(thread, address, bytes, 1, value);
   return true;
+}
+
+size_t Shadow::operand_offset(int thread, const void* address) {
+  const char* verb = "names as operand";
+  Region& region = locate(thread, address, 16, 16, verb);
+  if (&region != &regions_[0]) fail(thread, verb, region.name, "not shared memory");
+  return reinterpret_cast<uintptr_t>(address) - region.begin;
+}
+
+void Shadow::fence_proxy(int thread) { proxy_fences_[thread].push_back(++clock_); }
+
+bool Shadow::fenced(int thread, int writer, uint32_t write_clock) const {
+  const std::vector<uint32_t>& fences = proxy_fences_[writer];
+  const auto fence = std::upper_bound(fences.begin(), fences.end(), write_clock);
+  return fence != fences.end() && ordered(thread, writer, *fence);
+}
+
+void Shadow::start_product(int thread, size_t offset, size_t bytes) {
+  Region& region = regions_[0];
+  locate(thread, reinterpret_cast<const void*>(region.begin + offset), bytes, bytes, "multiplies");
+  record_read(region, offset, bytes, thread);
+  uint32_t clock = 0;  // of the write that was looked at last: a copy writes sixteen bytes at once
+  int writer = -1;
+  for (size_t at = offset; at < offset + bytes; ++at) {
+    Byte& byte = region.shadow[at];
+    ++byte.products;
+    if (byte.write_clock == clock && byte.writer == writer) continue;
+    clock = byte.write_clock;
+    writer = byte.writer;
+    if (fenced(thread, writer, clock)) continue;
+    fail(thread, "multiplies", range(region, offset, bytes),
+         name_thread(writer) + " wrote byte " + std::to_string(at) +
+             " and no async_proxy_fence of it with a barrier behind it lies between");
+  }
+}
+
+void Shadow::finish_product(int thread, size_t offset, size_t bytes) {
+  Region& region = regions_[0];
+  record_read(region, offset, bytes, thread);  // it may have been read until now
+  for (size_t at = offset; at < offset + bytes; ++at) --region.shadow[at].products;
+}
+
+uint16_t Shadow::half_at(size_t offset) const {
+  uint16_t half;
+  std::memcpy(&half, &regions_[0].contents[offset], sizeof(half));
+  return half;
 }
 
 }  // namespace emulation

@@ -43,13 +43,25 @@ class Shadow {
   // The source of one: true if it lies in scratch and was read from there.
   bool read_if_scratch(int thread, const void* address, size_t bytes, void* value);
 
+  // A matrix instruction of a warpgroup that reads bytes of shared memory, for one thread of each warp: from
+  // its issue until the thread's wait nobody may write to them.
+  void start_product(int thread, size_t offset, size_t bytes);
+  void finish_product(int thread, size_t offset, size_t bytes);
+  uint16_t half_at(size_t offset) const;  // what it reads: 16 bits
+  // The offset of an address that it is to be given.
+  size_t operand_offset(int thread, const void* address);
+  // What the thread has written so far is there for such instructions of threads that a barrier orders
+  // behind.
+  void fence_proxy(int thread);
+
  private:
   struct Byte {
     uint32_t write_clock;  // 0: never
     uint32_t read_clock[2];
     uint16_t writer;
     uint16_t reader[2];
-    uint16_t copier;  // 1 + the thread whose copy is under way to this byte, 0: none
+    uint16_t copier;    // 1 + the thread whose copy is under way to this byte, 0: none
+    uint16_t products;  // matrix instructions under way that read it, once for each warp
   };
   struct Free {
     void operator()(void* pointer) const;
@@ -66,6 +78,7 @@ class Shadow {
   Region* find(const void* address);
   Region& locate(int thread, const void* address, size_t bytes, size_t alignment, const char* verb);
   bool ordered(int thread, int earlier_thread, uint32_t earlier_clock) const;
+  bool fenced(int thread, int writer, uint32_t write_clock) const;
   void record_read(Region& region, size_t offset, size_t bytes, int thread);
   void record_write(Region& region, size_t offset, size_t bytes, int thread, const char* verb);
   void check_free(Region& region, size_t offset, size_t at, size_t bytes, int thread, const char* verb);
@@ -79,6 +92,7 @@ class Shadow {
   uint32_t block_start_ = 0;
   uint32_t block_ordered_ = 0;
   std::vector<uint32_t> warp_ordered_;
+  std::vector<std::vector<uint32_t>> proxy_fences_;  // of each thread in this block, the clocks
 };
 
 // "thread 37 (warp 1, lane 5)"

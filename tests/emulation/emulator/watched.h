@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "numbers.h"
 #include "runtime.h"
 
 namespace sparc {
@@ -42,6 +43,9 @@ class Reference {
   }
   const Reference write(const Value& value) const {
     static_assert(!std::is_const<T>::value, "a write through a pointer to const");
+    if constexpr (std::is_same<Value, float>::value) {
+      if ((bits_of_float(value) & 0x7FFFFFFFu) == kUnderWay) fail_as_under_way();
+    }
     write_watched(address_, sizeof(Value), alignof(Value), &value);
     return *this;
   }

@@ -130,6 +130,7 @@ inline bool flag(const pybind11::dict& given, const char* name) { return given[n
 struct Device {
   std::string products;  // bf16, f16, tf32 or float32
   bool pair_path;        // where it serves; false: the tiled path
+  bool warpgroups;       // by their products, for ops and passes that have them
   int64_t shared_bytes;  // what a block can have
   int64_t grid;          // blocks at most
   uint64_t seed;         // of the order of threads and blocks
@@ -137,6 +138,7 @@ struct Device {
   explicit Device(const pybind11::dict& given)
       : products(given["products"].cast<std::string>()),
         pair_path(given["pair_path"].cast<bool>()),
+        warpgroups(given["warpgroups"].cast<bool>()),
         shared_bytes(given["shared_bytes"].cast<int64_t>()),
         grid(given["grid"].cast<int64_t>()),
         seed(given["seed"].cast<uint64_t>()) {}

@@ -32,6 +32,7 @@ class Device:
 
     products: str  # bf16, f16, tf32 or float32
     pair_path: bool = False
+    warpgroups: bool = False  # the pair path by their products, where the op has it
     shared_bytes: int = H100_BLOCK
     grid: int = 2
     seed: int = 0
@@ -41,7 +42,8 @@ class Device:
         return {"bf16": torch.bfloat16, "f16": torch.float16}.get(self.products, torch.float32)
 
     def __str__(self) -> str:
-        return f"{self.products}-{'pair' if self.pair_path else 'tiled'}"
+        path = "warpgroups" if self.warpgroups else "pair" if self.pair_path else "tiled"
+        return f"{self.products}-{path}"
 
 
 DEVICES = (
@@ -51,6 +53,11 @@ DEVICES = (
     Device("f16"),
     Device("tf32"),
     Device("float32"),
+)
+# For ops with products of warpgroups (WarpgroupPasses in csrc/).
+WARPGROUP_DEVICES = (
+    Device("bf16", pair_path=True, warpgroups=True),
+    Device("f16", pair_path=True, warpgroups=True),
 )
 
 

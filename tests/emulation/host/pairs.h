@@ -15,6 +15,7 @@
 #include "pairs/launch_plan.h"
 #include "pairs/pair_pass.cuh"
 #include "pairs/tiled_pair.cuh"
+#include "pairs/warpgroup_tile.cuh"
 #include "tests/emulation/host/arrays.h"
 
 namespace sparc {
@@ -56,17 +57,54 @@ PairInputs pair_inputs(const PairSide<E>& images, const PairSide<E>& texts) {
           static_cast<int>(shape[2])};
 }
 
+// Whether the op has products of warpgroups for the pass.
+template <class Arguments>
+constexpr bool has_warpgroups(bool backward) {
+  return backward ? WarpgroupPasses<Arguments>::kBackward : WarpgroupPasses<Arguments>::kForward;
+}
+
 template <class Arguments, class E>
 LaunchPlan plan_of(const PairInputs& in, bool backward, bool pair_path, const DeviceLimits& limits) {
-  const auto shared = [&](const Streaming& streaming) -> int64_t {
+  const auto shared = [&](const Streaming& streaming, bool warpgroups) -> int64_t {
     if constexpr (sizeof(E) == 2) {
-      return typename PairOp<Arguments>::template Layout<E>(in, streaming, backward).plan.used;
+      if constexpr (has_warpgroups<Arguments>(false) || has_warpgroups<Arguments>(true)) {
+        if (warpgroups) {
+          return typename WarpgroupOp<Arguments>::template Layout<E>(in, streaming, backward).plan.used;
+        }
+      }
+      return pair_layout_bytes<Arguments, E>(in, streaming, backward);
     } else {
       return 0;
     }
   };
   const int64_t scratch = typename TiledOp<Arguments>::template Layout<E>(in, backward).plan.used;
   return plan_launch(in, pair_path, limits, shared, TiledLayout<E>::kBytes, scratch);
+}
+
+// A thread's part of the pair path.
+template <class E, bool kBackward, class Arguments>
+void run_pair_path(const Arguments& args, const LaunchPlan& plan) {
+  const Streaming& streaming = plan.pair.streaming;
+#define SPARC_CALL_WARPGROUPS(strips_)                                           \
+  if (plan.pair.strips == strips_) {                                             \
+    using Op = WarpgroupOp<Arguments>;                                           \
+    const typename Op::template Layout<E> layout(args.in, streaming, kBackward); \
+    return Op::template run<E, strips_, kBackward>(args, streaming, layout);     \
+  }
+#define SPARC_CALL_PAIR(strips_, chunk_)                                                 \
+  if (plan.pair.strips == strips_ && streaming.chunk == chunk_) {                        \
+    using Op = PairOp<Arguments>;                                                        \
+    const typename Op::template Layout<E, chunk_> layout(args.in, streaming, kBackward); \
+    return Op::template run<E, strips_, chunk_, kBackward>(args, streaming, layout);     \
+  }
+  if constexpr (has_warpgroups<Arguments>(kBackward)) {
+    if (plan.pair.warpgroups) {
+      SPARC_WARPGROUP_STRIPS(SPARC_CALL_WARPGROUPS)
+    }
+  }
+  SPARC_PAIR_INSTANCES(SPARC_CALL_PAIR)
+#undef SPARC_CALL_PAIR
+#undef SPARC_CALL_WARPGROUPS
 }
 
 // One pass of the op that takes `Arguments`, on the paths that the plan takes. Every thread calls start()
@@ -76,24 +114,15 @@ void launch(const Device& device, const Arguments& args, const Start& start) {
   using E = typename Products::Element;
   if (args.in.pairs == 0) return;
   const bool pair_path = device.pair_path && sizeof(E) == 2;
-  const LaunchPlan plan = plan_of<Arguments, E>(args.in, kBackward, pair_path,
-                                                {static_cast<int>(device.grid), device.shared_bytes});
+  const DeviceLimits limits = {static_cast<int>(device.grid), device.shared_bytes,
+                               device.warpgroups && has_warpgroups<Arguments>(kBackward)};
+  const LaunchPlan plan = plan_of<Arguments, E>(args.in, kBackward, pair_path, limits);
   if (pair_path && !plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
   if (plan.pair.used) {
-    const auto kernel = [&](auto strips) {
-      if constexpr (sizeof(E) == 2) {
-        using Op = PairOp<Arguments>;
-        const typename Op::template Layout<E> layout(args.in, plan.pair.streaming, kBackward);
-        Op::template run<E, decltype(strips)::value, kBackward>(args, plan.pair.streaming, layout);
-      }
-    };
     emulate(std::min(plan.pair.grid, device.grid), kThreads, static_cast<size_t>(plan.pair.shared_bytes), {},
             device.seed, [&] {
               start();
-#define SPARC_CALL_PAIR(strips_) \
-  if (plan.pair.strips == strips_) kernel(std::integral_constant<int, strips_>());
-              SPARC_PAIR_STRIPS(SPARC_CALL_PAIR)
-#undef SPARC_CALL_PAIR
+              if constexpr (sizeof(E) == 2) run_pair_path<E, kBackward>(args, plan);
             });
   }
   if (plan.tiled.used) {
@@ -129,7 +158,7 @@ void define(pybind11::module_& m, const char* name, const Call& call) {
 // that every choice is reached.
 template <class Arguments, bool kTextMask>
 pybind11::dict plan(bool half_precision, bool backward, int text_rows, int image_rows, int channels,
-                    int64_t pairs, int multiprocessors, int64_t shared_bytes) {
+                    int64_t pairs, int multiprocessors, int64_t shared_bytes, bool warpgroups) {
   const bool masked = true;
   PairInputs in = {};
   in.pairs = pairs;
@@ -138,12 +167,14 @@ pybind11::dict plan(bool half_precision, bool backward, int text_rows, int image
   in.channels = channels;
   in.image_mask = {&masked, 0, 0};  // never read
   if (kTextMask) in.text_mask = in.image_mask;
-  const DeviceLimits limits = {multiprocessors, shared_bytes};
+  const DeviceLimits limits = {multiprocessors, shared_bytes,
+                               warpgroups && has_warpgroups<Arguments>(backward)};
   const LaunchPlan chosen = half_precision ? plan_of<Arguments, BFloat16>(in, backward, true, limits)
                                            : plan_of<Arguments, float>(in, backward, false, limits);
   pybind11::dict result;
   result["pair_path"] = chosen.pair.used;
   result["tiled_path"] = chosen.tiled.used;
+  result["warpgroups"] = chosen.pair.warpgroups;
   result["units"] = chosen.pair.strips;
   result["chunk"] = chosen.pair.streaming.chunk;
   result["stages"] = chosen.pair.streaming.stages;
@@ -194,9 +225,16 @@ pybind11::dict parameters(const Describe& describe, const PairInputs& in, const 
     return result;
   }
   if (!plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
-  const typename PairOp<Arguments>::template Layout<BFloat16> layout(in, plan.pair.streaming, backward);
-  result["parameters"] =
-      pybind11::make_tuple(bytes_of(args), bytes_of(plan.pair.streaming), bytes_of(layout));
+  const auto with_layout = [&](const auto& layout) {
+    result["parameters"] =
+        pybind11::make_tuple(bytes_of(args), bytes_of(plan.pair.streaming), bytes_of(layout));
+  };
+  using Op = PairOp<Arguments>;
+  if (plan.pair.streaming.chunk == 64) {
+    with_layout(typename Op::template Layout<BFloat16, 64>(in, plan.pair.streaming, backward));
+  } else {
+    with_layout(typename Op::template Layout<BFloat16, 32>(in, plan.pair.streaming, backward));
+  }
   result["strips"] = plan.pair.strips;
   result["chunk"] = plan.pair.streaming.chunk;
   result["stages"] = plan.pair.streaming.stages;
@@ -220,7 +258,7 @@ void define_parameters(pybind11::module_& m, const Describe& describe) {
     in.image_rows = image_rows;
     in.text_rows = text_rows;
     in.channels = channels;
-    const DeviceLimits limits = {multiprocessors, shared_bytes};
+    const DeviceLimits limits = {multiprocessors, shared_bytes, false};
     if (path == "tiled float32") {
       return parameters<float, Arguments>(describe, in, addresses, backward, true, limits);
     }
@@ -246,7 +284,8 @@ template <class Arguments, bool kTextMask>
 void define_plan(pybind11::module_& m) {
   using pybind11::arg;
   m.def("plan", &plan<Arguments, kTextMask>, arg("half_precision"), arg("backward"), arg("text_rows"),
-        arg("image_rows"), arg("channels"), arg("pairs"), arg("multiprocessors"), arg("shared_bytes"));
+        arg("image_rows"), arg("channels"), arg("pairs"), arg("multiprocessors"), arg("shared_bytes"),
+        arg("warpgroups") = false);
 }
 
 }  // namespace emulation

@@ -33,7 +33,8 @@ class Case:
 
     def emulated_by(self, device: Device) -> bool:
         rows_fit = (self.L <= 64 or self.lengths is not None) and (self.P <= 256 or self.patches is not None)
-        return (rows_fit or not device.pair_path) and (self.emulated is None or str(device) in self.emulated)
+        path = str(device).replace("warpgroups", "pair")
+        return (rows_fit or not device.pair_path) and (self.emulated is None or path in self.emulated)
 
     def __str__(self) -> str:
         return self.name

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 import sparc_kernels as sk
-from tests import tolerance
-from tests.conftest import BACKENDS, EMULATED, EMULATED_FLOAT32, FUSED, device_of, dtypes_of, with_cases
+from tests import conftest, tolerance
+from tests.conftest import BACKENDS, EMULATED_FLOAT32, EMULATED_WARPGROUPS, FUSED, device_of, dtypes_of, with_cases
 from tests.emulation.host.backend import Emulated
 from tests.ops.alignment import cases
+
+EMULATED = [*conftest.EMULATED, *EMULATED_WARPGROUPS]
 
 
 def token_loss_of(inputs: cases.Inputs, backend: str) -> Tensor:

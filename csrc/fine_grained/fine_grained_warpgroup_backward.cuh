@@ -1,0 +1,234 @@
+// The fine-grained loss on the pair path by products of warpgroups: backward pass. The steps are those of
+// fine_grained_pair_backward.cuh; C' and Q come into shared memory with the chunks that need them.
+//
+// Both warpgroups make all of W = dZ T + Q: each needs all channels of it for its own patches, and the
+// product is a small one.
+#pragma once
+
+#include "fine_grained/fine_grained_pair_backward.cuh"
+#include "fine_grained/fine_grained_warpgroup_kernel.cuh"
+
+namespace sparc {
+
+// The products of a backward pass by warpgroups.
+template <class E, int kStrips, class Layout>
+struct FineGrainedWarpgroupGradients
+    : FineGrainedBackwardParts<FineGrainedWarpgroupSteps<E, kStrips, Layout, FinishedPanelStream>> {
+  using Base = FineGrainedBackwardParts<FineGrainedWarpgroupSteps<E, kStrips, Layout, FinishedPanelStream>>;
+  using Products = typename Base::Products;
+  using Base::args;
+  using Base::Base;
+  using Base::hold;
+  using Base::shared;
+  using Held = typename Base::HeldOperand;
+
+  SPARC_DEVICE void start_weights() const {
+    this->start([&](int c, int stage) { this->load_for_weights(c, stage); });
+  }
+  SPARC_DEVICE void start_gradients() const {
+    this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
+  }
+
+  // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
+  SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
+    constexpr int kTurns = Panel<E>::kColumns / 16;
+    const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
+    const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
+    this->for_chunks(load, [&](int c, int stage) {
+      const Panel<E> t = shared.text_tile(stage), v = shared.image_tile(stage),
+                     groups = shared.second_tile(stage);
+      Sums w[kTurns];
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) {
+        this->scale_groups(w[turn], groups, turn * 16, alpha);
+      }
+      Sums q[kOwnStrips];  // of the channels of this warpgroup
+      SPARC_UNROLL
+      for (int i = 0; i < 8 * kOwnStrips; ++i) {
+        accumulators(q)[i] =
+            this->column_warp == 0 ? accumulators(w)[i] : accumulators(w)[i + 8 * kOwnStrips];
+      }
+      const uint64_t dz = shared.grads_tile().operand(0, 0), tokens = t.operand(0, 0),
+                     patches = v.operand(this->strip_column(0), 0);
+      device::warpgroup_fence();
+      SPARC_UNROLL
+      for (int k = 0; k < kTextSteps; ++k) {
+        device::warpgroup_multiply_add<E, Panel<E>::kColumns, false, true>(
+            accumulators(w), Panel<E>::beside(dz, k * 16), Panel<E>::below(tokens, k * 16));
+      }
+      device::warpgroup_commit();
+      if (args.grad_patches != nullptr) {
+        this->save_groups(q, unit, c * this->streaming.chunk + this->first_channel());
+      }
+      device::warpgroup_wait<0>();
+      device::warpgroup_hold(accumulators(w));
+      typename Products::A rounded[kTurns];
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) rounded[turn] = Products::as_operand(w[turn]);
+      device::warpgroup_fence();
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) {
+        device::warpgroup_multiply_add<E, 16 * kStrips, false>(accumulators(s), rounded[turn].r,
+                                                               Panel<E>::beside(patches, turn * 16));
+      }
+      device::warpgroup_commit();
+    });
+    device::warpgroup_hold(accumulators(s));
+  }
+
+  // s += dZ^T U
+  SPARC_DEVICE void add_mixed(Sums (&s)[kStrips]) const {
+    typename Products::A dz[kTextSteps];
+    SPARC_UNROLL
+    for (int k = 0; k < kTextSteps; ++k) {
+      dz[k] = Products::load_a_transposed(shared.grads_tile(), k * 16, this->row0);
+    }
+    // not into s itself: the assembler finds no registers for sums of both widths, and waits for each product
+    Sums products[kStrips] = {};
+    device::warpgroup_fence();
+    SPARC_UNROLL
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const uint64_t weights = shared.weights_tile().operand(0, this->strip_column(strip));
+      SPARC_UNROLL
+      for (int k = 0; k < kTextSteps; ++k) {
+        device::warpgroup_multiply_add<E, 16, true>(accumulators(products[strip]), dz[k].r,
+                                                    Panel<E>::below(weights, k * 16));
+      }
+    }
+    device::warpgroup_commit();
+    device::warpgroup_wait<0>();
+    device::warpgroup_hold(accumulators(products));
+    SPARC_UNROLL
+    for (int i = 0; i < 8 * kStrips; ++i) accumulators(s)[i] += accumulators(products)[i];
+  }
+
+  // dV and dT, as asked for; both are worked out, since a branch around products under way would wait for
+  // them. x_unit: what X was divided by, unit: what dZ was.
+  SPARC_DEVICE void write_gradients(float x_unit, float unit) const {
+    const typename Base::ImageGradient patches = this->image_gradient(x_unit, unit);
+    const typename Base::TextGradient tokens = this->text_gradient(x_unit);
+    HeldPatches held;
+    hold(held);
+    const auto load = [&](int c, int stage) { this->load_for_gradients(c, stage); };
+    this->for_chunks(load, [&](int c, int stage) {
+      Sums dv[kPatchTurns][kPatchStrips] = {};
+      Sums dt[kOwnStrips] = {};
+      SPARC_UNROLL
+      for (int turn = 0; turn < kPatchTurns; ++turn) multiply_patches(dv[turn], held, turn, stage, x_unit);
+      multiply_tokens(dt, stage);
+      SPARC_UNROLL
+      for (int turn = 0; turn < kPatchTurns; ++turn) {
+        if (turn + 1 < kPatchTurns) {
+          device::warpgroup_wait<kPatchTurns>();
+        } else {
+          device::warpgroup_wait<1>();
+        }
+        device::warpgroup_hold(accumulators(dv[turn]));
+        if (args.grad_patches != nullptr) {
+          this->store_image_gradient(patches, dv[turn], patch_row(turn) + this->row0,
+                                     c * this->streaming.chunk + patch_channel());
+        }
+      }
+      device::warpgroup_wait<0>();
+      device::warpgroup_hold(accumulators(dt));
+      if (args.grad_tokens != nullptr) {
+        this->store_text_gradient(tokens, dt, shared.text_tile(stage), c, this->first_channel());
+      }
+    });
+  }
+
+ private:
+  static constexpr int kTextSteps = kPairTextRows / 16;
+  static constexpr int kOwnStrips = Base::kChannels / 16;
+  // dV comes 64 patches at a time. The warpgroups take turns of these, or share the channels of the only one.
+  static constexpr int kPatchTiles = (kColumnWarps * 16 * kStrips + 63) / 64;
+  static constexpr bool kInTurns = kPatchTiles > 1;
+  static constexpr int kPatchTurns = kInTurns ? kPatchTiles / kColumnWarps : 1;
+  static constexpr int kPatchStrips = kInTurns ? Panel<E>::kColumns / 16 : kOwnStrips;
+  static_assert(!kInTurns || kPatchTiles == kColumnWarps * kPatchTurns, "turns of both");
+  static_assert(kPatchTurns <= 2, "wait_group takes a constant");
+  SPARC_DEVICE int patch_row(int turn) const {
+    return kInTurns ? (turn * kColumnWarps + this->column_warp) * 64 : 0;
+  }
+  SPARC_DEVICE int patch_channel() const { return kInTurns ? 0 : this->first_channel(); }
+
+  // X^T and U^T as operands of the products over the tokens, the same for all chunks: the rows of this warp
+  // in the 64 patches of each turn.
+  struct HeldPatches {
+    typename Products::A x[kPatchTurns][kTextSteps], weights[kPatchTurns][kTextSteps];
+  };
+  SPARC_DEVICE void hold(HeldPatches& held) const {
+    SPARC_UNROLL
+    for (int turn = 0; turn < kPatchTurns; ++turn) {
+      SPARC_UNROLL
+      for (int k = 0; k < kTextSteps; ++k) {
+        const int patch = patch_row(turn) + this->row0;
+        held.x[turn][k] = Products::load_a_transposed(shared.x_tile(), k * 16, patch);
+        held.weights[turn][k] = Products::load_a_transposed(shared.weights_tile(), k * 16, patch);
+      }
+    }
+  }
+  // Issues c = x_unit X^T T + U^T Q for the 64 patches of a turn, as a group.
+  SPARC_DEVICE void multiply_patches(Sums (&c)[kPatchStrips], const HeldPatches& held, int turn, int stage,
+                                     float x_unit) const {
+    const auto add = [&](const typename Products::A(&left)[kTextSteps], const Panel<E>& right) {
+      const uint64_t b = right.operand(0, patch_channel());
+      SPARC_UNROLL
+      for (int k = 0; k < kTextSteps; ++k) {
+        device::warpgroup_multiply_add<E, 16 * kPatchStrips, true>(accumulators(c), left[k].r,
+                                                                   Panel<E>::below(b, k * 16));
+      }
+    };
+    device::warpgroup_fence();
+    add(held.x[turn], shared.text_tile(stage));
+    if constexpr (kIsFloat16<E>) {
+      device::warpgroup_commit();
+      device::warpgroup_wait<0>();
+      device::warpgroup_hold(accumulators(c));
+      SPARC_UNROLL
+      for (int i = 0; i < 8 * kPatchStrips; ++i) accumulators(c)[i] *= x_unit;
+      device::warpgroup_fence();
+    }
+    add(held.weights[turn], shared.second_tile(stage));
+    device::warpgroup_commit();
+  }
+
+  // Issues c [64, 32] = X V for the channels of this warpgroup, as a group. X comes from shared memory: there
+  // are no registers for it beside the sums of dV.
+  SPARC_DEVICE void multiply_tokens(Sums (&c)[kOwnStrips], int stage) const {
+    const uint64_t patches = shared.image_tile(stage).operand(0, this->first_channel());
+    device::warpgroup_fence();
+    SPARC_UNROLL
+    for (int panel = 0; panel < kPatchTiles; ++panel) {
+      const uint64_t x = shared.x_tile().operand(0, panel * 64);
+      SPARC_UNROLL
+      for (int k = 0; k < 64; k += Products::kDepth) {
+        if (panel * 64 + k < 16 * Base::kSteps) {
+          device::warpgroup_multiply_add<E, Base::kChannels, false, true>(
+              accumulators(c), Panel<E>::beside(x, k), Panel<E>::below(patches, panel * 64 + k));
+        }
+      }
+    }
+    device::warpgroup_commit();
+  }
+};
+
+template <>
+struct WarpgroupOp<FineGrainedArguments> {
+  template <class E>
+  using Layout = FineGrainedPanelLayout<E>;
+
+  template <class E, int kStrips, bool kBackward>
+  SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
+                               const Layout<E>& shared) {
+    if constexpr (kBackward) {
+      using Pass = FineGrainedPairBackward<FineGrainedWarpgroupGradients<E, kStrips, Layout<E>>>;
+      run_backward<Pass>(args, streaming, shared);
+    } else {
+      using Pass = FineGrainedPairForward<FineGrainedWarpgroupSteps<E, kStrips, Layout<E>>>;
+      run_forward<Pass>(args, streaming, shared);
+    }
+  }
+};
+
+}  // namespace sparc

@@ -1,0 +1,139 @@
+// The fine-grained loss on the pair path by products of warpgroups: forward pass.
+#pragma once
+
+#include <type_traits>
+
+#include "fine_grained/fine_grained_pair_kernel.cuh"
+#include "pairs/warpgroup_tile.cuh"
+
+namespace sparc {
+
+// Shared memory of both passes. In the forward pass Z stands where U stood, which is held in registers by
+// then; in the backward pass X takes the place of Z and dZ.
+template <class E>
+struct FineGrainedPanelLayout : PanelLayout<E>, FineGrainedPlaces {
+  int grads;  // dZ [64, 64] E
+  int x;      // X [64, P] E
+
+  SPARC_HOST_DEVICE FineGrainedPanelLayout(const PairInputs& in, const Streaming& streaming, bool backward)
+      : PanelLayout<E>(in, streaming, backward), FineGrainedPlaces(this->plan) {
+    constexpr int kLogitRows =
+        round_up(kPairTextRows * kLogitsPitch * 4, Panel<E>::kAlignment) / Panel<E>::kRowBytes;
+    const int weight_rows = this->weights_panels() * kPairTextRows;
+    if (backward) {
+      const int before = kLogitRows + kPairTextRows;
+      logits = this->take_panels(weight_rows > before ? weight_rows : before);
+    } else {
+      logits = weight_rows >= kLogitRows ? this->weights : this->take_panels(kLogitRows);
+    }
+    grads = logits + kLogitRows * Panel<E>::kRowBytes;
+    x = logits;
+  }
+
+  SPARC_DEVICE Panel<E> grads_tile() const { return {grads, kPairTextRows}; }
+  SPARC_DEVICE Panel<E> x_tile() const { return {x, kPairTextRows}; }
+};
+
+// Its products by warpgroups.
+template <class E, int kStrips, class Layout, class Stream = PanelStream>
+struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips, Stream>, Layout> {
+  using Base = FineGrainedPairBase<WarpgroupTile<E, kStrips, Stream>, Layout>;
+  using Products = typename Base::Products;
+  using Base::Base;
+  using Base::shared;
+  using Base::streaming;
+  using Base::work;
+
+  // Whether the stream of V and T goes on from one loop over chunks to the next, and to the next pair.
+  static constexpr bool kGoesOn = std::is_same<Stream, PanelStream>::value;
+
+  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
+  template <bool kPool>
+  SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
+    const int row = device::thread_index() / 4, part = device::thread_index() % 4;
+    square = 0.0f;
+    const auto compute = [&](int c, int stage) {
+      const Panel<E> t = shared.text_tile(stage);
+      this->add_products(s, t, shared.image_tile(stage));
+      if (kPool) this->pool_chunk(c, stage);
+      if (row >= this->n) return;
+      SPARC_UNROLL
+      for (int piece = 0; piece < 2; ++piece) {
+        const Piece numbers = *device::shared_at<Piece>(t.piece(row, (part + 4 * piece) * 8));
+        SPARC_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          const float x = device::to_float(E{static_cast<uint16_t>(numbers.words[i / 2] >> (i % 2 * 16))});
+          square += x * x;
+        }
+      }
+    };
+    if constexpr (kGoesOn) {  // to the same chunks once more, then from L2
+      const auto load = [&](int c, int stage) { this->load(c < this->chunks ? c : c - this->chunks, stage); };
+      PanelStream::run(streaming, work.stage, this->chunks, load, compute);
+    } else {
+      this->for_both(compute);
+    }
+    device::warpgroup_hold(accumulators(s));
+  }
+
+  // The groups of all chunks in C' units: f(c, chunk, column) with this warp's sums from `column` on. z
+  // becomes what this warpgroup's channels give to C' T^T.
+  template <class F>
+  SPARC_DEVICE void groups(const typename Base::HeldOperand& left, float unit, typename Base::TextSums& z,
+                           const F& f) const {
+    group_chunks([&](const auto& compute) { this->for_both(compute); }, left, unit, z, f);
+  }
+  // The same in a stream that goes on with the pair `following`.
+  template <class F>
+  SPARC_DEVICE void groups_before(PairWork& following, const typename Base::HeldOperand& left, float unit,
+                                  typename Base::TextSums& z, const F& f) const {
+    const int first = (work.stage + this->chunks) % streaming.stages;
+    following.stage = (first + this->chunks) % streaming.stages;
+    const auto load = [&](int c, int stage) {
+      const bool mine = c < this->chunks;
+      if (!mine && following.pair >= this->args.in.pairs) return;
+      FineGrainedWarpgroupSteps(shared, this->args, streaming, mine ? work : following)
+          .load(mine ? c : c - this->chunks, stage);
+    };
+    group_chunks(
+        [&](const auto& compute) { PanelStream::run(streaming, first, this->chunks, load, compute); }, left,
+        unit, z, f);
+  }
+
+ private:
+  template <class Run, class F>
+  SPARC_DEVICE void group_chunks(const Run& run, const typename Base::HeldOperand& left, float unit,
+                                 typename Base::TextSums& z, const F& f) const {
+    constexpr int kTurns = Base::kChannels / 16;
+    run([&](int chunk, int stage) {
+      const Panel<E> t = shared.text_tile(stage);
+      Sums c[kTurns] = {};
+      this->times_image(c, left, shared.image_tile(stage));
+      device::warpgroup_wait<0>();
+      device::warpgroup_hold(accumulators(c));
+      typename Products::A high[kTurns], low[kTurns];
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) {
+        if (kIsFloat16<E>) {
+          SPARC_UNROLL
+          for (int i = 0; i < 8; ++i) c[turn][i / 4][i % 4] *= unit;
+        }
+        high[turn] = Products::as_operand(c[turn]);
+        low[turn] = Products::rest_as_operand(c[turn]);
+      }
+      const uint64_t tokens = t.operand(0, this->first_channel());
+      device::warpgroup_fence();
+      SPARC_UNROLL
+      for (int turn = 0; turn < kTurns; ++turn) {
+        const uint64_t b = Panel<E>::beside(tokens, 16 * turn);
+        device::warpgroup_multiply_add<E, kPairTextRows, false>(accumulators(z), high[turn].r, b);
+        device::warpgroup_multiply_add<E, kPairTextRows, false>(accumulators(z), low[turn].r, b);
+      }
+      device::warpgroup_commit();
+      f(c, chunk, this->first_channel());
+    });
+    device::warpgroup_hold(accumulators(z));
+  }
+};
+
+}  // namespace sparc

@@ -1,0 +1,219 @@
+// The rows of one pair through shared memory as operands of a warpgroup's products (common/warpgroup.cuh):
+// panels of 64 channels, and a stream whose products run on while the next copies are queued.
+#pragma once
+
+#include "common/warpgroup.cuh"
+#include "pairs/launch_plan.h"
+#include "pairs/pair_work.cuh"
+
+namespace sparc {
+
+// Sixteen bytes of a panel's row.
+struct alignas(16) Piece {
+  uint32_t words[4];
+};
+
+// Rows of 64 columns, 128 bytes each, swizzled; more columns lie in further panels of 64 rows. Shifts and
+// masks rather than quotients: these have more instructions for numbers that may be negative.
+template <class E>
+struct Panel {
+  static constexpr int kColumns = 64, kRowBytes = 128, kAlignment = 1024;
+
+  int offset;  // bytes from the start of the block's shared memory, a multiple of kAlignment
+  int filled;  // rows that a stream fills: those behind stay what they were
+
+  SPARC_DEVICE device::Shared<E> at(int row, int column) const {
+    return device::shared_at<E>(piece(row, column)) + (column & 7);
+  }
+  // Two elements from an even column on.
+  SPARC_DEVICE device::Shared<uint32_t> word_at(int row, int column) const {
+    return device::shared_at<uint32_t>(piece(row, column)) + (column & 7) / 2;
+  }
+  SPARC_DEVICE int rows_for(int) const { return filled; }
+  SPARC_DEVICE static int rows_apart(int rows) { return rows * kColumns; }
+  SPARC_DEVICE void set(int row, int column, float value) const {
+    *at(row, column) = device::from_float<E>(value);
+  }
+  SPARC_DEVICE float get(int row, int column) const {
+    return device::to_float(static_cast<E>(*at(row, column)));
+  }
+
+  // The matrix that begins there, as it lies or transposed: row a multiple of 8, column of 16.
+  SPARC_DEVICE uint64_t operand(int row, int column) const {
+    const int at =
+        offset + panel(column) * device::kPanelBytes + row * kRowBytes + (column & (kColumns - 1)) * 2;
+    return device::panel_operand(device::address_of(device::shared_at<E>(at)));
+  }
+
+  // The operand `rows` (a multiple of 8) further down, or `columns` (of 16) to the right in the same panel.
+  SPARC_DEVICE static uint64_t below(uint64_t operand, int rows) {
+    return device::operand_behind(operand, rows * kRowBytes);
+  }
+  SPARC_DEVICE static uint64_t beside(uint64_t operand, int columns) {
+    return device::operand_behind(operand, columns * 2);
+  }
+
+  // Where the 16 bytes lie that hold it.
+  SPARC_DEVICE int piece(int row, int column) const {
+    return offset + panel(column) * device::kPanelBytes + row * kRowBytes + ((column >> 3 ^ row) & 7) * 16;
+  }
+
+ private:
+  SPARC_DEVICE static int panel(int column) { return column >> 6; }
+};
+
+// Strips of 16 image rows that each of a block's two warpgroups holds.
+SPARC_HOST_DEVICE int warpgroup_strips(int image_rows) {
+#define SPARC_PICK_STRIPS(strips_) \
+  if (at_most(image_rows, kPairImageRows) <= 32 * strips_) return strips_;
+  SPARC_WARPGROUP_STRIPS(SPARC_PICK_STRIPS)
+#undef SPARC_PICK_STRIPS
+  return 0;
+}
+
+// Shared memory with panels. Products read all rows of a panel; copies fill them all.
+template <class E>
+struct PanelLayout : PairPlaces {
+  int weights;                   // U [64, P] E
+  int stage_bytes, stages;       // V, T and, in a backward pass, a second [64, 64]
+  int stage_text, stage_second;  // within a stage
+  int image_rows, image_filled, text_filled;
+
+  // `second`: whether a backward pass streams a second matrix of the shape of T.
+  SPARC_HOST_DEVICE PanelLayout(const PairInputs& in, const Streaming& streaming, bool second)
+      : PairPlaces(in) {
+    image_rows = 32 * warpgroup_strips(in.image_rows);
+    image_filled = round_up(at_most(in.image_rows, kPairImageRows), 16);
+    text_filled = round_up(at_most(in.text_rows, kPairTextRows), 16);
+    weights = take_panels(weights_panels() * kPairTextRows);
+    stage_text = image_rows * Panel<E>::kRowBytes;
+    stage_second = stage_text + device::kPanelBytes;
+    stage_bytes = stage_second + (second ? device::kPanelBytes : 0);
+    stages = take_panels(stage_bytes / Panel<E>::kRowBytes * streaming.stages);
+  }
+
+  // Panels of 64 tokens with so many columns as there are image rows.
+  SPARC_HOST_DEVICE int weights_panels() const { return (image_rows + 63) / 64; }
+  SPARC_HOST_DEVICE int take_panels(int rows) {
+    plan.used = round_up(plan.used, Panel<E>::kAlignment);
+    return plan.take(rows * Panel<E>::kRowBytes);
+  }
+
+  SPARC_DEVICE Panel<E> weights_tile() const { return {weights, kPairTextRows}; }
+  SPARC_DEVICE Panel<E> image_tile(int stage) const { return {stages + stage * stage_bytes, image_filled}; }
+  SPARC_DEVICE Panel<E> text_tile(int stage) const {
+    return {stages + stage * stage_bytes + stage_text, text_filled};
+  }
+  SPARC_DEVICE Panel<E> second_tile(int stage) const {
+    return {stages + stage * stage_bytes + stage_second, text_filled};
+  }
+};
+
+// load_rows of at most 32 kCount rows into panels, from rows of whole pieces. A thread copies the same
+// columns of the same rows in every chunk: where they begin is found once, and kept.
+template <int kCount>
+struct HeldCopies {
+  static constexpr int kApart = kThreads / 8;  // rows of one thread
+  int at[kCount];                              // in pieces from the matrix's first row; negative: zeros
+
+  template <class E>
+  SPARC_DEVICE HeldCopies(const InputRows<E>& from, const device::Shared<int>* index, int count) {
+    const int row_pieces = static_cast<int>(from.row_stride / 8), first = device::thread_index() >> 3;
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const int row = first + i * kApart;
+      at[i] = -1;
+      if (row < count) {
+        at[i] = (index == nullptr ? row : static_cast<int>((*index)[row])) * row_pieces +
+                (device::thread_index() & 7);
+      }
+    }
+  }
+
+  template <class E>
+  SPARC_DEVICE void load(const InputRows<E>& from, const device::Shared<int>*, int, int first, int channels,
+                         const Panel<E>& to) const {
+    const int column = (device::thread_index() & 7) * 8;
+    const E* const begin = from.data + first;
+    const bool inside = first + column < channels;
+    const device::Shared<Piece> target =
+        device::shared_at<Piece>(to.piece(device::thread_index() >> 3, column));
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      device::copy_async_if(inside & (at[i] >= 0),
+                            device::address_of(target + i * kApart * (Panel<E>::kRowBytes / 16)),
+                            device::further(begin, at[i], 16u));
+    }
+  }
+};
+
+// A stream that does not end with a loop over chunks, whose last turns start the copies of what comes next.
+// compute(chunk, stage) issues products as one group or more, and leaves the last of them under way: it may
+// read the chunk until the next one's products have been issued. At least three stages, at most two more than
+// chunks.
+struct PanelStream {
+  template <class Load>
+  SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
+    start_stream(streaming.stages - 2, chunks, load);
+  }
+
+  // Calls it for every chunk, the first of which lies in stage `stage`, and load(c, stage) with c from
+  // `chunks` on for what comes next. All products are done when it returns.
+  template <class Load, class Compute>
+  SPARC_DEVICE static void run(const Streaming& streaming, int stage, int chunks, const Load& load,
+                               const Compute& compute) {
+    SPARC_NO_UNROLL
+    for (int c = 0; c < chunks; ++c) {
+      wait_for_copies(streaming.stages - 3);
+      device::async_proxy_fence();
+      // the chunk is there for all, and the products of the chunk before the last one are done
+      device::block_barrier();
+      compute(c, stage);
+      load(c + streaming.stages - 2, stage < 2 ? stage + streaming.stages - 2 : stage - 2);
+      device::copy_async_commit();
+      device::warpgroup_wait<1>();
+      stage = stage + 1 == streaming.stages ? 0 : stage + 1;
+    }
+    device::warpgroup_wait<0>();
+  }
+
+  SPARC_DEVICE static void wait_for_copies(int pending) {
+    if (pending >= 2) {
+      device::copy_async_wait<2>();
+    } else if (pending == 1) {
+      device::copy_async_wait<1>();
+    } else {
+      device::copy_async_wait<0>();
+    }
+  }
+};
+
+// The same where the products of a chunk are done before the next one is begun: more is on its way to fewer
+// stages. At least two.
+struct FinishedPanelStream {
+  template <class Load>
+  SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
+    start_stream(streaming.stages - 1, chunks, load);
+  }
+  template <class Load, class Compute>
+  SPARC_DEVICE static void run(const Streaming& streaming, int chunks, const Load& load,
+                               const Compute& compute) {
+    int stage = 0;
+    SPARC_NO_UNROLL
+    for (int c = 0; c < chunks; ++c) {
+      PanelStream::wait_for_copies(streaming.stages - 2);
+      device::async_proxy_fence();
+      // the chunk is there for all, and the products of the one before are done
+      device::block_barrier();
+      const int next = c + streaming.stages - 1;
+      if (next < chunks) load(next, stage == 0 ? streaming.stages - 1 : stage - 1);
+      device::copy_async_commit();
+      compute(c, stage);
+      device::warpgroup_wait<0>();
+      stage = stage + 1 == streaming.stages ? 0 : stage + 1;
+    }
+    device::block_barrier();
+  }
+};
+
+}  // namespace sparc
