@@ -196,7 +196,7 @@ def run(
     memory = Global(tensors)
     plan = planned(memory.addresses())
     tile = f"Li{plan['strips']}E" if "strips" in plan else ""
-    if path == "pair":
+    if path.startswith("pair"):
         tile += f"Li{plan['chunk']}E"
     instance = f"{tile}Lb{int(backward)}E"
     if path == "warpgroups" and not plan.get("warpgroups"):
