@@ -229,12 +229,21 @@ pybind11::dict parameters(const Describe& describe, const PairInputs& in, const 
     result["parameters"] =
         pybind11::make_tuple(bytes_of(args), bytes_of(plan.pair.streaming), bytes_of(layout));
   };
-  using Op = PairOp<Arguments>;
-  if (plan.pair.streaming.chunk == 64) {
-    with_layout(typename Op::template Layout<BFloat16, 64>(in, plan.pair.streaming, backward));
-  } else {
-    with_layout(typename Op::template Layout<BFloat16, 32>(in, plan.pair.streaming, backward));
+  if constexpr (has_warpgroups<Arguments>(false) || has_warpgroups<Arguments>(true)) {
+    if (plan.pair.warpgroups) {
+      using Layout = typename WarpgroupOp<Arguments>::template Layout<BFloat16>;
+      with_layout(Layout(in, plan.pair.streaming, backward));
+    }
   }
+  if (!plan.pair.warpgroups) {
+    using Op = PairOp<Arguments>;
+    if (plan.pair.streaming.chunk == 64) {
+      with_layout(typename Op::template Layout<BFloat16, 64>(in, plan.pair.streaming, backward));
+    } else {
+      with_layout(typename Op::template Layout<BFloat16, 32>(in, plan.pair.streaming, backward));
+    }
+  }
+  result["warpgroups"] = plan.pair.warpgroups;
   result["strips"] = plan.pair.strips;
   result["chunk"] = plan.pair.streaming.chunk;
   result["stages"] = plan.pair.streaming.stages;
@@ -258,7 +267,8 @@ void define_parameters(pybind11::module_& m, const Describe& describe) {
     in.image_rows = image_rows;
     in.text_rows = text_rows;
     in.channels = channels;
-    const DeviceLimits limits = {multiprocessors, shared_bytes, false};
+    const bool warpgroups = path == "warpgroups" && has_warpgroups<Arguments>(backward);
+    const DeviceLimits limits = {multiprocessors, shared_bytes, warpgroups};
     if (path == "tiled float32") {
       return parameters<float, Arguments>(describe, in, addresses, backward, true, limits);
     }
