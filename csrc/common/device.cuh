@@ -63,8 +63,8 @@ using Shared = T*;  // in shared memory
 template <class T>
 using Scratch = T*;  // in global memory that belongs to this block
 
-// The block's dynamic shared memory, `offset` bytes (a multiple of 16) from its start, which lies at a multiple
-// of 1024: the swizzle of warpgroup.cuh is one of addresses.
+// The block's dynamic shared memory, `offset` bytes (a multiple of 16) from its start, which lies at a
+// multiple of 1024: the swizzle of warpgroup.cuh is one of addresses.
 template <class T>
 SPARC_DEVICE Shared<T> shared_at(size_t offset) {
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
