@@ -53,8 +53,11 @@ class Trace:
         """How often a warp did something by each instruction."""
         return np.asarray((self.issues - self.idle).sum(axis=1))
 
-    def count(self, opcode: str) -> int:
-        places = [place for place, it in enumerate(self.instructions) if it.opcode == opcode]
+    def count(self, opcode: str, but: str = "") -> int:
+        """Of all warps; without those that have the modifier ``but``."""
+        places = [
+            place for place, it in enumerate(self.instructions) if it.opcode == opcode and not (but and it.has(but))
+        ]
         return int(self.done[places].sum())
 
 
