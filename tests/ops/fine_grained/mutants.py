@@ -62,20 +62,6 @@ MUTANTS = (
         "ragged",
     ),
     Mutant(
-        "dZ is not shown to the products of warpgroups",
-        "fine_grained/fine_grained_pair_backward.cuh",
-        "    this->publish();\n    return unit;",
-        "    device::block_barrier();\n    return unit;",
-        "warpgroups and ragged",
-    ),
-    Mutant(
-        "X is not shown to the products of warpgroups",
-        "fine_grained/fine_grained_pair_backward.cuh",
-        "    this->publish();\n    return x_unit;",
-        "    device::block_barrier();\n    return x_unit;",
-        "warpgroups and ragged",
-    ),
-    Mutant(
         "a stage is filled while products read it",
         "pairs/panel_stream.cuh",
         "      compute(c, stage);\n      device::warpgroup_wait<0>();\n",
