@@ -31,15 +31,21 @@ struct PlacedRows {
   SPARC_DEVICE void copy(int first, const Panel<E>& to, int place) const {
     E* const target = device::address_of(device::shared_at<E>(to.offset + place));
     const E* const source = piece + first;
-    SPARC_UNROLL
-    for (int i = 0; i < kTurns; ++i) {
-      E* const at = target + to.rows_apart(i * kStep);
-      if ((i + 1) * kStep <= count) {
-        device::copy_async(at, device::further(source, rows[i], row_bytes));
-      } else if (first_row() + i * kStep < to.filled) {
-        device::copy_async(at, device::further(source, rows[i], row_bytes),
+    const auto copy_some = [&](int i) {
+      if (first_row() + i * kStep < to.filled) {
+        device::copy_async(target + to.rows_apart(i * kStep), device::further(source, rows[i], row_bytes),
                            first_row() + i * kStep < count ? 16 : 0);
       }
+    };
+    if ((kTurns - 1) * kStep <= count) {  // one behind the other: the first of a run of copies costs most
+      SPARC_UNROLL
+      for (int i = 0; i < kTurns - 1; ++i) {
+        device::copy_async(target + to.rows_apart(i * kStep), device::further(source, rows[i], row_bytes));
+      }
+      copy_some(kTurns - 1);
+    } else {
+      SPARC_UNROLL
+      for (int i = 0; i < kTurns; ++i) copy_some(i);
     }
   }
   SPARC_DEVICE static int place() {
