@@ -75,10 +75,12 @@ def short_name(mangled: str) -> str:
     arguments = mangled[name.end() :]
     types = {"8BFloat16": "bf16", "7Float16": "f16", "12Tf32Products": "tf32 x 3", "15Float32Products": "float32"}
     dtype = next(short for long, short in types.items() if long in arguments)
-    units = re.search(r"Li(\d+)E", arguments)
+    units = re.search(r"Li(\d+)E(?:Li(\d+)E)?", arguments)
     backward = re.search(r"Lb([01])E", arguments)
     direction = ("_backward" if backward.group(1) == "1" else "_forward") if backward else ""
     tile = f", {32 * int(units.group(1))} patches" if units else ""
+    if units and units.group(2):
+        tile += f", {units.group(2)} channels"
     return f"`{op}_{path}{direction}<{dtype}{tile}>`"
 
 

@@ -25,7 +25,11 @@ struct RowAlignment {
   SPARC_DEVICE float height(float s) const { return s == high ? 1.0f : (s - low) * inverse_range; }
   // "Not cut", so that a NaN is kept and seen.
   SPARC_DEVICE bool kept(float s) const { return !(height(s) < sigma); }
-  SPARC_DEVICE float weight(float s) const { return flat() ? 1.0f : (kept(s) ? height(s) : 0.0f); }
+  // Both ways are worked out, so that no branch is made of it.
+  SPARC_DEVICE float weight(float s) const {
+    const float reached = height(s), cut = reached < sigma ? 0.0f : reached;
+    return flat() ? 1.0f : cut;
+  }
 };
 
 SPARC_DEVICE float threshold_of(const float* threshold, int patches) {

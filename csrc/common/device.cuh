@@ -26,7 +26,8 @@ struct alignas(2) Float16 {
 #define SPARC_HOST_DEVICE inline
 #define SPARC_DEVICE_NOINLINE inline
 #define SPARC_NO_UNROLL
-#define SPARC_UNROLL_TWICE
+#define SPARC_INLINE_LAMBDA
+#define SPARC_UNROLL_FOUR_TIMES
 #include "emulated_device.h"  // tests/emulation/, on the include path of the emulation only
 
 #else
@@ -38,7 +39,9 @@ struct alignas(2) Float16 {
 #define SPARC_HOST_DEVICE __host__ __device__ __forceinline__
 #define SPARC_DEVICE_NOINLINE __device__ __noinline__
 #define SPARC_UNROLL _Pragma("unroll")
-#define SPARC_UNROLL_TWICE _Pragma("unroll 2")
+// For lambdas that hold a whole pass: what is not inlined gets the kernel's parameters through memory.
+#define SPARC_INLINE_LAMBDA __attribute__((always_inline))
+#define SPARC_UNROLL_FOUR_TIMES _Pragma("unroll 4")
 // For runtime loops over much code, which the compiler would write out four times: a third of the
 // instructions and a fifth of the compile time.
 #define SPARC_NO_UNROLL _Pragma("unroll 1")
@@ -52,9 +55,7 @@ SPARC_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 SPARC_DEVICE int64_t block_index() { return blockIdx.x; }
 SPARC_DEVICE int64_t block_count() { return gridDim.x; }
 SPARC_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) & 31; }
-// From lane 0: the compiler then knows that it is one number for all lanes, and keeps what is made of it in
-// uniform registers.
-SPARC_DEVICE int warp_index() { return __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) >> 5, 0); }
+SPARC_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) >> 5; }
 
 // Memory that threads of a block share. On the device these are plain pointers; in the emulation they watch
 // for races between threads that no barrier orders, for reads of what was never written, and for their
@@ -102,6 +103,9 @@ SPARC_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0
 SPARC_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
+// A number that all lanes have, from lane 0: the compiler then knows it, and keeps what is made of it in
+// uniform registers.
+SPARC_DEVICE int same_in_warp(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
 SPARC_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 SPARC_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(0xFFFFFFFFu, predicate); }
 SPARC_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
@@ -126,23 +130,20 @@ SPARC_DEVICE void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
 
 // c += a b: a [16, 16], b [16, 8], c [16, 8] float32, fragments as PTX lays them over the lanes.
 SPARC_DEVICE void multiply_add_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 SPARC_DEVICE void multiply_add_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 // c += a b: a [16, 8], b [8, 8], of tf32 (float32 whose last 13 bits are not looked at).
 SPARC_DEVICE void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -165,6 +166,14 @@ SPARC_DEVICE void copy_async(void* shared, const void* global, int bytes) {
 SPARC_DEVICE void copy_async(void* shared, const void* global) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(at), "l"(global) : "memory");
+}
+// All 16 bytes where `wanted`, else zeros, and `global` is not looked at.
+SPARC_DEVICE void copy_async_if(bool wanted, void* shared, const void* global) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.eq.s32 p, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, p;\n}\n" ::"r"(at),
+      "l"(global), "r"(static_cast<int>(wanted))
+      : "memory");
 }
 SPARC_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most kPending of this thread's latest groups are unfinished.

@@ -12,31 +12,49 @@
 
 namespace sparc {
 
-// Rows of shared memory; 16 bytes between them keep ldmatrix free of bank conflicts. `pitch` in elements.
-template <class E>
-struct Tile {
+// Rows of shared memory; 16 bytes between them keep ldmatrix free of bank conflicts. `Self` tells the offset
+// in bytes from the start of the block's shared memory, and the pitch in elements.
+template <class E, class Self>
+struct TileRows {
   static constexpr int kPad = 16 / sizeof(E);
 
-  int offset;  // bytes from the start of the block's shared memory
-  int pitch;
-
   SPARC_DEVICE device::Shared<E> at(int row, int column) const {
-    return device::shared_at<E>(offset) + (row * pitch + column);
+    return device::shared_at<E>(self().offset) + (row * self().pitch + column);
   }
   // Two elements from an even column on.
   SPARC_DEVICE device::Shared<uint32_t> word_at(int row, int column) const {
-    return device::shared_at<uint32_t>(offset) + (row * pitch + column) / 2;
+    return device::shared_at<uint32_t>(self().offset) + (row * self().pitch + column) / 2;
   }
   // Rows that products over `count` rows read.
   SPARC_DEVICE static int rows_for(int count) { return (count + 15) / 16 * 16; }
   // Elements between rows that lie `rows` apart, a multiple of 16.
-  SPARC_DEVICE int rows_apart(int rows) const { return rows * pitch; }
+  SPARC_DEVICE int rows_apart(int rows) const { return rows * self().pitch; }
   SPARC_DEVICE void set(int row, int column, float value) const {
     *at(row, column) = device::from_float<E>(value);
   }
   SPARC_DEVICE float get(int row, int column) const {
     return device::to_float(static_cast<E>(*at(row, column)));
   }
+
+ private:
+  SPARC_DEVICE const Self& self() const { return *static_cast<const Self*>(this); }
+};
+
+// With a pitch that is known when it is compiled: rows then cost no instruction.
+template <class E, int kPitch = 0>
+struct Tile : TileRows<E, Tile<E, kPitch>> {
+  static constexpr int pitch = kPitch;
+  int offset;
+
+  SPARC_DEVICE explicit Tile(int offset_) : offset(offset_) {}
+};
+
+template <class E>
+struct Tile<E, 0> : TileRows<E, Tile<E, 0>> {
+  int offset, pitch;
+
+  SPARC_DEVICE Tile() {}
+  SPARC_DEVICE Tile(int offset_, int pitch_) : offset(offset_), pitch(pitch_) {}
 };
 
 using Sums = float[2][4];  // [16, 16]: two neighbouring results of m16n8
@@ -72,14 +90,16 @@ struct HalfProducts {
     return a;
   }
   // [kDepth, 16] at (k, n) of a tile [n, k]
-  SPARC_DEVICE static B load_b(const Tile<E>& tile, int n, int k) {
+  template <class From>
+  SPARC_DEVICE static B load_b(const From& tile, int n, int k) {
     const int i = device::lane_index();
     B b;
     device::load_matrices(b.r, device::address_of(tile.at(n + i % 8 + i / 16 * 8, k + i / 8 % 2 * 8)));
     return b;
   }
   // the same of a tile [k, n]
-  SPARC_DEVICE static B load_b_transposed(const Tile<E>& tile, int k, int n) {
+  template <class From>
+  SPARC_DEVICE static B load_b_transposed(const From& tile, int k, int n) {
     const int i = device::lane_index();
     B b;
     device::load_matrices_transposed(b.r, device::address_of(tile.at(k + i % 16, n + i / 16 * 8)));
@@ -93,6 +113,9 @@ struct HalfProducts {
       instruction(c[half], a.r, columns);
     }
   }
+
+  // [16, kDepth] transposed, as a right operand.
+  SPARC_DEVICE static B transposed(const A& a) { return {{a.r[0], a.r[2], a.r[1], a.r[3]}}; }
 
   // Sums [16, 16] as the left operand of a next product, without a way through memory: both are laid over the
   // lanes alike. `rest` takes what rounding leaves.
@@ -231,6 +254,15 @@ struct Float32Products : GatheredOperands<Float32Products> {
     return b;
   }
 };
+
+// Calls f(row, value) in the lanes that hold the diagonal of sums [16, 16].
+template <class F>
+SPARC_DEVICE void for_diagonal(const Sums& c, const F& f) {
+  const int g = device::lane_index() / 4;
+  if (device::lane_index() % 4 != g / 2) return;
+  f(g, g % 2 == 0 ? c[0][0] : c[0][1]);
+  f(g + 8, g % 2 == 0 ? c[1][2] : c[1][3]);
+}
 
 // The rows and columns of the sums c[half][i] that this lane holds, within [16, 16].
 SPARC_DEVICE int sum_row(int i) { return device::lane_index() / 4 + i / 2 * 8; }

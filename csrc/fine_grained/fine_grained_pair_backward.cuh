@@ -30,16 +30,37 @@ struct FineGrainedBackwardParts : Steps {
   SPARC_DEVICE E* saved_groups() const {  // [valid tokens, D]: C', then Q
     return rows_of<E>(args.saved_groups, saved_slot(), args.in.text_rows, args.in.channels);
   }
-  // C' or Q, this warp's rows and channels from `first` on.
-  template <class Rounded>
-  SPARC_DEVICE void save_groups(const Rounded& kept, int first) const {
-    store_rounded(kept, saved_groups(), args.in.channels, first, [&](int r) { return this->leading_row(r); });
+  // C' or Q, `unit` times these sums of this warp's rows, channels from `first` on.
+  template <int kCount>
+  SPARC_DEVICE void save_groups(const Sums (&sums)[kCount], float unit, int first) const {
+    RoundedSums<E> rounded[kCount];
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) rounded[i] = RoundedSums<E>(sums[i], unit);
+    store_side_by_side<Base::kWhole>(rounded, saved_groups(), args.in.channels, first,
+                                     [&](int r) { return this->leading_row(r); });
   }
-  SPARC_DEVICE void load_groups(int c, int stage) const {
+  SPARC_DEVICE InputRows<E> saved_rows() const {
     const int channels = args.in.channels;
     const MatrixView view = {args.saved_groups, args.in.text_rows * static_cast<int64_t>(channels), channels,
                              1, channels % 8 == 0};
-    this->load_leading(InputRows<E>(view, saved_slot()), c, shared.second_tile(stage));
+    return InputRows<E>(view, saved_slot());
+  }
+  SPARC_DEVICE void load_groups(int c, int stage) const {
+    const InputRows<E> rows = saved_rows();
+    const typename Base::TextCopies copies(rows, nullptr, this->n);
+    copies.load(rows, nullptr, this->n, c * this->kChunk, args.in.channels, shared.second_tile(stage));
+  }
+  // One chunk for W and dU.
+  SPARC_DEVICE void load_for_weights(int c, int stage) const {
+    this->load(c, stage);
+    load_groups(c, stage);
+  }
+  // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` of the chunk on.
+  template <class From>
+  SPARC_DEVICE void scale_groups(Sums& c, const From& groups, int column, const float (&alpha)[2]) const {
+    const RoundedSums<E> group = held_rows(groups, column);
+    SPARC_UNROLL
+    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
   }
   // One chunk for both gradients, as they are asked for.
   SPARC_DEVICE void load_for_gradients(int c, int stage) const {
@@ -88,7 +109,7 @@ struct FineGrainedBackwardParts : Steps {
     float along_group = 0.0f;
     const int filled = dz_tile.rows_for(n);
     if (row < filled) {
-      SPARC_NO_UNROLL
+      SPARC_UNROLL_FOUR_TIMES
       for (int j = part; j < filled; j += 4) {
         const float found = valid && j < n ? grad(j) : 0.0f;
         const E rounded = device::from_float<E>(found * inverse_unit);
@@ -103,7 +124,7 @@ struct FineGrainedBackwardParts : Steps {
 
     float along_token = 0.0f;
     if (valid) {
-      SPARC_NO_UNROLL
+      SPARC_UNROLL_FOUR_TIMES
       for (int l = part; l < n; l += 4) along_token += dz_tile.get(l, row) * *shared.z(l, row);
     }
     along_token = quad_sum(along_token);
@@ -119,8 +140,8 @@ struct FineGrainedBackwardParts : Steps {
   // C' into its place, and what this warp adds to Z; `held`: U.
   template <class Held>
   SPARC_DEVICE void save_groups_of(const Held& held, float unit, typename Base::TextSums& z) const {
-    this->groups(held, unit, z, [&](const Sums& group, int c, int column) {
-      save_groups(RoundedSums<E>(group), c * this->streaming.chunk + column);
+    this->groups(held, unit, z, [&](const auto& groups, int c, int column) {
+      save_groups(groups, 1.0f, c * this->kChunk + column);
     });
   }
 
@@ -165,7 +186,7 @@ struct FineGrainedBackwardParts : Steps {
   template <int kCount, class From>
   SPARC_DEVICE void store_text_gradient(const TextGradient& grad, const Sums (&x)[kCount], const From& t,
                                         int c, int column) const {
-    const int first = c * this->streaming.chunk + column;
+    const int first = c * this->kChunk + column;
     const device::Shared<int> token_index = this->text_index();
     RoundedSums<E> rounded[kCount];
     SPARC_UNROLL
@@ -176,12 +197,20 @@ struct FineGrainedBackwardParts : Steps {
       for (int e = 0; e < 8; ++e) {
         const int half = e % 4 / 2;
         sum[e / 4][e % 4] = (x[i][e / 4][e % 4] * grad.x_unit - grad.beta[half] * token.value(e / 4, e % 4)) *
-                                grad.restore[half] +
-                            grad.share.at(first + 16 * i + sum_column(e / 4, e % 4));
+                            grad.restore[half];
+      }
+      if (grad.share.grad != nullptr) {
+        SPARC_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          float share[2];
+          grad.share.template two_at<Base::kWhole>(first + 16 * i + sum_column(half, 0), share);
+          SPARC_UNROLL
+          for (int e = 0; e < 4; ++e) sum[half][e] += share[e % 2];
+        }
       }
       rounded[i] = RoundedSums<E>(sum);
     }
-    store_rounded(rounded, grad.out, args.in.channels, first, [&](int r) -> int64_t {
+    store_side_by_side<Base::kWhole>(rounded, grad.out, args.in.channels, first, [&](int r) -> int64_t {
       return this->row0 + r < this->n ? static_cast<int>(token_index[this->row0 + r]) : -1;
     });
   }
@@ -205,9 +234,9 @@ struct FineGrainedBackwardParts : Steps {
 };
 
 // The products of a backward pass by single warps.
-template <class E, int kStrips>
-struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips>> {
-  using Base = FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips>>;
+template <class E, int kStrips, int kChunk>
+struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips, kChunk>> {
+  using Base = FineGrainedBackwardParts<FineGrainedPairSteps<E, kStrips, kChunk>>;
   using Products = typename Base::Products;
   using Base::args;
   using Base::Base;
@@ -217,42 +246,50 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
   using Held =
       typename std::conditional<(kStrips < 8), typename Base::HeldOperand, typename Base::TileOperand>::type;
 
-  SPARC_DEVICE void start_weights() const { this->start_both(); }
+  SPARC_DEVICE void start_weights() const {
+    this->start([&](int c, int stage) { this->load_for_weights(c, stage); });
+  }
   SPARC_DEVICE void start_gradients() const {
     this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
   }
 
   // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
-    const Tile<E> dz = shared.grads_tile(), w_tile = shared.w_tile();
+    const Tile<E> dz_tile = shared.grads_tile();
+    const auto w_tile = shared.w_tile();
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
-    this->for_both([&](int c, int stage) {
+    typename Products::A dz[kTextSteps];
+    SPARC_UNROLL
+    for (int j = 0; j < kTextSteps; ++j) {
+      if (this->active() && j * 16 < this->n) dz[j] = Products::load_a(dz_tile, this->row0, j * 16);
+    }
+    const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
+    this->for_chunks(load, [&](int c, int stage) {
       if (this->active()) {
-        this->for_channels([&](int column) {
-          const int first = c * this->streaming.chunk + column;
-          const RoundedSums<E> group = load_rounded(this->saved_groups(), args.in.channels, first,
-                                                    [&](int r) { return this->leading_row(r); });
-          Sums w, q;
+        typename Base::Turns w;
+        SPARC_UNROLL
+        for (int turn = 0; turn < Base::kTurns; ++turn) {
+          this->scale_groups(w[turn], shared.second_tile(stage), this->turn_column(turn), alpha);
+        }
+        if (args.grad_patches != nullptr) this->save_groups(w, unit, c * kChunk + this->turn_column(0));
+        SPARC_UNROLL
+        for (int turn = 0; turn < Base::kTurns; ++turn) {
+          const int column = this->turn_column(turn);
           SPARC_UNROLL
-          for (int e = 0; e < 8; ++e) {
-            w[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
-            q[e / 4][e % 4] = w[e / 4][e % 4] * unit;
+          for (int j = 0; j < kTextSteps; ++j) {
+            if (j * 16 >= this->n) break;
+            Products::multiply_add(w[turn], dz[j],
+                                   Products::load_b_transposed(shared.text_tile(stage), j * 16, column));
           }
-          if (args.grad_patches != nullptr) this->save_groups(RoundedSums<E>(q), first);
-          SPARC_NO_UNROLL
-          for (int j = 0; j < this->n; j += Products::kDepth) {
-            Products::multiply_add(w, Products::load_a(dz, this->row0, j),
-                                   Products::load_b_transposed(shared.text_tile(stage), j, column));
-          }
-          const RoundedSums<E> rounded(w);
+          const RoundedSums<E> rounded(w[turn]);
           SPARC_UNROLL
           for (int e = 0; e < 4; ++e) {
             *w_tile.word_at(this->row(e / 2), column + sum_column(e % 2, 0)) = rounded.words[e / 2][e % 2];
           }
-        });
+        }
       }
       device::block_barrier();
-      this->add_products(s, w_tile, shared.image_tile(stage), this->streaming.chunk);
+      this->add_products(s, w_tile, shared.image_tile(stage));
     });
   }
 
@@ -282,11 +319,9 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
     this->for_chunks(load, [&](int c, int stage) {
       if (args.grad_patches != nullptr) this->write_image_gradient(patches, shared.x_tile(), c, stage);
       if (args.grad_tokens == nullptr || !this->active()) return;
-      this->for_channels([&](int column) {
-        Sums x[1];
-        this->times_image(x[0], held, shared.image_tile(stage), column);
-        this->store_text_gradient(tokens, x, shared.text_tile(stage), c, column);
-      });
+      typename Base::Turns x;
+      this->times_image(x, held, shared.image_tile(stage));
+      this->store_text_gradient(tokens, x, shared.text_tile(stage), c, this->turn_column(0));
     });
   }
 };
@@ -335,7 +370,7 @@ struct FineGrainedPairBackward : Gradients {
 template <class Pass, class Layout>
 SPARC_DEVICE void run_backward(const FineGrainedArguments& args, const Streaming& streaming,
                                const Layout& shared) {
-  for_each_pair<true>(shared, args.in, [&](const PairWork& work) {
+  for_each_pair<true>(shared, args.in, [&](const PairWork& work) SPARC_INLINE_LAMBDA {
     if (work.image_rows > 0) {
       Pass(shared, args, streaming, work).backward();
       device::block_barrier();  // the rows of Q have been read: masked rows of dT lie among them
@@ -346,17 +381,17 @@ SPARC_DEVICE void run_backward(const FineGrainedArguments& args, const Streaming
 
 template <>
 struct PairOp<FineGrainedArguments> {
-  template <class E>
-  using Layout = FineGrainedLayout<E>;
+  template <class E, int kChunk>
+  using Layout = FineGrainedLayout<E, kChunk>;
 
-  template <class E, int kStrips, bool kBackward>
+  template <class E, int kStrips, int kChunk, bool kBackward>
   SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
-                               const Layout<E>& shared) {
+                               const Layout<E, kChunk>& shared) {
     if constexpr (kBackward) {
-      using Pass = FineGrainedPairBackward<FineGrainedPairGradients<E, kStrips>>;
+      using Pass = FineGrainedPairBackward<FineGrainedPairGradients<E, kStrips, kChunk>>;
       run_backward<Pass>(args, streaming, shared);
     } else {
-      run_forward<FineGrainedPairForward<FineGrainedPairSteps<E, kStrips>>>(args, streaming, shared);
+      run_forward<FineGrainedPairForward<FineGrainedPairSteps<E, kStrips, kChunk>>>(args, streaming, shared);
     }
   }
 };

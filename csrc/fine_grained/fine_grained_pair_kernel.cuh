@@ -29,21 +29,21 @@ struct FineGrainedPlaces {
 };
 
 // Shared memory of both passes. Matrices of tokens by tokens come and go in one region.
-template <class E>
-struct FineGrainedLayout : PairLayout<E>, FineGrainedPlaces {
+template <class E, int kChunk>
+struct FineGrainedLayout : PairLayout<E, kChunk>, FineGrainedPlaces {
   int grads;  // dZ [64, 64] E; in a backward pass W [64, chunk] E stands before it, where Z stood
   int x;      // X [64, P] E, where Z, W and dZ stood
   int grads_pitch;
 
   SPARC_HOST_DEVICE FineGrainedLayout(const PairInputs& in, const Streaming& streaming, bool backward)
-      : PairLayout<E>(in, streaming, backward), FineGrainedPlaces(this->plan) {
+      : PairLayout<E, kChunk>(in, streaming, backward), FineGrainedPlaces(this->plan) {
     Plan<int>& plan = this->plan;
     const int tokens = round_up(at_most(in.text_rows, kPairTextRows), 16);
     logits = plan.take(tokens * kLogitsPitch * 4);
     grads_pitch = tokens + Tile<E>::kPad;
     grads = x = logits;
     if (!backward) return;
-    const int64_t pitch = this->chunk_pitch, w_bytes = tokens * pitch * static_cast<int64_t>(sizeof(E));
+    const int64_t pitch = this->kChunkPitch, w_bytes = tokens * pitch * static_cast<int64_t>(sizeof(E));
     const int64_t logit_bytes = tokens * kLogitsPitch * 4;
     if (w_bytes > logit_bytes) plan.take(w_bytes - logit_bytes);
     grads = plan.take(tokens * grads_pitch * sizeof(E));
@@ -53,7 +53,9 @@ struct FineGrainedLayout : PairLayout<E>, FineGrainedPlaces {
   }
 
   SPARC_DEVICE Tile<E> grads_tile() const { return {grads, grads_pitch}; }
-  SPARC_DEVICE Tile<E> w_tile() const { return {logits, this->chunk_pitch}; }
+  SPARC_DEVICE typename PairLayout<E, kChunk>::ChunkTile w_tile() const {
+    return typename PairLayout<E, kChunk>::ChunkTile(logits);
+  }
   SPARC_DEVICE Tile<E> x_tile() const { return {x, this->weights_pitch}; }
 };
 
@@ -66,8 +68,8 @@ struct FineGrainedPairBase : AlignmentPass<Tile_, Layout, FineGrainedArguments> 
   using TextSums = Sums[kPairTextRows / 16];
   using Base::args;
   using Base::Base;
+  using Base::kChunk;
   using Base::shared;
-  using Base::streaming;
   using Base::work;
 
   SPARC_DEVICE void load(int c, int stage) const {
@@ -94,7 +96,7 @@ struct FineGrainedPairBase : AlignmentPass<Tile_, Layout, FineGrainedArguments> 
   template <class From>
   SPARC_DEVICE void pool(const From& rows, int count, int first, int64_t item, void* out) const {
     const int lane = device::lane_index(), column = device::warp_index() * 8 + lane % 8;
-    if (out == nullptr || device::warp_index() * 8 >= streaming.chunk) return;
+    if (out == nullptr || device::warp_index() * 8 >= kChunk) return;
     float total = 0.0f;
     SPARC_NO_UNROLL
     for (int row = lane / 8; row < count; row += 4) total += rows.get(row, column);
@@ -107,8 +109,8 @@ struct FineGrainedPairBase : AlignmentPass<Tile_, Layout, FineGrainedArguments> 
   }
 
   SPARC_DEVICE void pool_chunk(int c, int stage) const {
-    pool(shared.image_tile(stage), this->p, c * streaming.chunk, work.image, args.pooled_patches);
-    pool(shared.text_tile(stage), this->n, c * streaming.chunk, work.text, args.pooled_tokens);
+    pool(shared.image_tile(stage), this->p, c * kChunk, work.image, args.pooled_patches);
+    pool(shared.text_tile(stage), this->n, c * kChunk, work.text, args.pooled_tokens);
   }
 
   // Z of both column warps together, in shared memory.
@@ -132,55 +134,66 @@ struct FineGrainedPairBase : AlignmentPass<Tile_, Layout, FineGrainedArguments> 
 };
 
 // Its products by single warps.
-template <class E, int kStrips>
-struct FineGrainedPairSteps : FineGrainedPairBase<PairTile<E, kStrips>, FineGrainedLayout<E>> {
-  using Base = FineGrainedPairBase<PairTile<E, kStrips>, FineGrainedLayout<E>>;
+template <class E, int kStrips, int kChunk>
+struct FineGrainedPairSteps
+    : FineGrainedPairBase<PairTile<E, kStrips, kChunk>, FineGrainedLayout<E, kChunk>> {
+  using Base = FineGrainedPairBase<PairTile<E, kStrips, kChunk>, FineGrainedLayout<E, kChunk>>;
   using Products = typename Base::Products;
   using Base::Base;
+  using Base::kTurns;
   using Base::shared;
-  using Base::streaming;
   static constexpr bool kGoesOn = false;  // its stream, from one loop over chunks to the next
 
-  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
-  template <bool kPool>
+  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kForward`, and
+  // these squares: the diagonal of T T^T, by the warps that may have a strip less.
+  template <bool kForward>
   SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
-    const int row = device::thread_index() / 4, part = device::thread_index() % 4;
-    square = 0.0f;
+    Sums squares = {};
     this->for_both([&](int c, int stage) {
-      const Tile<E> t = shared.text_tile(stage);
-      this->add_products(s, t, shared.image_tile(stage), streaming.chunk);
-      if (kPool) this->pool_chunk(c, stage);
-      if (row >= this->n) return;
-      SPARC_NO_UNROLL
-      for (int d = part; d < streaming.chunk; d += 4) {
-        const float x = t.get(row, d);
-        square += x * x;
-      }
+      this->add_products(s, shared.text_tile(stage), shared.image_tile(stage), [&](const auto& a) {
+        if (kForward && this->column_warp == kColumnWarps - 1) {
+          Products::multiply_add(squares, a, Products::transposed(a));
+        }
+      });
+      if (kForward) this->pool_chunk(c, stage);
     });
+    square = 0.0f;
+    if constexpr (kForward) {
+      const device::Shared<float> of_rows = this->row_array(shared.token_norm);
+      if (this->column_warp == kColumnWarps - 1) {
+        for_diagonal(squares, [&](int row, float value) { of_rows[this->row0 + row] = value; });
+      }
+      device::block_barrier();
+      if (device::thread_index() % 4 == 0) square = of_rows[device::thread_index() / 4];
+    }
   }
 
-  // The groups of a chunk, 32 channels at a time, in C' units: f(c, column) with this warp's [16, 16] at
-  // `column`. Adds to z what these channels give to C' T^T.
+  // The groups of a chunk in C' units: f(c, column) with this warp's [16, 16] at `column`. Adds to z what
+  // these channels give to C' T^T.
   template <class Left, class F>
   SPARC_DEVICE void group_chunk(const Left& left, int stage, float unit, typename Base::TextSums& z,
                                 const F& f) const {
-    const Tile<E> v = shared.image_tile(stage), t = shared.text_tile(stage);
-    this->for_channels([&](int column) {
-      Sums c;
-      this->times_image(c, left, v, column);
-      SPARC_UNROLL
-      for (int i = 0; i < 8; ++i) c[i / 4][i % 4] *= unit;
-      const typename Products::A high = Products::as_operand(c), low = Products::rest_as_operand(c);
+    const auto t = shared.text_tile(stage);
+    typename Base::Turns c;
+    this->times_image(c, left, shared.image_tile(stage));
+    SPARC_UNROLL
+    for (int turn = 0; turn < kTurns; ++turn) {
+      if constexpr (kIsFloat16<E>) {  // 1 in others
+        SPARC_UNROLL
+        for (int i = 0; i < 8; ++i) c[turn][i / 4][i % 4] *= unit;
+      }
+      const typename Products::A high = Products::as_operand(c[turn]),
+                                 low = Products::rest_as_operand(c[turn]);
       SPARC_UNROLL
       for (int j = 0; j < kPairTextRows / 16; ++j) {
         if (j * 16 < this->n) {
-          const typename Products::B b = Products::load_b(t, j * 16, column);
+          const typename Products::B b = Products::load_b(t, j * 16, this->turn_column(turn));
           Products::multiply_add(z[j], high, b);
           Products::multiply_add(z[j], low, b);
         }
       }
-      f(c, column);
-    });
+    }
+    f(c, this->turn_column(0));
   }
 
   // The groups of all chunks, as group_chunk gives them: f(c, chunk, column).
@@ -188,7 +201,7 @@ struct FineGrainedPairSteps : FineGrainedPairBase<PairTile<E, kStrips>, FineGrai
   SPARC_DEVICE void groups(const Left& left, float unit, typename Base::TextSums& z, const F& f) const {
     this->for_both([&](int chunk, int stage) {
       if (!this->active()) return;
-      group_chunk(left, stage, unit, z, [&](const Sums& c, int column) { f(c, chunk, column); });
+      group_chunk(left, stage, unit, z, [&](const auto& c, int column) { f(c, chunk, column); });
     });
   }
 };
@@ -232,9 +245,11 @@ struct FineGrainedPairForward : Steps {
     typename Base::TextSums z = {};
     typename Base::RowPair group_square = {0.0f, 0.0f};
     const float unit = group_unit<E>(this->p);
-    const auto add_squares = [&](const Sums& c, int, int) {
-      SPARC_UNROLL
-      for (int e = 0; e < 8; ++e) group_square[e % 4 / 2] += c[e / 4][e % 4] * c[e / 4][e % 4];
+    const auto add_squares = [&](const auto& sums, int, int) {
+      for (const Sums& c : sums) {
+        SPARC_UNROLL
+        for (int e = 0; e < 8; ++e) group_square[e % 4 / 2] += c[e / 4][e % 4] * c[e / 4][e % 4];
+      }
     };
     PairWork following;
     if constexpr (Base::kGoesOn) {

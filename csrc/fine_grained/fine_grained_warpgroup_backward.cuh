@@ -21,12 +21,8 @@ struct FineGrainedWarpgroupGradients
   using Base::shared;
   using Held = typename Base::HeldOperand;
 
-  SPARC_DEVICE void load_for_weights(int c, int stage) const {
-    this->load(c, stage);
-    this->load_groups(c, stage);
-  }
   SPARC_DEVICE void start_weights() const {
-    this->start([&](int c, int stage) { load_for_weights(c, stage); });
+    this->start([&](int c, int stage) { this->load_for_weights(c, stage); });
   }
   SPARC_DEVICE void start_gradients() const {
     this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
@@ -36,14 +32,20 @@ struct FineGrainedWarpgroupGradients
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
     constexpr int kTurns = Panel<E>::kColumns / 16;
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
-    const auto load = [&](int c, int stage) { load_for_weights(c, stage); };
+    const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
       const Panel<E> t = shared.text_tile(stage), v = shared.image_tile(stage),
                      groups = shared.second_tile(stage);
       Sums w[kTurns];
       SPARC_UNROLL
       for (int turn = 0; turn < kTurns; ++turn) {
-        scale_groups(w[turn], groups, turn * 16, alpha);
+        this->scale_groups(w[turn], groups, turn * 16, alpha);
+      }
+      Sums q[kOwnStrips];  // of the channels of this warpgroup
+      SPARC_UNROLL
+      for (int i = 0; i < 8 * kOwnStrips; ++i) {
+        accumulators(q)[i] =
+            this->column_warp == 0 ? accumulators(w)[i] : accumulators(w)[i + 8 * kOwnStrips];
       }
       const uint64_t dz = shared.grads_tile().operand(0, 0), tokens = t.operand(0, 0),
                      patches = v.operand(this->strip_column(0), 0);
@@ -55,14 +57,7 @@ struct FineGrainedWarpgroupGradients
       }
       device::warpgroup_commit();
       if (args.grad_patches != nullptr) {
-        RoundedSums<E> rounded[kOwnStrips];
-        SPARC_UNROLL
-        for (int i = 0; i < kOwnStrips; ++i) {
-          Sums q;
-          scale_groups(q, groups, this->first_channel() + i * 16, alpha);
-          rounded[i] = RoundedSums<E>(q, unit);
-        }
-        this->save_groups(rounded, c * this->streaming.chunk + this->first_channel());
+        this->save_groups(q, unit, c * this->streaming.chunk + this->first_channel());
       }
       device::warpgroup_wait<0>();
       device::warpgroup_hold(accumulators(w));
@@ -106,24 +101,34 @@ struct FineGrainedWarpgroupGradients
     for (int i = 0; i < 8 * kStrips; ++i) accumulators(s)[i] += accumulators(products)[i];
   }
 
-  // dV and dT, as asked for. x_unit: what X was divided by, unit: what dZ was.
+  // dV and dT, as asked for; both are worked out, since a branch around products under way would wait for
+  // them. x_unit: what X was divided by, unit: what dZ was.
   SPARC_DEVICE void write_gradients(float x_unit, float unit) const {
     const typename Base::ImageGradient patches = this->image_gradient(x_unit, unit);
     const typename Base::TextGradient tokens = this->text_gradient(x_unit);
-    const bool of_patches = args.grad_patches != nullptr, of_tokens = args.grad_tokens != nullptr;
-    Held held;
-    this->hold(held, shared.x_tile());
     const auto load = [&](int c, int stage) { this->load_for_gradients(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
+      Sums dv[kPatchTurns][kPatchStrips] = {};
       Sums dt[kOwnStrips] = {};
-      if (of_tokens) this->times_image(dt, held, shared.image_tile(stage));
-      if (of_patches) {
-        SPARC_NO_UNROLL
-        for (int turn = 0; turn < kPatchTurns; ++turn) write_patches(patches, c, stage, turn, x_unit);
+      SPARC_UNROLL
+      for (int turn = 0; turn < kPatchTurns; ++turn) multiply_patches(dv[turn], turn, stage, x_unit);
+      multiply_tokens(dt, stage);
+      SPARC_UNROLL
+      for (int turn = 0; turn < kPatchTurns; ++turn) {
+        if (turn + 1 < kPatchTurns) {
+          device::warpgroup_wait<kPatchTurns>();
+        } else {
+          device::warpgroup_wait<1>();
+        }
+        device::warpgroup_hold(accumulators(dv[turn]));
+        if (args.grad_patches != nullptr) {
+          this->store_image_gradient(patches, dv[turn], patch_row(turn) + this->row0,
+                                     c * this->streaming.chunk + patch_channel());
+        }
       }
-      if (of_tokens) {
-        device::warpgroup_wait<0>();
-        device::warpgroup_hold(accumulators(dt));
+      device::warpgroup_wait<0>();
+      device::warpgroup_hold(accumulators(dt));
+      if (args.grad_tokens != nullptr) {
         this->store_text_gradient(tokens, dt, shared.text_tile(stage), c, this->first_channel());
       }
     });
@@ -137,23 +142,17 @@ struct FineGrainedWarpgroupGradients
   static constexpr bool kInTurns = kPatchTiles > 1;
   static constexpr int kPatchTurns = kInTurns ? kPatchTiles / kColumnWarps : 1;
   static constexpr int kPatchStrips = kInTurns ? Panel<E>::kColumns / 16 : kOwnStrips;
-  static_assert(!kInTurns || kPatchTiles % kColumnWarps == 0, "turns of both");
-
-  // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` on.
-  SPARC_DEVICE void scale_groups(Sums& c, const Panel<E>& groups, int column, const float (&alpha)[2]) const {
-    const RoundedSums<E> group = this->held_rows(groups, column);
-    SPARC_UNROLL
-    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
+  static_assert(!kInTurns || kPatchTiles == kColumnWarps * kPatchTurns, "turns of both");
+  static_assert(kPatchTurns <= 2, "wait_group takes a constant");
+  SPARC_DEVICE int patch_row(int turn) const {
+    return kInTurns ? (turn * kColumnWarps + this->column_warp) * 64 : 0;
   }
+  SPARC_DEVICE int patch_channel() const { return kInTurns ? 0 : this->first_channel(); }
 
-  // dV of 64 patches: x_unit X^T T + U^T Q
-  SPARC_DEVICE void write_patches(const typename Base::ImageGradient& patches, int chunk, int stage, int turn,
-                                  float x_unit) const {
-    const int row = kInTurns ? (turn * kColumnWarps + this->column_warp) * 64 : 0,
-              channel = kInTurns ? 0 : this->first_channel();
-    Sums c[kPatchStrips] = {};
+  // Issues c = x_unit X^T T + U^T Q for 64 patches, as a group.
+  SPARC_DEVICE void multiply_patches(Sums (&c)[kPatchStrips], int turn, int stage, float x_unit) const {
     const auto add = [&](const Panel<E>& left, const Panel<E>& right) {
-      const uint64_t a = left.operand(0, row), b = right.operand(0, channel);
+      const uint64_t a = left.operand(0, patch_row(turn)), b = right.operand(0, patch_channel());
       SPARC_UNROLL
       for (int k = 0; k < kPairTextRows; k += Products::kDepth) {
         device::warpgroup_multiply_add<E, 16 * kPatchStrips, true, true>(
@@ -172,9 +171,25 @@ struct FineGrainedWarpgroupGradients
     }
     add(shared.weights_tile(), shared.second_tile(stage));
     device::warpgroup_commit();
-    device::warpgroup_wait<0>();
-    device::warpgroup_hold(accumulators(c));
-    this->store_image_gradient(patches, c, row + this->row0, chunk * this->streaming.chunk + channel);
+  }
+
+  // Issues c [64, 32] = X V for the channels of this warpgroup, as a group. X comes from shared memory: there
+  // are no registers for it beside the sums of dV.
+  SPARC_DEVICE void multiply_tokens(Sums (&c)[kOwnStrips], int stage) const {
+    const uint64_t patches = shared.image_tile(stage).operand(0, this->first_channel());
+    device::warpgroup_fence();
+    SPARC_UNROLL
+    for (int panel = 0; panel < kPatchTiles; ++panel) {
+      const uint64_t x = shared.x_tile().operand(0, panel * 64);
+      SPARC_UNROLL
+      for (int k = 0; k < 64; k += Products::kDepth) {
+        if (panel * 64 + k < 16 * Base::kSteps) {
+          device::warpgroup_multiply_add<E, Base::kChannels, false, true>(
+              accumulators(c), Panel<E>::beside(x, k), Panel<E>::below(patches, panel * 64 + k));
+        }
+      }
+    }
+    device::warpgroup_commit();
   }
 };
 
@@ -186,7 +201,6 @@ struct WarpgroupOp<FineGrainedArguments> {
   template <class E, int kStrips, bool kBackward>
   SPARC_DEVICE static void run(const FineGrainedArguments& args, const Streaming& streaming,
                                const Layout<E>& shared) {
-    shared.clear_tails(streaming, kBackward);
     if constexpr (kBackward) {
       using Pass = FineGrainedPairBackward<FineGrainedWarpgroupGradients<E, kStrips, Layout<E>>>;
       run_backward<Pass>(args, streaming, shared);

@@ -35,11 +35,6 @@ struct FineGrainedPanelLayout : PanelLayout<E>, FineGrainedPlaces {
   SPARC_DEVICE Panel<E> x_tile() const { return {x, kPairTextRows}; }
 };
 
-// Eight neighbours of a row.
-struct alignas(16) EightNumbers {
-  uint32_t words[4];
-};
-
 // Its products by warpgroups.
 template <class E, int kStrips, class Layout, class Stream = PanelStream>
 struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips, Stream>, Layout> {
@@ -66,7 +61,7 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
       if (row >= this->n) return;
       SPARC_UNROLL
       for (int piece = 0; piece < 2; ++piece) {
-        const EightNumbers numbers = *device::shared_at<EightNumbers>(t.piece(row, (part + 4 * piece) * 8));
+        const Piece numbers = *device::shared_at<Piece>(t.piece(row, (part + 4 * piece) * 8));
         SPARC_UNROLL
         for (int i = 0; i < 8; ++i) {
           const float x = device::to_float(E{static_cast<uint16_t>(numbers.words[i / 2] >> (i % 2 * 16))});
@@ -92,7 +87,7 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
     device::warpgroup_hold(accumulators(s));
   }
 
-  // The groups of all chunks in C' units: f(c, chunk, column) with this warp's [16, 16] at `column`. z
+  // The groups of all chunks in C' units: f(c, chunk, column) with this warp's sums from `column` on. z
   // becomes what this warpgroup's channels give to C' T^T.
   template <class F>
   SPARC_DEVICE void groups(const typename Base::HeldOperand& left, float unit, typename Base::TextSums& z,
@@ -178,8 +173,7 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
         device::warpgroup_multiply_add<E, kPairTextRows, false>(accumulators(z), low[turn].r, b);
       }
       device::warpgroup_commit();
-      SPARC_UNROLL
-      for (int turn = 0; turn < kTurns; ++turn) f(c[turn], chunk, this->first_channel() + 16 * turn);
+      f(c, chunk, this->first_channel());
     });
     device::warpgroup_hold(accumulators(z));
   }

@@ -9,21 +9,22 @@
 
 namespace sparc {
 
-template <class E>
-struct GroupingLayout : PairLayout<E> {
+template <class E, int kChunk>
+struct GroupingLayout : PairLayout<E, kChunk> {
   int x;  // dS [64, P] E, in a backward pass
 
   SPARC_HOST_DEVICE GroupingLayout(const PairInputs& in, const Streaming& streaming, bool backward)
-      : PairLayout<E>(in, streaming, backward),
+      : PairLayout<E, kChunk>(in, streaming, backward),
         x(backward ? this->plan.take(round_up(at_most(in.text_rows, kPairTextRows), 16) *
                                      this->weights_pitch * static_cast<int64_t>(sizeof(E)))
                    : 0) {}
   SPARC_DEVICE Tile<E> x_tile() const { return {x, this->weights_pitch}; }
 };
 
-template <class E, int kStrips>
-struct GroupingPairPass : AlignmentPass<PairTile<E, kStrips>, GroupingLayout<E>, GroupingArguments> {
-  using Base = AlignmentPass<PairTile<E, kStrips>, GroupingLayout<E>, GroupingArguments>;
+template <class E, int kStrips, int kChunk>
+struct GroupingPairPass
+    : AlignmentPass<PairTile<E, kStrips, kChunk>, GroupingLayout<E, kChunk>, GroupingArguments> {
+  using Base = AlignmentPass<PairTile<E, kStrips, kChunk>, GroupingLayout<E, kChunk>, GroupingArguments>;
   using RowPair = typename Base::RowPair;
   using Alignments = typename Base::Alignments;
   using Base::args;
@@ -39,7 +40,7 @@ struct GroupingPairPass : AlignmentPass<PairTile<E, kStrips>, GroupingLayout<E>,
     };
     this->start(both);
     this->for_chunks(both, [&](int, int stage) {
-      this->add_products(s, shared.text_tile(stage), shared.image_tile(stage), this->streaming.chunk);
+      this->add_products(s, shared.text_tile(stage), shared.image_tile(stage));
     });
   }
 
@@ -169,14 +170,17 @@ struct GroupingPairPass : AlignmentPass<PairTile<E, kStrips>, GroupingLayout<E>,
     this->hold(held, shared.weights_tile());
     this->for_chunks(load, [&](int c, int stage) {
       if (!this->active()) return;
-      this->for_channels([&](int column) {
-        Sums group;
-        this->times_image(group, held, shared.image_tile(stage), column);
+      typename Base::Turns groups;
+      this->times_image(groups, held, shared.image_tile(stage));
+      RoundedSums<E> rounded[Base::kTurns];
+      SPARC_UNROLL
+      for (int turn = 0; turn < Base::kTurns; ++turn) {
         SPARC_UNROLL
-        for (int e = 0; e < 8; ++e) group[e / 4][e % 4] *= inverse[e % 4 / 2];
-        store_rounded(RoundedSums<E>(group), out, channels, c * this->streaming.chunk + column,
-                      [&](int r) { return this->leading_row(r); });
-      });
+        for (int e = 0; e < 8; ++e) groups[turn][e / 4][e % 4] *= inverse[e % 4 / 2];
+        rounded[turn] = RoundedSums<E>(groups[turn]);
+      }
+      store_side_by_side<Base::kWhole>(rounded, out, channels, c * kChunk + this->turn_column(0),
+                                       [&](int r) { return this->leading_row(r); });
     });
   }
 
@@ -201,27 +205,28 @@ struct GroupingPairPass : AlignmentPass<PairTile<E, kStrips>, GroupingLayout<E>,
     this->for_chunks(load, [&](int c, int stage) {
       if (of_patches) this->write_image_gradient(grad_patches, shared.x_tile(), c, stage);
       if (!of_tokens || !this->active()) return;
-      this->for_channels([&](int column) {
-        Sums x;
-        this->times_image(x, held, shared.image_tile(stage), column);
-        store_rounded(RoundedSums<E>(x, x_unit), grad_tokens, in.channels, c * this->streaming.chunk + column,
-                      [&](int r) { return this->leading_row(r); });
-      });
+      typename Base::Turns x;
+      this->times_image(x, held, shared.image_tile(stage));
+      RoundedSums<E> rounded[Base::kTurns];
+      SPARC_UNROLL
+      for (int turn = 0; turn < Base::kTurns; ++turn) rounded[turn] = RoundedSums<E>(x[turn], x_unit);
+      store_side_by_side<Base::kWhole>(rounded, grad_tokens, in.channels, c * kChunk + this->turn_column(0),
+                                       [&](int r) { return this->leading_row(r); });
     });
   }
 };
 
 template <>
 struct PairOp<GroupingArguments> {
-  template <class E>
-  using Layout = GroupingLayout<E>;
+  template <class E, int kChunk>
+  using Layout = GroupingLayout<E, kChunk>;
 
-  template <class E, int kStrips, bool kBackward>
+  template <class E, int kStrips, int kChunk, bool kBackward>
   SPARC_DEVICE static void run(const GroupingArguments& args, const Streaming& streaming,
-                               const Layout<E>& shared) {
-    for_each_pair<false>(shared, args.in, [&](const PairWork& work) {
+                               const Layout<E, kChunk>& shared) {
+    for_each_pair<false>(shared, args.in, [&](const PairWork& work) SPARC_INLINE_LAMBDA {
       if (work.image_rows > 0) {
-        const GroupingPairPass<E, kStrips> pass(shared, args, streaming, work);
+        const GroupingPairPass<E, kStrips, kChunk> pass(shared, args, streaming, work);
         if constexpr (kBackward) {
           pass.backward();
         } else {

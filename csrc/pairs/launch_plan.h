@@ -40,15 +40,16 @@ struct LaunchPlan {
   } tiled;
 };
 
-// Instances of the pair path: at most 64 text rows and 32 strips image rows. The sums of S take 8 strips
-// registers of each of 256 threads.
+// Instances of the pair path: at most 64 text rows and 32 strips image rows, so many channels at a time. The
+// sums of S take 8 strips registers of each of 256 threads.
 //
-//   strips  rows    reason
-//   2       1-64    ViT-B/32 (49): 16 registers of S, the rest of the register file hides latency
-//   8       65-256  ViT-B/16 (196), L/14 (256): 64 registers of S, as many of U; twice that spills.
-//                   Steps past the last row are skipped at run time: more instances between 65 and
-//                   196 would save registers only
-#define SPARC_PAIR_STRIPS(X) X(2) X(8)
+//   strips  rows    channels  reason
+//   2       1-64    64        ViT-B/32 (49): 16 registers of S, the rest of the register file hides latency
+//   8       65-256  64        ViT-B/16 (196), L/14 (256): 64 registers of S, as many of U; twice that spills.
+//                             Steps past the last row are skipped at run time: more instances between 65
+//                             and 196 would save registers only
+//   8       1-256   32        where shared memory is short (below): never with few rows on a chip there is
+#define SPARC_PAIR_INSTANCES(X) X(2, 64) X(8, 64) X(8, 32)
 
 // The same by products of warpgroups: a block's two share the strips, and an instruction takes all of one.
 //
@@ -109,7 +110,8 @@ LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLi
       plan.pair.streaming = streaming;
       plan.pair.shared_bytes = bytes;
     };
-    if (limits.warpgroups) {
+    // their copies are of whole pieces of 16 bytes
+    if (limits.warpgroups && in.image_embeds.wide && in.text_embeds.wide && in.channels % 8 == 0) {
       for (const int stages : kWarpgroupStages) {
         if (stages == 3 || (stages - 2) * 64 < in.channels + 64) use({64, stages}, true);
       }
@@ -117,14 +119,19 @@ LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLi
     for (const Streaming& streaming : kStreamings) use(streaming, false);
   }
   if (plan.pair.used) {
-#define SPARC_PICK_STRIPS(strips_)                                                      \
-  if (plan.pair.strips == 0 && std::min(in.image_rows, kPairImageRows) <= 32 * strips_) \
-    plan.pair.strips = strips_;
+    const int rows = std::min(in.image_rows, kPairImageRows);
+#define SPARC_PICK_STRIPS(strips_) \
+  if (plan.pair.strips == 0 && rows <= 32 * strips_) plan.pair.strips = strips_;
+#define SPARC_PICK_INSTANCE(strips_, chunk_) \
+  if (plan.pair.streaming.chunk == chunk_) { \
+    SPARC_PICK_STRIPS(strips_)               \
+  }
     if (plan.pair.warpgroups) {
       SPARC_WARPGROUP_STRIPS(SPARC_PICK_STRIPS)
     } else {
-      SPARC_PAIR_STRIPS(SPARC_PICK_STRIPS)
+      SPARC_PAIR_INSTANCES(SPARC_PICK_INSTANCE)
     }
+#undef SPARC_PICK_INSTANCE
 #undef SPARC_PICK_STRIPS
     plan.pair.grid =
         std::min<int64_t>(in.pairs, int64_t{limits.multiprocessors} * kPairBlocksPerMultiprocessor);

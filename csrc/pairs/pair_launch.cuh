@@ -8,11 +8,11 @@
 
 namespace sparc {
 
-template <class Arguments, class E, int kStrips, bool kBackward>
+template <class Arguments, class E, int kStrips, int kChunk, bool kBackward>
 __global__ void __launch_bounds__(kThreads, kPairBlocksPerMultiprocessor)
     pair_kernel(const __grid_constant__ Arguments args, const __grid_constant__ Streaming streaming,
-                const __grid_constant__ typename PairOp<Arguments>::template Layout<E> layout) {
-  PairOp<Arguments>::template run<E, kStrips, kBackward>(args, streaming, layout);
+                const __grid_constant__ typename PairOp<Arguments>::template Layout<E, kChunk> layout) {
+  PairOp<Arguments>::template run<E, kStrips, kChunk, kBackward>(args, streaming, layout);
 }
 
 template <class Arguments, class Products, bool kBackward>
@@ -23,21 +23,21 @@ __global__ void __launch_bounds__(kThreads, kTiledBlocksPerMultiprocessor)
 
 template <class Arguments>
 int64_t PairPath<Arguments>::shared_bytes(const PairInputs& in, const Streaming& streaming, bool backward) {
-  using Layout = typename PairOp<Arguments>::template Layout<BFloat16>;  // float16 is as wide
-  return Layout(in, streaming, backward).plan.used;
+  return pair_layout_bytes<Arguments, BFloat16>(in, streaming, backward);  // float16 is as wide
 }
 
 template <class E, class Arguments>
 cudaError_t launch_pair_path(const Arguments& args, const LaunchPlan& plan, bool backward,
                              cudaStream_t stream) {
-  const typename PairOp<Arguments>::template Layout<E> layout(args.in, plan.pair.streaming, backward);
-#define SPARC_LAUNCH(strips_)                                                                              \
-  if (plan.pair.strips == strips_) {                                                                       \
-    return launch_kernel(                                                                                  \
-        backward ? &pair_kernel<Arguments, E, strips_, true> : &pair_kernel<Arguments, E, strips_, false>, \
-        plan.pair.grid, plan.pair.shared_bytes, stream, args, plan.pair.streaming, layout);                \
+#define SPARC_LAUNCH(strips_, chunk_)                                                                        \
+  if (plan.pair.strips == strips_ && plan.pair.streaming.chunk == chunk_) {                                  \
+    const typename PairOp<Arguments>::template Layout<E, chunk_> layout(args.in, plan.pair.streaming,        \
+                                                                        backward);                           \
+    return launch_kernel(backward ? &pair_kernel<Arguments, E, strips_, chunk_, true>                        \
+                                  : &pair_kernel<Arguments, E, strips_, chunk_, false>,                      \
+                         plan.pair.grid, plan.pair.shared_bytes, stream, args, plan.pair.streaming, layout); \
   }
-  SPARC_PAIR_STRIPS(SPARC_LAUNCH)
+  SPARC_PAIR_INSTANCES(SPARC_LAUNCH)
 #undef SPARC_LAUNCH
   return cudaErrorInvalidValue;
 }

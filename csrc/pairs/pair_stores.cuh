@@ -25,10 +25,6 @@ struct RoundedSums {
   }
 };
 
-struct alignas(8) TwoWords {
-  uint32_t first, second;
-};
-
 // Where the 8 bytes that this lane moves for row half r begin, in columns of the tile, after neighbouring
 // lanes have exchanged words so that each holds four columns in a row.
 SPARC_DEVICE int exchanged_column() {
@@ -36,12 +32,12 @@ SPARC_DEVICE int exchanged_column() {
   return t % 2 * 8 + t / 2 * 4;
 }
 
-// kCount sums side by side from `column` on.
-template <class E, int kCount, class Target>
-SPARC_DEVICE void store_rounded(const RoundedSums<E> (&sums)[kCount], E* out, int columns, int column,
-                                const Target& target) {
+// kCount sums side by side from `column` on; `kWide`: columns are known to be a multiple of 4.
+template <bool kWide, class E, int kCount, class Target>
+SPARC_DEVICE void store_side_by_side(const RoundedSums<E> (&sums)[kCount], E* out, int columns, int column,
+                                     const Target& target) {
   const int g = device::lane_index() / 4, t = device::lane_index() % 4;
-  if (columns % 4 == 0) {
+  if (kWide || columns % 4 == 0) {
     const bool odd = t % 2 == 1;
     const int at = column + exchanged_column();
     SPARC_UNROLL
@@ -52,62 +48,25 @@ SPARC_DEVICE void store_rounded(const RoundedSums<E> (&sums)[kCount], E* out, in
       for (int i = 0; i < kCount; ++i) {
         const uint32_t (&words)[2] = sums[i].words[r];
         const uint32_t received = device::shuffle_xor(odd ? words[0] : words[1], 1);
-        const TwoWords both = odd ? TwoWords{received, words[1]} : TwoWords{words[0], received};
-        if (row >= 0 && at + 16 * i < columns) *reinterpret_cast<TwoWords*>(first + 16 * i) = both;
+        const uint64_t low = odd ? received : words[0], high = odd ? words[1] : received;
+        // one number: of a struct of two the compiler makes two stores
+        if (row >= 0 && at + 16 * i < columns)
+          *reinterpret_cast<uint64_t*>(first + 16 * i) = low | high << 32;
       }
     }
-    return;
-  }
-  SPARC_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    const int64_t row = target(g + 8 * r);
+  } else {
     SPARC_UNROLL
-    for (int e = 0; e < 4 * kCount; ++e) {
-      const int at = column + e / 4 * 16 + sum_column(e % 4 / 2, e % 2);
-      if (row >= 0 && at < columns) {
-        out[row * columns + at] = E{static_cast<uint16_t>(sums[e / 4].words[r][e % 4 / 2] >> (e % 2 * 16))};
-      }
-    }
-  }
-}
-template <class E, class Target>
-SPARC_DEVICE void store_rounded(const RoundedSums<E>& sums, E* out, int columns, int column,
-                                const Target& target) {
-  const RoundedSums<E> one[1] = {sums};
-  store_rounded(one, out, columns, column, target);
-}
-
-// The inverse of store_rounded, by the same threads; zeros where nothing was stored.
-template <class E, class Target>
-SPARC_DEVICE RoundedSums<E> load_rounded(const E* in, int columns, int column, const Target& target) {
-  const int g = device::lane_index() / 4, t = device::lane_index() % 4;
-  const bool wide = columns % 4 == 0;
-  RoundedSums<E> sums;
-  SPARC_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    const int64_t row = target(g + 8 * r);
-    if (wide) {
-      TwoWords both = {0, 0};
-      const int at = column + exchanged_column();
-      if (row >= 0 && at < columns) both = *reinterpret_cast<const TwoWords*>(in + row * columns + at);
-      const bool odd = t % 2 == 1;
-      const uint32_t received = device::shuffle_xor(odd ? both.first : both.second, 1);
-      sums.words[r][0] = odd ? received : both.first;
-      sums.words[r][1] = odd ? both.second : received;
-    } else {
+    for (int r = 0; r < 2; ++r) {
+      const int64_t row = target(g + 8 * r);
       SPARC_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        uint32_t word = 0;
-        for (int e = 0; e < 2; ++e) {
-          const int at = column + sum_column(half, e);
-          if (row >= 0 && at < columns)
-            word |= static_cast<uint32_t>(in[row * columns + at].bits) << (16 * e);
+      for (int e = 0; e < 4 * kCount; ++e) {
+        const int at = column + e / 4 * 16 + sum_column(e % 4 / 2, e % 2);
+        if (row >= 0 && at < columns) {
+          out[row * columns + at] = E{static_cast<uint16_t>(sums[e / 4].words[r][e % 4 / 2] >> (e % 2 * 16))};
         }
-        sums.words[r][half] = word;
       }
     }
   }
-  return sums;
 }
 
 }  // namespace sparc

@@ -10,6 +10,7 @@ namespace sparc {
 
 constexpr int kRowWarps = kPairTextRows / 16;
 constexpr int kColumnWarps = kWarps / kRowWarps;
+constexpr int kTextSteps = kPairTextRows / 16;   // of products over the text rows
 constexpr int kChannelStep = 16 * kColumnWarps;  // channels that the warps of a row take at a time
 
 // What every layout of a block's shared memory begins with. The host makes it and passes it as a kernel
@@ -31,12 +32,12 @@ struct PairPlaces {
   }
 };
 
-// With padded tiles for the operands of a warp's products.
-template <class E>
+// With padded tiles for the operands of a warp's products; kChunk is that of the streaming.
+template <class E, int kChunk>
 struct PairLayout : PairPlaces {
-  static constexpr int kPad = Tile<E>::kPad;
+  static constexpr int kPad = Tile<E>::kPad, kChunkPitch = kChunk + kPad;
+  using ChunkTile = Tile<E, kChunkPitch>;
 
-  int chunk_pitch;
   int weights;                   // U [64, P] E
   int stage_bytes, stages;       // V, T and, in a backward pass, a second [64, chunk]
   int stage_text, stage_second;  // within a stage
@@ -47,10 +48,9 @@ struct PairLayout : PairPlaces {
       : PairPlaces(in) {
     const int text = round_up(at_most(in.text_rows, kPairTextRows), 16),
               image = round_up(at_most(in.image_rows, kPairImageRows), 16);
-    chunk_pitch = streaming.chunk + kPad;
     weights_pitch = image + kPad;
     weights = plan.take(text * weights_pitch * sizeof(E));
-    const int row = chunk_pitch * static_cast<int>(sizeof(E));
+    const int row = kChunkPitch * static_cast<int>(sizeof(E));
     stage_text = image * row;
     stage_second = stage_text + text * row;
     stage_bytes = stage_second + (second ? text * row : 0);
@@ -58,12 +58,12 @@ struct PairLayout : PairPlaces {
   }
 
   SPARC_DEVICE Tile<E> weights_tile() const { return {weights, weights_pitch}; }
-  SPARC_DEVICE Tile<E> image_tile(int stage) const { return {stages + stage * stage_bytes, chunk_pitch}; }
-  SPARC_DEVICE Tile<E> text_tile(int stage) const {
-    return {stages + stage * stage_bytes + stage_text, chunk_pitch};
+  SPARC_DEVICE ChunkTile image_tile(int stage) const { return ChunkTile(stages + stage * stage_bytes); }
+  SPARC_DEVICE ChunkTile text_tile(int stage) const {
+    return ChunkTile(stages + stage * stage_bytes + stage_text);
   }
-  SPARC_DEVICE Tile<E> second_tile(int stage) const {
-    return {stages + stage * stage_bytes + stage_second, chunk_pitch};
+  SPARC_DEVICE ChunkTile second_tile(int stage) const {
+    return ChunkTile(stages + stage * stage_bytes + stage_second);
   }
 };
 
@@ -72,18 +72,18 @@ constexpr int kCopiesTogether = 2;
 
 // load_rows of rows that can be copied 16 bytes at a time: a thread has one column of such pieces, and every
 // `step`th row.
-template <class E, class To>
+template <int kChunk, class E, class To>
 SPARC_DEVICE void copy_rows(const InputRows<E>& from, const device::Shared<int>* index, int count, int first,
-                            int chunk, int channels, const To& to) {
-  const int shift = chunk == 64 ? 3 : 2, step = kThreads >> shift;  // 2^shift pieces to a row
-  const int column = (device::thread_index() & (chunk / 8 - 1)) * 8, left = (channels - first - column) * 2;
+                            int channels, const To& to) {
+  constexpr int kPieces = kChunk / 8, step = kThreads / kPieces;
+  const int column = device::thread_index() % kPieces * 8, left = (channels - first - column) * 2;
   const int bytes = left < 0 ? 0 : at_most(left, 16);
   const E* const piece = from.data + (bytes > 0 ? first + column : 0);
   const uint32_t row_bytes = static_cast<uint32_t>(from.row_stride) * static_cast<uint32_t>(sizeof(E));
   const auto source = [&](int row) {
     return device::further(piece, index == nullptr ? row : static_cast<int>((*index)[row]), row_bytes);
   };
-  int row = device::thread_index() >> shift;
+  int row = device::thread_index() / kPieces;
   E* target = device::address_of(to.at(row, column));
   const int apart = to.rows_apart(step);
   if (bytes == 16) {
@@ -109,15 +109,15 @@ SPARC_DEVICE void copy_rows(const InputRows<E>& from, const device::Shared<int>*
   }
 }
 
-// Rows `index[0..count)` of a matrix, `chunk` (32 or 64) channels from `first` on, into the rows of a tile
-// that products read; zeros beyond. Without an index, the rows 0..count.
-template <class E, class To>
+// Rows `index[0..count)` of a matrix, kChunk channels from `first` on, into the rows of a tile that products
+// read; zeros beyond. Without an index, the rows 0..count.
+template <int kChunk, class E, class To>
 SPARC_DEVICE void load_rows(const InputRows<E>& from, const device::Shared<int>* index, int count, int first,
-                            int chunk, int channels, const To& to) {
-  if (from.wide) return copy_rows(from, index, count, first, chunk, channels, to);
-  const int column = device::thread_index() & (chunk - 1), shift = chunk == 64 ? 6 : 5;
+                            int channels, const To& to) {
+  if (from.wide) return copy_rows<kChunk>(from, index, count, first, channels, to);
+  const int column = device::thread_index() % kChunk;
   SPARC_NO_UNROLL
-  for (int row = device::thread_index() >> shift; row < to.rows_for(count); row += kThreads >> shift) {
+  for (int row = device::thread_index() / kChunk; row < to.rows_for(count); row += kThreads / kChunk) {
     E value{};
     if (row < count && first + column < channels) {
       const int at = index == nullptr ? row : static_cast<int>((*index)[row]);
@@ -126,6 +126,19 @@ SPARC_DEVICE void load_rows(const InputRows<E>& from, const device::Shared<int>*
     *to.at(row, column) = value;
   }
 }
+
+// load_rows, chunk by chunk, of the rows of one matrix.
+template <int kChunk>
+struct RowCopies {
+  template <class E>
+  SPARC_DEVICE RowCopies(const InputRows<E>&, const device::Shared<int>*, int) {}
+
+  template <class E, class To>
+  SPARC_DEVICE void load(const InputRows<E>& from, const device::Shared<int>* index, int count, int first,
+                         int channels, const To& to) const {
+    load_rows<kChunk>(from, index, count, first, channels, to);
+  }
+};
 
 // Queues the first loads of a stream of chunks. `load(chunk, stage)` starts copies of one of them.
 template <class Load>
@@ -165,7 +178,7 @@ struct PairStream {
       // the chunk is there for all, or the only stage is free; and so is the stage of the chunk before
       if (ahead || c > 0) device::block_barrier();
       const int next = ahead ? c + streaming.stages - 1 : c;
-      if (next < chunks && (ahead || c > 0)) load(next, next % streaming.stages);
+      if (next < chunks && (ahead || c > 0)) load(next, stage == 0 ? streaming.stages - 1 : stage - 1);
       device::copy_async_commit();
       if (!ahead) {
         wait_for_chunk(streaming);

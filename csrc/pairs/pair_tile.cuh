@@ -7,6 +7,8 @@
 // turns of 16 (and the channels of a product in turns of 16).
 #pragma once
 
+#include <type_traits>
+
 #include "pairs/pair_stream.cuh"
 #include "pairs/pair_work.cuh"
 
@@ -30,8 +32,12 @@ struct PairStrips {
       : shared(shared_),
         n(work.text_rows),
         p(work.image_rows),
-        row0(device::warp_index() % kRowWarps * 16),
-        column_warp(device::warp_index() / kRowWarps) {}
+        row0((kInTurns ? warp() / kColumnWarps : warp() % kRowWarps) * 16),
+        column_warp(kInTurns ? (warp() + warp() / kRowWarps) % kColumnWarps : warp() / kRowWarps) {}
+
+  // In turns, a row's warps are neighbours: warp w runs on scheduler w % 4, so that those of a short text
+  // share none, and each scheduler has warps of both columns.
+  SPARC_DEVICE static int warp() { return device::same_in_warp(device::warp_index()); }
 
   SPARC_DEVICE bool active() const { return row0 < n; }
   SPARC_DEVICE int row(int half) const { return row0 + device::lane_index() / 4 + 8 * half; }
@@ -107,51 +113,88 @@ struct PairStrips {
   }
 };
 
-// The tile of a pair whose products are those of single warps.
-template <class E, int kStrips>
+// The tile of a pair whose products are those of single warps, on kChunk channels at a time.
+template <class E, int kStrips, int kChunk_>
 struct PairTile : PairStrips<E, kStrips, true> {
   using Base = PairStrips<E, kStrips, true>;
   using Products = typename Base::Products;
+  using A = typename Products::A;
+  using B = typename Products::B;
   using Stream = PairStream;
+  static constexpr bool kWhole = false;  // whether rows are known to be whole pieces of 16 bytes
+  using ImageCopies = RowCopies<kChunk_>;
+  using TextCopies = RowCopies<kChunk_>;
   using Base::active;
   using Base::Base;
+  using Base::column_warp;
   using Base::kSteps;
   using Base::n;
   using Base::p;
   using Base::row0;
   using Base::strip_column;
 
+  static constexpr int kChunk = kChunk_;
+  // Turns of 16 channels of a chunk that a warp takes, side by side, and where they begin.
+  static constexpr int kTurns = kChunk / kChannelStep;
+  using Turns = Sums[kTurns];
+  // How much of the image's gradient a warp takes at a time, in steps of 16 rows and channels.
+  static constexpr int kTasksDown = kStrips < 8 ? 1 : 2, kTasksAcross = kStrips < 8 ? 2 : kChunk / 16;
+  SPARC_DEVICE int turn_column(int turn) const { return (column_warp * kTurns + turn) * 16; }
+
   // What the threads have written to shared memory is there for the products of all.
   SPARC_DEVICE static void publish() { device::block_barrier(); }
 
-  // s += rows columns^T over the chunk's channels: rows [n, chunk], columns [p, chunk].
-  SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Tile<E>& rows, const Tile<E>& columns,
-                                 int chunk) const {
-    if (!active()) return;
-    SPARC_UNROLL_TWICE
-    for (int k = 0; k < chunk; k += Products::kDepth) {
-      const typename Products::A a = Products::load_a(rows, row0, k);
-      SPARC_UNROLL
-      for (int strip = 0; strip < kStrips; ++strip) {
-        if (strip_column(strip) < p) {
-          Products::multiply_add(s[strip], a, Products::load_b(columns, strip_column(strip), k));
-        }
-      }
+  // Calls f(strips, exact) with the strips of 32 image rows that are used, as a constant. Where these are
+  // more than half of kStrips it is exact: all but the last half of the last strip are there for certain.
+  template <int kUsed = kStrips, class F>
+  SPARC_DEVICE void for_used_strips(const F& f) const {
+    if constexpr (kUsed < 2 || 4 * kUsed <= kStrips) {
+      f(std::integral_constant<int, kUsed>(), std::false_type());
+    } else if (p > 32 * (kUsed - 1)) {
+      f(std::integral_constant<int, kUsed>(), std::true_type());
+    } else {
+      for_used_strips<kUsed - 1>(f);
     }
+  }
+
+  // s += rows columns^T over a chunk's channels: rows [n, kChunk], columns [p, kChunk]. On the way f(a) for
+  // each operand of this warp's rows.
+  template <class Rows, class Columns>
+  SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Rows& rows, const Columns& columns) const {
+    add_products(s, rows, columns, [](const A&) {});
+  }
+  template <class Rows, class Columns, class F>
+  SPARC_DEVICE void add_products(Sums (&s)[kStrips], const Rows& rows, const Columns& columns,
+                                 const F& f) const {
+    if (!active()) return;
+    for_used_strips([&](auto strips, auto exact) {
+      constexpr int kUsed = decltype(strips)::value, kCertain = decltype(exact)::value ? kUsed - 1 : 0;
+      SPARC_UNROLL
+      for (int k = 0; k < kChunk; k += Products::kDepth) {
+        const A a = Products::load_a(rows, row0, k);
+        SPARC_UNROLL
+        for (int strip = 0; strip < kUsed; ++strip) {
+          if (strip < kCertain || strip_column(strip) < p) {
+            Products::multiply_add(s[strip], a, Products::load_b(columns, strip_column(strip), k));
+          }
+        }
+        f(a);
+      }
+    });
   }
 
   // A tile's rows as operands of products over the image, for all chunks: in registers,
   struct HeldOperand {
-    typename Products::A steps[kSteps];
+    A steps[kSteps];
 
-    SPARC_DEVICE const typename Products::A& at(int step) const { return steps[step]; }
+    SPARC_DEVICE const A& at(int step) const { return steps[step]; }
   };
   // or read from the tile each time, where the registers are needed for other things.
   struct TileOperand {
     Tile<E> tile;
     int row0;
 
-    SPARC_DEVICE typename Products::A at(int step) const { return Products::load_a(tile, row0, step * 16); }
+    SPARC_DEVICE A at(int step) const { return Products::load_a(tile, row0, step * 16); }
   };
   SPARC_DEVICE void hold(HeldOperand& held, const Tile<E>& tile) const {
     if (!active()) return;
@@ -160,19 +203,31 @@ struct PairTile : PairStrips<E, kStrips, true> {
       if (step * 16 < p) held.steps[step] = Products::load_a(tile, row0, step * 16);
     }
   }
-  SPARC_DEVICE void hold(TileOperand& rows, const Tile<E>& tile) const { rows = {tile, row0}; }
+  SPARC_DEVICE void hold(TileOperand& rows, const Tile<E>& tile) const {
+    rows.tile = tile;
+    rows.row0 = row0;
+  }
 
-  // c [16, 16] = rows [n, p] V [p, 16 channels from `column` of the chunk]
-  template <class Left>
-  SPARC_DEVICE void times_image(Sums& c, const Left& left, const Tile<E>& image, int column) const {
+  // c = rows [n, p] V [p, channels]: for each turn of this warp the [16, 16] at turn_column.
+  template <class Left, class Image>
+  SPARC_DEVICE void times_image(Turns& c, const Left& left, const Image& image) const {
     SPARC_UNROLL
-    for (int i = 0; i < 8; ++i) c[i / 4][i % 4] = 0.0f;
-    SPARC_UNROLL
-    for (int step = 0; step < kSteps; ++step) {
-      if (step * 16 < p) {
-        Products::multiply_add(c, left.at(step), Products::load_b_transposed(image, step * 16, column));
+    for (int i = 0; i < 8 * kTurns; ++i) c[i / 8][i / 4 % 2][i % 4] = 0.0f;
+    for_used_strips([&](auto strips, auto exact) {
+      constexpr int kUsed = decltype(strips)::value * kColumnWarps,
+                    kCertain = decltype(exact)::value ? kUsed - 1 : 0;
+      SPARC_UNROLL
+      for (int step = 0; step < kUsed; ++step) {
+        if (step < kCertain || step * 16 < p) {
+          const A a = left.at(step);
+          SPARC_UNROLL
+          for (int turn = 0; turn < kTurns; ++turn) {
+            Products::multiply_add(c[turn], a,
+                                   Products::load_b_transposed(image, step * 16, turn_column(turn)));
+          }
+        }
       }
-    }
+    });
   }
 };
 

@@ -4,9 +4,14 @@
 
 #include "common/warpgroup.cuh"
 #include "pairs/launch_plan.h"
-#include "pairs/pair_stream.cuh"
+#include "pairs/pair_work.cuh"
 
 namespace sparc {
+
+// Sixteen bytes of a panel's row.
+struct alignas(16) Piece {
+  uint32_t words[4];
+};
 
 // Rows of 64 columns, 128 bytes each, swizzled; more columns lie in further panels of 64 rows. Shifts and
 // masks rather than quotients: these have more instructions for numbers that may be negative.
@@ -66,7 +71,7 @@ SPARC_HOST_DEVICE int warpgroup_strips(int image_rows) {
   return 0;
 }
 
-// Shared memory with panels. Products read all rows of a panel: those that no chunk fills are zeros.
+// Shared memory with panels. Products read all rows of a panel; copies fill them all.
 template <class E>
 struct PanelLayout : PairPlaces {
   int weights;                   // U [64, P] E
@@ -102,23 +107,43 @@ struct PanelLayout : PairPlaces {
   SPARC_DEVICE Panel<E> second_tile(int stage) const {
     return {stages + stage * stage_bytes + stage_second, text_filled};
   }
+};
 
-  // Before anything is streamed.
-  SPARC_DEVICE void clear_tails(const Streaming& streaming, bool second) const {
-    for (int stage = 0; stage < streaming.stages; ++stage) {
-      clear_rows(image_tile(stage), image_rows);
-      clear_rows(text_tile(stage), kPairTextRows);
-      if (second) clear_rows(second_tile(stage), kPairTextRows);
+// load_rows of at most 32 kCount rows into panels, from rows of whole pieces. A thread copies the same
+// columns of the same rows in every chunk: where they begin is found once, and kept.
+template <int kCount>
+struct HeldCopies {
+  static constexpr int kApart = kThreads / 8;  // rows of one thread
+  int at[kCount];                              // in pieces from the matrix's first row; negative: zeros
+
+  template <class E>
+  SPARC_DEVICE HeldCopies(const InputRows<E>& from, const device::Shared<int>* index, int count) {
+    const int row_pieces = static_cast<int>(from.row_stride / 8), first = device::thread_index() >> 3;
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const int row = first + i * kApart;
+      at[i] = -1;
+      if (row < count) {
+        at[i] = (index == nullptr ? row : static_cast<int>((*index)[row])) * row_pieces +
+                (device::thread_index() & 7);
+      }
     }
-    device::block_barrier();
   }
 
- private:
-  SPARC_DEVICE static void clear_rows(const Panel<E>& panel, int rows) {
-    const device::Shared<uint32_t> words = device::shared_at<uint32_t>(panel.offset);
-    constexpr int kWords = Panel<E>::kRowBytes / 4;
-    for (int i = panel.filled * kWords + device::thread_index(); i < rows * kWords; i += kThreads)
-      words[i] = 0;
+  template <class E>
+  SPARC_DEVICE void load(const InputRows<E>& from, const device::Shared<int>*, int, int first, int channels,
+                         const Panel<E>& to) const {
+    const int column = (device::thread_index() & 7) * 8;
+    const E* const begin = from.data + first;
+    const bool inside = first + column < channels;
+    const device::Shared<Piece> target =
+        device::shared_at<Piece>(to.piece(device::thread_index() >> 3, column));
+    SPARC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      device::copy_async_if(inside & (at[i] >= 0),
+                            device::address_of(target + i * kApart * (Panel<E>::kRowBytes / 16)),
+                            device::further(begin, at[i], 16u));
+    }
   }
 };
 

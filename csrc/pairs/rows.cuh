@@ -36,7 +36,7 @@ SPARC_DEVICE bool is_valid(const MaskView& mask, int64_t item, int64_t row) {
 template <class E, class Otherwise>
 SPARC_DEVICE void fill_rows(const MaskView& mask, int64_t item, int rows, int64_t columns, bool computed,
                             const Otherwise& otherwise, void* out) {
-  if (out == nullptr) return;
+  if (out == nullptr || (computed && mask.data == nullptr)) return;
   E* const data = rows_of<E>(out, item, rows, columns);
   for (int row = device::warp_index(); row < rows; row += kWarps) {
     const bool valid = is_valid(mask, item, row);
@@ -85,6 +85,19 @@ struct MeanShare {
       : grad(grads == nullptr ? nullptr : static_cast<const E*>(grads) + item * columns_),
         columns(columns_),
         factor(rows > 0 ? 1.0f / static_cast<float>(rows) : 0.0f) {}
+  // That of an even column and of the next, of a gradient that is there; `kWhole`: columns are even in
+  // number.
+  template <bool kWhole>
+  SPARC_DEVICE void two_at(int64_t column, float (&share)[2]) const {
+    if constexpr (kWhole) {
+      const uint32_t words = column < columns ? *reinterpret_cast<const uint32_t*>(grad + column) : 0u;
+      share[0] = device::to_float(E{static_cast<uint16_t>(words)}) * factor;
+      share[1] = device::to_float(E{static_cast<uint16_t>(words >> 16)}) * factor;
+    } else {
+      share[0] = at(column);
+      share[1] = at(column + 1);
+    }
+  }
   SPARC_DEVICE float at(int64_t column) const {
     return grad == nullptr || column >= columns ? 0.0f : device::to_float(grad[column]) * factor;
   }

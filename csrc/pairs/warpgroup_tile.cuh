@@ -28,9 +28,13 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
   using Base = PairStrips<E, kStrips, false>;
   using Products = typename Base::Products;
   using Stream = Stream_;
+  static constexpr bool kWhole = true;  // whether rows are known to be whole pieces of 16 bytes
+  using ImageCopies = HeldCopies<kStrips>;
+  using TextCopies = HeldCopies<kPairTextRows / 32>;
   using Base::Base;
   using Base::kSteps;
 
+  static constexpr int kChunk = Panel<E>::kColumns;
   // Channels of a chunk that this warpgroup takes where the two share them, from first_channel() on.
   static constexpr int kChannels = Panel<E>::kColumns / kColumnWarps;
   SPARC_DEVICE int first_channel() const { return this->column_warp * kChannels; }

@@ -181,7 +181,8 @@ def run(op: str, backward: bool, shape: Shape, architecture: str, chip: Chip, pa
         tensors["scratch"] = np.zeros(planned({})["scratch_bytes"], np.uint8)
     memory = Global(tensors)
     plan = planned(memory.addresses())
-    instance = f"Li{plan['strips']}ELb{int(backward)}E" if path == "pair" else f"Lb{int(backward)}E"
+    tile = f"Li{plan['strips']}ELi{plan['chunk']}E" if path == "pair" else ""
+    instance = f"{tile}Lb{int(backward)}E"
     found = kernel(architecture, *words, arguments, instance)
     constants = bytearray(BANK)
     struct.pack_into("<III", constants, GRID[architecture], 1, 1, 1)

@@ -156,7 +156,7 @@ def matrix_instructions(launch: Launch) -> dict[str, int]:
     if launch.op == "grouping":
         return {"S": one, "dV, dT": 3 * one, "dC V^T": one} if launch.backward else {"S": one, "C": one}
     if not launch.backward:
-        return {"S": one, "C', Z": one + 2 * logits}
+        return {"S": one + 2 * n * d, "C', Z": one + 2 * logits}  # with the tokens' norms: the diagonal of T T^T
     return {
         "S": one,
         "C', Z": one + 2 * logits,

@@ -80,6 +80,13 @@ SPARC_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
 SPARC_DEVICE float shuffle_xor(float value, int mask) {
   return emulation::float_of_bits(shuffle_xor(emulation::bits_of_float(arrived(value)), mask));
 }
+SPARC_DEVICE int same_in_warp(int value) {
+  emulation::LaneArguments lane;
+  lane.value = static_cast<uint32_t>(value);
+  lane.selector = 0;
+  emulation::warp_collective(emulation::Collective::kShuffle, lane);
+  return static_cast<int>(lane.value);
+}
 SPARC_DEVICE float shuffle(float value, int source) {
   emulation::LaneArguments lane;
   lane.value = emulation::bits_of_float(arrived(value));
@@ -135,6 +142,9 @@ SPARC_DEVICE void copy_async(void* shared, const void* global, int bytes) {
   emulation::copy_async(shared, global, bytes);
 }
 SPARC_DEVICE void copy_async(void* shared, const void* global) { copy_async(shared, global, 16); }
+SPARC_DEVICE void copy_async_if(bool wanted, void* shared, const void* global) {
+  emulation::copy_async(shared, global, wanted ? 16 : 0);
+}
 SPARC_DEVICE void copy_async_commit() { emulation::copy_async_commit(); }
 template <int kPending>
 SPARC_DEVICE void copy_async_wait() {

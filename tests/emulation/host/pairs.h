@@ -72,13 +72,39 @@ LaunchPlan plan_of(const PairInputs& in, bool backward, bool pair_path, const De
           return typename WarpgroupOp<Arguments>::template Layout<E>(in, streaming, backward).plan.used;
         }
       }
-      return typename PairOp<Arguments>::template Layout<E>(in, streaming, backward).plan.used;
+      return pair_layout_bytes<Arguments, E>(in, streaming, backward);
     } else {
       return 0;
     }
   };
   const int64_t scratch = typename TiledOp<Arguments>::template Layout<E>(in, backward).plan.used;
   return plan_launch(in, pair_path, limits, shared, TiledLayout<E>::kBytes, scratch);
+}
+
+// A thread's part of the pair path.
+template <class E, bool kBackward, class Arguments>
+void run_pair_path(const Arguments& args, const LaunchPlan& plan) {
+  const Streaming& streaming = plan.pair.streaming;
+#define SPARC_CALL_WARPGROUPS(strips_)                                           \
+  if (plan.pair.strips == strips_) {                                             \
+    using Op = WarpgroupOp<Arguments>;                                           \
+    const typename Op::template Layout<E> layout(args.in, streaming, kBackward); \
+    return Op::template run<E, strips_, kBackward>(args, streaming, layout);     \
+  }
+#define SPARC_CALL_PAIR(strips_, chunk_)                                                 \
+  if (plan.pair.strips == strips_ && streaming.chunk == chunk_) {                        \
+    using Op = PairOp<Arguments>;                                                        \
+    const typename Op::template Layout<E, chunk_> layout(args.in, streaming, kBackward); \
+    return Op::template run<E, strips_, chunk_, kBackward>(args, streaming, layout);     \
+  }
+  if constexpr (has_warpgroups<Arguments>(kBackward)) {
+    if (plan.pair.warpgroups) {
+      SPARC_WARPGROUP_STRIPS(SPARC_CALL_WARPGROUPS)
+    }
+  }
+  SPARC_PAIR_INSTANCES(SPARC_CALL_PAIR)
+#undef SPARC_CALL_PAIR
+#undef SPARC_CALL_WARPGROUPS
 }
 
 // One pass of the op that takes `Arguments`, on the paths that the plan takes. Every thread calls start()
@@ -93,29 +119,10 @@ void launch(const Device& device, const Arguments& args, const Start& start) {
   const LaunchPlan plan = plan_of<Arguments, E>(args.in, kBackward, pair_path, limits);
   if (pair_path && !plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
   if (plan.pair.used) {
-    const auto kernel = [&](auto op, auto strips) {
-      if constexpr (sizeof(E) == 2) {
-        using Op = decltype(op);
-        const typename Op::template Layout<E> layout(args.in, plan.pair.streaming, kBackward);
-        Op::template run<E, decltype(strips)::value, kBackward>(args, plan.pair.streaming, layout);
-      }
-    };
     emulate(std::min(plan.pair.grid, device.grid), kThreads, static_cast<size_t>(plan.pair.shared_bytes), {},
             device.seed, [&] {
               start();
-#define SPARC_CALL(Op_, strips_) \
-  if (plan.pair.strips == strips_) return kernel(Op_<Arguments>(), std::integral_constant<int, strips_>());
-#define SPARC_CALL_WARPGROUPS(strips_) SPARC_CALL(WarpgroupOp, strips_)
-#define SPARC_CALL_PAIR(strips_) SPARC_CALL(PairOp, strips_)
-              if constexpr (has_warpgroups<Arguments>(kBackward)) {
-                if (plan.pair.warpgroups) {
-                  SPARC_WARPGROUP_STRIPS(SPARC_CALL_WARPGROUPS)
-                }
-              }
-              SPARC_PAIR_STRIPS(SPARC_CALL_PAIR)
-#undef SPARC_CALL_PAIR
-#undef SPARC_CALL_WARPGROUPS
-#undef SPARC_CALL
+              if constexpr (sizeof(E) == 2) run_pair_path<E, kBackward>(args, plan);
             });
   }
   if (plan.tiled.used) {
@@ -218,9 +225,16 @@ pybind11::dict parameters(const Describe& describe, const PairInputs& in, const 
     return result;
   }
   if (!plan.pair.used) throw std::invalid_argument("the pair path does not serve this shape");
-  const typename PairOp<Arguments>::template Layout<BFloat16> layout(in, plan.pair.streaming, backward);
-  result["parameters"] =
-      pybind11::make_tuple(bytes_of(args), bytes_of(plan.pair.streaming), bytes_of(layout));
+  const auto with_layout = [&](const auto& layout) {
+    result["parameters"] =
+        pybind11::make_tuple(bytes_of(args), bytes_of(plan.pair.streaming), bytes_of(layout));
+  };
+  using Op = PairOp<Arguments>;
+  if (plan.pair.streaming.chunk == 64) {
+    with_layout(typename Op::template Layout<BFloat16, 64>(in, plan.pair.streaming, backward));
+  } else {
+    with_layout(typename Op::template Layout<BFloat16, 32>(in, plan.pair.streaming, backward));
+  }
   result["strips"] = plan.pair.strips;
   result["chunk"] = plan.pair.streaming.chunk;
   result["stages"] = plan.pair.streaming.stages;

@@ -22,8 +22,22 @@ MUTANTS = (
     Mutant(
         "operand B is not transposed",
         "pairs/pair_tile.cuh",
-        "Products::load_b_transposed(image, step * 16, column)",
-        "Products::load_b(image, step * 16, column)",
+        "Products::load_b_transposed(image, step * 16, turn_column(turn))",
+        "Products::load_b(image, step * 16, turn_column(turn))",
+        "ragged",
+    ),
+    Mutant(
+        "tokens that are multiplied with themselves are not transposed",
+        "common/products.cuh",
+        "return {{a.r[0], a.r[2], a.r[1], a.r[3]}};",
+        "return {{a.r[0], a.r[1], a.r[2], a.r[3]}};",
+        "ragged",
+    ),
+    Mutant(
+        "rows behind the last one keep what stood there",
+        "pairs/pair_stream.cuh",
+        "device::copy_async(target, from.data, 0);",
+        "",
         "ragged",
     ),
     Mutant(
@@ -36,8 +50,8 @@ MUTANTS = (
     Mutant(
         "the norm of a token has no gradient",
         "fine_grained/fine_grained_pair_backward.cuh",
-        "(x[e / 4][e % 4] * grad.x_unit - grad.beta[half] * token)",
-        "(x[e / 4][e % 4] * grad.x_unit)",
+        "* grad.x_unit - grad.beta[half] * token.value(e / 4, e % 4))",
+        "* grad.x_unit)",
         "ragged",
     ),
     Mutant(
@@ -46,6 +60,41 @@ MUTANTS = (
         "device::block_barrier();  // dZ is there",
         "",
         "ragged",
+    ),
+    Mutant(
+        "dZ is not shown to the products of warpgroups",
+        "fine_grained/fine_grained_pair_backward.cuh",
+        "    this->publish();\n    return unit;",
+        "    device::block_barrier();\n    return unit;",
+        "warpgroups and ragged",
+    ),
+    Mutant(
+        "X is not shown to the products of warpgroups",
+        "fine_grained/fine_grained_pair_backward.cuh",
+        "    this->publish();\n    return x_unit;",
+        "    device::block_barrier();\n    return x_unit;",
+        "warpgroups and ragged",
+    ),
+    Mutant(
+        "a stage is filled while products read it",
+        "pairs/panel_stream.cuh",
+        "      compute(c, stage);\n      device::warpgroup_wait<0>();\n",
+        "      compute(c, stage);\n",
+        "warpgroups and ragged",
+    ),
+    Mutant(
+        "Q is that of the other warpgroup's channels",
+        "fine_grained/fine_grained_warpgroup_backward.cuh",
+        "this->column_warp == 0 ? accumulators(w)[i]",
+        "this->column_warp != 0 ? accumulators(w)[i]",
+        "warpgroups and ragged",
+    ),
+    Mutant(
+        "the second turn of patches begins where the first did",
+        "fine_grained/fine_grained_warpgroup_backward.cuh",
+        "return kInTurns ? (turn * kColumnWarps + this->column_warp) * 64 : 0;",
+        "return kInTurns ? this->column_warp * 64 : 0;",
+        "warpgroups and vit",
     ),
     Mutant(
         "a mean counts every row",
@@ -57,8 +106,8 @@ MUTANTS = (
     Mutant(
         "patches get no share of their mean's gradient",
         "pairs/pair_pass.cuh",
-        "x = x * last + grad.share.at(at + sum_column(e / 4, e % 4));",
-        "x = x * last;",
+        "sum[half][e] = c[i][half][e] * last + share[e % 2];",
+        "sum[half][e] = c[i][half][e] * last;",
         "means",
     ),
     Mutant(
