@@ -4,7 +4,6 @@
 #include <type_traits>
 
 #include "fine_grained/fine_grained_pair_kernel.cuh"
-#include "pairs/placed_rows.cuh"
 #include "pairs/warpgroup_tile.cuh"
 
 namespace sparc {
@@ -53,10 +52,9 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4;
     square = 0.0f;
-    const auto compute = [&](int c, int stage, const auto& copy) {
+    const auto compute = [&](int c, int stage) {
       const Panel<E> t = shared.text_tile(stage);
       this->add_products(s, t, shared.image_tile(stage));
-      copy();
       if (kPool) this->pool_chunk(c, stage);
       if (row >= this->n) return;
       SPARC_UNROLL
@@ -70,19 +68,10 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
       }
     };
     if constexpr (kGoesOn) {  // to the same chunks once more, then from L2
-      const Rows rows(*this);
-      const int place = Rows::place();
-      const auto load = [&](int c, int stage) {
-        const int chunk = c < this->chunks ? c : c - this->chunks;
-        if (whole(chunk)) {
-          rows.copy(shared, chunk, stage, place);
-        } else {
-          this->load(chunk, stage);
-        }
-      };
+      const auto load = [&](int c, int stage) { this->load(c < this->chunks ? c : c - this->chunks, stage); };
       PanelStream::run(streaming, work.stage, this->chunks, load, compute);
     } else {
-      this->for_both([&](int c, int stage) { compute(c, stage, [] {}); });
+      this->for_both(compute);
     }
     device::warpgroup_hold(accumulators(s));
   }
@@ -92,9 +81,7 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   template <class F>
   SPARC_DEVICE void groups(const typename Base::HeldOperand& left, float unit, typename Base::TextSums& z,
                            const F& f) const {
-    group_chunks(
-        [&](const auto& compute) { this->for_both([&](int c, int stage) { compute(c, stage, [] {}); }); },
-        left, unit, z, f);
+    group_chunks([&](const auto& compute) { this->for_both(compute); }, left, unit, z, f);
   }
   // The same in a stream that goes on with the pair `following`.
   template <class F>
@@ -102,23 +89,11 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
                                   typename Base::TextSums& z, const F& f) const {
     const int first = (work.stage + this->chunks) % streaming.stages;
     following.stage = (first + this->chunks) % streaming.stages;
-    Rows rows(*this);
-    const int place = Rows::place();
     const auto load = [&](int c, int stage) {
       const bool mine = c < this->chunks;
       if (!mine && following.pair >= this->args.in.pairs) return;
-      const auto of = [&](const PairWork& pair) {
-        return FineGrainedWarpgroupSteps(shared, this->args, streaming, pair);
-      };
-      if (c == this->chunks) rows = Rows(of(following));
-      const int chunk = mine ? c : c - this->chunks;
-      if (whole(chunk)) {
-        rows.copy(shared, chunk, stage, place);
-      } else {
-        PairWork pair = work;
-        if (!mine) pair = following;
-        of(pair).load(chunk, stage);
-      }
+      FineGrainedWarpgroupSteps(shared, this->args, streaming, mine ? work : following)
+          .load(mine ? c : c - this->chunks, stage);
     };
     group_chunks(
         [&](const auto& compute) { PanelStream::run(streaming, first, this->chunks, load, compute); }, left,
@@ -126,32 +101,14 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   }
 
  private:
-  // The rows of a pair, for copies of whole chunks.
-  struct Rows {
-    PlacedRows<E, kStrips> image;
-    PlacedRows<E, kPairTextRows / 32> text;
-
-    SPARC_DEVICE explicit Rows(const FineGrainedWarpgroupSteps& pass)
-        : image(pass.image, pass.image_index(), pass.p), text(pass.text, pass.text_index(), pass.n) {}
-    SPARC_DEVICE static int place() { return PlacedRows<E, kStrips>::place(); }
-    SPARC_DEVICE void copy(const Layout& shared, int chunk, int stage, int place) const {
-      image.copy(chunk * Panel<E>::kColumns, shared.image_tile(stage), place);
-      text.copy(chunk * Panel<E>::kColumns, shared.text_tile(stage), place);
-    }
-  };
-  SPARC_DEVICE bool whole(int chunk) const {
-    return (chunk + 1) * Panel<E>::kColumns <= this->args.in.channels && this->image.wide && this->text.wide;
-  }
-
   template <class Run, class F>
   SPARC_DEVICE void group_chunks(const Run& run, const typename Base::HeldOperand& left, float unit,
                                  typename Base::TextSums& z, const F& f) const {
     constexpr int kTurns = Base::kChannels / 16;
-    run([&](int chunk, int stage, const auto& copy) {
+    run([&](int chunk, int stage) {
       const Panel<E> t = shared.text_tile(stage);
       Sums c[kTurns] = {};
       this->times_image(c, left, shared.image_tile(stage));
-      copy();
       device::warpgroup_wait<0>();
       device::warpgroup_hold(accumulators(c));
       typename Products::A high[kTurns], low[kTurns];
