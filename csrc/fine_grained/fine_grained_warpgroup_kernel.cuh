@@ -18,7 +18,7 @@ struct FineGrainedPanelLayout : PanelLayout<E>, FineGrainedPlaces {
   SPARC_HOST_DEVICE FineGrainedPanelLayout(const PairInputs& in, const Streaming& streaming, bool backward)
       : PanelLayout<E>(in, streaming, backward), FineGrainedPlaces(this->plan) {
     constexpr int kLogitRows =
-        round_up(kPairTextRows * kLogitsPitch * 4, Panel<E>::kAlignment) / Panel<E>::kRowBytes;
+        round_up(kPairTextRows * kLogitsPitch * 4, Panel<E>::kStart) / Panel<E>::kRowBytes;
     const int weight_rows = this->weights_panels() * kPairTextRows;
     if (backward) {
       const int before = kLogitRows + kPairTextRows;

@@ -17,9 +17,9 @@ struct alignas(16) Piece {
 // masks rather than quotients: these have more instructions for numbers that may be negative.
 template <class E>
 struct Panel {
-  static constexpr int kColumns = 64, kRowBytes = 128, kAlignment = 1024;
+  static constexpr int kColumns = 64, kRowBytes = 128, kStart = 1024;
 
-  int offset;  // bytes from the start of the block's shared memory, a multiple of kAlignment
+  int offset;  // bytes from the start of the block's shared memory, a multiple of kStart
   int filled;  // rows that a stream fills: those behind stay what they were
 
   SPARC_DEVICE device::Shared<E> at(int row, int column) const {
@@ -95,7 +95,7 @@ struct PanelLayout : PairPlaces {
   // Panels of 64 tokens with so many columns as there are image rows.
   SPARC_HOST_DEVICE int weights_panels() const { return (image_rows + 63) / 64; }
   SPARC_HOST_DEVICE int take_panels(int rows) {
-    plan.used = round_up(plan.used, Panel<E>::kAlignment);
+    plan.used = round_up(plan.used, Panel<E>::kStart);
     return plan.take(rows * Panel<E>::kRowBytes);
   }
 
