@@ -23,9 +23,15 @@ LIBRARY = Path(sparc_kernels.__file__).with_name("libsparc_cuda.so")
 ROOMS = [room.name for room in rooms() if "cuda" in room.dtypes]
 COMPILER = "13.0"  # registers are the compiler's choice: the table is that of this release
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+WARPGROUPS = ("sm_90a",)  # what the kernels of warpgroups are compiled for
 
 # Bytes of shared memory that a block can have, and multiprocessors, of one device of each kind.
-DEVICES = {"sm_80 (A100)": (163, 108), "sm_90 (H100), sm_100": (227, 132), "sm_86, sm_89, sm_120": (99, 170)}
+DEVICES = {
+    "sm_80 (A100)": (163, 108),
+    "sm_90 (H100)": (227, 132),
+    "sm_100": (227, 148),
+    "sm_86, sm_89, sm_120": (99, 170),
+}
 SHAPES = ((55, 49, 512), (55, 196, 512), (55, 256, 512), (64, 256, 768), (77, 196, 512), (55, 1024, 512))
 
 HEAD = """# What the CUDA kernels take
@@ -37,7 +43,8 @@ Written by `python -m tests.cuda_resources --write` from the library that nvcc {
 
 Registers of a thread (blocks of 256 threads; 65,536 registers a multiprocessor) on {architectures}. "Local" is
 memory per thread beyond them: spilled registers and, on the tiled path, the descriptions of products that its one
-product routine takes by reference. No kernel of the pair path has any.
+product routine takes by reference. No kernel of the pair path has any; those of warpgroups are compiled
+for sm_90a alone.
 
 | kernel | registers | local, bytes |
 |---|---|---|
@@ -69,7 +76,7 @@ def compiled_with() -> str | None:
 
 def short_name(mangled: str) -> str:
     """``fine_grained_pair_forward<bf16, 256 patches>`` for the mangled name of that kernel."""
-    name = re.search(r"\d+(pair|tiled)_kernelINS_\d+(\w+?)ArgumentsE", mangled)
+    name = re.search(r"\d+(pair|tiled|warpgroup)_kernelINS_\d+(\w+?)ArgumentsE", mangled)
     assert name, mangled
     path, op = name.group(1), re.sub(r"(?<!^)(?=[A-Z])", "_", name.group(2)).lower()
     arguments = mangled[name.end() :]
@@ -97,7 +104,7 @@ def usage() -> dict[str, dict[str, tuple[int, int]]]:
         elif match := re.search(r"Function (\w+):", line):
             kernel = match.group(1)
         elif (match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line)) and re.search(
-            r"(pair|tiled)\w*_kernel", kernel
+            r"(pair|tiled|warpgroup)\w*_kernel", kernel
         ):
             registers, stack, local = map(int, match.groups())
             found[short_name(kernel)][architecture] = registers, stack + local
@@ -128,12 +135,14 @@ def plans() -> list[str]:
             pairs=1024,
             multiprocessors=multiprocessors,
             shared_bytes=kilobytes << 10,
+            warpgroups=device.startswith("sm_90"),
         ).unwrap()
         head = f"| {op}, {'backward' if backward else 'forward'} | {' | '.join(map(str, shape))} |"
         served = []
         if plan["pair_path"]:
             kilobytes = plan["pair_bytes"] / 1024
-            served.append(f"pair of {32 * plan['units']}, {plan['chunk']} x {plan['stages']}, {kilobytes:.1f} KB")
+            kind = "warpgroups" if plan["warpgroups"] else "pair"
+            served.append(f"{kind} of {32 * plan['units']}, {plan['chunk']} x {plan['stages']}, {kilobytes:.1f} KB")
         if plan["tiled_path"]:
             served.append(f"tiled, {plan['tiled_bytes'] / 1024:.1f} KB")
         cells[head].append(" and ".join(served))
@@ -144,7 +153,8 @@ def document() -> str:
     """The text of docs/cuda_resources.md for the library as it is built."""
     rows = []
     for kernel, by_architecture in usage().items():
-        registers, local = zip(*(by_architecture[name] for name in ARCHITECTURES))
+        built_for = WARPGROUPS if "_warpgroup_" in kernel else ARCHITECTURES
+        registers, local = zip(*(by_architecture[name] for name in built_for))
         spilled = "0" if not any(local) else ", ".join(map(str, local))
         rows.append(f"| {kernel} | {', '.join(map(str, registers))} | {spilled} |")
     head = HEAD.format(compiler=COMPILER, architectures=", ".join(ARCHITECTURES))

@@ -14,11 +14,13 @@ struct FineGrainedPlaces {
   static constexpr int kLogitsPitch = kPairTextRows + 4;
 
   int group_norm, token_norm, row_lse, column_lse, upstream, alpha, beta, restore;  // [64] float each
-  int logits;                                                                       // Z [64, 64] float
+  int inverse_norm;  // 1 / token_norm in a forward pass, which has no use for `restore`
+  int logits;        // Z [64, 64] float
 
   SPARC_HOST_DEVICE explicit FineGrainedPlaces(Plan<int>& plan) {
     int* const rows[] = {&group_norm, &token_norm, &row_lse, &column_lse, &upstream, &alpha, &beta, &restore};
     for (int* offset : rows) *offset = plan.take(kPairTextRows * 4);
+    inverse_norm = restore;
   }
 
   SPARC_DEVICE device::Shared<float> z(int row, int column) const {
@@ -227,7 +229,9 @@ struct FineGrainedPairForward : Steps {
     square = quad_sum(square);
     const int row = device::thread_index() / 4;
     if (device::thread_index() % 4 == 0 && row < this->n) {
-      this->row_array(shared.token_norm)[row] = clamped_norm(square);
+      const float norm = clamped_norm(square);
+      this->row_array(shared.token_norm)[row] = norm;
+      this->row_array(shared.inverse_norm)[row] = 1.0f / norm;
     }
     this->for_held_rows([&](int half, int l) {
       float* const stat = args.stats + this->result_at(l);
@@ -268,40 +272,56 @@ struct FineGrainedPairForward : Steps {
   // Both cross-entropies (eq 6) and their derivatives by the scale: thread i does row, then column, i / 4.
   SPARC_DEVICE void cross_entropies() const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4, n = this->n;
-    const device::Shared<float> token_norm = this->row_array(shared.token_norm);
+    const device::Shared<float> inverse_norm = this->row_array(shared.inverse_norm);
     const float scale = *args.logit_scale;
-    float group_norm = 0.0f, top = -device::infinity();
-    if (row < n) {
-      group_norm = this->row_array(shared.group_norm)[row];
-      const float inverse_group = 1.0f / group_norm;
-      SPARC_NO_UNROLL
-      for (int j = part; j < n; j += 4) {
-        const device::Shared<float> z = shared.z(row, j);
-        const float cosine = cosine_of(*z, inverse_group, 1.0f / token_norm[j]);
-        *z = cosine;
-        top = device::max(top, logit(cosine, scale));
+    float group_norm = 1.0f;
+    if (row < n) group_norm = this->row_array(shared.group_norm)[row];
+    const float inverse_group = 1.0f / group_norm;
+    // what a thread has of its row or column: independent of each other, and read once
+    constexpr int kEach = kPairTextRows / 4;
+    float cosines[kEach];
+    const auto softmax_of_held = [&] {
+      float top = -device::infinity();
+      SPARC_UNROLL
+      for (int i = 0; i < kEach; ++i) {
+        if (row < n && part + 4 * i < n) top = device::max(top, logit(cosines[i], scale));
+      }
+      top = quad_max(top);
+      float total = 0.0f, along = 0.0f;
+      SPARC_UNROLL
+      for (int i = 0; i < kEach; ++i) {
+        const bool valid = row < n && part + 4 * i < n;
+        const float weight = valid ? device::exp(logit(cosines[i], scale) - top) : 0.0f;
+        total += weight;
+        along += weight * cosines[i];
+      }
+      return softmax(top, quad_sum(total), quad_sum(along));
+    };
+    SPARC_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      const int j = part + 4 * i;
+      cosines[i] = 0.0f;
+      if (row < n && j < n) {
+        cosines[i] = cosine_of(*shared.z(row, j), inverse_group, inverse_norm[j]);
+        *shared.z(row, j) = cosines[i];
       }
     }
-    const auto softmax_of = [&](float largest, const auto& cosine_at) {
-      return softmax(quad_max(largest), scale, part, 4, row < n ? n : 0, cosine_at,
-                     [](float x) { return quad_sum(x); });
-    };
-    const Softmax along_row = softmax_of(top, [&](int j) -> float { return *shared.z(row, j); });
+    const Softmax along_row = softmax_of_held();
     device::block_barrier();
-
-    top = -device::infinity();
-    if (row < n) {
-      SPARC_NO_UNROLL
-      for (int l = part; l < n; l += 4) top = device::max(top, logit(*shared.z(l, row), scale));
+    SPARC_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      const int l = part + 4 * i;
+      cosines[i] = 0.0f;
+      if (row < n && l < n) cosines[i] = *shared.z(l, row);
     }
-    const Softmax along_column = softmax_of(top, [&](int l) -> float { return *shared.z(l, row); });
+    const Softmax along_column = softmax_of_held();
     if (row < n && part == 0) {
       const float cosine = *shared.z(row, row), diagonal = logit(cosine, scale);
       const int64_t at = this->result_at(row), stride = args.stats_stride;
       args.token_loss[at] = 0.5f * (along_row.lse - diagonal) + 0.5f * (along_column.lse - diagonal);
       float* const stat = args.stats + at;
       stat[kGroupNorm * stride] = group_norm;
-      stat[kTokenNorm * stride] = token_norm[row];
+      stat[kTokenNorm * stride] = this->row_array(shared.token_norm)[row];
       stat[kRowLogSumExp * stride] = along_row.lse;
       stat[kColumnLogSumExp * stride] = along_column.lse;
       stat[kScaleDerivative * stride] =

@@ -16,6 +16,11 @@ struct Softmax {
   float lse, cosine;  // log sum exp, and the mean of the cosines
 };
 
+// From the largest logit, and the sums of exp(logit - top) and of these times the cosines.
+SPARC_DEVICE Softmax softmax(float top, float total, float along) {
+  return {top + device::log(total), along / total};
+}
+
 // Of a row or column whose cosines are at cosine_at(i), i < n, and whose largest logit is `top`: this lane
 // takes `first` and every `step`th from there on, sum(x) adds up over the lanes that share them.
 template <class CosineAt, class Sum>
@@ -29,7 +34,7 @@ SPARC_DEVICE Softmax softmax(float top, float scale, int first, int step, int n,
     along += weight * cosine;
   }
   total = sum(total);
-  return {top + device::log(total), sum(along) / total};
+  return softmax(top, total, sum(along));
 }
 
 // What the forward pass left of the gathered rows of a pass, and their upstream gradients, to `places`.

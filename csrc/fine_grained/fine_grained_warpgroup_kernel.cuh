@@ -52,9 +52,10 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4;
     square = 0.0f;
-    const auto compute = [&](int c, int stage) {
+    const auto compute = [&](int c, int stage, const auto& copy) {
       const Panel<E> t = shared.text_tile(stage);
       this->add_products(s, t, shared.image_tile(stage));
+      copy();
       if (kPool) this->pool_chunk(c, stage);
       if (row >= this->n) return;
       SPARC_UNROLL
@@ -71,7 +72,7 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
       const auto load = [&](int c, int stage) { this->load(c < this->chunks ? c : c - this->chunks, stage); };
       PanelStream::run(streaming, work.stage, this->chunks, load, compute);
     } else {
-      this->for_both(compute);
+      this->for_both([&](int c, int stage) { compute(c, stage, [] {}); });
     }
     device::warpgroup_hold(accumulators(s));
   }
@@ -81,7 +82,9 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   template <class F>
   SPARC_DEVICE void groups(const typename Base::HeldOperand& left, float unit, typename Base::TextSums& z,
                            const F& f) const {
-    group_chunks([&](const auto& compute) { this->for_both(compute); }, left, unit, z, f);
+    group_chunks(
+        [&](const auto& compute) { this->for_both([&](int c, int stage) { compute(c, stage, [] {}); }); },
+        left, unit, z, f);
   }
   // The same in a stream that goes on with the pair `following`.
   template <class F>
@@ -90,10 +93,11 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
     const int first = (work.stage + this->chunks) % streaming.stages;
     following.stage = (first + this->chunks) % streaming.stages;
     const auto load = [&](int c, int stage) {
-      const bool mine = c < this->chunks;
-      if (!mine && following.pair >= this->args.in.pairs) return;
-      FineGrainedWarpgroupSteps(shared, this->args, streaming, mine ? work : following)
-          .load(mine ? c : c - this->chunks, stage);
+      if (c < this->chunks) {
+        this->load(c, stage);
+      } else if (following.pair < this->args.in.pairs) {
+        FineGrainedWarpgroupSteps(shared, this->args, streaming, following).load(c - this->chunks, stage);
+      }
     };
     group_chunks(
         [&](const auto& compute) { PanelStream::run(streaming, first, this->chunks, load, compute); }, left,
@@ -105,10 +109,11 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   SPARC_DEVICE void group_chunks(const Run& run, const typename Base::HeldOperand& left, float unit,
                                  typename Base::TextSums& z, const F& f) const {
     constexpr int kTurns = Base::kChannels / 16;
-    run([&](int chunk, int stage) {
+    run([&](int chunk, int stage, const auto& copy) {
       const Panel<E> t = shared.text_tile(stage);
       Sums c[kTurns] = {};
       this->times_image(c, left, shared.image_tile(stage));
+      copy();
       device::warpgroup_wait<0>();
       device::warpgroup_hold(accumulators(c));
       typename Products::A high[kTurns], low[kTurns];

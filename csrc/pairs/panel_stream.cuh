@@ -148,9 +148,9 @@ struct HeldCopies {
 };
 
 // A stream that does not end with a loop over chunks, whose last turns start the copies of what comes next.
-// compute(chunk, stage) issues products as one group or more, and leaves the last of them under way: it may
-// read the chunk until the next one's products have been issued. At least three stages, at most two more than
-// chunks.
+// compute(chunk, stage, copy) issues products as one group or more, and leaves the last of them under way: it
+// may read the chunk until the next one's products have been issued. It calls copy() behind the first ones.
+// At least three stages, at most two more than chunks.
 struct PanelStream {
   template <class Load>
   SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
@@ -168,9 +168,10 @@ struct PanelStream {
       device::async_proxy_fence();
       // the chunk is there for all, and the products of the chunk before the last one are done
       device::block_barrier();
-      compute(c, stage);
-      load(c + streaming.stages - 2, stage < 2 ? stage + streaming.stages - 2 : stage - 2);
-      device::copy_async_commit();
+      compute(c, stage, [&] {
+        load(c + streaming.stages - 2, stage < 2 ? stage + streaming.stages - 2 : stage - 2);
+        device::copy_async_commit();
+      });
       device::warpgroup_wait<1>();
       stage = stage + 1 == streaming.stages ? 0 : stage + 1;
     }

@@ -108,6 +108,11 @@ struct MeanShare {
 template <class Index>
 SPARC_DEVICE int list_valid(const MaskView& mask, int64_t item, int length, Index index,
                             device::Shared<int> counts) {
+  if (mask.data == nullptr) {
+    for (int i = device::thread_index(); i < length; i += kThreads) index[i] = i;
+    device::block_barrier();
+    return length;
+  }
   int total = 0;
   SPARC_NO_UNROLL
   for (int start = 0; start < length; start += kThreads) {
