@@ -118,7 +118,8 @@ def choose(itemsize: int, capability: int, n_patches: int, words: bool) -> TileC
             return TileConfig(library=True)  # spills, and the Gram matrix fills shared memory
         # G takes 2 width^2 bytes of 227 kB, and a stage 128 (128 + width).
         stages = 3 if width <= 208 else 2
-        return TileConfig(Tiles(128, 64, 8, stages), Tiles(128, 64, 8, 2), own=OwnProducts(), again=True)
+        rows = 128 if capability < 100 else 64  # less spills there; nothing of sm_100 was timed
+        return TileConfig(Tiles(128, 64, 8, stages), Tiles(rows, 64, 8, 2), own=OwnProducts(), again=True)
     if not hopper:
         # mma.sync takes operands through registers
         return TileConfig(forward=Tiles(64, 32, 4, 2), backward=Tiles(64, 32, 8, 2), programs=2 * MULTIPROCESSORS)
