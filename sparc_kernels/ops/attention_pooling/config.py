@@ -24,13 +24,34 @@ class Tiles:
 
 
 @dataclass(frozen=True)
+class OwnProducts:
+    """Tiles of the products that stop behind the last valid token: [block_m, block_n], block_k of the depth at a time,
+    of a Gram matrix [block_p, block_p], by ``num_warps``."""
+
+    block_m: int = 128
+    block_n: int = 256
+    block_p: int = 128
+    block_k: int = 64
+    num_warps: int = 8
+    num_stages: int = 3
+
+    def parts(self, tiles: int, programs: int, most: int) -> int:
+        """How many programs share the depth of a tile: the fewest that leave the least idle."""
+        waste = {n: -(-tiles * n // programs) * programs / (tiles * n) for n in range(1, most + 1)}
+        return min(waste, key=lambda n: (round(waste[n], 1), n))
+
+
+@dataclass(frozen=True)
 class TileConfig:
     """How both passes go through images and tokens."""
 
     forward: Tiles = Tiles(128, 64, 8, 3)
-    backward: Tiles = Tiles(64, 64, 8, 3)
+    backward: Tiles = Tiles(128, 64, 8, 2)
     # Similarities by products of a library, with passes of ours between them, instead of tiles in registers.
     library: bool = False
+    # Products of the backward pass by our kernels instead of a library's, where tokens and patches have descriptors.
+    own: OwnProducts | None = None
+    again: bool = False  # the backward pass computes similarities a second time instead of keeping them in registers
     block_r: int = 8  # tokens of a program of those passes
     block_p: int = 256  # and their patches at a time
     workspace_bytes: int = 256 * 2**20
@@ -97,8 +118,9 @@ def choose(itemsize: int, capability: int, n_patches: int, words: bool) -> TileC
             return TileConfig(library=True)  # spills, and the Gram matrix fills shared memory
         # G takes 2 width^2 bytes of 227 kB, and a stage 128 (128 + width).
         stages = 3 if width <= 208 else 2
-        return TileConfig(Tiles(128, 64, 8, stages), Tiles(64, 64, 8, stages))
+        rows = 128 if capability < 100 else 64  # less spills there; nothing of sm_100 was timed
+        return TileConfig(Tiles(128, 64, 8, stages), Tiles(rows, 64, 8, 2), own=OwnProducts(), again=True)
     if not hopper:
         # mma.sync takes operands through registers
         return TileConfig(forward=Tiles(64, 32, 4, 2), backward=Tiles(64, 32, 8, 2), programs=2 * MULTIPROCESSORS)
-    return TileConfig(backward=Tiles(64, 64, 4, 2), programs=2 * MULTIPROCESSORS)
+    return TileConfig(backward=Tiles(64, 64, 4, 2), own=OwnProducts(), programs=2 * MULTIPROCESSORS)

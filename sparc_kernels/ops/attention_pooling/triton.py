@@ -17,9 +17,11 @@ from sparc_kernels.ops._triton.products import BatchedProduct, Product
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.attention_pooling.config import TileConfig, Tiles, pieces
 from sparc_kernels.ops.attention_pooling.schema import fake_backward, fake_forward
-from sparc_kernels.ops.attention_pooling.triton_fused import fused_cosines_kernel, fused_gradient_kernel
+from sparc_kernels.ops.attention_pooling.triton_fused import fused_cosines_kernel
+from sparc_kernels.ops.attention_pooling.triton_fused_gradient import fused_gradient_kernel
 from sparc_kernels.ops.attention_pooling.triton_plans import Options, Power, Problem
 from sparc_kernels.ops.attention_pooling.triton_rows import pooled_scores_kernel, sum_over_images_kernel
+from sparc_kernels.ops.attention_pooling.triton_sums import OwnSums, Sums, by_image
 from sparc_kernels.ops.attention_pooling.triton_weights import (
     cosines_kernel,
     gradient_kernel,
@@ -93,11 +95,6 @@ class Matrices:
 def pitch(width: int) -> int:
     """Of the rows of a matrix: what Triton takes for aligned."""
     return cdiv(width, 16) * 16
-
-
-def by_image(matrix: Tensor, n_images: int) -> Tensor:
-    """[tokens, images' patches] as [images, tokens, patches]."""
-    return matrix.unflatten(1, (n_images, -1)).transpose(0, 1)
 
 
 def slices(n: int, step: int) -> list[slice]:
@@ -185,17 +182,19 @@ def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[T
     itemsize = problem.images.element_size()
     tokens_step, images_step = block_of(problem, itemsize * (1 + 2 * need_images) + (8 + itemsize) * tiles.library)
     matrices = Matrices(problem, tokens_step, images_step) if tiles.library else None
-    new, width, d = problem.new, pitch(images_step * padded), problem.images.shape[2]
+    new, width = problem.new, pitch(images_step * padded)
+    needed = need_images, need_texts
+    own = tiles.own if matrices is None and problem.described else None
+    sums = Sums(problem, (tokens_step, images_step), needed)
+    if own is not None:
+        sums = OwnSums(problem, (tokens_step, images_step), needed, own)
+    weights = weights_grad = radial = radial_sum = power = None
     similarity_grad = new(tokens_step, width, dtype=problem.images.dtype)
-    weights = weights_grad = image_product = gram_grad = text_product = radial = radial_sum = power = None
     if need_images:
         weights_grad = new(tokens_step, width, dtype=problem.images.dtype)
         weights = new(tokens_step, width, dtype=problem.images.dtype) if matrices is None else matrices.weights
-        image_product, gram_grad = new(problem.n_images, padded, d), new(images_step, padded, padded)
-    if need_texts:
-        text_product = new(problem.n_tokens, d)
-        if not options.normalize:
-            radial, radial_sum = new(images_step, problem.n_tokens), new(problem.n_tokens)
+    if need_texts and not options.normalize:
+        radial, radial_sum = new(images_step, problem.n_tokens), new(problem.n_tokens)
     if problem.images.dtype == torch.float16:
         power = new(2)
         largest = 1.0 if options.pooling == "mean" else options.pooling_scale
@@ -207,54 +206,41 @@ def backward_plan(*args: Any, config: TileConfig | None = None) -> tuple[tuple[T
         "p_levels": levels if options.pooling == "logsumexp" else None,
         "p_power": power,
         "p_radial": radial,
+        "p_similarity_grad": similarity_grad,
+        "p_weights": weights,
+        "p_weights_grad": weights_grad,
         "stride_w": width,
+        "FILL": own is None,
+        "AGAIN": tiles.again,
     }
     for images in slices(problem.n_images, images_step):
         steps.append(problem.gram_product(gram, images))
         n_images = images.stop - images.start
         columns = n_images * padded
-        patches = problem.copies[0][images].view(columns, d)
         for tokens in slices(problem.n_tokens, tokens_step):
             n_tokens = tokens.stop - tokens.start
-            part = similarity_grad[:n_tokens, :columns]
-            own: dict[str, Any] = {"p_similarity_grad": part, "p_weights_grad": weights_grad}
-            own |= {"FIRST": images.start, "IMAGES": n_images, "FIRST_ROW": tokens.start, "LAST_ROW": tokens.stop}
+            known |= {"FIRST": images.start, "IMAGES": n_images, "FIRST_ROW": tokens.start, "LAST_ROW": tokens.stop}
             if matrices is None:
                 runs = tiles.runs(n_images, cdiv(n_tokens, tiles.backward.block_r))
-                steps.append(
-                    fused(problem, fused_gradient_kernel, tiles.backward, runs, known | own | {"p_weights": weights})
-                )
+                steps.append(fused(problem, fused_gradient_kernel, tiles.backward, runs, known))
             else:
-                found, more = matrices.steps(gram, tokens, images, known | own)
+                found, more = matrices.steps(gram, tokens, images, known)
                 steps += more
                 steps.append(Launch.of(gradient_kernel, matrices.programs(tokens, images), found, {}, 4, 2))
                 if options.words:
                     programs = problem.n_captions * cdiv(columns, found["BLOCK"])
                     steps.append(Launch.of(word_gradient_kernel, programs, found, {}, 4, 2))
-            if text_product is not None:
-                steps.append(Product(text_product[tokens], part, patches, add=images.start > 0))
-            if image_product is not None:
-                first = tokens.start == 0
-                own_product = image_product[images].view(columns, d)
-                steps.append(Product(own_product, part.T, problem.copies[1][tokens], add=not first))
-                assert weights is not None
-                assert weights_grad is not None
-                assert gram_grad is not None
-                left, right = (by_image(x[:n_tokens, :columns], n_images) for x in (weights, weights_grad))
-                steps.append(BatchedProduct(gram_grad[:n_images], left.transpose(1, 2), right, add=not first))
-        if image_product is not None and gram_grad is not None:
-            steps.append(
-                BatchedProduct(image_product[images], gram_grad[:n_images], problem.copies[0][images], add=True)
-            )
+            steps += sums.block(known, tokens, images)
+        steps += sums.of_images(images)
         if radial is not None:
-            own = {"p_sum": radial_sum, "IMAGES": n_images, "ADD": images.start > 0, "BLOCK": 256}
-            programs = cdiv(problem.n_tokens, 256)
-            steps.append(Launch.of(sum_over_images_kernel, programs, known | own, {}, 4, 2))
-    if text_product is not None:
+            found = known | {"p_sum": radial_sum, "ADD": images.start > 0, "BLOCK": 256}
+            steps.append(Launch.of(sum_over_images_kernel, cdiv(problem.n_tokens, 256), found, {}, 4, 2))
+    steps += sums.of_texts()
+    if sums.text_product is not None:
         grad_texts.zero_()
-        steps.append(problem.grad(problem.text_rows(), text_product, power, radial_sum, grad_texts))
-    if image_product is not None:
-        steps.append(problem.grad(problem.image_rows(), image_product, power, None, grad_images))
+        steps.append(problem.grad(problem.text_rows(), sums.text_product, power, radial_sum, grad_texts))
+    if sums.image_product is not None:
+        steps.append(problem.grad(problem.image_rows(), sums.image_product, power, None, grad_images))
     return results, steps
 
 

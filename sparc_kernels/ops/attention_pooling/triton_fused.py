@@ -10,17 +10,13 @@ of products and registers, not 256. W_0, W_1 and W_2 are their widths, the last 
 import triton
 import triton.language as tl
 
-from sparc_kernels.ops._triton.tiles import rows_product, store_tile
+from sparc_kernels.ops._triton.tiles import rows_product
 from sparc_kernels.ops.attention_pooling.triton_weights import (
     LOG2E,
-    bounded,
     cosine_of,
     exponentials,
     length_factor,
-    load_upstream,
     load_valid_patches,
-    row_gradient,
-    similarity_gradient,
 )
 
 RAGGED = ["I", "J", "N", "IMAGES", "FIRST", "RUNS"]
@@ -102,8 +98,19 @@ def add_channels(
 
 
 @triton.jit
+def no_products(BLOCK_R: tl.constexpr, W_0: tl.constexpr, W_1: tl.constexpr, W_2: tl.constexpr):
+    """Three zero tiles for ``products`` to add to; those of pieces that are not there are small."""
+    WIDTH_1: tl.constexpr = W_1 if W_1 > 0 else 16
+    WIDTH_2: tl.constexpr = W_2 if W_2 > 0 else 16
+    b_0 = tl.zeros([BLOCK_R, W_0], tl.float32)
+    b_1 = tl.zeros([BLOCK_R, WIDTH_1], tl.float32)
+    b_2 = tl.zeros([BLOCK_R, WIDTH_2], tl.float32)
+    return b_0, b_1, b_2
+
+
+@triton.jit
 def products(
-    texts, images, o_i, first, count,
+    sums, texts, images, o_i, first, count,
     PADDED: tl.constexpr,
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -114,12 +121,8 @@ def products(
     UPCAST: tl.constexpr,
     DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """S [BLOCK_R, WIDTH] of each piece, 0 at patches that are not valid."""
-    WIDTH_1: tl.constexpr = W_1 if W_1 > 0 else 16
-    WIDTH_2: tl.constexpr = W_2 if W_2 > 0 else 16
-    b_0 = tl.zeros([BLOCK_R, W_0], tl.float32)
-    b_1 = tl.zeros([BLOCK_R, WIDTH_1], tl.float32)
-    b_2 = tl.zeros([BLOCK_R, WIDTH_2], tl.float32)
+    """``sums`` with S [BLOCK_R, WIDTH] of each piece, which is 0 at patches that are not valid."""
+    b_0, b_1, b_2 = sums
     if DESCRIBED:
         image = o_i.to(tl.int32)
         for o_d in range(0, D, BLOCK_D):
@@ -132,23 +135,18 @@ def products(
             if W_2 > 0:
                 b_2 = add_channels(b_texts, images[2], image, W_0 + W_1, o_d, b_2, W_2, BLOCK_D, UPCAST)
     else:
-        b_0 = by_pointers(
+        b_0 += by_pointers(
             texts, images[0], o_i, first, count, piece(0, W_0, W_1, W_2), PADDED, D, BLOCK_R, BLOCK_D, UPCAST
         )
         if W_1 > 0:
-            b_1 = by_pointers(
+            b_1 += by_pointers(
                 texts, images[0], o_i, first, count, piece(1, W_0, W_1, W_2), PADDED, D, BLOCK_R, BLOCK_D, UPCAST
             )
         if W_2 > 0:
-            b_2 = by_pointers(
+            b_2 += by_pointers(
                 texts, images[0], o_i, first, count, piece(2, W_0, W_1, W_2), PADDED, D, BLOCK_R, BLOCK_D, UPCAST
             )
-    if W_1 == 0:
-        return (b_0,)
-    elif W_2 == 0:
-        return b_0, b_1
-    else:
-        return b_0, b_1, b_2
+    return b_0, b_1, b_2
 
 
 @triton.jit
@@ -251,8 +249,9 @@ def fused_cosines_kernel(
         o_row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
         m_row = o_row < count
         similarities = products(
-            texts, images, o_i, tile * BLOCK_R, count, PADDED, D, BLOCK_R, BLOCK_D, W_0, W_1, W_2, UPCAST, DESCRIBED
-        )
+            no_products(BLOCK_R, W_0, W_1, W_2), texts, images, o_i, tile * BLOCK_R, count, PADDED, D, BLOCK_R, BLOCK_D,
+            W_0, W_1, W_2, UPCAST, DESCRIBED
+        )  # fmt: skip
         weights, b_n, b_z = tile_weights(similarities, valid, scale, grams[0].dtype, PIECES, SIGMOID, SINK, ROUND)
         b_q = tl.zeros([BLOCK_R], tl.float32)
         for part in tl.static_range(PIECES):
@@ -261,97 +260,3 @@ def fused_cosines_kernel(
         b_r, _, _ = cosine_of(b_n, b_q, b_z, b_gamma)
         tl.store(p_cosines + image.to(tl.int64) * N + o_row, b_r, mask=m_row)
         tile += RUNS
-
-
-@triton.jit(do_not_specialize=[*RAGGED, "FIRST_ROW", "LAST_ROW"])  # stride_w says how wide rows can be written
-def fused_gradient_kernel(
-    p_images,  # [I, PADDED, D]
-    p_texts,  # [N, D]
-    p_gram,  # [IMAGES, PADDED, PADDED]
-    p_gamma,  # [N]
-    p_owners,  # [N] int32: captions of valid tokens
-    p_starts,  # [J + 1] int32
-    p_image_mask,  # [I, P] bool or None
-    p_scales,  # [I] or None
-    p_grad_scores,  # [I, J]
-    p_levels,  # [I, J] or None: mean
-    p_power,  # [2] or None: a power of two in front of the results
-    p_similarity_grad,  # [rows, IMAGES * PADDED], stride_w from row to row: dS
-    p_weights,  # the same: E / sqrt q, or None: not wanted
-    p_weights_grad,  # the same: 2 dq q E / sqrt q, or None
-    p_radial,  # [IMAGES, N]: k r; or None
-    stride_vi, stride_vp, stride_w,
-    scale, pooling_scale,
-    I, J, N, IMAGES, FIRST, RUNS, FIRST_ROW, LAST_ROW,
-    P: tl.constexpr,
-    PADDED: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    W_0: tl.constexpr,
-    W_1: tl.constexpr,
-    W_2: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SIGMOID: tl.constexpr,
-    SINK: tl.constexpr,
-    UPCAST: tl.constexpr,
-    DESCRIBED: tl.constexpr,  # rows lie at multiples of 16 bytes
-    ROUND: tl.constexpr,  # assembly that rounds two numbers, or None
-):  # fmt: skip
-    """What the products of the backward pass take, of rows FIRST_ROW to LAST_ROW; 0 behind the last valid token."""
-    run, image = tl.program_id(0) % RUNS, tl.program_id(0) // RUNS
-    o_i = (FIRST + image).to(tl.int64)
-    count = tl.load(p_starts + J)
-    if p_scales is not None:
-        scale = tl.load(p_scales + o_i)
-    PIECES: tl.constexpr = 1 + (W_1 > 0) + (W_2 > 0)
-    valid = valid_pieces(p_image_mask, o_i, stride_vi, stride_vp, P, W_0, W_1, W_2, PIECES)
-    texts, images = described(p_images, p_texts, I, N, PADDED, D, BLOCK_R, BLOCK_D, W_0, W_1, W_2, DESCRIBED)
-    grams = load_gram(p_gram, image, PADDED, W_0, W_1, W_2, PIECES, UPCAST)
-    o_out = image * PADDED
-    first = FIRST_ROW + run * BLOCK_R
-    while first < tl.minimum(count, LAST_ROW):
-        o_row = first + tl.arange(0, BLOCK_R)
-        m_row, m_out = o_row < count, o_row < LAST_ROW
-        similarities = products(
-            texts, images, o_i, first, count, PADDED, D, BLOCK_R, BLOCK_D, W_0, W_1, W_2, UPCAST, DESCRIBED
-        )
-        weights, b_n, b_z = tile_weights(similarities, valid, scale, grams[0].dtype, PIECES, SIGMOID, SINK, ROUND)
-        b_q = tl.zeros([BLOCK_R], tl.float32)
-        forms = ()
-        for part in tl.static_range(PIECES):
-            b_h = form(weights, grams, part, PIECES)
-            b_q += tl.sum(b_h * weights[part].to(tl.float32), axis=1)
-            forms += (b_h,)
-        b_gamma = tl.load(p_gamma + o_row, mask=m_row, other=0.0)
-        b_r, b_i, m_clamped = cosine_of(b_n, b_q, b_z, b_gamma)
-        b_k = load_upstream(
-            p_grad_scores, p_levels, p_owners, p_starts, p_power, o_i, o_row, m_row, b_r, pooling_scale, J
-        )
-        if p_radial is not None:
-            tl.store(p_radial + image.to(tl.int64) * N + o_row, b_k * b_r, mask=m_row)
-        b_dn, b_twice_dq, b_shift = row_gradient(b_k, b_n, b_z, b_r, b_i, b_gamma, m_clamped)
-        b_kr = tl.where(m_clamped, 0.0, -b_k * b_r)
-        o_local = o_row - FIRST_ROW
-        for part in tl.static_range(PIECES):
-            o_p = piece(part, W_0, W_1, W_2)
-            b_e = weights[part].to(tl.float32)
-            b_de = b_dn[:, None] * similarities[part] + b_twice_dq[:, None] * forms[part]
-            b_ds = bounded(similarity_gradient(b_e, b_de, b_dn, b_shift, scale, SIGMOID), p_power)
-            store_tile(p_similarity_grad + o_out, b_ds, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
-            if p_weights is not None:
-                b_a = tl.where(m_row[:, None], b_e * b_i[:, None], 0.0)
-                store_tile(p_weights + o_out, b_a, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
-                b_a = bounded(b_a * b_kr[:, None], p_power)
-                store_tile(p_weights_grad + o_out, b_a, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
-        first += RUNS * BLOCK_R
-    while first < LAST_ROW:
-        o_row = first + tl.arange(0, BLOCK_R)
-        for part in tl.static_range(PIECES):
-            o_p = piece(part, W_0, W_1, W_2)
-            b_none = tl.zeros([BLOCK_R, o_p.shape[0]], tl.float32)
-            o_local, m_out = o_row - FIRST_ROW, o_row < LAST_ROW
-            store_tile(p_similarity_grad + o_out, b_none, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
-            if p_weights is not None:
-                store_tile(p_weights + o_out, b_none, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
-                store_tile(p_weights_grad + o_out, b_none, o_local, o_p, m_out, PADDED, stride_w, UPCAST)
-        first += RUNS * BLOCK_R

@@ -12,7 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from sparc_kernels.ops.attention_pooling import triton
-from sparc_kernels.ops.attention_pooling.config import TileConfig, Tiles, pieces
+from sparc_kernels.ops.attention_pooling.config import OwnProducts, TileConfig, Tiles, pieces
 from sparc_kernels.ops.attention_pooling.reference import attention_pooled_reference
 from tests.conftest import device_of
 from tests.ops.captions.problems import Shape, leaves_of, make
@@ -21,6 +21,8 @@ from tests.tolerance import assert_close
 # Tiles of 16 tokens and 16 channels, blocks of 16 tokens and an image, passes over 16 patches at a time.
 SMALL = TileConfig(Tiles(16, 16, 4, 2), Tiles(16, 16, 4, 2), block_p=16, workspace_bytes=3 * 2 * 16 * 24, programs=4)
 LIBRARY = replace(SMALL, library=True, workspace_bytes=20 * 16 * 24)
+# A Gram matrix of 100 patches in four blocks.
+OWN = replace(SMALL, own=OwnProducts(16, 16, 64, 16), again=True, workspace_bytes=3 * 2 * 32 * 24)
 
 MASKED, PACKED = Shape(3, 20, 3, 18, 24, "masked"), Shape(2, 20, 4, 12, 20, "packed")
 Options = tuple[bool, str, float, str, float]
@@ -76,7 +78,9 @@ class Call:
     ids=["holes", "pieces", "packed", "one-token"],
 )
 def test_fused(shape: Shape, options: Options, dtype: torch.dtype) -> None:
-    Call(shape, options, dtype).check(SMALL)
+    call = Call(shape, options, dtype)
+    call.check(SMALL)
+    call.check(OWN)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_range_of_float16(magnitude: float, scale: float, upstream: float, confi
     Call(PACKED, (False, "softmax", scale, "mean", 5.0), torch.float16, magnitude, upstream).check(config)
 
 
-@pytest.mark.parametrize("config", [SMALL, LIBRARY], ids=["fused", "library"])
+@pytest.mark.parametrize("config", [SMALL, LIBRARY, OWN], ids=["fused", "library", "own"])
 def test_one_gradient_alone_has_the_same_bits(config: TileConfig) -> None:
     call = Call(PACKED, (False, "softmax", 0.5, "mean", 5.0), torch.float16)
     _, images, texts = call.found(config)
