@@ -18,7 +18,6 @@ struct FineGrainedWarpgroupGradients
   using Products = typename Base::Products;
   using Base::args;
   using Base::Base;
-  using Base::hold;
   using Base::shared;
   using Held = typename Base::HeldOperand;
 
@@ -107,14 +106,12 @@ struct FineGrainedWarpgroupGradients
   SPARC_DEVICE void write_gradients(float x_unit, float unit) const {
     const typename Base::ImageGradient patches = this->image_gradient(x_unit, unit);
     const typename Base::TextGradient tokens = this->text_gradient(x_unit);
-    HeldPatches held;
-    hold(held);
     const auto load = [&](int c, int stage) { this->load_for_gradients(c, stage); };
     this->for_chunks(load, [&](int c, int stage) {
       Sums dv[kPatchTurns][kPatchStrips] = {};
       Sums dt[kOwnStrips] = {};
       SPARC_UNROLL
-      for (int turn = 0; turn < kPatchTurns; ++turn) multiply_patches(dv[turn], held, turn, stage, x_unit);
+      for (int turn = 0; turn < kPatchTurns; ++turn) multiply_patches(dv[turn], turn, stage, x_unit);
       multiply_tokens(dt, stage);
       SPARC_UNROLL
       for (int turn = 0; turn < kPatchTurns; ++turn) {
@@ -152,35 +149,18 @@ struct FineGrainedWarpgroupGradients
   }
   SPARC_DEVICE int patch_channel() const { return kInTurns ? 0 : this->first_channel(); }
 
-  // X^T and U^T as operands of the products over the tokens, the same for all chunks: the rows of this warp
-  // in the 64 patches of each turn.
-  struct HeldPatches {
-    typename Products::A x[kPatchTurns][kTextSteps], weights[kPatchTurns][kTextSteps];
-  };
-  SPARC_DEVICE void hold(HeldPatches& held) const {
-    SPARC_UNROLL
-    for (int turn = 0; turn < kPatchTurns; ++turn) {
+  // Issues c = x_unit X^T T + U^T Q for 64 patches, as a group.
+  SPARC_DEVICE void multiply_patches(Sums (&c)[kPatchStrips], int turn, int stage, float x_unit) const {
+    const auto add = [&](const Panel<E>& left, const Panel<E>& right) {
+      const uint64_t a = left.operand(0, patch_row(turn)), b = right.operand(0, patch_channel());
       SPARC_UNROLL
-      for (int k = 0; k < kTextSteps; ++k) {
-        const int patch = patch_row(turn) + this->row0;
-        held.x[turn][k] = Products::load_a_transposed(shared.x_tile(), k * 16, patch);
-        held.weights[turn][k] = Products::load_a_transposed(shared.weights_tile(), k * 16, patch);
-      }
-    }
-  }
-  // Issues c = x_unit X^T T + U^T Q for the 64 patches of a turn, as a group.
-  SPARC_DEVICE void multiply_patches(Sums (&c)[kPatchStrips], const HeldPatches& held, int turn, int stage,
-                                     float x_unit) const {
-    const auto add = [&](const typename Products::A(&left)[kTextSteps], const Panel<E>& right) {
-      const uint64_t b = right.operand(0, patch_channel());
-      SPARC_UNROLL
-      for (int k = 0; k < kTextSteps; ++k) {
-        device::warpgroup_multiply_add<E, 16 * kPatchStrips, true>(accumulators(c), left[k].r,
-                                                                   Panel<E>::below(b, k * 16));
+      for (int k = 0; k < kPairTextRows; k += Products::kDepth) {
+        device::warpgroup_multiply_add<E, 16 * kPatchStrips, true, true>(
+            accumulators(c), Panel<E>::below(a, k), Panel<E>::below(b, k));
       }
     };
     device::warpgroup_fence();
-    add(held.x[turn], shared.text_tile(stage));
+    add(shared.x_tile(), shared.text_tile(stage));
     if constexpr (kIsFloat16<E>) {
       device::warpgroup_commit();
       device::warpgroup_wait<0>();
@@ -189,7 +169,7 @@ struct FineGrainedWarpgroupGradients
       for (int i = 0; i < 8 * kPatchStrips; ++i) accumulators(c)[i] *= x_unit;
       device::warpgroup_fence();
     }
-    add(held.weights[turn], shared.second_tile(stage));
+    add(shared.weights_tile(), shared.second_tile(stage));
     device::warpgroup_commit();
   }
 
