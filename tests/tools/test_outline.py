@@ -150,7 +150,7 @@ def test_auto_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
         kind = kind_of(getattr(torch, dtype), shape.tokens, shape.patches)
         chosen = _dispatch.resolve(op, "auto", torch.device("cuda"), getattr(torch, dtype), kind)
-        assert chosen == choices.taken(chip.architecture, dtype, shape)
+        assert chosen == choices.taken(chip.architecture, op, dtype, shape)
 
 
 @pytest.mark.parametrize(

@@ -157,23 +157,25 @@ def triton_lines(shape: Shape) -> list[str]:
 def held_against(pair_path: dict[str, tuple[Prediction, Prediction]], shape: Shape, chip: Chip) -> list[str]:
     """Forecasts beside what was timed."""
     lines = [
-        "What an H100 took over the forecast, and over what the binding resource alone allows (one run in CUDA graphs,",
-        "`benchmarks/results/nvidia-h100/benchmarks.txt`; backward: both less forward; the clock is the vendor's):",
+        "What an H100 took over the forecast, and over what the binding resource alone allows (CUDA graphs,",
+        "`benchmarks/results/nvidia-h100/warpgroups.txt`, Triton's grouping in `benchmarks.txt`; backward: both less",
+        "forward; the clock is the vendor's):",
         "",
-        "| op | pass | CUDA C++, over forecast | over the ceiling | Triton, over forecast | over the ceiling |",
-        "|---|---|---|---|---|---|",
+        "| op | kernels | pass | over forecast | over the ceiling |",
+        "|---|---|---|---|---|",
     ]
-    for op in OPS:
+    for op, path in measured.PASSES:
         for backward in (False, True):
-            found = []
-            for path, kernels in (
-                ("pair", [pair_path[op][backward]]),
-                ("triton", predict_triton(op, backward, shape, chip)),
-            ):
-                took = measured.cycles(op, path, backward, chip.clock, chip.multiprocessors)
-                found += [took / sum(k.forecast for k in kernels), took / sum(k.dram / k.share for k in kernels)]
-            numbers = " | ".join(f"{number:.2f}" for number in found)
-            lines.append(f"| {op} | {'backward' if backward else 'forward'} | {numbers} |")
+            if path == "triton":
+                kernels = predict_triton(op, backward, shape, chip)
+            elif path == "pair":
+                kernels = [pair_path[op][backward]]
+            else:
+                kernels = [predict(op, backward, shape, chip, path)]
+            took = measured.cycles(op, path, backward, chip.clock, chip.multiprocessors)
+            numbers = (took / sum(k.forecast for k in kernels), took / sum(k.dram / k.share for k in kernels))
+            cells = " | ".join(f"{number:.2f}" for number in numbers)
+            lines.append(f"| {op} | {path} | {'backward' if backward else 'forward'} | {cells} |")
     return lines
 
 

@@ -9,12 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-HELD = "held"  # half precision, and a program of the Triton kernels holds all similarities of a pair
-TILED = "tiled"  # half precision, more than that
+# Kinds of calls. In half precision, captions of up to 64 tokens, by patches of an image:
+HELD = "held"  # up to 224: registers of two warpgroups hold all similarities of a pair
+BROAD = "broad"  # up to 256: those of a program of the Triton kernels do, too
+TILED = "tiled"  # more than that
+LONG = "long"  # longer captions: where a mask leaves 64 tokens or fewer, CUDA C++ takes them for such, Triton does not
 SINGLE = "float32"  # whose products the Triton kernels leave to a library
 
-# Compute capability -> kinds of calls for which Triton's kernels are faster.
-TRITON_FIRST: dict[tuple[int, int], frozenset[str]] = {(9, 0): frozenset({HELD, SINGLE})}
+# Op -> compute capability -> kinds of calls for which Triton's kernels are faster.
+TRITON_FIRST: dict[str, dict[tuple[int, int], frozenset[str]]] = {
+    "fine_grained": {(9, 0): frozenset({BROAD, TILED, SINGLE})},
+    "grouping": {(9, 0): frozenset({HELD, BROAD, SINGLE})},
+}
 
 
 def kind_of(dtype: torch.dtype, tokens: int, patches: int) -> str | None:
@@ -23,7 +29,11 @@ def kind_of(dtype: torch.dtype, tokens: int, patches: int) -> str | None:
         return SINGLE
     if dtype.itemsize != 2:
         return None
-    return HELD if tokens <= 64 and patches <= 256 else TILED
+    if tokens > 64:
+        return LONG
+    if patches > 256:
+        return TILED
+    return HELD if patches <= 224 else BROAD
 
 
 def kind_of_call(patch_embeds: Tensor, token_embeds: Tensor) -> str | None:

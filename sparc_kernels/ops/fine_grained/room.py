@@ -18,7 +18,7 @@ ROOM = Room(
     ),
     sample=samples.pairs,
     sizes=samples.SIZES,
-    triton_first=TRITON_FIRST,
+    triton_first=TRITON_FIRST["fine_grained"],
     ops=(
         Op(
             "fine_grained",

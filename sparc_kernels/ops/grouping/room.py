@@ -19,7 +19,7 @@ ROOM = Room(
     ),
     sample=samples.pairs,
     sizes=samples.SIZES,
-    triton_first=TRITON_FIRST,
+    triton_first=TRITON_FIRST["grouping"],
     ops=(
         Op(
             "grouped_embeddings",
