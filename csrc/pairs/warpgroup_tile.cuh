@@ -61,12 +61,12 @@ struct WarpgroupTile : PairStrips<E, kStrips, false> {
   // the end of its panels.
   template <class Value>
   SPARC_DEVICE void write_tile(const Panel<E>& tile, const Value& value) const {
-    const int first_row = device::made_here(this->row(0));
+    const int first_row = device::made_here(this->row(0)), first_column = device::made_here(sum_column(0, 0));
     SPARC_UNROLL
     for (int strip = 0; strip < kStrips; ++strip) {
       SPARC_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const int column = this->strip_column(strip) + sum_column(half, 0);
+        const int column = this->strip_column(strip) + 8 * half + first_column;
         const device::Shared<uint32_t> words = tile.word_at(first_row, column);
         SPARC_UNROLL
         for (int r = 0; r < 2; ++r) {

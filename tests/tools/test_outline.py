@@ -97,7 +97,7 @@ def test_an_outline_counts_what_the_interpreter_counts(op: str, backward: bool) 
         assert rough.trace.count(opcode) == exact.trace.count(opcode)
     ours, theirs = (sum(launch.trace.wavefronts.values()) for launch in (rough, exact))
     assert ours == theirs
-    assert rough.trace.issues.sum() == pytest.approx(exact.trace.issues.sum(), rel=0.01)
+    assert rough.trace.issues.sum() == pytest.approx(exact.trace.issues.sum(), rel=0.015)
     floor = model.floor_bytes(op, backward, RAGGED, 2)
     assert floor == pytest.approx(sum(exact.memory.compulsory()), rel=0.03)
 

@@ -35,7 +35,7 @@ CLASSES = {
     "exchange": ("SHFL", "VOTE", "REDUX", "ELECT"),
     "special": ("MUFU", "F2F", "F2I", "I2F", "POPC", "FLO", "BREV"),
     "float": (
-        *("FADD", "FMUL", "FFMA", "FMNMX", "FSET", "FCHK", "F2FP", "I2FP"),
+        *("FADD", "FMUL", "FFMA", "FMNMX", "FSET", "FCHK", "F2FP", "I2FP", "HADD2"),
         *("FADD2", "FMUL2", "FFMA2", "FMNMX3"),
     ),
     "select, compare": ("SEL", "FSEL", "FSETP", "ISETP", "PLOP3", "P2R", "R2P"),
