@@ -1,6 +1,6 @@
-// Which kernel serves a call, and with how much memory: the one table of tile choices. Nothing of it was
-// timed on a GPU; the reasons are counts of registers and shared memory (docs/cuda_resources.md), and the
-// cost model of docs/design.md.
+// Which kernel serves a call, and with how much memory: the one table of tile choices. The reasons are counts
+// of registers and shared memory and the cost model (docs/cuda_resources.md); what of it was timed on a GPU,
+// 9.0 alone, stands in docs/performance_log.md.
 #pragma once
 
 #include <algorithm>

@@ -150,16 +150,17 @@ def test_float32_precision_of_cuda(precision: str) -> None:
 
 
 def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
-    """On a Hopper: small pairs in half precision and all of float32 by Triton; larger pairs by CUDA C++."""
+    """On a Hopper, of the loss and of groups: ``ops/_alignment/choice.py``."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("only compute capability 9.0 was measured")
     _dispatch._announce.cache_clear()
-    for (p, l), dtype, backend in (
-        ((196, 55), torch.bfloat16, "triton"),
-        ((576, 55), torch.bfloat16, "cuda"),
-        ((196, 77), torch.float16, "cuda"),
-        ((196, 55), torch.float32, "triton"),
-        ((576, 77), torch.float32, "triton"),
+    for (p, l), dtype, backend, of_groups in (
+        ((196, 55), torch.bfloat16, "cuda", "triton"),
+        ((240, 55), torch.bfloat16, "triton", "triton"),
+        ((576, 55), torch.bfloat16, "triton", "cuda"),
+        ((196, 77), torch.float16, "cuda", "cuda"),
+        ((196, 55), torch.float32, "triton", "triton"),
+        ((576, 77), torch.float32, "triton", "triton"),
     ):
         patches, tokens = (torch.randn(2, n, 64, device="cuda", dtype=dtype) for n in (p, l))
         caplog.clear()
@@ -167,7 +168,24 @@ def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
             _dispatch._announce.cache_clear()
             sk.fine_grained_loss(patches, tokens)
         assert f"runs on the {backend} backend" in caplog.text
+        caplog.clear()
         with caplog.at_level("INFO", logger="sparc_kernels"):
             _dispatch._announce.cache_clear()
             sk.language_grouped_embeddings(patches, tokens)
-        assert f"grouping on cuda {str(dtype).removeprefix('torch.')} runs on the {backend} backend" in caplog.text
+        assert f"grouping on cuda {str(dtype).removeprefix('torch.')} runs on the {of_groups} backend" in caplog.text
+
+
+@BACKENDS
+def test_gradients_of_means_anywhere(backend: str) -> None:
+    """Contiguous, but not at a multiple of 4 bytes."""
+    leaves = _leaves(2, 65, 8, 64)
+    scale = torch.tensor(14.0, device="cuda")
+    means = sk.FineGrainedLossFunction.apply(*leaves, None, None, scale, None, True, True, backend)[2:4]
+    upstream = torch.randn(2 * 64 + 1, device="cuda").to(torch.bfloat16)[1:].view(2, 64)
+    assert upstream.is_contiguous()
+    assert upstream.data_ptr() % 4 != 0
+    given, copied = (
+        torch.autograd.grad(means, leaves, (grad, grad), retain_graph=True) for grad in (upstream, upstream.clone())
+    )
+    for one, other in zip(given, copied, strict=True):
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=0)
