@@ -50,9 +50,9 @@ struct FineGrainedBackwardParts : Steps {
     const typename Base::TextCopies copies(rows, nullptr, this->n);
     copies.load(rows, nullptr, this->n, c * this->kChunk, args.in.channels, shared.second_tile(stage));
   }
-  // One chunk for W and dU.
-  SPARC_DEVICE void load_for_weights(int c, int stage) const {
-    this->load(c, stage);
+  // One chunk for W and dU; `there`: V and T are.
+  SPARC_DEVICE void load_for_weights(int c, int stage, bool there = false) const {
+    if (!there) this->load(c, stage);
     load_groups(c, stage);
   }
   // c = -diag(alpha) C' for this warp's rows, 16 channels from `column` of the chunk on.
@@ -63,9 +63,9 @@ struct FineGrainedBackwardParts : Steps {
     for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = -alpha[e % 4 / 2] * group.value(e / 4, e % 4);
   }
   // One chunk for both gradients, as they are asked for.
-  SPARC_DEVICE void load_for_gradients(int c, int stage) const {
-    this->load_text(c, stage);
-    if (args.grad_tokens != nullptr) this->load_image(c, stage);
+  SPARC_DEVICE void load_for_gradients(int c, int stage, bool there = false) const {
+    if (!there) this->load_text(c, stage);
+    if (!there && args.grad_tokens != nullptr) this->load_image(c, stage);
     if (args.grad_patches != nullptr) load_groups(c, stage);
   }
 
@@ -342,7 +342,7 @@ struct FineGrainedPairBackward : Gradients {
       read_stats(*this, shared);
       float unused;
       this->template similarities<false>(s, unused);
-      this->start_both();
+      this->start_both_again();
       const typename Base::Alignments aligned = this->align(s);
       this->write_weights(s, aligned);
       kept = this->keep(s, aligned);  // of S only what dS needs stays

@@ -76,14 +76,6 @@ struct FineGrainedPairBase : AlignmentPass<Tile_, Layout, FineGrainedArguments> 
     this->load_image(c, stage);
     this->load_text(c, stage);
   }
-  SPARC_DEVICE void start_both() const {
-    this->start([&](int c, int stage) { load(c, stage); });
-  }
-  // compute(c, stage) for every chunk of V and T.
-  template <class Compute>
-  SPARC_DEVICE void for_both(const Compute& compute) const {
-    this->for_chunks([&](int c, int stage) { load(c, stage); }, compute);
-  }
 
   SPARC_DEVICE device::Shared<float> row_array(int offset) const { return device::shared_at<float>(offset); }
 
@@ -143,6 +135,16 @@ struct FineGrainedPairSteps
   using Base::kTurns;
   using Base::shared;
   static constexpr bool kGoesOn = false;  // its stream, from one loop over chunks to the next
+
+  SPARC_DEVICE void start_both() const {
+    this->start([&](int c, int stage) { this->load(c, stage); });
+  }
+  SPARC_DEVICE void start_both_again() const { start_both(); }  // from L2
+  // compute(c, stage) for every chunk of V and T.
+  template <class Compute>
+  SPARC_DEVICE void for_both(const Compute& compute) const {
+    this->for_chunks([&](int c, int stage) { this->load(c, stage); }, compute);
+  }
 
   // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kForward`, and
   // these squares: the diagonal of T T^T, by the warps that may have a strip less.
@@ -222,7 +224,7 @@ struct FineGrainedPairForward : Steps {
     typename Base::Strips s = {};
     float square;
     this->template similarities<true>(s, square);
-    if constexpr (!Base::kGoesOn) this->start_both();  // V and T once more, from L2
+    this->start_both_again();
 
     const typename Base::Alignments aligned = this->align(s);
     this->write_weights(s, aligned);

@@ -21,19 +21,14 @@ struct FineGrainedWarpgroupGradients
   using Base::shared;
   using Held = typename Base::HeldOperand;
 
-  SPARC_DEVICE void start_weights() const {
-    this->start([&](int c, int stage) { this->load_for_weights(c, stage); });
-  }
-  SPARC_DEVICE void start_gradients() const {
-    this->start([&](int c, int stage) { this->load_for_gradients(c, stage); });
-  }
+  SPARC_DEVICE void start_weights() const { this->template start_visits<Way::kForth>(weights_loader()); }
+  SPARC_DEVICE void start_gradients() const { this->template start_visits<Way::kBack>(gradients_loader()); }
 
   // dU (s, in units of dZ) from W, chunk by chunk; C' becomes Q in units of C'.
   SPARC_DEVICE void grad_weights(Sums (&s)[kStrips], float unit) const {
     constexpr int kTurns = Panel<E>::kColumns / 16;
     const float alpha[2] = {this->of_row(shared.alpha, 0), this->of_row(shared.alpha, 1)};
-    const auto load = [&](int c, int stage) { this->load_for_weights(c, stage); };
-    this->for_chunks(load, [&](int c, int stage) {
+    this->template for_visits<Way::kForth>(weights_loader(), [&](int c, int stage) {
       const Panel<E> t = shared.text_tile(stage), v = shared.image_tile(stage),
                      groups = shared.second_tile(stage);
       Sums w[kTurns];
@@ -106,8 +101,7 @@ struct FineGrainedWarpgroupGradients
   SPARC_DEVICE void write_gradients(float x_unit, float unit) const {
     const typename Base::ImageGradient patches = this->image_gradient(x_unit, unit);
     const typename Base::TextGradient tokens = this->text_gradient(x_unit);
-    const auto load = [&](int c, int stage) { this->load_for_gradients(c, stage); };
-    this->for_chunks(load, [&](int c, int stage) {
+    this->template for_visits<Way::kBack>(gradients_loader(), [&](int c, int stage) {
       Sums dv[kPatchTurns][kPatchStrips] = {};
       Sums dt[kOwnStrips] = {};
       SPARC_UNROLL
@@ -135,6 +129,13 @@ struct FineGrainedWarpgroupGradients
   }
 
  private:
+  SPARC_DEVICE auto weights_loader() const {
+    return [this](int c, int stage, bool there) { this->load_for_weights(c, stage, there); };
+  }
+  SPARC_DEVICE auto gradients_loader() const {
+    return [this](int c, int stage, bool there) { this->load_for_gradients(c, stage, there); };
+  }
+
   static constexpr int kTextSteps = kPairTextRows / 16;
   static constexpr int kOwnStrips = Base::kChannels / 16;
   // dV comes 64 patches at a time. The warpgroups take turns of these, or share the channels of the only one.

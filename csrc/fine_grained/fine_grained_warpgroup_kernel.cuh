@@ -47,6 +47,25 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   // Whether the stream of V and T goes on from one loop over chunks to the next, and to the next pair.
   static constexpr bool kGoesOn = std::is_same<Stream, PanelStream>::value;
 
+  SPARC_DEVICE void start_both() const {
+    if constexpr (kGoesOn) {
+      PanelStream::start(streaming, this->chunks, [&](int c, int stage) { this->load(c, stage); });
+    } else {
+      start_visits<Way::kFirst>(both_loader());
+    }
+  }
+  SPARC_DEVICE void start_both_again() const {}  // the way back begins with what is there
+
+  // Passes of a stream that ends with each: load(c, stage, there), compute(c, stage).
+  template <Way kWay, class Load>
+  SPARC_DEVICE void start_visits(const Load& load) const {
+    Stream::template start<kWay>(streaming, this->chunks, load);
+  }
+  template <Way kWay, class Load, class Compute>
+  SPARC_DEVICE void for_visits(const Load& load, const Compute& compute) const {
+    Stream::template run<kWay>(streaming, this->chunks, load, compute);
+  }
+
   // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
   template <bool kPool>
   SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
@@ -68,11 +87,11 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
         }
       }
     };
-    if constexpr (kGoesOn) {  // to the same chunks once more, then from L2
-      const auto load = [&](int c, int stage) { this->load(c < this->chunks ? c : c - this->chunks, stage); };
-      PanelStream::run(streaming, work.stage, this->chunks, load, compute);
+    if constexpr (kGoesOn) {
+      const auto load = [&](int c, int stage) { this->load(c, stage); };
+      PanelStream::there(streaming, mirrored(), this->chunks, load, compute);
     } else {
-      this->for_both([&](int c, int stage) { compute(c, stage, [] {}); });
+      for_both<Way::kFirst>(compute);
     }
     device::warpgroup_hold(accumulators(s));
   }
@@ -82,29 +101,37 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   template <class F>
   SPARC_DEVICE void groups(const typename Base::HeldOperand& left, float unit, typename Base::TextSums& z,
                            const F& f) const {
-    group_chunks(
-        [&](const auto& compute) { this->for_both([&](int c, int stage) { compute(c, stage, [] {}); }); },
-        left, unit, z, f);
+    group_chunks([&](const auto& compute) { for_both<Way::kBack>(compute); }, left, unit, z, f);
   }
   // The same in a stream that goes on with the pair `following`.
   template <class F>
-  SPARC_DEVICE void groups_before(PairWork& following, const typename Base::HeldOperand& left, float unit,
-                                  typename Base::TextSums& z, const F& f) const {
-    const int first = (work.stage + this->chunks) % streaming.stages;
-    following.stage = (first + this->chunks) % streaming.stages;
-    const auto load = [&](int c, int stage) {
-      if (c < this->chunks) {
-        this->load(c, stage);
-      } else if (following.pair < this->args.in.pairs) {
-        FineGrainedWarpgroupSteps(shared, this->args, streaming, following).load(c - this->chunks, stage);
+  SPARC_DEVICE void groups_before(const PairWork& following, const typename Base::HeldOperand& left,
+                                  float unit, typename Base::TextSums& z, const F& f) const {
+    const auto load = [&](int c, int stage) { this->load(c, stage); };
+    const auto load_next = [&](int c, int stage) {
+      if (following.pair < this->args.in.pairs) {
+        FineGrainedWarpgroupSteps(shared, this->args, streaming, following).load(c, stage);
       }
     };
     group_chunks(
-        [&](const auto& compute) { PanelStream::run(streaming, first, this->chunks, load, compute); }, left,
-        unit, z, f);
+        [&](const auto& compute) {
+          PanelStream::back(streaming, mirrored(), this->chunks, load, load_next, compute);
+        },
+        left, unit, z, f);
   }
 
  private:
+  SPARC_DEVICE bool mirrored() const { return work.buffer != 0; }
+  // compute(c, stage, copy) for every chunk of V and T.
+  template <Way kWay, class Compute>
+  SPARC_DEVICE void for_both(const Compute& compute) const {
+    for_visits<kWay>(both_loader(), [&](int c, int stage) { compute(c, stage, [] {}); });
+  }
+  SPARC_DEVICE auto both_loader() const {
+    return [this](int c, int stage, bool there) {
+      if (!there) this->load(c, stage);
+    };
+  }
   template <class Run, class F>
   SPARC_DEVICE void group_chunks(const Run& run, const typename Base::HeldOperand& left, float unit,
                                  typename Base::TextSums& z, const F& f) const {

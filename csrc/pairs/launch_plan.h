@@ -59,10 +59,10 @@ struct LaunchPlan {
 //   8       225-256  L/14 (256)
 #define SPARC_WARPGROUP_STRIPS(X) X(2) X(7) X(8)
 
-// Stages of their streams, of 64 channels: as many as fit, since the stream has to last through the softmaxes
-// of a pair. One is being used, one may still be read by products under way; the others are of this loop over
-// the chunks or of the next one.
-constexpr int kWarpgroupStages[] = {5, 4, 3};
+// Stages of their streams, of 64 channels: as many as fit, since chunks that are still there when a pass
+// turns round are not copied again. Eight hold all of 512 channels (the forward pass of 64 rows), seven all
+// but one (its backward pass); five are what fits beside 224 rows.
+constexpr int kWarpgroupStages[] = {8, 7, 5, 4, 3};
 
 // Ways to stream channels, first choice first; the first one whose shared memory fits is taken.
 //

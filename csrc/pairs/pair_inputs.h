@@ -16,7 +16,7 @@ struct PairInputs {
 // How a pair-path kernel streams the rows of both through shared memory.
 struct Streaming {
   int chunk;   // channels at a time: 32 or 64
-  int stages;  // buffers: 1 to 3, of warpgroups 3 to 5
+  int stages;  // buffers: 1 to 3, of warpgroups 3 to 8
 };
 
 // What the pair path can hold: valid rows of one pair.

@@ -10,12 +10,11 @@ struct PairWork {
   int64_t pair;  // of in.pairs
   int64_t image, text;
   int image_rows, text_rows;  // valid ones
-  int buffer;                 // which of the two index buffers lists them
-  int stage;                  // where its stream begins, in streams that go on from pair to pair
+  int buffer;                 // which of the two index buffers lists them; by turns
 };
 
 // Pair number `pair`: image i goes with text i.
-SPARC_DEVICE PairWork pair_work(int64_t pair, int buffer) { return {pair, pair, pair, 0, 0, buffer, 0}; }
+SPARC_DEVICE PairWork pair_work(int64_t pair, int buffer) { return {pair, pair, pair, 0, 0, buffer}; }
 
 // Whether the pair path serves a pair with so many valid rows.
 SPARC_DEVICE bool pair_path_holds(const PairWork& work) {

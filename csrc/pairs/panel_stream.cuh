@@ -147,71 +147,148 @@ struct HeldCopies {
   }
 };
 
-// A stream that does not end with a loop over chunks, whose last turns start the copies of what comes next.
-// compute(chunk, stage, copy) issues products as one group or more, and leaves the last of them under way: it
-// may read the chunk until the next one's products have been issued. It calls copy() behind the first ones.
-// At least three stages, at most two more than chunks.
+// Passes over the chunks of a pair turn round: each begins where the one before has ended, with chunks that
+// are still in shared memory.
+enum class Way { kFirst, kBack, kForth };  // from chunk 0 on with nothing there, to chunk 0, from it again
+
+// The visits of a pass, in order. Chunk c lies in stage c % stages in all passes, so that a chunk comes to
+// where the one `stages` visits before it lay.
+template <Way kWay>
+struct Visits {
+  int stages, chunks;
+
+  SPARC_DEVICE int chunk(int visit) const { return kWay == Way::kBack ? chunks - 1 - visit : visit; }
+  SPARC_DEVICE int first_stage() const { return kWay == Way::kBack ? (chunks - 1) % stages : 0; }
+  // The stage of so many visits later, or earlier: at most `stages`.
+  SPARC_DEVICE int later(int stage, int visits) const {
+    return kWay == Way::kBack ? lower(stage, visits) : higher(stage, visits);
+  }
+  SPARC_DEVICE int earlier(int stage, int visits) const {
+    return kWay == Way::kBack ? higher(stage, visits) : lower(stage, visits);
+  }
+  // Whether the pass before has left that chunk in its stage.
+  SPARC_DEVICE bool is_there(int visit) const { return kWay != Way::kFirst && visit < stages; }
+
+ private:
+  SPARC_DEVICE int higher(int stage, int by) const {
+    return stage + by < stages ? stage + by : stage + by - stages;
+  }
+  SPARC_DEVICE int lower(int stage, int by) const { return stage < by ? stage + stages - by : stage - by; }
+};
+
+// copy_async_wait for as many groups as a stream has under way, or, beyond three, for somewhat fewer.
+SPARC_DEVICE void wait_for_copies(int pending) {
+  if (pending >= 3) {
+    if (pending >= 5) {
+      device::copy_async_wait<5>();
+    } else {
+      device::copy_async_wait<3>();
+    }
+  } else if (pending == 2) {
+    device::copy_async_wait<2>();
+  } else if (pending == 1) {
+    device::copy_async_wait<1>();
+  } else {
+    device::copy_async_wait<0>();
+  }
+}
+
+// A stream of two passes over a pair, there and back, that goes on from one to the other and to the next
+// pair: copies are queued stages - 2 visits ahead. compute(chunk, stage, copy) issues products as one group
+// or more, and leaves the last of them under way: it may read the chunk until the next one's products have
+// been issued. It calls copy() behind the first ones. At least three stages, at most two more than chunks.
+//
+// The way back ends in the stage where the pair began, and the next pair's chunks follow where the next ones
+// would lie: every other pair (`mirrored`) counts the stages from the last one.
 struct PanelStream {
   template <class Load>
   SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
     start_stream(streaming.stages - 2, chunks, load);
   }
 
-  // Calls it for every chunk, the first of which lies in stage `stage`, and load(c, stage) with c from
-  // `chunks` on for what comes next. All products are done when it returns.
+  // The way there; load(chunk, stage).
   template <class Load, class Compute>
-  SPARC_DEVICE static void run(const Streaming& streaming, int stage, int chunks, const Load& load,
+  SPARC_DEVICE static void there(const Streaming& streaming, bool mirrored, int chunks, const Load& load,
+                                 const Compute& compute) {
+    const Visits<Way::kFirst> visits = {streaming.stages, chunks};
+    const auto queue = [&](int visit, int stage) {
+      if (visit < chunks) load(visit, stage);  // else the way back begins with what is there
+    };
+    run(visits, mirrored, queue, compute);
+  }
+  // The way back; load_next(chunk, stage) for the next pair.
+  template <class Load, class LoadNext, class Compute>
+  SPARC_DEVICE static void back(const Streaming& streaming, bool mirrored, int chunks, const Load& load,
+                                const LoadNext& load_next, const Compute& compute) {
+    const Visits<Way::kBack> visits = {streaming.stages, chunks};
+    const auto queue = [&](int visit, int stage) {
+      if (visit >= chunks) {
+        load_next(visit - chunks, stage);
+      } else if (!visits.is_there(visit)) {
+        load(visits.chunk(visit), stage);
+      }
+    };
+    run(visits, mirrored, queue, compute);
+  }
+
+ private:
+  // All products are done when it returns.
+  template <Way kWay, class Queue, class Compute>
+  SPARC_DEVICE static void run(const Visits<kWay>& visits, bool mirrored, const Queue& queue,
                                const Compute& compute) {
+    const int stages = visits.stages;
+    const auto place = [&](int stage) { return mirrored ? stages - 1 - stage : stage; };
+    int stage = visits.first_stage();
     SPARC_NO_UNROLL
-    for (int c = 0; c < chunks; ++c) {
-      wait_for_copies(streaming.stages - 3);
+    for (int visit = 0; visit < visits.chunks; ++visit) {
+      wait_for_copies(stages - 3);
       device::async_proxy_fence();
       // the chunk is there for all, and the products of the chunk before the last one are done
       device::block_barrier();
-      compute(c, stage, [&] {
-        load(c + streaming.stages - 2, stage < 2 ? stage + streaming.stages - 2 : stage - 2);
-        device::copy_async_commit();
+      compute(visits.chunk(visit), place(stage), [&] {
+        queue(visit + stages - 2, place(visits.earlier(stage, 2)));
+        device::copy_async_commit();  // of nothing, too: groups are counted by visits
       });
       device::warpgroup_wait<1>();
-      stage = stage + 1 == streaming.stages ? 0 : stage + 1;
+      stage = visits.later(stage, 1);
     }
     device::warpgroup_wait<0>();
   }
-
-  SPARC_DEVICE static void wait_for_copies(int pending) {
-    if (pending >= 2) {
-      device::copy_async_wait<2>();
-    } else if (pending == 1) {
-      device::copy_async_wait<1>();
-    } else {
-      device::copy_async_wait<0>();
-    }
-  }
 };
 
-// The same where the products of a chunk are done before the next one is begun: more is on its way to fewer
-// stages. At least two.
+// A stream whose products of a chunk are done before the next one is begun: more is on its way to fewer
+// stages. At least two. Passes over a pair, of which the first is kFirst, then kBack and kForth by turns, are
+// started one by one: load(chunk, stage, there) starts the copies of what the pass needs; `there`: V and T
+// are.
 struct FinishedPanelStream {
-  template <class Load>
+  template <Way kWay, class Load>
   SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
-    start_stream(streaming.stages - 1, chunks, load);
+    const Visits<kWay> visits = {streaming.stages, chunks};
+    int stage = visits.first_stage();
+    SPARC_NO_UNROLL
+    for (int visit = 0; visit < streaming.stages - 1; ++visit) {
+      if (visit < chunks) load(visits.chunk(visit), stage, visits.is_there(visit));
+      device::copy_async_commit();
+      stage = visits.later(stage, 1);
+    }
   }
-  template <class Load, class Compute>
+  template <Way kWay, class Load, class Compute>
   SPARC_DEVICE static void run(const Streaming& streaming, int chunks, const Load& load,
                                const Compute& compute) {
-    int stage = 0;
+    const Visits<kWay> visits = {streaming.stages, chunks};
+    int stage = visits.first_stage();
     SPARC_NO_UNROLL
-    for (int c = 0; c < chunks; ++c) {
-      PanelStream::wait_for_copies(streaming.stages - 2);
+    for (int visit = 0; visit < chunks; ++visit) {
+      wait_for_copies(streaming.stages - 2);
       device::async_proxy_fence();
       // the chunk is there for all, and the products of the one before are done
       device::block_barrier();
-      const int next = c + streaming.stages - 1;
-      if (next < chunks) load(next, stage == 0 ? streaming.stages - 1 : stage - 1);
+      const int next = visit + streaming.stages - 1;
+      if (next < chunks) load(visits.chunk(next), visits.earlier(stage, 1), visits.is_there(next));
       device::copy_async_commit();
-      compute(c, stage);
+      compute(visits.chunk(visit), stage);
       device::warpgroup_wait<0>();
-      stage = stage + 1 == streaming.stages ? 0 : stage + 1;
+      stage = visits.later(stage, 1);
     }
     device::block_barrier();
   }

@@ -165,6 +165,7 @@ pybind11::dict plan(bool half_precision, bool backward, int text_rows, int image
   in.text_rows = text_rows;
   in.image_rows = image_rows;
   in.channels = channels;
+  in.image_embeds.wide = in.text_embeds.wide = true;
   in.image_mask = {&masked, 0, 0};  // never read
   if (kTextMask) in.text_mask = in.image_mask;
   const DeviceLimits limits = {multiprocessors, shared_bytes,

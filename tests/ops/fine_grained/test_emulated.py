@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import EMULATED, dtypes_of, emulated
+from tests.conftest import EMULATED, EMULATED_WARPGROUPS, dtypes_of, emulated
 from tests.emulation.host.backend import DEVICES, RTX_BLOCK, Emulated, played
 from tests.emulation.host.run import server
 from tests.ops.alignment import cases
@@ -90,5 +90,25 @@ def test_every_way_to_stream(backend: Emulated) -> None:
     assert set(first) == {(32, 1), (32, 2), (64, 2), (64, 3)}
     for kilobytes in first.values():
         device = Emulated(replace(backend.device, shared_bytes=kilobytes << 10))
+        with played(device):
+            check(case, torch.bfloat16, device)
+
+
+@pytest.mark.parametrize("backend", EMULATED_WARPGROUPS[:1])
+def test_every_number_of_stages(backend: Emulated) -> None:
+    """Passes that turn round in fewer stages than there are chunks, and in more; an odd number of pairs to a block,
+    of other lengths, so that each begins where another one's way back has ended."""
+    case = cases.Case("six-chunks", B=4, D=328, P=13, L=20, lengths=(20, 0, 7, 11), patches=(13, 13, 5, 9))
+    sizes = {"text_rows": case.L, "image_rows": case.P, "channels": case.D, "pairs": case.B}
+    rest = {"half_precision": True, "multiprocessors": 1, "warpgroups": True}
+    first: dict[int, int] = {}
+    for kilobytes in range(60, 228, 4):
+        shared = {"backward": True, "shared_bytes": kilobytes << 10}
+        plan = server(Path(__file__).with_name("emulated.cpp")).call("plan", **sizes, **rest, **shared).unwrap()
+        if plan["warpgroups"]:
+            first.setdefault(plan["stages"], kilobytes)
+    assert set(first) == {3, 4, 5, 7}  # the forward pass, which needs less for each, takes 8 for 7
+    for kilobytes in first.values():
+        device = Emulated(replace(backend.device, shared_bytes=kilobytes << 10, grid=1))
         with played(device):
             check(case, torch.bfloat16, device)
