@@ -18,6 +18,33 @@ namespace sparc {
 constexpr float kShrink = 0.984375f;  // SHRINK of triton_forward.py, whose keys these are
 constexpr int kRanks = 256;           // the most tokens of a caption
 
+constexpr int64_t kMaximaSharedBytes = 227 << 10;  // of a block, on compute capability 9.0
+
+// Shared memory: the patches of a chunk in panels of `columns` rows and 64 channels; stages of tokens, each
+// of so many channels as are multiplied between two barriers; numbers of columns.
+struct MaximaLayout {
+  static constexpr int kMostStages = 5;
+
+  int panels, slice_panels, slices, stages;
+  int tokens, factors;  // offsets; patches lie at the start
+  int64_t used;
+
+  SPARC_HOST_DEVICE MaximaLayout(int channels, int columns) {
+    panels = (channels + 63) / 64;
+    slice_panels = panels <= 4 ? panels : 2;
+    slices = (panels + slice_panels - 1) / slice_panels;
+    tokens = panels * columns * 128;
+    const int64_t left = kMaximaSharedBytes - tokens - 8 * columns;
+    stages = left < 0 ? 0 : at_most(static_cast<int>(left / stage_bytes()), kMostStages);
+    factors = tokens + stages * stage_bytes();
+    used = factors + 8 * columns;
+  }
+
+  // Fewer stages would have a slice copied over one that is being multiplied.
+  SPARC_HOST_DEVICE bool fits() const { return stages >= 3; }
+  SPARC_HOST_DEVICE int stage_bytes() const { return slice_panels * device::kPanelBytes; }
+};
+
 // Two neighbouring columns' numbers: a cosine becomes product * inverse * (inverse of the token) + base.
 struct alignas(16) ColumnFactors {
   float inverse[2], base[2];

@@ -12,6 +12,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   find_maxima<E, kN>(args, layout);
 }
 
+bool maxima_fit(int channels, int columns) { return MaximaLayout(channels, columns).fits(); }
+
 cudaError_t launch_maxima(const MaximaArguments& args, int columns, bool bfloat16, int64_t images,
                           cudaStream_t stream) {
   const MaximaLayout layout(args.channels, columns);

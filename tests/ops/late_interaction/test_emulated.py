@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from sparc_kernels.ops.late_interaction.config import TileConfig, choose_native
+from sparc_kernels.ops.late_interaction.native import Maxima
 from tests.emulation.host import build
 from tests.emulation.host.backend import _packed
 from tests.emulation.host.run import server
@@ -129,13 +132,14 @@ def expected(case: Case, batch: Batch) -> tuple[Tensor, Tensor]:
     return tokens, patches
 
 
+def _unsigned(name: str, x: Any) -> Any:
+    return x.to(torch.uint32) if name.endswith("_keys") and x is not None else x
+
+
 def found(case: Case, batch: Batch, seed: int = 0) -> tuple[Tensor | None, Tensor | None]:
     """Keys that the kernel has written."""
     source = Path(__file__).with_name("emulated.cpp")
-    given = {
-        name: _packed(x.to(torch.uint32) if name.endswith("_keys") and x is not None else x)
-        for name, x in batch.given.items()
-    }
+    given = {name: _packed(_unsigned(name, x)) for name, x in batch.given.items()}
     made = server(source).call("resident_maxima", given=given, bfloat16=case.dtype == torch.bfloat16, seed=seed)
     keys = zip(("token_keys", "patch_keys"), made.unwrap())
     one, other = (None if x is None else torch.from_numpy(x).view(batch.given[name].shape) for name, x in keys)
@@ -167,3 +171,68 @@ def test_keys_do_not_depend_on_the_order_of_threads() -> None:
     assert ((tokens.long()[0, 0, taken] & 0xFFFFFFFF) >> 31).all()
     ended = torch.tensor(RAGGED) > 0
     assert ((patches.long()[0, ended] & 0xFFFFFFFF) >> 31).sum(0).bool().nonzero().flatten().tolist() == [7]
+
+
+def test_the_plan_with_it() -> None:
+    """Scores, indices and gradients of a case with masks, Triton's steps in its interpreter."""
+    pytest.importorskip("triton")
+    from sparc_kernels.ops.late_interaction import native
+    from tests.ops.late_interaction import test_triton
+
+    if test_triton.device_of("triton") != "cpu":
+        pytest.skip("Triton's steps would run on a GPU, the emulator does not")
+    ran: list[int] = []
+
+    def run_maxima(**arguments: Any) -> None:
+        given = {name: _packed(_unsigned(name, x)) for name, x in arguments.items()}
+        source = Path(__file__).with_name("emulated.cpp")
+        made = server(source).call("resident_maxima", given=given, bfloat16=False, seed=0).unwrap()
+        for name, keys in zip(("token_keys", "patch_keys"), made):
+            arguments[name].view(-1).copy_(torch.from_numpy(keys.view("int32")))
+        ran.append(arguments["n_images"])
+
+    config = TileConfig(104, 2, resident=True, native=True, most_captions=2, enough_programs=0, block_n=16)
+    case = test_triton.Case("native", channels=64, image_holes=True, text_holes=True)
+    with mock.patch.object(native, "run_maxima", run_maxima):
+        test_triton.check(test_triton.make(case, torch.float16), torch.float16, config)
+    assert ran == [2]
+
+
+def test_what_is_refused() -> None:
+    pytest.importorskip("triton")
+    from sparc_kernels.ops.late_interaction import triton
+
+    def plan(channels: int, dtype: torch.dtype, columns: int) -> list[Any]:
+        tensors = (torch.empty(2, n, channels, dtype=dtype, device="meta") for n in (196, 77))
+        config = TileConfig(columns, resident=True, native=True)
+        arguments = (*tensors, None, None, None, 0, True, True, True, True, True, "highest")
+        return list(triton.forward_plan(*arguments, config=config)[1])
+
+    assert any(isinstance(step, Maxima) for step in plan(256, torch.bfloat16, 200))
+    for channels, dtype, columns, message in (
+        (512, torch.bfloat16, 200, "not 200 patches of 512 channels"),
+        (256, torch.bfloat16, 64, "not 64 patches of 256 channels"),
+        (256, torch.float32, 200, "cosines in half precision"),
+        (100, torch.bfloat16, 200, "multiples of 16 bytes"),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            plan(channels, dtype, columns)
+
+
+@pytest.mark.parametrize(
+    ("patches", "channels", "columns"),
+    [
+        (196, 256, 200),
+        (196, 512, 104),
+        (256, 256, 256),
+        (256, 512, 128),
+        (257, 256, 104),
+        (576, 256, 200),
+        (49, 64, 104),
+    ],
+)
+def test_chosen_columns(patches: int, channels: int, columns: int) -> None:
+    config = choose_native(patches, channels)
+    assert config is not None
+    assert config.block_p == columns
+    assert choose_native(patches, 520) is None
