@@ -6,7 +6,7 @@ for it (``config.choose_native``); nothing else does, since it has never run on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -60,9 +60,7 @@ class Maxima:
     @classmethod
     def of(cls, known: dict[str, Any], n_images: int) -> Maxima:
         """Of the images from FIRST on; ``known``: what Triton's kernel would take."""
-        tensors = ("images", "slotted", "image_inverse", "patch_slots", "patch_counts", "slot_inverse", "captions")
-        tensors += ("codes", "run_lengths", "token_keys", "patch_keys")
-        given = {name: known[f"p_{name}"] for name in tensors}
+        given = {each.name: known[f"p_{each.name}"] for each in fields(cls) if f"p_{each.name}" in known}
         return cls(
             **given, columns=known["BLOCK_P"], first_image=known["FIRST"], n_images=n_images, n_captions=known["J"]
         )

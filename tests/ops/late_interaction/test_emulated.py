@@ -77,8 +77,10 @@ def make(case: Case) -> Batch:
             granule, caption = granule + length, caption + 1
     held = -(-case.patches // case.columns) * case.columns if case.counts else case.patches
     images, slotted = draw(case.images, held, case.channels), draw(len(codes) * GRANULE, case.channels)
-    # A run of equal tokens, and of equal patches: the lowest index wins.
-    slotted[1:4], images[:, 2:5] = slotted[:1], images[:, 1:2]
+    # Equal tokens and equal patches, the first of which wins; a token that is like none of the patches.
+    common = draw(case.channels)
+    images = torch.where(torch.rand(images.shape, generator=generator) < 0.25, -common, common)
+    slotted[1:4], images[:, 2:5], slotted[5] = slotted[:1], images[:, 1:2], -common
     image_inverse, slot_inverse = power(case.images * case.patches), power(len(codes) * GRANULE)
     patch_slots = torch.stack([torch.randperm(case.patches, generator=generator).int() for _ in range(case.images)])
     patch_slots = torch.nn.functional.pad(patch_slots, (0, held - case.patches))
