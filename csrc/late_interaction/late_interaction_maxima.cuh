@@ -21,12 +21,12 @@ constexpr int kRanks = 256;           // the most tokens of a caption
 constexpr int64_t kMaximaSharedBytes = 227 << 10;  // of a block, on compute capability 9.0
 
 // Shared memory: the patches of a chunk in panels of `columns` rows and 64 channels; stages of tokens, each
-// of so many channels as are multiplied between two barriers; numbers of columns.
+// of so many channels as are multiplied between two barriers; inverse norms of its patches.
 struct MaximaLayout {
   static constexpr int kMostStages = 5;
 
   int panels, slice_panels, slices, stages;
-  int tokens, factors;  // offsets; patches lie at the start
+  int tokens, inverses;  // offsets; patches lie at the start
   int64_t used;
 
   SPARC_HOST_DEVICE MaximaLayout(int channels, int columns) {
@@ -34,10 +34,10 @@ struct MaximaLayout {
     slice_panels = panels <= 4 ? panels : 2;
     slices = (panels + slice_panels - 1) / slice_panels;
     tokens = panels * columns * 128;
-    const int64_t left = kMaximaSharedBytes - tokens - 8 * columns;
+    const int64_t left = kMaximaSharedBytes - tokens - 4 * columns;
     stages = left < 0 ? 0 : at_most(static_cast<int>(left / stage_bytes()), kMostStages);
-    factors = tokens + stages * stage_bytes();
-    used = factors + 8 * columns;
+    inverses = tokens + stages * stage_bytes();
+    used = inverses + 4 * columns;
   }
 
   // Fewer stages would have a slice copied over one that is being multiplied.
@@ -45,10 +45,21 @@ struct MaximaLayout {
   SPARC_HOST_DEVICE int stage_bytes() const { return slice_panels * device::kPanelBytes; }
 };
 
-// Two neighbouring columns' numbers: a cosine becomes product * inverse * (inverse of the token) + base.
-struct alignas(16) ColumnFactors {
-  float inverse[2], base[2];
+// The inverse norms of two neighbouring columns' patches, times kShrink.
+struct alignas(8) InversePair {
+  float of[2];
 };
+
+// A column without a patch, whose products are zeros, has the least value that a key can have, 2: a cosine,
+// to which 3 is added, is no token's best there. Both are one instruction away from the inverse norm, which
+// is not negative where there is a patch; from shared memory they would come at the matrix instructions'
+// expense.
+constexpr float kNoPatch = -2.0f;
+SPARC_DEVICE float base_of(float inverse) {
+  constexpr uint32_t kThree = 0x40400000, kFlip = 0x80000000;
+  const uint32_t flipped = device::float_to_bits(inverse) + kFlip;
+  return device::bits_to_float(flipped < kThree ? flipped : kThree);
+}
 
 // What a block works at.
 struct MaximaPlace {
@@ -196,12 +207,11 @@ struct MaximaBlock {
 
   // Starts the copies of the chunk's patches, and writes the numbers of its columns.
   SPARC_DEVICE void load_patches() const {
-    const int held = in.patch_slots == nullptr ? in.patches : in.n_patch_slots;
     const int column = (device::thread_index() & 7) * 8;
     const E* const image = static_cast<const E*>(in.images) + place.image * in.image_stride + column;
     SPARC_NO_UNROLL
     for (int row = device::thread_index() >> 3; row < kN; row += kThreads / 8) {
-      const bool there = place.first_patch + row < held;
+      const bool there = row < place.patches;
       const E* const from = image + (there ? place.first_patch + row : 0) * in.patch_stride;
       SPARC_NO_UNROLL
       for (int panel = 0; panel < layout.panels; ++panel) {
@@ -211,14 +221,13 @@ struct MaximaBlock {
                               from + panel * 64);
       }
     }
-    const device::Shared<float> factors = device::shared_at<float>(layout.factors);
+    const device::Shared<float> inverses = device::shared_at<float>(layout.inverses);
     for (int i = device::thread_index(); i < kN; i += kThreads) {
       const bool valid = i < place.patches;
       int patch = place.first_patch + i;
       if (valid && in.patch_slots != nullptr) patch = in.patch_slots[place.image * in.n_patch_slots + patch];
-      const float inverse = valid ? in.image_inverse[place.image * in.patches + patch] : 0.0f;
-      factors[i / 2 * 4 + i % 2] = device::product(inverse, kShrink);
-      factors[i / 2 * 4 + i % 2 + 2] = valid ? 3.0f : 2.0f;  // no patch, no caption's best: 2 is the least
+      inverses[i] =
+          valid ? device::product(in.image_inverse[place.image * in.patches + patch], kShrink) : kNoPatch;
     }
   }
 
@@ -293,19 +302,20 @@ struct MaximaBlock {
   // Keys of a tile's rows, of which this warp has a granule's.
   SPARC_DEVICE void look_for_maxima(const Granule& granule) {
     const int quad = device::lane_index() & 3;
-    const device::Shared<ColumnFactors> factors = device::shared_at<ColumnFactors>(layout.factors) + quad;
+    const device::Shared<InversePair> inverses = device::shared_at<InversePair>(layout.inverses) + quad;
     const uint32_t first_key = kRanks - 1 - (granule.code >> 1) * kGranule - device::lane_index() / 4;
     uint32_t best[2] = {0, 0};
     SPARC_UNROLL
     for (int j = 0; j < kEights; ++j) {
-      const ColumnFactors own = factors[4 * j];
+      const InversePair inverse = inverses[4 * j];
       SPARC_UNROLL
       for (int i = 0; i < 2; ++i) {
+        const float base = base_of(inverse.of[i]);
         uint32_t& so_far = open.keys[2 * j + i];
         SPARC_UNROLL
         for (int r = 0; r < 2; ++r) {
-          const float value = device::fused_multiply_add(
-              device::product(c[4 * j + 2 * r + i], own.inverse[i]), granule.inverse[r], own.base[i]);
+          const float value = device::fused_multiply_add(device::product(c[4 * j + 2 * r + i], inverse.of[i]),
+                                                         granule.inverse[r], base);
           const uint32_t steps = device::float_to_bits(value) << 8;
           best[r] = device::max(steps + (kN - 1 - 8 * j - i), best[r]);
           so_far = device::max(steps + (first_key - 8 * r), so_far);

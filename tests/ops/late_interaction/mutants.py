@@ -21,7 +21,7 @@ MUTANTS = (
         "definition",
     ),
     Mutant("patches are counted from one", FILE, "(kN - 1 - 8 * j - i)", "(kN - 8 * j - i)", "definition"),
-    Mutant("columns without a patch take part", FILE, "valid ? 3.0f : 2.0f", "3.0f", "definition"),
+    Mutant("columns without a patch take part", FILE, ": kNoPatch;", ": 0.0f;", "definition"),
     Mutant(
         "a warp gets its neighbour's granule",
         FILE,
