@@ -123,16 +123,16 @@ SPARC_DEVICE void store_best(const ColumnKeys<kCount>& open, const Store& store)
 }
 
 // Tokens on their way to shared memory, a slice of a tile at a time, in the order of the products: tiles of
-// the two warpgroups in turn. The rows of a tile are a granule of each of its warps.
+// the two warpgroups in turn. The rows of a tile are a granule of each of its warps. The warpgroup that
+// multiplies copies, since the other one has more to do.
 template <class E>
 struct TokenStream {
-  static constexpr int kRowBytes = Panel<E>::kRowBytes;
+  static constexpr int kGroupWarps = kWarps / 2;
 
   const MaximaLayout& layout;
   const E* begin;        // the run's tokens; this thread's row of a granule, and column
   int granules, turns;   // of the run; of a warp
   int channels, column;  // of all; this thread's in a panel
-  int first;             // this thread's first granule
   int tile = 0, slice = 0, stage = 0;
 
   SPARC_DEVICE TokenStream(const MaximaArguments& in, const MaximaLayout& divided, const MaximaPlace& place,
@@ -140,30 +140,29 @@ struct TokenStream {
       : layout(divided), granules(run_granules), turns((run_granules + kWarps - 1) / kWarps) {
     channels = in.channels;
     column = (device::thread_index() & 7) * 8;
-    const int row = device::thread_index() >> 3;
-    first = (row >> 4) * turns;
-    const int64_t slot = static_cast<int64_t>(place.run) * in.run_granules * kGranule + (row & 15);
+    const int64_t slot = static_cast<int64_t>(place.run) * in.run_granules * kGranule + row();
     begin = static_cast<const E*>(in.slotted) + slot * channels;
   }
 
-  // Starts the copies of the next slice, if there is one, and closes the group.
-  SPARC_DEVICE void load() {
-    if (tile < 2 * turns) {
-      const int granule = first + (tile & 1) * 4 * turns + (tile >> 1);
-      const int row = device::thread_index() >> 3,
-                end = at_most(layout.panels, (slice + 1) * layout.slice_panels);
+  SPARC_DEVICE static int row() { return device::thread_index() >> 3 & 15; }
+
+  // Where `mine`, starts the copies of the next slice, if there is one; closes the group.
+  SPARC_DEVICE void load(bool mine) {
+    if (mine && tile < 2 * turns) {
+      const int granule = (tile & 1) * kGroupWarps * turns + (tile >> 1);
+      const int end = at_most(layout.panels, (slice + 1) * layout.slice_panels);
       int at = layout.tokens + stage * layout.stage_bytes();
       const uint32_t granule_bytes = static_cast<uint32_t>(channels) * kGranule * sizeof(E);
       SPARC_NO_UNROLL
       for (int panel = slice * layout.slice_panels; panel < end; ++panel) {
         const Panel<E> to = {at, 64};
-        const int channel = panel * 64 + column;
+        const int channel = panel * Panel<E>::kColumns + column;
         SPARC_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          const int own = granule + half * 2 * turns;
+        for (int warp = 0; warp < kGroupWarps; ++warp) {
+          const int own = granule + warp * turns;
           device::copy_async_if(
               (channel < channels) & (own < granules),
-              device::address_of(device::shared_at<Piece>(to.piece(row + 32 * half, column))),
+              device::address_of(device::shared_at<Piece>(to.piece(row() + kGranule * warp, column))),
               device::further(begin + channel, own, granule_bytes));
         }
         at += device::kPanelBytes;
@@ -244,7 +243,7 @@ struct MaximaBlock {
     SPARC_NO_UNROLL
     for (int slice = 0; slice < slices; ++slice) {
       begin_slice();
-      tokens.load();
+      tokens.load(false);
     }
   }
 
@@ -259,7 +258,7 @@ struct MaximaBlock {
       uint64_t right = Panel<E>{first * kN * Panel<E>::kRowBytes, kN}.operand(0, 0);
       device::warpgroup_fence();
       multiply_panel(slice > 0, left, right);
-      tokens.load();  // behind the first products: they do not wait for it
+      tokens.load(true);  // behind the first products: they do not wait for it
       SPARC_NO_UNROLL
       for (int panel = first + 1; panel < end; ++panel) {
         left = device::operand_behind(left, device::kPanelBytes);
@@ -383,8 +382,8 @@ struct MaximaBlock {
 
   SPARC_DEVICE void run() {
     load_patches();
-    for (int slice = 0; slice < layout.stages - 2; ++slice) tokens.load();
-    const bool later = warp >= 4;
+    const bool later = warp >= kWarps / 2;
+    for (int slice = 0; slice < layout.stages - 2; ++slice) tokens.load(!later);
     if (later) pass(layout.slices);
     SPARC_NO_UNROLL
     for (int turn = 0; turn < tokens.turns; ++turn) {
