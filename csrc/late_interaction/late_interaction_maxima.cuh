@@ -298,7 +298,7 @@ struct MaximaBlock {
             there};
   }
 
-  // Keys of a tile's rows, of which this warp has a granule's.
+  // Keys of a tile's rows, of which this warp has a granule's, and what they are for the caption.
   SPARC_DEVICE void look_for_maxima(const Granule& granule) {
     const int quad = device::lane_index() & 3;
     const device::Shared<InversePair> inverses = device::shared_at<InversePair>(layout.inverses) + quad;
@@ -331,6 +331,10 @@ struct MaximaBlock {
       in.token_keys[(place.own * in.chunks + place.chunk) * in.slots + granule.slot + 8 * quad] =
           quad == 0 ? best[0] : best[1];
     }
+  }
+
+  // Stores the best tokens of the caption that ends with the granule, if one does.
+  SPARC_DEVICE void end_caption(const Granule& granule) {
     const bool ended = device::same_in_warp(granule.code & 1) != 0;
     if (ended && in.patch_keys != nullptr) {
       uint32_t* const keys = caption_keys(granule.caption);
@@ -393,7 +397,10 @@ struct MaximaBlock {
       device::warpgroup_wait<0>();
       device::warpgroup_hold(c);
       look_for_maxima(granule);
-      pass(layout.slices - 1);
+      const int between = layout.slices > 1 ? 1 : 0;
+      pass(between);  // the other's second slice does not wait for the end of a caption
+      end_caption(granule);
+      pass(layout.slices - 1 - between);
     }
     if (!later) pass(layout.slices);
     device::copy_async_wait<0>();
