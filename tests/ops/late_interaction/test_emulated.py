@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,29 +176,58 @@ def test_keys_do_not_depend_on_the_order_of_threads() -> None:
     assert ((patches.long()[0, ended] & 0xFFFFFFFF) >> 31).sum(0).bool().nonzero().flatten().tolist() == [7]
 
 
-def test_the_plan_with_it() -> None:
-    """Scores, indices and gradients of a case with masks, Triton's steps in its interpreter."""
+@pytest.fixture
+def played_step() -> Iterator[list[int]]:
+    """The step in the emulator where there is no GPU, beside Triton's steps in its interpreter; how many images each
+    call is for. On a GPU the step is run there."""
     pytest.importorskip("triton")
     from sparc_kernels.ops.late_interaction import native
-    from tests.ops.late_interaction import test_triton
 
-    if test_triton.device_of("triton") != "cpu":
-        pytest.skip("Triton's steps would run on a GPU, the emulator does not")
     ran: list[int] = []
+    on_a_gpu = native.run_maxima
 
     def run_maxima(**arguments: Any) -> None:
+        ran.append(arguments["n_images"])
+        if arguments["images"].is_cuda:
+            on_a_gpu(**arguments)
+            return
         given = {name: _packed(_unsigned(name, x)) for name, x in arguments.items()}
         source = Path(__file__).with_name("emulated.cpp")
         made = server(source).call("resident_maxima", given=given, bfloat16=False, seed=0).unwrap()
         for name, keys in zip(("token_keys", "patch_keys"), made):
             arguments[name].view(-1).copy_(torch.from_numpy(keys.view("int32")))
-        ran.append(arguments["n_images"])
+
+    with mock.patch.object(native, "run_maxima", run_maxima):
+        yield ran
+
+
+def test_the_plan_with_it(played_step: list[int]) -> None:
+    """Scores, indices and gradients of a case with masks."""
+    from sparc_kernels.ops.late_interaction import native
+    from tests.ops.late_interaction import test_triton
 
     config = TileConfig(104, 2, resident=True, native=True, most_captions=2, enough_programs=0, block_n=16)
-    case = test_triton.Case("native", channels=64, image_holes=True, text_holes=True)
-    with mock.patch.object(native, "run_maxima", run_maxima):
-        test_triton.check(test_triton.make(case, torch.float16), torch.float16, config)
-    assert ran == [2]
+    x = test_triton.make(test_triton.Case("native", channels=64, image_holes=True, text_holes=True), torch.float16)
+    if (reason := native.refusal(x.tensors[0], 20, 104)) is not None:
+        pytest.skip(reason)
+    test_triton.check(x, torch.float16, config)
+    assert played_step == [2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("patches", "channels"), [(196, 256), (196, 512), (256, 256), (257, 64)])
+def test_the_plan_with_it_at_size(patches: int, channels: int, played_step: list[int]) -> None:
+    from sparc_kernels.ops.late_interaction import native
+    from tests.ops.late_interaction import test_triton
+
+    config = choose_native(patches, channels)
+    assert config is not None
+    case = test_triton.Case("sized", 3, patches, 300, 77, channels, text_holes=True)
+    x = test_triton.make(case, torch.bfloat16)
+    if (reason := native.refusal(x.tensors[0], patches, config.block_p)) is not None:
+        pytest.skip(reason)
+    test_triton.check(x, torch.bfloat16, config)
+    assert played_step == [3]
 
 
 def test_what_is_refused() -> None:
