@@ -15,9 +15,8 @@
 
 namespace sparc {
 
-constexpr float kShrink = 0.984375f;  // SHRINK of triton_forward.py, whose keys these are
-constexpr int kRanks = 256;           // the most tokens of a caption
-
+constexpr float kShrink = 0.984375f;               // SHRINK of triton_forward.py, whose keys these are
+constexpr int kRanks = 256;                        // the most tokens of a caption
 constexpr int64_t kMaximaSharedBytes = 227 << 10;  // of a block, on compute capability 9.0
 
 // Shared memory: the patches of a chunk in panels of `columns` rows and 64 channels; stages of tokens, each
@@ -68,8 +67,8 @@ struct MaximaPlace {
 
   SPARC_DEVICE explicit MaximaPlace(const MaximaArguments& in, int columns) {
     const int64_t block = device::block_index(), blocks = device::block_count() / in.runs;
-    run =
-        static_cast<int>(block / blocks);  // images first: blocks of one time share captions in the L2 cache
+    // images first: blocks of one time share captions in the L2 cache
+    run = static_cast<int>(block / blocks);
     own = block % blocks / in.chunks;
     chunk = static_cast<int>(block % in.chunks);
     image = in.first_image + own;
@@ -79,7 +78,7 @@ struct MaximaPlace {
   }
 };
 
-// The columns [0, kPairs * 8) of a row of a tile, of which a thread has two of each eight.
+// Keys of 8 kCount columns of a tile, of which a thread has two of each eight.
 template <int kCount>
 struct ColumnKeys {
   uint32_t keys[2 * kCount];
