@@ -193,7 +193,7 @@ def played_step() -> Iterator[list[int]]:
             return
         given = {name: _packed(_unsigned(name, x)) for name, x in arguments.items()}
         source = Path(__file__).with_name("emulated.cpp")
-        made = server(source).call("resident_maxima", given=given, bfloat16=False, seed=0).unwrap()
+        made = server(source).call("resident_maxima", given=given, bfloat16=True, seed=0).unwrap()
         for name, keys in zip(("token_keys", "patch_keys"), made):
             arguments[name].view(-1).copy_(torch.from_numpy(keys.view("int32")))
 
@@ -207,10 +207,10 @@ def test_the_plan_with_it(played_step: list[int]) -> None:
     from tests.ops.late_interaction import test_triton
 
     config = TileConfig(104, 2, resident=True, native=True, most_captions=2, enough_programs=0, block_n=16)
-    x = test_triton.make(test_triton.Case("native", channels=64, image_holes=True, text_holes=True), torch.float16)
+    x = test_triton.make(test_triton.Case("native", channels=64, image_holes=True, text_holes=True), torch.bfloat16)
     if (reason := native.refusal(x.tensors[0], 20, 104)) is not None:
         pytest.skip(reason)
-    test_triton.check(x, torch.float16, config)
+    test_triton.check(x, torch.bfloat16, config)
     assert played_step == [2]
 
 
