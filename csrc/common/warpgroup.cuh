@@ -112,7 +112,8 @@ SPARC_DEVICE void warpgroup_hold(float (&c)[kCount]) {
   SPARC_BOUND_FIRST_96, SPARC_BOUND_8(96), SPARC_BOUND_8(104), SPARC_BOUND_8(112), SPARC_BOUND_8(120)
 
 // One shape: how many columns, how many accumulators, and the numbers of the operands behind these. The one
-// with `add` starts at zero where that is 0.
+// with `add` starts at zero where that is 0; the others do without, so that the code of kernels that have been
+// timed stays what it was.
 template <class E, int kN>
 struct WarpgroupShape;
 
@@ -121,7 +122,15 @@ struct WarpgroupShape;
   template <>                                                                                                \
   struct WarpgroupShape<type, columns> {                                                                     \
     template <bool kTransposedA, bool kTransposedB>                                                          \
-    static SPARC_DEVICE void multiply_add(float (&c)[count], uint64_t a, uint64_t b, int add) {              \
+    static SPARC_DEVICE void multiply_add(float (&c)[count], uint64_t a, uint64_t b) {                       \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" #columns       \
+                   "k16.f32." name "." name " {" SPARC_NAMES_##count "}, %" #o0 ", %" #o1                    \
+                   ", p, 1, 1, %" #o2 ", %" #o3 ";\n}\n"                                                     \
+                   : SPARC_BOUND_FIRST_##count                                                               \
+                   : "l"(a), "l"(b), "n"(kTransposedA ? 1 : 0), "n"(kTransposedB ? 1 : 0));                  \
+    }                                                                                                        \
+    template <bool kTransposedA, bool kTransposedB>                                                          \
+    static SPARC_DEVICE void multiply_add_if(int add, float (&c)[count], uint64_t a, uint64_t b) {           \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o4 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns       \
                    "k16.f32." name "." name " {" SPARC_NAMES_##count "}, %" #o0 ", %" #o1                    \
                    ", p, 1, 1, %" #o2 ", %" #o3 ";\n}\n"                                                     \
@@ -188,12 +197,12 @@ SPARC_WARPGROUP_SHAPES(256, 128, 128, 129, 130, 131, 132, 133)
 // c[4 j] to c[4 j + 3], laid over the lanes as c of multiply_add_bf16 is.
 template <class E, int kN, bool kTransposedA, bool kTransposedB>
 SPARC_DEVICE void warpgroup_multiply_add(float (&c)[kN / 2], uint64_t a, uint64_t b) {
-  WarpgroupShape<E, kN>::template multiply_add<kTransposedA, kTransposedB>(c, a, b, 1);
+  WarpgroupShape<E, kN>::template multiply_add<kTransposedA, kTransposedB>(c, a, b);
 }
 // The same where `add`, else c = a b.
 template <class E, int kN, bool kTransposedA, bool kTransposedB>
 SPARC_DEVICE void warpgroup_multiply_add_if(bool add, float (&c)[kN / 2], uint64_t a, uint64_t b) {
-  WarpgroupShape<E, kN>::template multiply_add<kTransposedA, kTransposedB>(c, a, b, add ? 1 : 0);
+  WarpgroupShape<E, kN>::template multiply_add_if<kTransposedA, kTransposedB>(add ? 1 : 0, c, a, b);
 }
 template <class E, int kN, bool kTransposedB>
 SPARC_DEVICE void warpgroup_multiply_add(float (&c)[kN / 2], const uint32_t (&a)[4], uint64_t b) {
