@@ -112,8 +112,8 @@ SPARC_DEVICE void warpgroup_hold(float (&c)[kCount]) {
   SPARC_BOUND_FIRST_96, SPARC_BOUND_8(96), SPARC_BOUND_8(104), SPARC_BOUND_8(112), SPARC_BOUND_8(120)
 
 // One shape: how many columns, how many accumulators, and the numbers of the operands behind these. The one
-// with `add` starts at zero where that is 0; the others do without, so that the code of kernels that have been
-// timed stays what it was.
+// with `add` starts at zero where that is 0; the others do without, so that the code of kernels that have
+// been timed stays what it was.
 template <class E, int kN>
 struct WarpgroupShape;
 
