@@ -74,6 +74,7 @@ SPARC_DEVICE void warpgroup_hold(float (&c)[kCount]) {
 }
 
 // The accumulators as the assembler names them and the compiler wants them bound, eight at a time.
+#define SPARC_BOUND_4(at) "+f"(c[at]), "+f"(c[at + 1]), "+f"(c[at + 2]), "+f"(c[at + 3])
 #define SPARC_BOUND_8(at)                                                                           \
   "+f"(c[at]), "+f"(c[at + 1]), "+f"(c[at + 2]), "+f"(c[at + 3]), "+f"(c[at + 4]), "+f"(c[at + 5]), \
       "+f"(c[at + 6]), "+f"(c[at + 7])
@@ -93,8 +94,26 @@ SPARC_DEVICE void warpgroup_hold(float (&c)[kCount]) {
 #define SPARC_BOUND_FIRST_56 SPARC_BOUND_FIRST_48, SPARC_BOUND_8(48)
 #define SPARC_NAMES_64 SPARC_NAMES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
 #define SPARC_BOUND_FIRST_64 SPARC_BOUND_FIRST_56, SPARC_BOUND_8(56)
+#define SPARC_NAMES_52 SPARC_NAMES_48 ", %48, %49, %50, %51"
+#define SPARC_BOUND_FIRST_52 SPARC_BOUND_FIRST_48, SPARC_BOUND_4(48)
+#define SPARC_NAMES_96                                                                              \
+  SPARC_NAMES_64                                                                                    \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82" \
+  ", %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define SPARC_BOUND_FIRST_96 \
+  SPARC_BOUND_FIRST_64, SPARC_BOUND_8(64), SPARC_BOUND_8(72), SPARC_BOUND_8(80), SPARC_BOUND_8(88)
+#define SPARC_NAMES_100 SPARC_NAMES_96 ", %96, %97, %98, %99"
+#define SPARC_BOUND_FIRST_100 SPARC_BOUND_FIRST_96, SPARC_BOUND_4(96)
+#define SPARC_NAMES_128                                                                              \
+  SPARC_NAMES_100                                                                                    \
+  ", %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115" \
+  ", %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define SPARC_BOUND_FIRST_128 \
+  SPARC_BOUND_FIRST_96, SPARC_BOUND_8(96), SPARC_BOUND_8(104), SPARC_BOUND_8(112), SPARC_BOUND_8(120)
 
-// One shape: how many columns, how many accumulators, and the numbers of the operands behind these.
+// One shape: how many columns, how many accumulators, and the numbers of the operands behind these. The one
+// with `add` starts at zero where that is 0; the others do without, so that the code of kernels that have
+// been timed stays what it was.
 template <class E, int kN>
 struct WarpgroupShape;
 
@@ -109,6 +128,14 @@ struct WarpgroupShape;
                    ", p, 1, 1, %" #o2 ", %" #o3 ";\n}\n"                                                     \
                    : SPARC_BOUND_FIRST_##count                                                               \
                    : "l"(a), "l"(b), "n"(kTransposedA ? 1 : 0), "n"(kTransposedB ? 1 : 0));                  \
+    }                                                                                                        \
+    template <bool kTransposedA, bool kTransposedB>                                                          \
+    static SPARC_DEVICE void multiply_add_if(int add, float (&c)[count], uint64_t a, uint64_t b) {           \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #o4 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns       \
+                   "k16.f32." name "." name " {" SPARC_NAMES_##count "}, %" #o0 ", %" #o1                    \
+                   ", p, 1, 1, %" #o2 ", %" #o3 ";\n}\n"                                                     \
+                   : SPARC_BOUND_FIRST_##count                                                               \
+                   : "l"(a), "l"(b), "n"(kTransposedA ? 1 : 0), "n"(kTransposedB ? 1 : 0), "r"(add));        \
     }                                                                                                        \
     template <bool kTransposedB>                                                                             \
     static SPARC_DEVICE void multiply_add(float (&c)[count], const uint32_t (&a)[4], uint64_t b) {           \
@@ -129,8 +156,11 @@ SPARC_WARPGROUP_SHAPES(48, 24, 24, 25, 26, 27, 28, 29)
 SPARC_WARPGROUP_SHAPES(64, 32, 32, 33, 34, 35, 36, 37)
 SPARC_WARPGROUP_SHAPES(80, 40, 40, 41, 42, 43, 44, 45)
 SPARC_WARPGROUP_SHAPES(96, 48, 48, 49, 50, 51, 52, 53)
+SPARC_WARPGROUP_SHAPES(104, 52, 52, 53, 54, 55, 56, 57)
 SPARC_WARPGROUP_SHAPES(112, 56, 56, 57, 58, 59, 60, 61)
 SPARC_WARPGROUP_SHAPES(128, 64, 64, 65, 66, 67, 68, 69)
+SPARC_WARPGROUP_SHAPES(200, 100, 100, 101, 102, 103, 104, 105)
+SPARC_WARPGROUP_SHAPES(256, 128, 128, 129, 130, 131, 132, 133)
 // clang-format on
 
 #undef SPARC_WARPGROUP_SHAPES
@@ -151,14 +181,28 @@ SPARC_WARPGROUP_SHAPES(128, 64, 64, 65, 66, 67, 68, 69)
 #undef SPARC_BOUND_FIRST_56
 #undef SPARC_NAMES_64
 #undef SPARC_BOUND_FIRST_64
+#undef SPARC_NAMES_52
+#undef SPARC_BOUND_FIRST_52
+#undef SPARC_NAMES_96
+#undef SPARC_BOUND_FIRST_96
+#undef SPARC_NAMES_100
+#undef SPARC_BOUND_FIRST_100
+#undef SPARC_NAMES_128
+#undef SPARC_BOUND_FIRST_128
 #undef SPARC_BOUND_8
+#undef SPARC_BOUND_4
 
-// c += a b for a [64, 16] and b [16, kN] by a warpgroup, kN a multiple of 16 up to 128. Warp w has the rows
+// c += a b for a [64, 16] and b [16, kN] by a warpgroup, kN one of the shapes above. Warp w has the rows
 // 16 (w % 4) to 16 (w % 4) + 15 of c (and of a where it comes from registers), its columns 8 j to 8 j + 7 in
 // c[4 j] to c[4 j + 3], laid over the lanes as c of multiply_add_bf16 is.
 template <class E, int kN, bool kTransposedA, bool kTransposedB>
 SPARC_DEVICE void warpgroup_multiply_add(float (&c)[kN / 2], uint64_t a, uint64_t b) {
   WarpgroupShape<E, kN>::template multiply_add<kTransposedA, kTransposedB>(c, a, b);
+}
+// The same where `add`, else c = a b.
+template <class E, int kN, bool kTransposedA, bool kTransposedB>
+SPARC_DEVICE void warpgroup_multiply_add_if(bool add, float (&c)[kN / 2], uint64_t a, uint64_t b) {
+  WarpgroupShape<E, kN>::template multiply_add_if<kTransposedA, kTransposedB>(add ? 1 : 0, c, a, b);
 }
 template <class E, int kN, bool kTransposedB>
 SPARC_DEVICE void warpgroup_multiply_add(float (&c)[kN / 2], const uint32_t (&a)[4], uint64_t b) {

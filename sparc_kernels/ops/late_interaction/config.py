@@ -30,12 +30,16 @@ class TileConfig:
     library_bytes: int = 128 * 2**20
     # Whether patches stay in shared memory (``triton_resident.py``), in slices of ``block_d`` channels.
     resident: bool = False
+    # Whether they do so in a kernel of CUDA C++ (``native.py``); then ``block_p`` is one of its instances.
+    native: bool = False
     # The one-hot matrix of the backward pass is made so many tokens at a time, and in blocks that fit here.
     block_n: int = 32
     workspace_bytes: int = 256 * 2**20  # resident tiles: of keys, too
 
     def cut(self, n_patches: int, n_channels: int) -> TileConfig:
         """For a small problem: no tile much larger than an image, no block wider than the channels."""
+        if self.native:
+            return self
         least = 16  # of a matrix instruction
         return replace(
             self,
@@ -66,6 +70,24 @@ def choose_resident(n_channels: int) -> TileConfig | None:
     if n_channels > 512:
         return None
     return TileConfig(128 if n_channels <= 256 else 64, num_stages=2, resident=True)
+
+
+def choose_native(n_patches: int, n_channels: int, columns: int = 0) -> TileConfig | None:
+    """Tiles of the kernel in CUDA C++ (sm_90a), with so many ``columns`` of patches where that is not 0; None where
+    nothing fits.
+
+    The fewest columns, padding included, if each chunk of patches counts for 16 more, since tokens are read once for
+    each. Longer runs than Triton's: a block alone on its multiprocessor waits for its patches. Counted, not measured,
+    so nothing takes these tiles unless it is asked to.
+    """
+    panels = -(-n_channels // 64)
+    slices = 3 * 8192 * (panels if panels <= 4 else 2)  # three stages of tokens
+    room = 227 * 1024 - slices
+    fitting = [n for n in (104, 128, 200, 256) if panels * n * 128 + 4 * n <= room and columns in (0, n)]
+    if n_channels > 512 or n_channels % 8 or not fitting:
+        return None
+    best = min(fitting, key=lambda n: -(-n_patches // n) * (n + 16))
+    return TileConfig(best, resident=True, native=True, most_captions=128, enough_programs=8 * 132)
 
 
 def _power_of_two(n: int) -> int:

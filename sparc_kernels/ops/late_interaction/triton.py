@@ -16,6 +16,7 @@ from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, strides
 from sparc_kernels.ops._triton.products import Product
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.late_interaction.config import TileConfig
+from sparc_kernels.ops.late_interaction.native import Maxima
 from sparc_kernels.ops.late_interaction.schema import fake_backward, fake_forward
 from sparc_kernels.ops.late_interaction.triton_backward import one_hot_kernel
 from sparc_kernels.ops.late_interaction.triton_forward import INDEX_BITS, maxima_kernel
@@ -94,6 +95,8 @@ def _resident_steps(problem: Problem, slots: Slots, results: tuple[Tensor, ...],
     tiles, new = problem.config, problem.new
     d, chunks, n_slots = problem.images.shape[2], cdiv(problem.n_patches, tiles.block_p), slots.granules * GRANULE
     images, steps = problem.dense_images(slots)
+    if tiles.native and (reason := problem.native_refusal(images)) is not None:
+        raise NotImplementedError(reason)
     token_keys, patch_keys = chunks * n_slots * by_text, problem.n_captions * problem.n_patches * by_image
     step = min(problem.n_images, max(1, tiles.workspace_bytes // (4 * max(1, token_keys + patch_keys))))
     known = problem.arguments() | slots.arguments | {
@@ -123,8 +126,11 @@ def _resident_steps(problem: Problem, slots: Slots, results: tuple[Tensor, ...],
         n_images = min(step, problem.n_images - first)
         own = known | {"FIRST": first}
         programs = n_images * chunks * slots.runs
-        kernel = resident_maxima_kernel
-        steps.append(Launch.of(kernel, programs, own, {}, tiles.num_warps, tiles.num_stages))
+        if tiles.native:
+            steps.append(Maxima.of(own, n_images))
+        else:
+            kernel = resident_maxima_kernel
+            steps.append(Launch.of(kernel, programs, own, {}, tiles.num_warps, tiles.num_stages))
         if by_text:
             kernel, block = token_maxima_kernel, {"BLOCK": 8}
             steps.append(Launch.of(kernel, n_images * slots.runs, own | block, {}, 4, 2))

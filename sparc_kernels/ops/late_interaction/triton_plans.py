@@ -22,7 +22,7 @@ from sparc_kernels.ops._triton.launch import (
     strides,
     upcast,
 )
-from sparc_kernels.ops.late_interaction import triton_resident, triton_rows
+from sparc_kernels.ops.late_interaction import native, triton_resident, triton_rows
 from sparc_kernels.ops.late_interaction.config import TileConfig, choose, choose_resident
 from sparc_kernels.ops.late_interaction.schema import none_index
 
@@ -101,6 +101,18 @@ class Problem(Sides):
         if self.exact or not fits or capability(self.images) >= 100 or not (copied or describable(self.images)):
             return None
         return choose_resident(d)
+
+    def native_refusal(self, images: Tensor) -> str | None:
+        """Why the kernel in CUDA C++ cannot serve the problem, with these images or copies of them; or None."""
+        if self.exact or self.longest > triton_resident.RANKS.value:
+            most = triton_resident.RANKS.value
+            return (
+                f"the native kernel of late interaction takes cosines in half precision and captions of at most {most} "
+                f"tokens, not {self.images.dtype} with normalize={self.normalize} and captions of {self.longest}"
+            )
+        if not describable(images):
+            return "the native kernel of late interaction takes image_tokens whose rows start at multiples of 16 bytes"
+        return native.refusal(images, self.n_patches, self.config.block_p)
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A workspace."""

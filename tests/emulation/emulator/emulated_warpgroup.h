@@ -32,7 +32,7 @@ SPARC_DEVICE void warpgroup_hold(float (&)[kCount]) {}
 template <class E, int kN>
 SPARC_DEVICE void warpgroup_multiply_add(emulation::WarpgroupProduct product) {
   static_assert(sizeof(E) == 2, "16-bit numbers");
-  static_assert(kN % 16 == 0 && kN >= 16 && kN <= 128, "a shape that csrc/common/warpgroup.cuh has");
+  static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256, "a shape that the instruction has");
   product.is_bf16 = std::is_same<E, BFloat16>::value;
   product.columns = kN;
   emulation::LaneArguments lane;
@@ -40,14 +40,19 @@ SPARC_DEVICE void warpgroup_multiply_add(emulation::WarpgroupProduct product) {
   emulation::warp_collective(emulation::Collective::kWarpgroupMultiplyAdd, lane);
 }
 template <class E, int kN, bool kTransposedA, bool kTransposedB>
-SPARC_DEVICE void warpgroup_multiply_add(float (&c)[kN / 2], uint64_t a, uint64_t b) {
+SPARC_DEVICE void warpgroup_multiply_add_if(bool add, float (&c)[kN / 2], uint64_t a, uint64_t b) {
   emulation::WarpgroupProduct product;
+  product.add = add;
   product.c = c;
   product.a = a;
   product.b = b;
   product.transposed_a = kTransposedA;
   product.transposed_b = kTransposedB;
   warpgroup_multiply_add<E, kN>(product);
+}
+template <class E, int kN, bool kTransposedA, bool kTransposedB>
+SPARC_DEVICE void warpgroup_multiply_add(float (&c)[kN / 2], uint64_t a, uint64_t b) {
+  warpgroup_multiply_add_if<E, kN, kTransposedA, kTransposedB>(true, c, a, b);
 }
 template <class E, int kN, bool kTransposedB>
 SPARC_DEVICE void warpgroup_multiply_add(float (&c)[kN / 2], const uint32_t (&a)[4], uint64_t b) {

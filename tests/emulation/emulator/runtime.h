@@ -44,6 +44,7 @@ struct WarpgroupProduct {
   uint64_t b = 0;
   bool transposed_a = false;
   bool transposed_b = false;
+  bool add = true;  // to c, else to zeros
 };
 
 // What one lane brings to a collective, and where it wants the result. The fields that a kind does not use

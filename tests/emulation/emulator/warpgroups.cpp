@@ -30,7 +30,7 @@ float float_of(bool is_bf16, uint32_t bits) {
 bool Warpgroups::Step::operator==(const Step& other) const {
   return kind == other.kind && columns == other.columns && a == other.a && b == other.b &&
          is_bf16 == other.is_bf16 && transposed_a == other.transposed_a &&
-         transposed_b == other.transposed_b && a_in_registers == other.a_in_registers &&
+         transposed_b == other.transposed_b && a_in_registers == other.a_in_registers && add == other.add &&
          pending == other.pending;
 }
 
@@ -78,7 +78,7 @@ void Warpgroups::remember_registers(int thread, const void* stack_begin, const v
 }
 
 Warpgroups::Step Warpgroups::step_of(Collective kind, const LaneArguments& lane) {
-  Step step = {kind, 0, 0, 0, false, false, false, false, lane.selector};
+  Step step = {kind, 0, 0, 0, false, false, false, false, false, lane.selector};
   if (kind != Collective::kWarpgroupMultiplyAdd) return step;
   const WarpgroupProduct& product = *lane.product;
   step.columns = product.columns;
@@ -88,6 +88,7 @@ Warpgroups::Step Warpgroups::step_of(Collective kind, const LaneArguments& lane)
   step.transposed_a = product.transposed_a;
   step.transposed_b = product.transposed_b;
   step.a_in_registers = product.a_registers != nullptr;
+  step.add = product.add;
   return step;
 }
 
@@ -242,7 +243,7 @@ void Warpgroups::finish(int warp, const Product& product) {
       const int index = column / 8 * 4 + row / 8 * 2 + column % 2;
       // As multiply_add of collectives.cpp sums.
       float& value = accumulator->values[static_cast<size_t>(lane * accumulator->count + index)];
-      double sum = value;
+      double sum = step.add ? static_cast<double>(value) : 0.0;
       for (int k = 0; k < kInner; ++k) sum += static_cast<double>(a[row][k]) * static_cast<double>(b[k]);
       value = static_cast<float>(sum);
     }

@@ -45,7 +45,7 @@ class Warpgroups {
     Collective kind;
     int columns;
     uint64_t a, b;
-    bool is_bf16, transposed_a, transposed_b, a_in_registers;
+    bool is_bf16, transposed_a, transposed_b, a_in_registers, add;
     int pending;
 
     bool operator==(const Step& other) const;

@@ -43,7 +43,7 @@ template <class E>
 Kernel<E> kernel_of(int columns, const Layout& layout) {
   if (columns == 32) return kernel_of<E, 32>(layout);
   if (columns == 64) return kernel_of<E, 64>(layout);
-  if (columns == 112) return kernel_of<E, 112>(layout);
+  if (columns == 104) return kernel_of<E, 104>(layout);
   throw std::invalid_argument("no kernel for " + std::to_string(columns) + " columns");
 }
 

@@ -1,0 +1,418 @@
+// The best patch of each token and the best token of each patch and caption, as keys, by products of
+// warpgroups: what resident_maxima_kernel of sparc_kernels/ops/late_interaction/triton_resident.py finds, bit
+// for bit where the products are the same.
+//
+// A block owns a chunk of an image's patches, which stay in shared memory, and a run of captions. Rows of a
+// tile of products are slots of tokens, its columns are the chunk's patches. Two warpgroups take turns: while
+// one multiplies a tile, the other looks for the maxima of the tile before, in its accumulators. A warp has
+// 16 rows, one granule, and goes through granules that follow each other, so that it keeps the best token of
+// each column in registers until the caption ends. What a caption has in several warps' granules is merged at
+// the end.
+#pragma once
+
+#include "late_interaction/late_interaction_maxima.h"
+#include "pairs/panel_stream.cuh"
+
+namespace sparc {
+
+constexpr float kShrink = 0.984375f;               // SHRINK of triton_forward.py, whose keys these are
+constexpr int kRanks = 256;                        // the most tokens of a caption
+constexpr int64_t kMaximaSharedBytes = 227 << 10;  // of a block, on compute capability 9.0
+
+// Shared memory: the patches of a chunk in panels of `columns` rows and 64 channels; stages of tokens, each
+// of so many channels as are multiplied between two barriers; inverse norms of its patches.
+struct MaximaLayout {
+  static constexpr int kMostStages = 5;
+
+  int panels, slice_panels, slices, stages;
+  int tokens, inverses;  // offsets; patches lie at the start
+  int64_t used;
+
+  SPARC_HOST_DEVICE MaximaLayout(int channels, int columns) {
+    panels = (channels + 63) / 64;
+    slice_panels = panels <= 4 ? panels : 2;
+    slices = (panels + slice_panels - 1) / slice_panels;
+    tokens = panels * columns * 128;
+    const int64_t left = kMaximaSharedBytes - tokens - 4 * columns;
+    stages = left < 0 ? 0 : at_most(static_cast<int>(left / stage_bytes()), kMostStages);
+    inverses = tokens + stages * stage_bytes();
+    used = inverses + 4 * columns;
+  }
+
+  // Fewer stages would have a slice copied over one that is being multiplied.
+  SPARC_HOST_DEVICE bool fits() const { return stages >= 3; }
+  SPARC_HOST_DEVICE int stage_bytes() const { return slice_panels * device::kPanelBytes; }
+};
+
+// The inverse norms of two neighbouring columns' patches, times kShrink.
+struct alignas(8) InversePair {
+  float of[2];
+};
+
+// A column without a patch, whose products are zeros, has the least value that a key can have, 2: a cosine,
+// to which 3 is added, is no token's best there. Both are one instruction away from the inverse norm, which
+// is not negative where there is a patch; from shared memory they would come at the matrix instructions'
+// expense.
+constexpr float kNoPatch = -2.0f;
+SPARC_DEVICE float base_of(float inverse) {
+  constexpr uint32_t kThree = 0x40400000, kFlip = 0x80000000;
+  const uint32_t flipped = device::float_to_bits(inverse) + kFlip;
+  return device::bits_to_float(flipped < kThree ? flipped : kThree);
+}
+
+// What a block works at.
+struct MaximaPlace {
+  int run, chunk, first_patch, patches;  // patches: that count, from first_patch on
+  int64_t own, image;                    // of this launch, of all
+
+  SPARC_DEVICE explicit MaximaPlace(const MaximaArguments& in, int columns) {
+    const int64_t block = device::block_index(), blocks = device::block_count() / in.runs;
+    // images first: blocks of one time share captions in the L2 cache
+    run = static_cast<int>(block / blocks);
+    own = block % blocks / in.chunks;
+    chunk = static_cast<int>(block % in.chunks);
+    image = in.first_image + own;
+    first_patch = chunk * columns;
+    const int all = in.patch_counts == nullptr ? in.patches : in.patch_counts[image];
+    patches = at_most(all - first_patch, columns);
+  }
+};
+
+// Keys of 8 kCount columns of a tile, of which a thread has two of each eight.
+template <int kCount>
+struct ColumnKeys {
+  uint32_t keys[2 * kCount];
+
+  SPARC_DEVICE void clear(bool wanted = true) {
+    SPARC_UNROLL
+    for (int i = 0; i < 2 * kCount; ++i) keys[i] = wanted ? 0 : keys[i];
+  }
+
+  // The maxima of this thread and the one whose lane differs in `mask`, which shares them: the first half for
+  // the one, the second half for the other.
+  SPARC_DEVICE ColumnKeys<(kCount + 1) / 2> halved(int mask) const {
+    constexpr int kHalf = (kCount + 1) / 2;
+    ColumnKeys<kHalf> result;
+    const bool second = (device::lane_index() & mask) != 0;
+    SPARC_UNROLL
+    for (int i = 0; i < 2 * kHalf; ++i) {
+      const uint32_t low = keys[i], high = i + 2 * kHalf < 2 * kCount ? keys[i + 2 * kHalf] : 0;
+      const uint32_t other = device::shuffle_xor(second ? low : high, mask);
+      result.keys[i] = device::max(second ? high : low, other);
+    }
+    return result;
+  }
+};
+
+// Calls store(column, key) for all columns, with the best keys of the warp. All lanes call it.
+template <int kCount, class Store>
+SPARC_DEVICE void store_best(const ColumnKeys<kCount>& open, const Store& store) {
+  constexpr int kFirst = (kCount + 1) / 2, kSecond = (kFirst + 1) / 2, kThird = (kSecond + 1) / 2;
+  const ColumnKeys<kThird> best = open.halved(16).halved(8).halved(4);
+  const int lane = device::lane_index();
+  const int third = lane & 4 ? kThird : 0;
+  const int second = third + (lane & 8 ? kSecond : 0), first = second + (lane & 16 ? kFirst : 0);
+  SPARC_UNROLL
+  for (int i = 0; i < kThird; ++i) {
+    if (third + i < kSecond && second + i < kFirst && first + i < kCount) {
+      store((first + i) * 8 + lane % 4 * 2, best.keys[2 * i]);
+      store((first + i) * 8 + lane % 4 * 2 + 1, best.keys[2 * i + 1]);
+    }
+  }
+}
+
+// Tokens on their way to shared memory, a slice of a tile at a time, in the order of the products: tiles of
+// the two warpgroups in turn. The rows of a tile are a granule of each of its warps. The warpgroup that
+// multiplies copies, since the other one has more to do.
+template <class E>
+struct TokenStream {
+  static constexpr int kGroupWarps = kWarps / 2;
+
+  const MaximaLayout& layout;
+  const E* begin;        // the run's tokens; this thread's row of a granule, and column
+  int granules, turns;   // of the run; of a warp
+  int channels, column;  // of all; this thread's in a panel
+  int tile = 0, slice = 0, stage = 0;
+
+  SPARC_DEVICE TokenStream(const MaximaArguments& in, const MaximaLayout& divided, const MaximaPlace& place,
+                           int run_granules)
+      : layout(divided), granules(run_granules), turns((run_granules + kWarps - 1) / kWarps) {
+    channels = in.channels;
+    column = (device::thread_index() & 7) * 8;
+    const int64_t slot = static_cast<int64_t>(place.run) * in.run_granules * kGranule + row();
+    begin = static_cast<const E*>(in.slotted) + slot * channels;
+  }
+
+  SPARC_DEVICE static int row() { return device::thread_index() >> 3 & 15; }
+
+  // Where `mine`, starts the copies of the next slice, if there is one; closes the group.
+  SPARC_DEVICE void load(bool mine) {
+    if (mine && tile < 2 * turns) {
+      const int granule = (tile & 1) * kGroupWarps * turns + (tile >> 1);
+      const int end = at_most(layout.panels, (slice + 1) * layout.slice_panels);
+      int at = layout.tokens + stage * layout.stage_bytes();
+      const uint32_t granule_bytes = static_cast<uint32_t>(channels) * kGranule * sizeof(E);
+      SPARC_NO_UNROLL
+      for (int panel = slice * layout.slice_panels; panel < end; ++panel) {
+        const Panel<E> to = {at, 64};
+        const int channel = panel * Panel<E>::kColumns + column;
+        SPARC_UNROLL
+        for (int warp = 0; warp < kGroupWarps; ++warp) {
+          const int own = granule + warp * turns;
+          device::copy_async_if(
+              (channel < channels) & (own < granules),
+              device::address_of(device::shared_at<Piece>(to.piece(row() + kGranule * warp, column))),
+              device::further(begin + channel, own, granule_bytes));
+        }
+        at += device::kPanelBytes;
+      }
+    }
+    device::copy_async_commit();
+    stage = stage + 1 == layout.stages ? 0 : stage + 1;
+    slice = slice + 1 == layout.slices ? 0 : slice + 1;
+    if (slice == 0) ++tile;
+  }
+};
+
+// The work of a block.
+template <class E, int kN>
+struct MaximaBlock {
+  static constexpr int kColumns = kN, kEights = kN / 8;
+
+  const MaximaArguments& in;
+  const MaximaLayout& layout;
+  const MaximaPlace& place;
+  TokenStream<E> tokens;
+  int warp, stage = -1;  // stage: of the slice that is multiplied
+  float c[kN / 2] = {};
+  ColumnKeys<kEights> open;  // the best tokens so far of the caption that goes on
+
+  SPARC_DEVICE MaximaBlock(const MaximaArguments& args, const MaximaLayout& divided, const MaximaPlace& here,
+                           int granules)
+      : in(args),
+        layout(divided),
+        place(here),
+        tokens(args, divided, here, granules),
+        warp(device::same_in_warp(device::warp_index())) {
+    open.clear();
+  }
+
+  SPARC_DEVICE int granules() const { return tokens.granules; }
+  SPARC_DEVICE int first_granule(int of_warp) const { return of_warp * tokens.turns; }
+  SPARC_DEVICE int64_t in_run(int granule) const {
+    return static_cast<int64_t>(place.run) * in.run_granules + granule;
+  }
+
+  // Starts the copies of the chunk's patches, and writes the numbers of its columns.
+  SPARC_DEVICE void load_patches() const {
+    const int column = (device::thread_index() & 7) * 8;
+    const E* const image = static_cast<const E*>(in.images) + place.image * in.image_stride + column;
+    SPARC_NO_UNROLL
+    for (int row = device::thread_index() >> 3; row < kN; row += kThreads / 8) {
+      const bool there = row < place.patches;
+      const E* const from = image + (there ? place.first_patch + row : 0) * in.patch_stride;
+      SPARC_NO_UNROLL
+      for (int panel = 0; panel < layout.panels; ++panel) {
+        const Panel<E> to = {panel * kN * Panel<E>::kRowBytes, kN};
+        device::copy_async_if(there & (panel * 64 + column < in.channels),
+                              device::address_of(device::shared_at<Piece>(to.piece(row, column))),
+                              from + panel * 64);
+      }
+    }
+    const device::Shared<float> inverses = device::shared_at<float>(layout.inverses);
+    for (int i = device::thread_index(); i < kN; i += kThreads) {
+      const bool valid = i < place.patches;
+      int patch = place.first_patch + i;
+      if (valid && in.patch_slots != nullptr) patch = in.patch_slots[place.image * in.n_patch_slots + patch];
+      inverses[i] =
+          valid ? device::product(in.image_inverse[place.image * in.patches + patch], kShrink) : kNoPatch;
+    }
+  }
+
+  // Between two slices. The one that comes is there for all; the products of the one before the last are
+  // done, and its stage is to be filled anew.
+  SPARC_DEVICE void begin_slice() {
+    PanelStream::wait_for_copies(layout.stages - 3);
+    device::async_proxy_fence();
+    device::block_barrier();
+    stage = stage + 1 == layout.stages ? 0 : stage + 1;
+  }
+
+  SPARC_DEVICE void pass(int slices) {
+    SPARC_NO_UNROLL
+    for (int slice = 0; slice < slices; ++slice) {
+      begin_slice();
+      tokens.load(false);
+    }
+  }
+
+  // This warpgroup's tile: the products of its last panel are under way when this returns.
+  SPARC_DEVICE void multiply() {
+    SPARC_NO_UNROLL
+    for (int slice = 0; slice < layout.slices; ++slice) {
+      begin_slice();
+      const int first = slice * layout.slice_panels,
+                end = at_most(layout.panels, first + layout.slice_panels);
+      uint64_t left = Panel<E>{layout.tokens + stage * layout.stage_bytes(), 64}.operand(0, 0);
+      uint64_t right = Panel<E>{first * kN * Panel<E>::kRowBytes, kN}.operand(0, 0);
+      device::warpgroup_fence();
+      multiply_panel(slice > 0, left, right);
+      tokens.load(true);  // behind the first products: they do not wait for it
+      SPARC_NO_UNROLL
+      for (int panel = first + 1; panel < end; ++panel) {
+        left = device::operand_behind(left, device::kPanelBytes);
+        right = device::operand_behind(right, kN * Panel<E>::kRowBytes);
+        multiply_panel(true, left, right);
+      }
+      device::warpgroup_wait<1>();
+    }
+  }
+  // A group of products; `add`: to what there is.
+  SPARC_DEVICE void multiply_panel(bool add, uint64_t left, uint64_t right) {
+    SPARC_UNROLL
+    for (int k = 0; k < Panel<E>::kColumns; k += 16) {
+      device::warpgroup_multiply_add_if<E, kN, false, false>((k > 0) | add, c, Panel<E>::beside(left, k),
+                                                             Panel<E>::beside(right, k));
+    }
+    device::warpgroup_commit();
+  }
+
+  // What a thread knows of its warp's granule, fetched while the products are under way. Behind the warp's
+  // last one: another one's, whose keys nobody asks for.
+  struct Granule {
+    int64_t slot;  // of this thread's first row
+    float inverse[2];
+    int code, caption;
+    bool there;
+  };
+  SPARC_DEVICE Granule granule_at(int turn) const {
+    const int granule = first_granule(warp) + turn;
+    const bool there = granule < granules();
+    const int64_t at = in_run(there ? granule : 0);
+    const int64_t slot = at * kGranule + device::lane_index() / 4;
+    return {slot,
+            {in.slot_inverse[slot], in.slot_inverse[slot + 8]},
+            there ? in.codes[at] : 0,
+            in.captions[at],
+            there};
+  }
+
+  // Keys of a tile's rows, of which this warp has a granule's, and what they are for the caption.
+  SPARC_DEVICE void look_for_maxima(const Granule& granule) {
+    const int quad = device::lane_index() & 3;
+    const device::Shared<InversePair> inverses = device::shared_at<InversePair>(layout.inverses) + quad;
+    const uint32_t first_key = kRanks - 1 - (granule.code >> 1) * kGranule - device::lane_index() / 4;
+    uint32_t best[2] = {0, 0};
+    SPARC_UNROLL
+    for (int j = 0; j < kEights; ++j) {
+      const InversePair inverse = inverses[4 * j];
+      SPARC_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const float base = base_of(inverse.of[i]);
+        uint32_t& so_far = open.keys[2 * j + i];
+        SPARC_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          const float value = device::fused_multiply_add(device::product(c[4 * j + 2 * r + i], inverse.of[i]),
+                                                         granule.inverse[r], base);
+          const uint32_t steps = device::float_to_bits(value) << 8;
+          best[r] = device::max(steps + (kN - 1 - 8 * j - i), best[r]);
+          so_far = device::max(steps + (first_key - 8 * r), so_far);
+        }
+      }
+    }
+    SPARC_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      best[r] -= 2 * quad;
+      best[r] = device::max(best[r], device::shuffle_xor(best[r], 1));
+      best[r] = device::max(best[r], device::shuffle_xor(best[r], 2));
+    }
+    if (in.token_keys != nullptr && granule.there && quad < 2) {
+      in.token_keys[(place.own * in.chunks + place.chunk) * in.slots + granule.slot + 8 * quad] =
+          quad == 0 ? best[0] : best[1];
+    }
+  }
+
+  // Stores the best tokens of the caption that ends with the granule, if one does.
+  SPARC_DEVICE void end_caption(const Granule& granule) {
+    const bool ended = device::same_in_warp(granule.code & 1) != 0;
+    if (ended && in.patch_keys != nullptr) {
+      uint32_t* const keys = caption_keys(granule.caption);
+      store_best(open, [&](int column, uint32_t key) {
+        if (column < place.patches) keys[column] = key;
+      });
+    }
+    open.clear(ended);
+  }
+
+  SPARC_DEVICE uint32_t* caption_keys(int64_t caption) const {
+    return in.patch_keys + (place.own * in.n_captions + caption) * in.patches + place.first_patch;
+  }
+
+  // What captions have in granules of several warps. A caption's keys are those of the granules of the warp
+  // at which it ends; what warps before have of it, they have kept.
+  SPARC_DEVICE void merge() const {
+    device::block_barrier();  // stages are free
+    const device::Shared<uint32_t> kept = device::shared_at<uint32_t>(layout.tokens);
+    store_best(open, [&](int column, uint32_t key) { kept[warp * kN + column] = key; });
+    device::block_barrier();
+    for (int of_warp = 1; of_warp < kWarps; ++of_warp) {
+      const int first = first_granule(of_warp);
+      if (first >= granules() || begins(of_warp)) continue;
+      const int end = first_end(of_warp);
+      if (end < 0) continue;
+      uint32_t* const keys = caption_keys(in.captions[in_run(end)]);
+      for (int column = device::thread_index(); column < place.patches; column += kThreads) {
+        uint32_t key = keys[column];
+        int before = of_warp;
+        do {
+          --before;
+          key = device::max(key, static_cast<uint32_t>(kept[before * kN + column]));
+        } while (!begins(before) && first_end(before) < 0);
+        keys[column] = key;
+      }
+    }
+  }
+  // Whether the warp's first granule is a caption's first one.
+  SPARC_DEVICE bool begins(int of_warp) const { return in.codes[in_run(first_granule(of_warp))] >> 1 == 0; }
+  // The first of the warp's granules that is a caption's last one; negative for none.
+  SPARC_DEVICE int first_end(int of_warp) const {
+    const int first = first_granule(of_warp), end = at_most(first + tokens.turns, granules());
+    for (int granule = first; granule < end; ++granule) {
+      if (in.codes[in_run(granule)] & 1) return granule;
+    }
+    return -1;
+  }
+
+  SPARC_DEVICE void run() {
+    load_patches();
+    const bool later = warp >= kWarps / 2;
+    for (int slice = 0; slice < layout.stages - 2; ++slice) tokens.load(!later);
+    if (later) pass(layout.slices);
+    SPARC_NO_UNROLL
+    for (int turn = 0; turn < tokens.turns; ++turn) {
+      const Granule granule = granule_at(turn);
+      multiply();
+      pass(1);
+      device::warpgroup_wait<0>();
+      device::warpgroup_hold(c);
+      look_for_maxima(granule);
+      const int between = layout.slices > 1 ? 1 : 0;
+      pass(between);  // the other's second slice does not wait for the end of a caption
+      end_caption(granule);
+      pass(layout.slices - 1 - between);
+    }
+    if (!later) pass(layout.slices);
+    device::copy_async_wait<0>();
+    if (in.patch_keys != nullptr) merge();
+  }
+};
+
+template <class E, int kN>
+SPARC_DEVICE void find_maxima(const MaximaArguments& in, const MaximaLayout& layout) {
+  const MaximaPlace place(in, kN);
+  const int granules = in.run_lengths[place.run];
+  if (place.patches <= 0 || granules == 0) return;
+  MaximaBlock<E, kN>(in, layout, place, granules).run();
+}
+
+}  // namespace sparc

@@ -1,0 +1,270 @@
+"""Keys of maxima by products of warpgroups (csrc/late_interaction), in the emulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparc_kernels.ops.late_interaction.config import TileConfig, choose_native
+from sparc_kernels.ops.late_interaction.native import Maxima
+from tests.emulation.host import build
+from tests.emulation.host.backend import _packed
+from tests.emulation.host.run import server
+
+pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
+
+GRANULE, RANKS, SHRINK = 16, 256, 0.984375
+UNWRITTEN = -1
+
+
+@dataclass(frozen=True)
+class Case:
+    """``runs``: granules of the captions of each run."""
+
+    channels: int
+    patches: int
+    columns: int
+    runs: tuple[tuple[int, ...], ...]
+    counts: tuple[int, ...] | None = None  # valid patches of an image
+    dtype: torch.dtype = torch.bfloat16
+    images: int = 2
+    by_text: bool = True
+    by_image: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.channels}x{self.patches}"
+
+
+# Eight warps share a run's granules: three of each in the first runs, where one caption has nine, others begin or end
+# in the middle of a warp's or have none.
+RAGGED = (1, 3, 9, 1, 0, 2, 4)
+CASES = (
+    Case(64, 97, 104, (RAGGED, (1, 1), (0, 0, 16)), images=1),
+    Case(200, 196, 200, ((5, 5, 5, 5), (3,)), dtype=torch.float16),
+    Case(256, 256, 256, ((16, 7),), images=1),
+    Case(512, 200, 104, ((2, 3),), counts=(200, 0, 30), images=3),
+    Case(328, 128, 128, ((1, 2),), dtype=torch.float16, images=1, by_image=False),
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Channels are -1 and 1 and inverse norms powers of two, so that keys are exact, and many of them tie."""
+
+    given: dict[str, Any]
+    values: Tensor  # [images, slots, patch slots] float32, as in keys
+    codes: Tensor
+
+
+def make(case: Case) -> Batch:
+    generator = torch.Generator().manual_seed(case.channels + case.patches)
+    draw = lambda *sizes: torch.randint(0, 2, sizes, generator=generator).mul_(2).sub_(1)  # noqa: E731
+    power = lambda *sizes: torch.exp2(-5.0 - torch.randint(0, 3, sizes, generator=generator))  # noqa: E731
+    most = max(map(sum, case.runs)) + 1  # a granule beyond the longest run
+    codes, captions = torch.full((2, len(case.runs) * most), -1, dtype=torch.int32)
+    caption = 0
+    for run, lengths in enumerate(case.runs):
+        granule = run * most
+        for length in lengths:
+            for rank in range(length):
+                codes[granule + rank], captions[granule + rank] = 2 * rank + (rank == length - 1), caption
+            granule, caption = granule + length, caption + 1
+    held = -(-case.patches // case.columns) * case.columns if case.counts else case.patches
+    images, slotted = draw(case.images, held, case.channels), draw(len(codes) * GRANULE, case.channels)
+    # Equal tokens and equal patches, the first of which wins; a token that is like none of the patches.
+    common = draw(case.channels)
+    images = torch.where(torch.rand(images.shape, generator=generator) < 0.25, -common, common)
+    slotted[1:4], images[:, 2:5], slotted[5] = slotted[:1], images[:, 1:2], -common
+    image_inverse, slot_inverse = power(case.images * case.patches), power(len(codes) * GRANULE)
+    patch_slots = torch.stack([torch.randperm(case.patches, generator=generator).int() for _ in range(case.images)])
+    patch_slots = torch.nn.functional.pad(patch_slots, (0, held - case.patches))
+    inverse = image_inverse.view(case.images, -1)
+    if case.counts is not None:
+        inverse = inverse.gather(1, patch_slots.long())
+    products = torch.einsum("ipd,sd->isp", images.double(), slotted.double())
+    values = (products * inverse[:, None].double() * SHRINK * slot_inverse[:, None].double() + 3.0).float()
+    slotted = slotted.to(case.dtype)
+    slotted.view(-1, GRANULE, case.channels)[codes < 0] = torch.nan  # nobody's
+    tokens = torch.full((case.images, -(-case.patches // case.columns), len(codes) * GRANULE), UNWRITTEN)
+    given = {
+        "images": images.to(case.dtype),
+        "slotted": slotted,
+        "image_inverse": image_inverse,
+        "patch_slots": patch_slots if case.counts else None,
+        "patch_counts": torch.tensor(case.counts, dtype=torch.int32) if case.counts else None,
+        "slot_inverse": slot_inverse,
+        "captions": captions,
+        "codes": codes,
+        "run_lengths": torch.tensor([sum(run) for run in case.runs], dtype=torch.int32),
+        "token_keys": tokens.int() if case.by_text else None,
+        "patch_keys": torch.full((case.images, caption, case.patches), UNWRITTEN).int() if case.by_image else None,
+        "columns": case.columns,
+        "first_image": 0,
+        "n_images": case.images,
+        "n_captions": caption,
+    }
+    return Batch(given, values, codes)
+
+
+def expected(case: Case, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Keys by the definition, where somebody writes them; in 64 bits."""
+    steps = (batch.values.view(torch.int32).long() << 8) & 0xFFFFFFFF
+    owners, codes = batch.given["captions"], batch.codes
+    chunks = -(-case.patches // case.columns)
+    tokens = torch.full((case.images, chunks, steps.shape[1]), UNWRITTEN).long()
+    patches = torch.full((case.images, batch.given["n_captions"], case.patches), UNWRITTEN).long()
+    taken = (codes >= 0).repeat_interleave(GRANULE)
+    rank = (codes.long() >> 1).repeat_interleave(GRANULE) * GRANULE + torch.arange(len(taken)) % GRANULE
+    for image, valid in enumerate(case.counts or (case.patches,) * case.images):
+        for chunk in range(chunks):
+            first, end = chunk * case.columns, min(valid, (chunk + 1) * case.columns)
+            if first < end:
+                keys = steps[image, :, first:end] + (case.columns - 1 - torch.arange(end - first))
+                tokens[image, chunk] = torch.where(taken, keys.amax(1), UNWRITTEN)
+        for caption in owners[owners >= 0].unique():
+            own = (owners == caption).repeat_interleave(GRANULE)
+            keys = steps[image, own, :valid] + (RANKS - 1 - rank[own])[:, None]
+            patches[image, caption, :valid] = keys.amax(0)
+    return tokens, patches
+
+
+def _unsigned(name: str, x: Any) -> Any:
+    return x.to(torch.uint32) if name.endswith("_keys") and x is not None else x
+
+
+def found(case: Case, batch: Batch, seed: int = 0) -> tuple[Tensor | None, Tensor | None]:
+    """Keys that the kernel has written."""
+    source = Path(__file__).with_name("emulated.cpp")
+    given = {name: _packed(_unsigned(name, x)) for name, x in batch.given.items()}
+    made = server(source).call("resident_maxima", given=given, bfloat16=case.dtype == torch.bfloat16, seed=seed)
+    keys = zip(("token_keys", "patch_keys"), made.unwrap())
+    one, other = (None if x is None else torch.from_numpy(x).view(batch.given[name].shape) for name, x in keys)
+    return one, other
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_keys_are_those_of_the_definition(case: Case) -> None:
+    batch = make(case)
+    for keys, exact in zip(found(case, batch), expected(case, batch)):
+        if keys is not None:
+            assert torch.equal(keys.long() & 0xFFFFFFFF, exact & 0xFFFFFFFF)
+
+
+def test_keys_do_not_depend_on_the_order_of_threads() -> None:
+    """And a product that is not finite is above all."""
+    case = Case(64, 97, 104, (RAGGED,), images=1)
+    batch = make(case)
+    batch.given["images"][0, 7, 3] = torch.nan
+    first, again = (found(case, batch, seed) for seed in (1, 2))
+    for one, other in zip(first, again):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one.view(torch.int32), other.view(torch.int32))
+    tokens, patches = first
+    assert tokens is not None
+    assert patches is not None
+    taken = (batch.codes >= 0).repeat_interleave(GRANULE)
+    assert ((tokens.long()[0, 0, taken] & 0xFFFFFFFF) >> 31).all()
+    ended = torch.tensor(RAGGED) > 0
+    assert ((patches.long()[0, ended] & 0xFFFFFFFF) >> 31).sum(0).bool().nonzero().flatten().tolist() == [7]
+
+
+@pytest.fixture
+def played_step() -> Iterator[list[int]]:
+    """The step in the emulator where there is no GPU, beside Triton's steps in its interpreter; how many images each
+    call is for. On a GPU the step is run there."""
+    pytest.importorskip("triton")
+    from sparc_kernels.ops.late_interaction import native
+
+    ran: list[int] = []
+    on_a_gpu = native.run_maxima
+
+    def run_maxima(**arguments: Any) -> None:
+        ran.append(arguments["n_images"])
+        if arguments["images"].is_cuda:
+            on_a_gpu(**arguments)
+            return
+        given = {name: _packed(_unsigned(name, x)) for name, x in arguments.items()}
+        source = Path(__file__).with_name("emulated.cpp")
+        made = server(source).call("resident_maxima", given=given, bfloat16=True, seed=0).unwrap()
+        for name, keys in zip(("token_keys", "patch_keys"), made):
+            arguments[name].view(-1).copy_(torch.from_numpy(keys.view("int32")))
+
+    with mock.patch.object(native, "run_maxima", run_maxima):
+        yield ran
+
+
+def test_the_plan_with_it(played_step: list[int]) -> None:
+    """Scores, indices and gradients of a case with masks."""
+    from sparc_kernels.ops.late_interaction import native
+    from tests.ops.late_interaction import test_triton
+
+    config = TileConfig(104, 2, resident=True, native=True, most_captions=2, enough_programs=0, block_n=16)
+    x = test_triton.make(test_triton.Case("native", channels=64, image_holes=True, text_holes=True), torch.bfloat16)
+    if (reason := native.refusal(x.tensors[0], 20, 104)) is not None:
+        pytest.skip(reason)
+    test_triton.check(x, torch.bfloat16, config)
+    assert played_step == [2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("patches", "channels"), [(196, 256), (196, 512), (256, 256), (257, 64)])
+def test_the_plan_with_it_at_size(patches: int, channels: int, played_step: list[int]) -> None:
+    from sparc_kernels.ops.late_interaction import native
+    from tests.ops.late_interaction import test_triton
+
+    config = choose_native(patches, channels)
+    assert config is not None
+    case = test_triton.Case("sized", 3, patches, 300, 77, channels, text_holes=True)
+    x = test_triton.make(case, torch.bfloat16)
+    if (reason := native.refusal(x.tensors[0], patches, config.block_p)) is not None:
+        pytest.skip(reason)
+    test_triton.check(x, torch.bfloat16, config)
+    assert played_step == [3]
+
+
+def test_what_is_refused() -> None:
+    pytest.importorskip("triton")
+    from sparc_kernels.ops.late_interaction import triton
+
+    def plan(channels: int, dtype: torch.dtype, columns: int) -> list[Any]:
+        tensors = (torch.empty(2, n, channels, dtype=dtype, device="meta") for n in (196, 77))
+        config = TileConfig(columns, resident=True, native=True)
+        arguments = (*tensors, None, None, None, 0, True, True, True, True, True, "highest")
+        return list(triton.forward_plan(*arguments, config=config)[1])
+
+    assert any(isinstance(step, Maxima) for step in plan(256, torch.bfloat16, 200))
+    for channels, dtype, columns, message in (
+        (512, torch.bfloat16, 200, "not 200 patches of 512 channels"),
+        (256, torch.bfloat16, 64, "not 64 patches of 256 channels"),
+        (256, torch.float32, 200, "cosines in half precision"),
+        (100, torch.bfloat16, 200, "multiples of 16 bytes"),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            plan(channels, dtype, columns)
+
+
+@pytest.mark.parametrize(
+    ("patches", "channels", "columns"),
+    [
+        (196, 256, 200),
+        (196, 512, 104),
+        (256, 256, 256),
+        (256, 512, 128),
+        (257, 256, 104),
+        (576, 256, 200),
+        (49, 64, 104),
+    ],
+)
+def test_chosen_columns(patches: int, channels: int, columns: int) -> None:
+    config = choose_native(patches, channels)
+    assert config is not None
+    assert config.block_p == columns
+    assert choose_native(patches, 520) is None
