@@ -37,7 +37,7 @@ from sparc_kernels.ops.contrastive.triton_whole import (
     whole_gradient,
 )
 
-RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "FIRST", "ROWS", "LATER"]
+RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "FIRST", "ROWS", "FIRST_COL", "LATER"]
 
 
 @triton.jit
@@ -100,6 +100,7 @@ def logsumexp_gradient_kernel(
     stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_p, stride_g,
     M, N, N_PAIRS, GROUPS_M, GROUPS_N, LATER,
     FIRST, ROWS,  # of the rows, the first and how many this sweep is over
+    FIRST_COL,  # among the columns that p_indices count
     D: tl.constexpr,
     K: tl.constexpr,
     ROW_SCALES: tl.constexpr,
@@ -166,7 +167,8 @@ def logsumexp_gradient_kernel(
             row_weights = load_weights(row, o_m, M, 1)
             b_row_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
             if p_indptr is not None:
-                o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
+                first_n = FIRST_COL + group_n * TILES_N * BLOCK_N
+                o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, first_n)
             for tile_n in tl.range(TILES_N, flatten=True):
                 start = (group_n * TILES_N + tile_n) * BLOCK_N
                 if not GIVEN:
@@ -188,7 +190,8 @@ def logsumexp_gradient_kernel(
                     if may_exclude(row_range, col_range, EXCLUDE):
                         b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
                     if p_indptr is not None:
-                        b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                        end = FIRST_COL + start + (part + 1) * WIDTH
+                        b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, FIRST_COL + o_n, end)
                     m_same, b_guide = None, None
                     if p_guide_rows is not None:
                         b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
