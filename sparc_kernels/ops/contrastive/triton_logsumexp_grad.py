@@ -74,7 +74,7 @@ def weigh(side, weights, b_cosine, b_scale, m_same, b_guide):
 
 @triton.jit(do_not_specialize=RAGGED)
 def logsumexp_gradient_kernel(
-    p_rows,  # [M, D]: those of a chunk, as all that has M
+    p_rows,  # [M, D]: those of a block, as all that has M or N
     p_cols,  # [N, D]
     p_row_inverse, p_col_inverse,  # [M], [N], of the norms
     p_row_scale, p_col_scale,  # [] or [M], [] or [N]
@@ -95,7 +95,7 @@ def logsumexp_gradient_kernel(
     p_power,  # [2] or None: the power of two in front of G
     p_gradient,  # G [M, N], stride_g from row to row; None: only scales are wanted
     p_row_partials,  # [GROUPS_N, M] or None: sums of ZR c over runs of columns
-    p_col_partials,  # [GROUPS_M, N] or None: sums of ZC c over runs of rows, of this chunk and, LATER, earlier ones;
+    p_col_partials,  # [GROUPS_M, N] or None: sums of ZC c over runs of rows, of this block and, LATER, those above;
     # with a single scale [GROUPS_N, M]: over runs of columns, too
     stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_p, stride_g,
     M, N, N_PAIRS, GROUPS_M, GROUPS_N, LATER,

@@ -1,4 +1,4 @@
-"""What the launches of this room have in common: the inputs as kernels know them, products, gradients in chunks."""
+"""What the launches of this room have in common: the inputs as kernels know them, products, gradients in blocks."""
 
 from __future__ import annotations
 

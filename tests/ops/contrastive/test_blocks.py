@@ -77,9 +77,9 @@ def test_blocks_at_the_sizes_of_the_log() -> None:
 
 
 def plan_of_sigmoid(size: int, needs: tuple[bool, bool]) -> list[Any]:
-    embeds = [torch.empty(size, 768, dtype=torch.bfloat16, device="meta") for _ in range(2)]
-    numbers = [torch.empty((), device="meta") for _ in range(2)]
-    _, steps = triton_losses.sigmoid_forward_plan(*embeds, *numbers, True, *needs, True, True, "highest")
+    rows, cols = (torch.empty(size, 768, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    scale, bias = (torch.empty((), device="meta") for _ in range(2))
+    _, steps = triton_losses.sigmoid_forward_plan(rows, cols, scale, bias, True, *needs, True, True, "highest")
     return list(steps)
 
 
