@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sparc_kernels.ops._triton.launch import cdiv
-
 LANES = 16  # G's rows start at multiples of it, so that they are stored and read 16 bytes at a time
+
+
+def _cdiv(n: int, block: int) -> int:
+    return -(-n // block)
 
 
 def width(n: int) -> int:
     """Columns of G with their padding."""
-    return cdiv(n, LANES) * LANES
+    return _cdiv(n, LANES) * LANES
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Blocks:
         Each block of a row's run of blocks writes it, and all but the first read it before.
         """
         m, n = shape
-        return wanted[0] * m * (2 * cdiv(n, self.cols) - 1) + wanted[1] * n * (2 * cdiv(m, self.rows) - 1)
+        return wanted[0] * m * (2 * _cdiv(n, self.cols) - 1) + wanted[1] * n * (2 * _cdiv(m, self.rows) - 1)
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,10 @@ class TileConfig:
 
         One, doubled until there are few enough programs and the partial results fit.
         """
-        tiles_m, tiles_n = cdiv(n_rows, self.block_m), cdiv(n_cols, self.block_n)
+        tiles_m, tiles_n = _cdiv(n_rows, self.block_m), _cdiv(n_cols, self.block_n)
         along_m = along_n = 1
         while along_m * along_n < self.most_tiles**2:
-            groups_m, groups_n = cdiv(tiles_m, along_m), cdiv(tiles_n, along_n)
+            groups_m, groups_n = _cdiv(tiles_m, along_m), _cdiv(tiles_n, along_n)
             size = 4 * numbers * (groups_m * n_cols + groups_n * n_rows)
             if size <= self.partial_bytes and groups_m * groups_n <= self.most_programs:
                 break
@@ -107,15 +109,15 @@ class TileConfig:
         most = self.workspace_bytes // itemsize
         if not any(wanted) or n_rows * width(n_cols) <= most:
             return whole
-        tiles_m, tiles_n = cdiv(n_rows, self.block_m), cdiv(n_cols, self.block_n)
+        tiles_m, tiles_n = _cdiv(n_rows, self.block_m), _cdiv(n_cols, self.block_n)
         found = []
         # Runs of rows: from as few as let a block hold all columns to one. Fewer runs of rows are more of columns.
-        for cuts in range(cdiv(tiles_m, max(1, most // width(n_cols) // self.block_m)), 0, -1):
-            rows = min(n_rows, cdiv(tiles_m, cuts) * self.block_m)
+        for cuts in range(_cdiv(tiles_m, max(1, most // width(n_cols) // self.block_m)), 0, -1):
+            rows = min(n_rows, _cdiv(tiles_m, cuts) * self.block_m)
             fitting = tiles_n if rows * width(n_cols) <= most else most // rows // self.block_n
             if fitting > 0 or rows <= self.block_m:
-                runs = cdiv(tiles_n, max(1, fitting))  # as long as each other
-                found.append(Blocks(rows, min(n_cols, cdiv(tiles_n, runs) * self.block_n), (1, 1)))
+                runs = _cdiv(tiles_n, max(1, fitting))  # as long as each other
+                found.append(Blocks(rows, min(n_cols, _cdiv(tiles_n, runs) * self.block_n), (1, 1)))
         best = min(found, key=lambda each: each.added((n_rows, n_cols), wanted))
         return self._in_supertiles(best, n_rows, n_cols, most)
 
@@ -123,7 +125,7 @@ class TileConfig:
         """Blocks of whole supertiles, in no more runs, where these fit: one that a block's end cuts has masks."""
         tiles = self.supertile(found.rows, found.cols, 1)
         rows, cols = (
-            min(n, cdiv(side, along * block) * along * block)
+            min(n, _cdiv(side, along * block) * along * block)
             for n, side, along, block in (
                 (n_rows, found.rows, tiles[0], self.block_m),
                 (n_cols, found.cols, tiles[1], self.block_n),
