@@ -135,6 +135,19 @@ def compile_launch(launch: Any, capability: int) -> dict[str, Any]:
     }
 
 
+def compiled_in(launch: Any) -> list[tuple[str, str]]:
+    """Arguments that a kernel is compiled for: those in capitals, of which some only have their width compiled in, and
+    what is not there."""
+    found = []
+    for parameter in launch.kernel.params:
+        name, value = parameter.name, launch.arguments[parameter.name]
+        if value is None or (name.isupper() and not parameter.do_not_specialize):
+            found.append((name, str(value)))
+        elif name.isupper():
+            found.append((name, "i32" if abs(value) < 2**31 else "i64"))
+    return found
+
+
 def main() -> None:
     """``python -m tests.compile_kernels <capability> <dtype> <shapes> [float32 precision]``"""
     os.environ.pop("TRITON_INTERPRET", None)
@@ -147,10 +160,7 @@ def main() -> None:
             done = set()
             for op, launches in of_room.plans(capability, getattr(torch, dtype), shape, precision).items():
                 for launch in launches:
-                    key = (
-                        launch.kernel.__name__,
-                        str(sorted((k, str(v)) for k, v in launch.arguments.items() if k.isupper() or v is None)),
-                    )
+                    key = (launch.kernel.__name__, str(sorted(compiled_in(launch))))
                     if key not in done:  # one group of a batch is compiled for all
                         done.add(key)
                         found = compile_launch(launch, capability)

@@ -12,8 +12,8 @@ from benchmarks.scale_model.problem import BACKWARD, FORWARD, PHASES, SIGMOID, S
 
 # Rows of a matrix instruction: fewer cost as much.
 LEAST_ROWS = 16
-# Of sparc_kernels/ops/contrastive/config.py: the gradient operand G is made in chunks of rows, partial results of the
-# forward pass, both within a budget.
+# Of sparc_kernels/ops/contrastive/config.py: the gradient operand G is made in blocks, partial results of the forward
+# pass, both within a budget.
 WORKSPACE, PARTIALS = 512 * 2**20, 64 * 2**20
 # Numbers kept per row and per column between forward and backward, bytes of an id, and numbers kept per pair of the
 # rank by the composition (tests/benchmarks/test_scale_model.py counts what is kept).
@@ -42,14 +42,28 @@ class Work:
     """Entries of stored matrices, once per direction that has its softmax; 0 where nothing is stored."""
 
 
+def runs(rows: int, cols: int, itemsize: int) -> tuple[int, int]:
+    """Of rows and of columns that G is cut into, as ``TileConfig.blocks`` does without its tiles: so that the least is
+    added up in float32."""
+    blocks = -(-rows * cols * itemsize // WORKSPACE)
+    cuts = [(by_rows, -(-blocks // by_rows)) for by_rows in range(1, blocks + 1)]
+    return min(cuts or [(1, 1)], key=lambda each: rows * each[1] + cols * each[0])
+
+
+def _in_float32(rows: int, cols: int, itemsize: int) -> int:
+    """Rows and columns whose gradients are in float32 at a time: a run of one side and all of the other."""
+    by_rows, by_cols = runs(rows, cols, itemsize)
+    return min(-(-rows // by_rows) + cols, rows + -(-cols // by_cols))
+
+
 def fused(problem: Problem, products: dict[str, int], blocks: int) -> dict[str, Work]:
     """The streamed kernels on a rank's share of the matrix, cut into ``blocks`` blocks of columns."""
     b, cols, d, i = problem.local, problem.batch, problem.width, problem.itemsize
     similarities = (blocks * b + cols) * d * i
-    g = b * cols * i
-    chunks = -(-g // blocks // WORKSPACE)
-    # G is written and read twice; dX and dY in float32, dY read and written again with every further chunk of rows.
-    gradients = 3 * g + (blocks * b + cols) * d * i + 8 * blocks * b * d + 8 * chunks * cols * d
+    # G is written and read twice; dX and dY in float32 are written, and read, by each block that adds to them.
+    runs_of_rows, runs_of_cols = runs(b, cols // blocks, i)
+    gradients = 3 * b * cols * i + (blocks * b + cols) * d * i
+    gradients += 8 * runs_of_cols * blocks * b * d + 8 * runs_of_rows * cols * d
     found = {}
     for phase in PHASES:
         count = products[phase]
@@ -74,9 +88,9 @@ def gather_kept(problem: Problem) -> int:
 
 
 def gather_memory(problem: Problem) -> int:
-    """What is kept, gradients of all texts as the op adds them up and rounded, dX in float32, a chunk of G."""
+    """What is kept, gradients of all texts as they are rounded, those that the op adds up, a block of G."""
     b, cols, d, w = problem.local, problem.batch, problem.width, problem.wide
-    gradients = cols * d * (problem.itemsize + w) + b * d * w
+    gradients = cols * d * problem.itemsize + _in_float32(b, cols, problem.itemsize) * d * w
     return gather_kept(problem) + gradients + min(WORKSPACE, b * cols * problem.itemsize) + PARTIALS
 
 
@@ -89,7 +103,7 @@ def ring_kept(problem: Problem) -> int:
 
 def ring_memory(problem: Problem) -> int:
     """What is kept; a block of texts in use and one on its way, their gradients likewise, those of a block as the op
-    adds them up and rounded, dX likewise and its sum, a chunk of G."""
+    adds them up and rounded, dX likewise and its sum, a block of G."""
     b, d, i, w = problem.local, problem.width, problem.itemsize, problem.wide
     blocks = 2 * b * d * i + 3 * b * d * w + 2 * b * d * (i + w)
     return ring_kept(problem) + blocks + min(WORKSPACE, b * b * i) + PARTIALS

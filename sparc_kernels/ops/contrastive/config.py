@@ -9,6 +9,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+LANES = 16  # G's rows start at multiples of it, so that they are stored and read 16 bytes at a time
+
+
+def _cdiv(n: int, block: int) -> int:
+    return -(-n // block)
+
+
+def width(n: int) -> int:
+    """Columns of G with their padding."""
+    return _cdiv(n, LANES) * LANES
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sides of the blocks in which the gradient operand G is made; those at its end may be smaller."""
+
+    rows: int
+    cols: int
+    tiles: tuple[int, int]  # of a program in such a block, along rows and along columns
+
+    def added(self, shape: tuple[int, int], wanted: tuple[bool, bool]) -> int:
+        """How often a row of the rows' or columns' gradient, D numbers of float32, is written or read while blocks add
+        to it; ``wanted``: which of both gradients are.
+
+        Each block of a row's run of blocks writes it, and all but the first read it before.
+        """
+        m, n = shape
+        return wanted[0] * m * (2 * _cdiv(n, self.cols) - 1) + wanted[1] * n * (2 * _cdiv(m, self.rows) - 1)
+
 
 @dataclass(frozen=True)
 class TileConfig:
@@ -27,7 +56,7 @@ class TileConfig:
     most_tiles: int = 32
     # A forward pass leaves a few numbers per row and run of columns, and per column and run of rows.
     partial_bytes: int = 64 * 2**20
-    # The gradient operand G is made in chunks of rows that fit here.
+    # The gradient operand G is made in blocks that fit here.
     workspace_bytes: int = 512 * 2**20
     # Supertiles grow until there are no more programs: 24 for each of 132 multiprocessors, whose last round then costs
     # 4 % at most.
@@ -57,10 +86,10 @@ class TileConfig:
 
         One, doubled until there are few enough programs and the partial results fit.
         """
-        tiles_m, tiles_n = -(-n_rows // self.block_m), -(-n_cols // self.block_n)
+        tiles_m, tiles_n = _cdiv(n_rows, self.block_m), _cdiv(n_cols, self.block_n)
         along_m = along_n = 1
         while along_m * along_n < self.most_tiles**2:
-            groups_m, groups_n = -(-tiles_m // along_m), -(-tiles_n // along_n)
+            groups_m, groups_n = _cdiv(tiles_m, along_m), _cdiv(tiles_n, along_n)
             size = 4 * numbers * (groups_m * n_cols + groups_n * n_rows)
             if size <= self.partial_bytes and groups_m * groups_n <= self.most_programs:
                 break
@@ -70,10 +99,43 @@ class TileConfig:
                 along_n *= 2
         return along_m, along_n
 
-    def chunk(self, n_rows: int, row_bytes: int) -> int:
-        """Rows of G at a time: whole tiles, one at least."""
-        tiles = max(1, self.workspace_bytes // max(1, row_bytes) // self.block_m)
-        return min(max(n_rows, 1), tiles * self.block_m)
+    def blocks(self, n_rows: int, n_cols: int, itemsize: int, wanted: tuple[bool, bool]) -> Blocks:
+        """Blocks of G, of ``itemsize`` bytes a number, that fit the workspace (one tile at least) and of all such add
+        the least to gradients; ``wanted``: of rows, of columns. All of G where no gradient is, which then is not made.
+
+        Where both are, blocks are about square; where one is, they hold whole rows or whole columns, and add nothing.
+        """
+        whole = Blocks(max(n_rows, 1), max(n_cols, 1), self.supertile(n_rows, n_cols, 1))
+        most = self.workspace_bytes // itemsize
+        if not any(wanted) or n_rows * width(n_cols) <= most:
+            return whole
+        tiles_m, tiles_n = _cdiv(n_rows, self.block_m), _cdiv(n_cols, self.block_n)
+        found = []
+        # Runs of rows: from as few as let a block hold all columns to one. Fewer runs of rows are more of columns.
+        for cuts in range(_cdiv(tiles_m, max(1, most // width(n_cols) // self.block_m)), 0, -1):
+            rows = min(n_rows, _cdiv(tiles_m, cuts) * self.block_m)
+            fitting = tiles_n if rows * width(n_cols) <= most else most // rows // self.block_n
+            if fitting > 0 or rows <= self.block_m:
+                runs = _cdiv(tiles_n, max(1, fitting))  # as long as each other
+                found.append(Blocks(rows, min(n_cols, _cdiv(tiles_n, runs) * self.block_n), (1, 1)))
+        best = min(found, key=lambda each: each.added((n_rows, n_cols), wanted))
+        return self._in_supertiles(best, n_rows, n_cols, most)
+
+    def _in_supertiles(self, found: Blocks, n_rows: int, n_cols: int, most: int) -> Blocks:
+        """Blocks of whole supertiles, in no more runs, where these fit: one that a block's end cuts has masks."""
+        tiles = self.supertile(found.rows, found.cols, 1)
+        rows, cols = (
+            min(n, _cdiv(side, along * block) * along * block)
+            for n, side, along, block in (
+                (n_rows, found.rows, tiles[0], self.block_m),
+                (n_cols, found.cols, tiles[1], self.block_n),
+            )
+        )
+        if rows * width(found.cols) > most:
+            rows = found.rows
+        if rows * width(cols) > most:
+            cols = found.cols
+        return Blocks(rows, cols, tiles)
 
     def library_chunk(self, n_rows: int, row_bytes: int, step: int) -> int:
         """Rows of the library's products at a time: whole supertiles of ``step`` rows, one at least."""

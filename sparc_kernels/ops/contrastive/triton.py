@@ -36,6 +36,7 @@ from sparc_kernels.ops.contrastive.triton_paired import (
 )
 from sparc_kernels.ops.contrastive.triton_plans import (
     VECTOR_BLOCK,
+    Block,
     Gradients,
     OfPairs,
     Problem,
@@ -151,46 +152,41 @@ def logsumexp_gradients(
         row_sums, col_sums = both[0], both[1]
     power = problem.new(2) if problem.row.embeds.dtype == torch.float16 else None
     out = Gradients(results[0] if needs[0] else None, results[1] if needs[1] else None, power, pairs)
-    length = problem.chunk(out.wanted)
-    tiles = problem.config.supertile(length, n, 1)
-    block_m, block_n = problem.config.block_m, problem.config.block_n
-    groups_m = cdiv(length, tiles[0] * block_m)
-    col_partials = problem.new(groups_m, n) if col_sums is not None and of_items else None
-    shared = scales | of_cols | {
-        "p_col_lse": problem.col.stat("lse"),
-        "p_guide_col_lse": problem.col.stat("guide_lse"),
-        "p_guide_scale": guide_scale,
-        "p_col_partials": col_partials,
-        "p_power": power,
-        "GROUPS_M": groups_m,
-    }  # fmt: skip
-
-    products = problem.products(length, tiles)
+    blocks = out.blocks(problem)
+    tiles = blocks.tiles
+    first = problem.of(Block(slice(0, blocks.rows), slice(0, blocks.cols)))  # the largest
+    groups_m, groups_n = first.groups(tiles)
+    # one run of columns after the other, which all blocks of it add to
+    col_space = problem.new(groups_m, n) if col_sums is not None and of_items else None
+    shared = scales | {"p_guide_scale": guide_scale, "p_power": power, "GROUPS_M": groups_m}
+    products = first.products(blocks.rows, tiles)
     # a single scale of the columns is summed along rows, too
     along_rows = (row_sums, None if of_items else col_sums)
-    fields, groups_n = sum(x is not None for x in along_rows), cdiv(n, tiles[1] * block_n)
-    space = problem.new(fields * groups_n, length) if fields else None
+    fields = sum(x is not None for x in along_rows)
+    space = problem.new(fields * groups_n, blocks.rows) if fields else None
 
-    def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
-        partials = _of_fields(space, fields, groups_n, part)
+    def sweep(part: Problem, block: Block, gradient: Tensor | None) -> Steps:
+        partials = _of_fields(space, fields, part.groups(tiles)[1], block)
         of_each = [None if sums is None else partials[min(i, fields - 1)] for i, sums in enumerate(along_rows)]
-        known = _of_rows(scales, of_rows, chunk, part) | _of_gradient(gradient) | {"p_row_partials": of_each[0]}
-        if not of_items:
-            known["p_col_partials"] = of_each[1]
-        steps: Steps = chunk.sweep(logsumexp_gradient_kernel, tiles, shared | known, products)
+        known = _of_sides(scales, (of_rows, of_cols), part, block) | _of_gradient(gradient)
+        of_run = _of_run(col_space, block.cols)
+        known |= {"p_row_partials": of_each[0], "p_col_partials": of_run if of_items else of_each[1]}
+        steps: Steps = part.sweep(logsumexp_gradient_kernel, tiles, shared | known, products)
+        rows, add = block.rows, block.cols.start > 0
         if both is not None:
-            return [*steps, merge_sums(partials, both[:2, part])]
-        merges = [
-            merge_sums(some[None], sums[None, part])
-            for some, sums in zip(of_each, along_rows)
-            if some is not None and sums is not None
-        ]
-        return [*steps, *merges]
+            steps.append(merge_sums(partials, both[:2, rows], add))
+        else:
+            steps += [
+                merge_sums(some[None], sums[None, rows], add)
+                for some, sums in zip(of_each, along_rows)
+                if some is not None and sums is not None
+            ]
+        if of_run is not None and col_sums is not None and rows.stop == m:
+            steps.append(merge_sums(of_run[None], col_sums[None, block.cols]))
+        return steps
 
     steps: Steps = [] if power is None else [_power(problem, scales | of_rows | of_cols, power)]
-    steps += out.steps(problem, sweep)
-    if col_partials is not None and col_sums is not None:
-        steps.append(merge_sums(col_partials[None], col_sums[None]))
+    steps += out.steps(problem, blocks, sweep)
     return steps, row_sums, col_sums
 
 
@@ -269,30 +265,31 @@ def softplus_gradients(
     ``found`` []: the sum of all these, to be computed in the same sweep. ``pairs``: of cosines whose weighted
     softplus(-(scale * cosine + bias)) comes in addition."""
     scale, bias, upstream = numbers
-    m, n = problem.shape
+    m = problem.shape[0]
     power = problem.new(2) if problem.row.embeds.dtype == torch.float16 else None
     out = Gradients(results[0] if needs[0] else None, results[1] if needs[1] else None, power, pairs)
-    tiles = problem.config.supertile(problem.chunk(out.wanted), n, 1)
+    blocks = out.blocks(problem)
+    tiles = blocks.tiles
     fields = 3 if found is not None else 2 if any(needs[2:]) else 0
     sums = problem.new(fields, m)
-    groups_n = problem.groups(tiles)[1]
-    space = problem.new(fields * groups_n, problem.chunk(out.wanted)) if fields else None
-    products = problem.products(problem.chunk(out.wanted), tiles)
+    first = problem.of(Block(slice(0, blocks.rows), slice(0, blocks.cols)))  # the largest
+    space = problem.new(fields * first.groups(tiles)[1], blocks.rows) if fields else None
+    products = first.products(blocks.rows, tiles)
 
-    def sweep(chunk: Problem, part: slice, gradient: Tensor | None) -> Steps:
-        partials = None if space is None else _of_fields(space, fields, groups_n, part)
-        own = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": upstream[part], "p_power": power}
+    def sweep(part: Problem, block: Block, gradient: Tensor | None) -> Steps:
+        partials = None if space is None else _of_fields(space, fields, part.groups(tiles)[1], block)
+        own = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": upstream[block.rows], "p_power": power}
         own |= _of_gradient(gradient) | {"p_row_partials": partials, "ONE_SWEEP": found is not None}
-        steps: Steps = chunk.sweep(softplus_kernel, tiles, own, products)
+        steps: Steps = part.sweep(softplus_kernel, tiles, own, products)
         if partials is not None:
-            steps.append(merge_sums(partials, sums[:, part]))
+            steps.append(merge_sums(partials, sums[:, block.rows], block.cols.start > 0))
         return steps
 
     steps: Steps = []
     if power is not None:
         of_power = scales_of(scale, scale) | dict.fromkeys(GRADS) | {"p_grad_row_lse": upstream}
         steps.append(_power(problem, of_power, power))
-    steps += out.steps(problem, sweep)
+    steps += out.steps(problem, blocks, sweep)
     if not fields:
         return steps
     of_scale, of_bias = (x if need else None for x, need in zip(results[2:], needs[2:]))
@@ -331,28 +328,41 @@ def _scale_sums(
     return grad if grad.dim() == 1 else problem.new(size)
 
 
-def _of_chunk(space: Tensor, part: slice) -> Tensor:
-    """Partial results [groups, rows of the chunk] in a workspace [groups, most rows] that all chunks use in turn."""
-    groups, n = space.shape[0], part.stop - part.start
-    return space.flatten()[: groups * n].view(groups, n)
+def _of_fields(space: Tensor | None, fields: int, groups: int, block: Block) -> Any:
+    """Partial results [fields, groups, rows of the block] in a workspace that all blocks use in turn; none of them
+    without a workspace."""
+    if space is None:
+        return ()
+    n = block.rows.stop - block.rows.start
+    return space.flatten()[: fields * groups * n].view(fields, groups, n)
 
 
-def _of_fields(space: Tensor | None, fields: int, groups: int, part: slice) -> Any:
-    """As ``_of_chunk``, of several fields: [fields, groups, rows of the chunk]; none of them without a workspace."""
-    return () if space is None else _of_chunk(space, part).view(fields, groups, part.stop - part.start)
+def _of_run(space: Tensor | None, part: slice) -> Tensor | None:
+    """Partial results [groups, columns of the run] in a workspace [groups, n] in which runs follow each other."""
+    if space is None:
+        return None
+    groups = space.shape[0]
+    return space.flatten()[groups * part.start : groups * part.stop].view(groups, part.stop - part.start)
 
 
 def _of_gradient(gradient: Tensor | None) -> dict[str, Any]:
     return {"p_gradient": gradient, "stride_g": 0 if gradient is None else gradient.stride(0)}
 
 
-def _of_rows(scales: dict[str, Any], of_rows: dict[str, Tensor | None], chunk: Problem, part: slice) -> dict[str, Any]:
-    """Kernel arguments that have a number per row, of a chunk."""
-    known: dict[str, Any] = {name: None if grad is None else grad[part] for name, grad in of_rows.items()}
-    known |= {"p_row_lse": chunk.row.stat("lse"), "p_guide_row_lse": chunk.row.stat("guide_lse")}
-    if scales["ROW_SCALES"]:
-        known["p_row_scale"] = scales["p_row_scale"][part]
-    return known | {"LATER": int(part.start > 0)}
+def _of_sides(
+    scales: dict[str, Any],
+    upstream: tuple[dict[str, Tensor | None], dict[str, Tensor | None]],
+    part: Problem,
+    block: Block,
+) -> dict[str, Any]:
+    """Kernel arguments that have a number per row or per column, of a block."""
+    known: dict[str, Any] = {"LATER": int(block.rows.start > 0)}
+    for name, side, grads, of_side in zip(("row", "col"), (part.row, part.col), upstream, block):
+        known |= {each: None if grad is None else grad[of_side] for each, grad in grads.items()}
+        known |= {f"p_{name}_lse": side.stat("lse"), f"p_guide_{name}_lse": side.stat("guide_lse")}
+        if scales[f"{name.upper()}_SCALES"]:
+            known[f"p_{name}_scale"] = scales[f"p_{name}_scale"][of_side]
+    return known
 
 
 def _zeros(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

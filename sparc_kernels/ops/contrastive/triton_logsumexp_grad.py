@@ -37,7 +37,7 @@ from sparc_kernels.ops.contrastive.triton_whole import (
     whole_gradient,
 )
 
-RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "FIRST", "ROWS", "LATER"]
+RAGGED = ["M", "N", "N_PAIRS", "GROUPS_M", "GROUPS_N", "FIRST", "ROWS", "FIRST_COL", "LATER"]
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def weigh(side, weights, b_cosine, b_scale, m_same, b_guide):
 
 @triton.jit(do_not_specialize=RAGGED)
 def logsumexp_gradient_kernel(
-    p_rows,  # [M, D]: those of a chunk, as all that has M
+    p_rows,  # [M, D]: those of a block, as all that has M or N
     p_cols,  # [N, D]
     p_row_inverse, p_col_inverse,  # [M], [N], of the norms
     p_row_scale, p_col_scale,  # [] or [M], [] or [N]
@@ -95,11 +95,12 @@ def logsumexp_gradient_kernel(
     p_power,  # [2] or None: the power of two in front of G
     p_gradient,  # G [M, N], stride_g from row to row; None: only scales are wanted
     p_row_partials,  # [GROUPS_N, M] or None: sums of ZR c over runs of columns
-    p_col_partials,  # [GROUPS_M, N] or None: sums of ZC c over runs of rows, of this chunk and, LATER, earlier ones;
+    p_col_partials,  # [GROUPS_M, N] or None: sums of ZC c over runs of rows, of this block and, LATER, those above;
     # with a single scale [GROUPS_N, M]: over runs of columns, too
     stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_p, stride_g,
     M, N, N_PAIRS, GROUPS_M, GROUPS_N, LATER,
     FIRST, ROWS,  # of the rows, the first and how many this sweep is over
+    FIRST_COL,  # among the columns that p_indices count
     D: tl.constexpr,
     K: tl.constexpr,
     ROW_SCALES: tl.constexpr,
@@ -166,7 +167,8 @@ def logsumexp_gradient_kernel(
             row_weights = load_weights(row, o_m, M, 1)
             b_row_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
             if p_indptr is not None:
-                o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
+                first_n = FIRST_COL + group_n * TILES_N * BLOCK_N
+                o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, first_n)
             for tile_n in tl.range(TILES_N, flatten=True):
                 start = (group_n * TILES_N + tile_n) * BLOCK_N
                 if not GIVEN:
@@ -188,7 +190,8 @@ def logsumexp_gradient_kernel(
                     if may_exclude(row_range, col_range, EXCLUDE):
                         b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
                     if p_indptr is not None:
-                        b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                        end = FIRST_COL + start + (part + 1) * WIDTH
+                        b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, FIRST_COL + o_n, end)
                     m_same, b_guide = None, None
                     if p_guide_rows is not None:
                         b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)

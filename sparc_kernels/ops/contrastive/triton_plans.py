@@ -1,10 +1,11 @@
-"""What the launches of this room have in common: the inputs as kernels know them, products, gradients in chunks."""
+"""What the launches of this room have in common: the inputs as kernels know them, products, gradients in blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product, starmap
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from sparc_kernels.ops._triton.launch import (
     upcast,
 )
 from sparc_kernels.ops._triton.products import Product
-from sparc_kernels.ops.contrastive.config import TileConfig, choose
+from sparc_kernels.ops.contrastive.config import LANES, Blocks, TileConfig, choose, width
 from sparc_kernels.ops.contrastive.schema import STATS
 from sparc_kernels.ops.contrastive.triton_rows import (
     grad_rows_kernel,
@@ -30,16 +31,18 @@ from sparc_kernels.ops.contrastive.triton_rows import (
     total_kernel,
 )
 
-LANES = 16  # G's rows start at multiples of it, so that they are stored and read 16 bytes at a time
 VECTOR_BLOCK = 1024
-
-
-def _width(n: int) -> int:
-    return cdiv(n, LANES) * LANES
 
 
 def _vector(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
+
+
+class Block(NamedTuple):
+    """A part of the matrix."""
+
+    rows: slice
+    cols: slice
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Problem:
     float32_precision: str
     backward: bool
     given: TileConfig | None = None  # instead of the chosen tiles
+    first_col: int = 0  # of a block: among the columns that ``indices`` count
 
     @classmethod
     def of_arguments(
@@ -119,17 +123,25 @@ class Problem:
         chosen = self.given or choose(rows.element_size(), capability(rows), demanding, guided)
         return chosen.cut(*self.shape, rows.shape[1])
 
-    def of(self, part: slice) -> Problem:
-        """That of some rows, in the tiles of the whole."""
-        indptr = None if self.indptr is None else self.indptr[part.start : part.stop + 1]
-        threshold = self.threshold[part] if self.threshold is not None and self.threshold.dim() else self.threshold
-        kept = None if self.kept is None else self.kept[part]
-        return replace(self, row=self.row.of(part), indptr=indptr, threshold=threshold, kept=kept, given=self.config)
+    def of(self, block: Block) -> Problem:
+        """That of a block, in the tiles of the whole."""
+        rows, cols = block
+        indptr = None if self.indptr is None else self.indptr[rows.start : rows.stop + 1]
+        threshold = self.threshold[rows] if self.threshold is not None and self.threshold.dim() else self.threshold
+        return replace(
+            self,
+            row=self.row.of(rows),
+            col=self.col.of(cols),
+            indptr=indptr,
+            threshold=threshold,
+            kept=None if self.kept is None else self.kept[rows, cols],
+            given=self.config,
+            first_col=cols.start,
+        )
 
-    def chunk(self, of_embeds: bool) -> int:
-        """Rows at a time in a backward pass: all where gradients of embeddings are not wanted."""
-        m, n = self.shape
-        return self.config.chunk(m, _width(n) * self.row.embeds.element_size()) if of_embeds else m
+    def blocks(self, wanted: tuple[bool, bool]) -> Blocks:
+        """Of G, for the gradients of rows and of columns that are wanted."""
+        return self.config.blocks(*self.shape, self.row.embeds.element_size(), wanted)
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A workspace."""
@@ -161,6 +173,7 @@ class Problem:
             "M": m,
             "N": n,
             "N_PAIRS": 0 if self.indices is None else self.indices.shape[0],
+            "FIRST_COL": self.first_col,
             "D": row.embeds.shape[1],
             "K": k,
             "THRESHOLDS": self.threshold is not None and self.threshold.dim() == 1,
@@ -186,10 +199,10 @@ class Problem:
         n = self.shape[1]
         if not self.config.library or self.kept is not None or 0 in (n_rows, n):
             return None
-        return self.new(self._library_chunk(n_rows, tiles), _width(n))
+        return self.new(self._library_chunk(n_rows, tiles), width(n))
 
     def _library_chunk(self, n_rows: int, tiles: tuple[int, int]) -> int:
-        return self.config.library_chunk(n_rows, _width(self.shape[1]) * 4, tiles[0] * self.config.block_m)
+        return self.config.library_chunk(n_rows, width(self.shape[1]) * 4, tiles[0] * self.config.block_m)
 
     def sweep(self, kernel: Any, tiles: tuple[int, int], known: dict[str, Any], products: Tensor | None) -> list[Step]:
         """Launches over supertiles of that many tiles; behind products that a library makes where it is asked to."""
@@ -201,7 +214,9 @@ class Problem:
         every = self.arguments() | own | known
         every["DESCRIBED"] = every["DESCRIBED"] and not given
         every["WHOLE"] = every["DESCRIBED"] and self._only_ids_exclude() and every.get("SAME_SCALE", True)
-        length = self._library_chunk(m, tiles) if by_library else max(m, 1)
+        length = max(m, 1)
+        if by_library:
+            length = self._library_chunk(m, tiles) if products is None else min(length, products.shape[0])
         steps: list[Step] = []
         for first in range(0, m, length):
             part = slice(first, min(first + length, m))
@@ -252,11 +267,12 @@ def along_rows(kernel: Any, rows: Tensor, known: dict[str, Any]) -> Launch:
     return Launch.of(kernel, cdiv(n, every["BLOCK"]), every | known, {}, 4, 2)
 
 
-def merge_sums(partials: Tensor, sums: Tensor) -> Launch:
-    """sums [fields, n] of partials [fields, groups, n]; rows of the sums may lie apart."""
+def merge_sums(partials: Tensor, sums: Tensor, add: bool = False) -> Launch:
+    """sums [fields, n] of partials [fields, groups, n], added to what they hold where ``add``; rows of the sums may lie
+    apart."""
     fields, groups, n = partials.shape
     blocks = cdiv(n, 256)
-    known = {"p_partials": partials, "p_sums": sums, "stride_s": sums.stride(0)}
+    known = {"p_partials": partials, "p_sums": sums, "stride_s": sums.stride(0), "LATER": int(add)}
     known |= {"N": n, "GROUPS": groups, "BLOCKS": blocks, "BLOCK": 256}
     return Launch.of(merge_sums_kernel, fields * blocks, known, {}, 4, 2)
 
@@ -275,6 +291,15 @@ class OfPairs(NamedTuple):
     grads: Tensor  # [M]
 
 
+def _in_order(shape: tuple[int, int], blocks: Blocks, by_rows: bool) -> Iterator[Block]:
+    """Blocks, those of a run of rows, or of columns, one after the other."""
+    rows, cols = (
+        [slice(first, min(first + side, n)) for first in range(0, n, side)]
+        for n, side in zip(shape, (blocks.rows, blocks.cols))
+    )
+    return starmap(Block, product(rows, cols)) if by_rows else (Block(row, col) for col, row in product(cols, rows))
+
+
 @dataclass(frozen=True)
 class Gradients:
     """Gradients of rows and columns to be written, None where not wanted."""
@@ -289,27 +314,35 @@ class Gradients:
         """Whether any is."""
         return self.rows is not None or self.cols is not None
 
-    def steps(self, problem: Problem, sweep: Callable[[Problem, slice, Tensor | None], list[Step]]) -> Iterator[Step]:
-        """G in chunks of rows, as ``sweep(problem of the chunk, which rows, G)`` makes it, and its products."""
-        m, n = problem.shape
-        rows, cols = problem.row.embeds, problem.col.embeds
-        length = problem.chunk(self.wanted)
-        gradient = problem.new(length, _width(n), dtype=rows.dtype)[:, :n] if self.wanted else None
-        row_product = problem.new(length, rows.shape[1]) if self.rows is not None else None
-        col_product = problem.new(n, rows.shape[1]) if self.cols is not None else None
-        for start in range(0, m, length):
-            part = slice(start, min(start + length, m))
-            chunk = problem.of(part)
-            g = None if gradient is None else gradient[: part.stop - start]
-            yield from sweep(chunk, part, g)
-            if g is not None and self.rows is not None and row_product is not None:
-                product = row_product[: part.stop - start]
-                yield Product(product, g, cols)
-                yield self._finish(chunk.row, problem.col, part, product, self.rows[part])
-            if g is not None and col_product is not None:
-                yield Product(col_product, g.T, chunk.row.embeds, add=start > 0)
-        if col_product is not None and self.cols is not None:
-            yield self._finish(problem.col, problem.row, slice(0, n), col_product, self.cols)
+    def blocks(self, problem: Problem) -> Blocks:
+        """Those of G."""
+        return problem.blocks((self.rows is not None, self.cols is not None))
+
+    def steps(
+        self, problem: Problem, blocks: Blocks, sweep: Callable[[Problem, Block, Tensor | None], list[Step]]
+    ) -> Iterator[Step]:
+        """G in blocks, as ``sweep(problem of the block, block, G)`` makes it, and its products."""
+        (m, n), d = problem.shape, problem.row.embeds.shape[1]
+        dtype = problem.row.embeds.dtype
+        gradient = problem.new(blocks.rows, width(blocks.cols), dtype=dtype) if self.wanted else None
+        # The sums of one side's run of blocks are there at a time, and all of the other's.
+        by_rows = blocks.rows + n <= m + blocks.cols
+        row_sums = problem.new(blocks.rows if by_rows else m, d) if self.rows is not None else None
+        col_sums = problem.new(n if by_rows else blocks.cols, d) if self.cols is not None else None
+        for block in _in_order(problem.shape, blocks, by_rows):
+            part, (rows, cols) = problem.of(block), block
+            g = None if gradient is None else gradient[: rows.stop - rows.start, : cols.stop - cols.start]
+            yield from sweep(part, block, g)
+            if g is not None and row_sums is not None and self.rows is not None:
+                sums = row_sums[: len(g)] if by_rows else row_sums[rows]
+                yield Product(sums, g, part.col.embeds, add=cols.start > 0)
+                if cols.stop == n:
+                    yield self._finish(part.row, problem.col, rows, sums, self.rows[rows])
+            if g is not None and col_sums is not None and self.cols is not None:
+                sums = col_sums[cols] if by_rows else col_sums[: g.shape[1]]
+                yield Product(sums, g.T, part.row.embeds, add=rows.start > 0)
+                if rows.stop == m:
+                    yield self._finish(part.col, problem.row, cols, sums, self.cols[cols])
 
     def _finish(self, side: Side, other: Side, part: slice, product: Tensor, grad: Tensor) -> Launch:
         known: dict[str, Any] = {

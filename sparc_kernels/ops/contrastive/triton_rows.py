@@ -146,22 +146,24 @@ def scaled_kernel(
             scale_rows(p_cols, p_scaled_cols, factor, o, N, D, BLOCK_D, UPCAST)
 
 
-@triton.jit(do_not_specialize=["N", "GROUPS", "BLOCKS", "stride_s"])
+@triton.jit(do_not_specialize=["N", "GROUPS", "BLOCKS", "LATER", "stride_s"])
 def merge_sums_kernel(
     p_partials,  # [FIELDS, GROUPS, N]
     p_sums,  # [FIELDS, N], stride_s from field to field
     stride_s, N, GROUPS,
     BLOCKS,  # of a field
+    LATER,  # 1: added to what the sums hold
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     field = tl.program_id(0) // BLOCKS
     o = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    b_sum = tl.zeros([BLOCK], tl.float32)
+    p_sum = p_sums + tl.cast(field, tl.int64) * stride_s + o
+    b_sum = tl.load(p_sum, mask=(o < N) & (tl.zeros_like(o) + LATER > 0), other=0.0)
     group = 0
     while group < GROUPS:  # the interpreter takes no bound of a range from the device
         b_sum += load_vector(p_partials + tl.cast(field * GROUPS + group, tl.int64) * N, o, N)
         group += 1
-    tl.store(p_sums + tl.cast(field, tl.int64) * stride_s + o, b_sum, mask=o < N)
+    tl.store(p_sum, b_sum, mask=o < N)
 
 
 @triton.jit(do_not_specialize=["N"])

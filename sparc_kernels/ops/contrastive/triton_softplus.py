@@ -37,7 +37,7 @@ from sparc_kernels.ops.contrastive.triton_whole import (
     whole_softplus,
 )
 
-RAGGED = ["M", "N", "N_PAIRS", "GROUPS_N", "FIRST", "ROWS"]
+RAGGED = ["M", "N", "N_PAIRS", "GROUPS_N", "FIRST", "ROWS", "FIRST_COL"]
 
 
 @triton.jit(do_not_specialize=RAGGED)
@@ -65,6 +65,7 @@ def softplus_kernel(
     stride_m, stride_md, stride_n, stride_nd, stride_um, stride_uk, stride_vn, stride_vk, stride_p, stride_g,
     M, N, N_PAIRS, GROUPS_N,
     FIRST, ROWS,  # of the rows, the first and how many this sweep is over
+    FIRST_COL,  # among the columns that p_indices count
     D: tl.constexpr,
     K: tl.constexpr,
     THRESHOLDS: tl.constexpr,
@@ -120,7 +121,8 @@ def softplus_kernel(
             b_sum, b_other_sum = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M], tl.float32)
             b_values = tl.zeros([BLOCK_M], tl.float32)
             if p_indptr is not None:
-                o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, group_n * TILES_N * BLOCK_N)
+                first_n = FIRST_COL + group_n * TILES_N * BLOCK_N
+                o_pair, o_end = first_pair(p_indptr, p_indices, o_m, M, N_PAIRS, first_n)
             for tile_n in range(TILES_N):
                 start = (group_n * TILES_N + tile_n) * BLOCK_N
                 col_range = range_of_ids(p_col_ids, start + tl.arange(0, BLOCK_N), N)
@@ -143,7 +145,8 @@ def softplus_kernel(
                     if may_exclude(row_range, col_range, EXCLUDE):
                         b_c = mark_excluded(b_c, (p_row_ids, M), (p_col_ids, N), o_m, o_n, EXCLUDE)
                     if p_indptr is not None:
-                        b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, o_n, start + (part + 1) * WIDTH)
+                        end = FIRST_COL + start + (part + 1) * WIDTH
+                        b_c, o_pair = exclude_pairs(b_c, p_indices, o_pair, o_end, FIRST_COL + o_n, end)
                     if p_guide_rows is not None:
                         b_q = cosines(guide_parts[part], load_vector(p_guide_row_inverse, o_m, M), guide_right, o_n)
                         b_c = mark_above(b_c, b_q, p_threshold, o_m, M, THRESHOLDS)

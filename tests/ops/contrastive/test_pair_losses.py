@@ -15,14 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 pytest.importorskip("triton")
 
 from sparc_kernels import functional
-from sparc_kernels.ops.contrastive import autograd, triton_plans
-from sparc_kernels.ops.contrastive.config import TileConfig
+from sparc_kernels.ops.contrastive import autograd
+from sparc_kernels.ops.contrastive.config import Blocks, TileConfig
 from tests.conftest import device_of
+from tests.ops.contrastive.test_triton import tiles
 from tests.tolerance import assert_close
 
 SIZE = 40
-# Supertiles of one tile, 32 rows of them at a time.
-TINY = TileConfig(16, 16, 16, parts=1, most_tiles=1, most_programs=0, workspace_bytes=32 * 4 * SIZE)
+# Supertiles of one tile.
+TINY = TileConfig(16, 16, 16, parts=1, most_tiles=1, most_programs=0)
 LOSSES = ("contrastive_loss", "sigmoid_loss")
 ALL = (True, True, True)
 ZERO = 21  # a row whose norm counts as a constant: its gradient is a million million times the others'
@@ -30,8 +31,10 @@ ZERO = 21  # a row whose norm counts as a constant: its gradient is a million mi
 
 @pytest.fixture(params=[False, True], ids=["tiles", "whole"])
 def small_tiles(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Two chunks of several supertiles; or of such in which every pair may take part."""
-    with mock.patch.object(triton_plans, "choose", return_value=replace(TINY, described=request.param)):
+    """Blocks of two supertiles, one above or beside the other; in the second case of such in which every pair may take
+    part."""
+    blocks = Blocks(32, 16, (1, 1)) if request.param else Blocks(16, 32, (1, 1))
+    with tiles(replace(TINY, described=request.param), blocks):
         yield
 
 

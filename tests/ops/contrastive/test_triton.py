@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,16 +14,18 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from sparc_kernels.ops._triton import replay
 from sparc_kernels.ops.contrastive import triton, triton_plans
-from sparc_kernels.ops.contrastive.config import TileConfig
+from sparc_kernels.ops.contrastive.config import Blocks, TileConfig
 from tests.conftest import device_of
 from tests.ops.contrastive.cases import Case, Inputs, make
 from tests.ops.contrastive.test_similarity import OPS, check, logsumexp
 
-# A program has two by two tiles, and G comes 64 rows at a time in float32.
-SMALL = TileConfig(32, 32, 16, parts=2, most_tiles=2, most_programs=0, workspace_bytes=64 * 4 * 80)
-# The same with a library's products, 32 rows at a time.
+# A program has two by two tiles; the same with a library's products, 32 rows at a time.
+SMALL = TileConfig(32, 32, 16, parts=2, most_tiles=2, most_programs=0)
 LIBRARY = replace(SMALL, library=True, library_bytes=32 * 4 * 80, most_tiles=1)
+# Of 70 by 80 both cut rows and columns; the first keep the sums of all rows meanwhile, the second those of all columns.
+BLOCKS = {SMALL: Blocks(64, 64, (2, 2)), LIBRARY: Blocks(32, 64, (1, 1))}
 CASES = (
     Case("ids", M=70, N=80, D=24),
     Case("sharp", M=40, N=80, D=24, scale=100.0, cosine=0.9, ids=0),  # running maxima
@@ -50,18 +53,28 @@ WHOLE = (
 )
 
 
+@contextlib.contextmanager
+def tiles(config: TileConfig, blocks: Blocks | None = None) -> Iterator[None]:
+    """Plans in these tiles and blocks, none of them kept from or for other tests."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(replay, "_tapes", {}))
+        stack.enter_context(mock.patch.object(triton_plans, "choose", return_value=config))
+        if blocks is not None:
+            stack.enter_context(mock.patch.object(TileConfig, "blocks", return_value=blocks))
+        yield
+
+
 @pytest.fixture(params=[SMALL, LIBRARY], ids=["fused", "library"])
 def small_tiles(request: pytest.FixtureRequest) -> Iterator[None]:
-    with mock.patch.object(triton_plans, "choose", return_value=request.param):
+    with tiles(request.param, BLOCKS[request.param]):
         yield
 
 
 def test_small_tiles_are_small() -> None:
-    """Several tiles to a program, several programs, several chunks: else the tests below test less than they say."""
+    """Several tiles to a program, several programs, several blocks: else the tests below test less than they say."""
     assert SMALL.supertile(70, 80, 2) == (2, 2)
-    assert SMALL.chunk(70, 4 * 80) == 64
     assert SMALL.cut(70, 80, 24) == SMALL
-    assert LIBRARY.library_chunk(64, 4 * 80, 32) == 32
+    assert LIBRARY.library_chunk(70, 4 * 80, 32) == 32
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -94,7 +107,7 @@ def test_between_tiles(case: Case, op: str, keep: bool) -> None:
 def test_whole_supertiles(case: Case, op: str, dtype: torch.dtype) -> None:
     g_bytes = dtype.itemsize * 64 * case.N  # of a supertile's rows, which come at a time
     config = replace(SMALL, described=True, workspace_bytes=g_bytes)
-    with mock.patch.object(triton_plans, "choose", return_value=config):
+    with tiles(config):
         check(case, "triton", dtype, False, op)
 
 
