@@ -23,6 +23,15 @@ PRODUCT_FAULTS = {
     "no arrival barrier": "race",
     "no reuse barrier": "race",
 }
+
+
+def apart(collective: str) -> str:
+    """What the message says of a collective that threads reach at two lines."""
+    waiting = r"while (?:lanes of its warp|\d+ threads) wait"
+    place = rf"at {collective} at fault_kernels\.cuh:"
+    return rf"{collective} at fault_kernels\.cuh:(?P<line>\d+) {waiting} {place}(?!(?P=line)\b)\d+ \(divergent"
+
+
 # What the message says of each kernel of fault_kernels.cuh.
 FAULTS = {
     "missing_block_barrier": "race|never written",
@@ -38,6 +47,12 @@ FAULTS = {
     "divergent_collective": "divergent collective",
     "mixed_collectives": "(shuffle|ballot).*divergent collective",
     "collective_against_barrier": "warp_barrier.*divergent collective",
+    "shuffle_in_branches": apart("shuffle_xor"),
+    "shuffle_in_ragged_loop": apart("shuffle"),
+    "collectives_of_a_helper": apart("shuffle_xor"),
+    "same_in_warp_in_branch": apart("warp_barrier"),
+    "ballot_in_branches": apart("ballot"),
+    "barrier_in_branches": apart("block_barrier"),
     "misaligned_load_matrices": "lane 9.* misaligned",
     "unordered_load_matrices": "race|never written",
     "misaligned_copy": "thread 40 .* misaligned",

@@ -39,6 +39,7 @@ FAULTS = {
     "warp apart": "divergent warpgroup",
     "warp ahead": "warp (4|5|6|7) takes .* where another warp of its warpgroup took .*divergent warpgroup",
     "lane apart": "lane 7.* where lane 0 takes .*divergent warpgroup",
+    "warp elsewhere": r"takes warpgroup_commit at .*cuh:(\d+) where another warp .* took .* at .*cuh:(?!\1\b)\d+ \(div",
 }
 OF_REGISTERS = ("early register fence",)  # faults of kernels with a in registers
 
@@ -77,11 +78,14 @@ def problem(type_: str, layout: str, columns: int) -> tuple[dict[str, Any], Arra
     return arguments, (3 + a_values.astype(np.float64) @ chosen) * 0.5
 
 
+def call(function: str, **arguments: Any) -> Result:
+    return server(Path(__file__).with_name("warpgroup_kernels.cpp")).call(function, **arguments)
+
+
 def product(arguments: dict[str, Any], fault: str = "", seed: int = 0) -> Result:
     number = 1 + list(FAULTS).index(fault) if fault else 0
     given = {**arguments["given"], "fault": number, "seed": seed}
-    source = Path(__file__).with_name("warpgroup_kernels.cpp")
-    return server(source).call("product", **{**arguments, "given": given})
+    return call("product", **{**arguments, "given": given})
 
 
 @pytest.mark.parametrize("columns", [32, 64, 112])
