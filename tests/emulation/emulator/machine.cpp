@@ -153,13 +153,15 @@ void Machine::block_barrier() {
     fail("reaches block_barrier after " + std::to_string(finished_) +
          " threads have ended (divergent barrier)");
   }
-  const bool first = waiting_for_block_ == 0;
-  const Place place = current_place(__builtin_frame_address(0), first, barrier_place_);
-  if (first) barrier_place_ = place;
-  if (place != barrier_place_) {
-    fail("reaches block_barrier" + places_.apart(place, barrier_place_) + " while " +
-         std::to_string(waiting_for_block_) + " threads wait at block_barrier" +
-         places_.apart(barrier_place_, place) + " (divergent barrier)");
+  // Warps may stand at different places: the instruction counts them, and asks for one place of the lanes of
+  // a warp only (PTX ISA, barrier.sync.aligned).
+  const bool first = warp.stopped == 0;
+  const Place place = current_place(__builtin_frame_address(0), first, warp.place);
+  if (first) warp.place = place;
+  if (place != warp.place) {
+    fail("reaches block_barrier" + places_.apart(place, warp.place) +
+         " while lanes of its warp wait at block_barrier" + places_.apart(warp.place, place) +
+         " (divergent barrier)");
   }
   threads_[current_].waits_for_block = true;
   ++warp.stopped;

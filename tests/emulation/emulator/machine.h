@@ -60,7 +60,7 @@ class Machine {
   };
   struct Warp {
     Collective kind = Collective::kNone;  // what its lanes wait for
-    Place place = 0;                      // and where
+    Place place = 0;                      // and where; or where they wait for the block
     int waiting = 0;
     int stopped = 0;  // lanes that have ended or wait for the block
     LaneArguments* lanes[kWarpSize] = {};
@@ -86,7 +86,6 @@ class Machine {
   int current_ = 0;
   int64_t block_ = 0;
   int waiting_for_block_ = 0;
-  Place barrier_place_ = 0;  // where they wait
   int finished_ = 0;
   std::exception_ptr error_;
 };

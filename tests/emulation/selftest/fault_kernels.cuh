@@ -196,9 +196,9 @@ SPARC_DEVICE void ballot_in_branches(const FaultArguments& arguments) {
   own_result(arguments) = static_cast<float>(device::count_bits(votes));
 }
 
-// Whole warps in each branch.
+// Whole warps may part.
 SPARC_DEVICE void barrier_in_branches(const FaultArguments& arguments) {
-  if (arguments.faulty && device::warp_index() == 0) {
+  if (arguments.faulty ? device::lane_index() < 16 : device::warp_index() == 0) {
     device::block_barrier();
   } else {
     device::block_barrier();

@@ -26,10 +26,9 @@ PRODUCT_FAULTS = {
 
 
 def apart(collective: str) -> str:
-    """What the message says of a collective that threads reach at two lines."""
-    waiting = r"while (?:lanes of its warp|\d+ threads) wait"
-    place = rf"at {collective} at fault_kernels\.cuh:"
-    return rf"{collective} at fault_kernels\.cuh:(?P<line>\d+) {waiting} {place}(?!(?P=line)\b)\d+ \(divergent"
+    """What the message says of a collective that lanes of a warp reach at two lines."""
+    place = rf"{collective} at fault_kernels\.cuh:"
+    return rf"{place}(?P<line>\d+) while lanes of its warp wait at {place}(?!(?P=line)\b)\d+ \(divergent"
 
 
 # What the message says of each kernel of fault_kernels.cuh.
