@@ -14,6 +14,7 @@ from sparc_kernels.functional import Above, Ids, Labels, Pairs, Teacher
 from tests.distributed.world import Here
 
 UNEVEN = ((5, 9, 3, 7), (6, 0, 1, 17))
+SIZES = (9, 4)  # of two ranks
 CLOSE = 1e-12
 
 

@@ -28,11 +28,10 @@ from sparc_kernels.functional import (
 )
 from sparc_kernels.modules import DistillClipLoss
 from tests import tolerance
-from tests.distributed.problems import CLOSE, Problem, of_rank, off
+from tests.distributed.problems import CLOSE, SIZES, Problem, of_rank, off
 from tests.distributed.world import Cases, Here
 
 CASES = Cases()
-SIZES = (9, 4)
 F64 = torch.float64
 
 

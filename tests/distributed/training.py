@@ -1,13 +1,10 @@
-"""Cases of two ranks: the statistics, real DDP and FSDP2, modules, compilation, disagreement, and planted faults."""
+"""Cases of two ranks: real DDP and FSDP2, modules, compilation; and those of the modules beside it."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -19,10 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import sparc_kernels as sk
-from sparc_kernels.distributed import agreement, collectives, ranks, spread, totals
 from sparc_kernels.functional import (
     Ids,
-    Labels,
     SparcLossOutput,
     contrastive_loss,
     filip_loss,
@@ -33,12 +28,11 @@ from sparc_kernels.functional import (
     sparc_loss,
 )
 from sparc_kernels.modules import ClipLoss, DistillClipLoss, SigLipLoss
-from tests.distributed import statistics
-from tests.distributed.problems import CLOSE, Problem, compare, mean_of_ranks, of_rank, off
+from tests.distributed import agreements, faults, statistics
+from tests.distributed.problems import CLOSE, SIZES, Problem, compare, mean_of_ranks, of_rank, off
 from tests.distributed.world import CHECKOUT, Cases, Here
 
-CASES = Cases(statistics.CASES)
-SIZES = (9, 4)
+CASES = Cases(statistics.CASES | agreements.CASES | faults.CASES)
 F64 = torch.float64
 
 
@@ -294,115 +288,6 @@ def compiled_uneven(here: Here) -> None:
     assert bool(function(x).isfinite())
 
 
-# Disagreement
-
-
-@CASES.add("disagreement")
-def disagreement(here: Here) -> None:
-    """All ranks get the error, which names rank and argument, and go on to the next call."""
-    first = here.rank == 0
-    x = torch.randn(4, 8, dtype=F64)
-    grad = x.clone().requires_grad_()
-    group = here.group
-
-    def check(message: str, one: Callable[[], Any], other: Callable[[], Any]) -> None:
-        with pytest.raises(ValueError, match=message):
-            (one if first else other)()
-        assert bool(contrastive_loss(x, x, group=group).isfinite())
-
-    check(
-        r"text_embeds width must be the same on all ranks, got 6 on rank 1 and 8 on rank 0",
-        lambda: contrastive_loss(x, x, group=group),
-        lambda: contrastive_loss(x[:, :6], x[:, :6], group=group),
-    )
-    check(
-        r"text_embeds dtype must be the same .*, got float32 on rank 1 and float64 on rank 0",
-        lambda: contrastive_loss(x, x, group=group),
-        lambda: contrastive_loss(x.float(), x.float(), group=group),
-    )
-    check(
-        r"direction must be the same .*, got image_to_text on rank 1 and both on rank 0",
-        lambda: contrastive_loss(x, x, group=group),
-        lambda: contrastive_loss(x, x, group=group, direction="image_to_text"),
-    )
-    check(
-        r"text_embeds requires_grad must be the same .*, got True on rank 1 and False on rank 0",
-        lambda: contrastive_loss(x, x, group=group),
-        lambda: contrastive_loss(x, grad, group=group),
-    )
-    check(
-        r"targets must be the same .*, got Labels on rank 1 and None on rank 0",
-        lambda: contrastive_loss(x, x, group=group),
-        lambda: contrastive_loss(x, x, group=group, targets=Labels(torch.arange(4), torch.arange(4))),
-    )
-    check(
-        r"exchange must be the same .*, got ring on rank 1 and gather on rank 0",
-        lambda: contrastive_loss(x, x, group=group),
-        lambda: contrastive_loss(x, x, group=group, exchange="ring"),
-    )
-    check(
-        r"gradients must be the same .*, got sum on rank 1 and mean on rank 0",
-        lambda: contrastive_loss(x, x, group=group),
-        lambda: contrastive_loss(x, x, group=group, gradients="sum"),
-    )
-    check(
-        r"all ranks must make the same call, got another than (contrastive|sigmoid)_loss from rank [01]",
-        lambda: contrastive_loss(x, x, group=group),
-        lambda: sigmoid_loss(x, x, logit_scale=2.0, logit_bias=0.0, group=group),
-    )
-    y = torch.randn(3, 4, 8, dtype=F64)
-    check(
-        r"reduction must be the same .*, got caption on rank 1 and token on rank 0",
-        lambda: fine_grained_loss(y, y, group=group),
-        lambda: fine_grained_loss(y, y, group=group, reduction="caption"),
-    )
-    # sizes that were seen on one rank and are new on the other
-    for sizes in ((4, 4), (4, 9), (2, 9), (12, 1)):
-        own = torch.randn(sizes[here.rank], 8, dtype=F64)
-        assert bool(contrastive_loss(own, own, group=group).isfinite())
-
-
-@CASES.add("a host that does not wait")
-def without_waiting(here: Here) -> None:
-    """On a GPU the header is read where a rank does not know yet what the ranks agreed on; simulated on the CPU."""
-    reads: list[int] = []
-    real = agreement._check
-
-    def counted_check(*args: Any) -> None:
-        reads.append(1)
-        real(*args)
-
-    with (
-        mock.patch.object(agreement, "_waits_for", return_value=True),
-        mock.patch.object(agreement, "_check", counted_check),
-    ):
-        for sizes, expected in (
-            ((6, 8), (1, 1)),  # the first call
-            ((6, 8), (0, 0)),
-            ((8, 5), (0, 0)),  # both fit
-            ((2, 8), (1, 0)),  # much smaller on one rank, which learns that the other has agreed
-            ((0, 7), (1, 0)),
-            ((20, 16), (1, 1)),  # both outgrow it
-            ((20, 11), (0, 0)),
-            ((3, 4), (1, 1)),  # an evaluation
-            ((3, 4), (0, 0)),
-        ):
-            reads.clear()
-            problem = Problem.of(sizes)
-            error = compare(contrastive_loss, problem, "", here, "cpu")
-            assert error < CLOSE, f"{sizes}: {error:.3g}"
-            assert len(reads) == expected[here.rank], f"{sizes}: read {len(reads)} times"
-        # outgrown on one rank alone: it says so; nothing behind the header here, for the other would wait
-        with mock.patch.object(agreement, "gather", lambda own, padded, of: padded):
-            of = ranks.ranks_of(here.group, "mean", "some_call")
-            assert of is not None
-            agreement.spread_over(torch.randn((3, 4)[here.rank], 8), {"rows width": 8}, of)
-            larger = torch.randn((3, 9)[here.rank], 8)
-            message = "rows must be at most 4, which the ranks agreed on, got 9 on rank 1"
-            with pytest.raises(ValueError, match=message) if here.rank == 1 else contextlib.nullcontext():
-                agreement.spread_over(larger, {"rows width": 8}, of)
-
-
 @CASES.add("open_clip's arguments")
 def open_clip_arguments(here: Here) -> None:
     x = torch.randn(4, 8)
@@ -417,77 +302,3 @@ def open_clip_arguments(here: Here) -> None:
     for loss in (ClipLoss(gather_with_grad=True, local_loss=True, **right), SigLipLoss(**right)):
         assert loss.group == "world"
         assert bool(loss(x, x, 3.0, 0.0).isfinite())
-
-
-# Planted faults
-
-
-def _fault(target: Any, name: str, replacement: Any, here: Here, sizes: tuple[int, ...] = SIZES) -> None:
-    problem = Problem.of(sizes)
-    assert compare(contrastive_loss, problem, "", here, "cpu") < CLOSE
-    with mock.patch.object(target, name, replacement):
-        error = compare(contrastive_loss, problem, "", here, "cpu")
-    assert error > 1e-3, f"{name}: not caught, {error:.3g}"
-
-
-@CASES.add("fault: no factor")
-def no_factor(here: Here) -> None:
-    _fault(ranks.Ranks, "factor", 1, here)
-
-
-@CASES.add("fault: local mean")
-def local_mean(here: Here) -> None:
-    real = totals.gathered
-
-    def local(both: Tensor, of: ranks.Ranks) -> Tensor:
-        found = real(both, of)
-        own = found[of.rank : of.rank + 1] * of.size  # a rank's own sum and count, as if all had them
-        found[:, 1] = own[:, 1]
-        return found
-
-    problem = Problem.of(SIZES)
-    with mock.patch.object(totals, "gathered", local):
-        try:
-            error = compare(contrastive_loss, problem, "", here, "cpu")
-        except AssertionError as caught:
-            assert "different numbers" in str(caught)  # noqa: PT017
-            return
-    raise AssertionError(f"not caught, {error:.3g}")
-
-
-@CASES.add("fault: wrong rank order")
-def wrong_order(here: Here) -> None:
-    real = spread.swap
-    _fault(spread, "swap", lambda x, of: real(x, of).unflatten(0, (of.size, -1)).flip(0).flatten(0, 1).roll(1, 0), here)
-
-
-@CASES.add("fault: gathered in another order")
-def wrong_gather(here: Here) -> None:
-    real = collectives.gathered
-
-    def turned(x: Tensor, of: ranks.Ranks, what: str = "gathered") -> Tensor:
-        found = real(x, of, what)
-        return (
-            found.unflatten(0, (of.size, -1)).roll(1, 0).flatten(0, 1)
-            if x.dim() == 2 and x.is_floating_point()
-            else found
-        )
-
-    _fault(collectives, "gathered", turned, here)
-
-
-@CASES.add("fault: sums of a ring that stay")
-def staying(here: Here) -> None:
-    problem = Problem.of(SIZES)
-    for loss in (contrastive_loss, partial(sigmoid_loss, logit_bias=-2.0)):
-        assert compare(loss, problem, "", here, "cpu", exchange="ring") < CLOSE
-        with mock.patch.object(sk.distributed.Travelling, "pass_on", autospec=True):
-            assert compare(loss, problem, "", here, "cpu", exchange="ring") > 1e-3
-
-
-@CASES.add("fault: gradients of other ranks lost")
-def lost_gradients(here: Here) -> None:
-    def own(x: Tensor, of: ranks.Ranks) -> Tensor:
-        return x.unflatten(0, (of.size, -1))[of.rank]
-
-    _fault(collectives, "summed_parts", own, here)

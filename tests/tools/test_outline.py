@@ -13,7 +13,8 @@ import torch
 from sparc_kernels import _dispatch
 from sparc_kernels.ops._alignment.choice import kind_of
 from tests import cuda_resources
-from tests.tools.test_sass_model import ALL, RAGGED, built, listing, run, tool_run
+from tests.tools.test_sass_instructions import ALL, listing
+from tests.tools.test_sass_model import RAGGED, built, run, tool_run
 from tools.sass_model import choices, disassembly, launches, model
 from tools.sass_model.chips import chip_of
 from tools.sass_model.memory import Global

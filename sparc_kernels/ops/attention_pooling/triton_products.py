@@ -56,11 +56,11 @@ def store_sum(p_out, b_x, m, ADD: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=BLOCKS)
-def text_product_kernel(
+def product_kernel(
     p_similarity_grad,  # [rows, IMAGES * PADDED]: dS, stride_w from row to row
-    p_images,  # [I, PADDED, D]
+    p_operand,  # images [I, PADDED, D], or texts [N, D] where TRANSPOSED
     p_starts,  # [J + 1] int32
-    p_text_product,  # [PARTS, N, D]: dS V, of valid tokens
+    p_product,  # [PARTS, N, D]: dS V, of valid tokens; TRANSPOSED [PARTS, IMAGES * PADDED, D]: dS^T T
     stride_w,
     J, N, IMAGES, FIRST, FIRST_ROW, LAST_ROW, PARTS,
     PADDED: tl.constexpr,
@@ -68,6 +68,7 @@ def text_product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     STEPS: tl.constexpr,
     ADD: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -76,52 +77,30 @@ def text_product_kernel(
     columns: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     row, column = tile // columns * BLOCK_M, tile % columns * BLOCK_N
     count, width = valid_rows(p_starts, J, FIRST_ROW, LAST_ROW), IMAGES * PADDED
-    if row < count:
-        left = tl.make_tensor_descriptor(p_similarity_grad, [count, width], [stride_w, 1], [BLOCK_M, BLOCK_K])
-        right = tl.make_tensor_descriptor(p_images, [FIRST * PADDED + width, D], [D, 1], [BLOCK_K, BLOCK_N])
-        first, steps = part_of(width, part, PARTS, BLOCK_K, STEPS)
+    described = bound(count, STEPS)
+    if TRANSPOSED:
+        rows, depth, above, o_product = width, count, FIRST_ROW, tl.cast(part, tl.int64) * width
+        end = above + described
+    else:
+        rows, depth, above, o_product = count, width, FIRST * PADDED, tl.cast(part, tl.int64) * N + FIRST_ROW
+        end = above + width
+    if row < rows:
+        down: tl.constexpr = BLOCK_K if TRANSPOSED else BLOCK_M
+        across: tl.constexpr = BLOCK_M if TRANSPOSED else BLOCK_K
+        left = tl.make_tensor_descriptor(p_similarity_grad, [described, width], [stride_w, 1], [down, across])
+        right = tl.make_tensor_descriptor(p_operand, [end, D], [D, 1], [BLOCK_K, BLOCK_N])
+        first, steps = part_of(depth, part, PARTS, BLOCK_K, STEPS)
         b_x = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for step in range(steps):
             o = first + step * BLOCK_K
-            b_left = operand(left.load([row, o]), UPCAST)
-            b_x = tl.dot(b_left, operand(right.load([FIRST * PADDED + o, column]), UPCAST), b_x)
+            if TRANSPOSED:
+                b_left = tl.trans(left.load([o, row]))
+            else:
+                b_left = left.load([row, o])
+            b_x = tl.dot(operand(b_left, UPCAST), operand(right.load([above + o, column]), UPCAST), b_x)
         o_m, o_n = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
-        o_out = (tl.cast(part, tl.int64) * N + FIRST_ROW + o_m)[:, None] * D + o_n[None, :]
-        store_sum(p_text_product + o_out, b_x, (o_m < count)[:, None] & (o_n < D)[None, :], ADD)
-
-
-@triton.jit(do_not_specialize=BLOCKS)
-def image_product_kernel(
-    p_similarity_grad,  # [rows, IMAGES * PADDED]: dS
-    p_texts,  # [N, D]
-    p_starts,  # [J + 1] int32
-    p_image_product,  # [PARTS, IMAGES * PADDED, D]: dS^T T
-    stride_w,
-    J, N, IMAGES, FIRST, FIRST_ROW, LAST_ROW, PARTS,
-    PADDED: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    STEPS: tl.constexpr,
-    ADD: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    part, tile = tl.program_id(0) % PARTS, tl.program_id(0) // PARTS
-    columns: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
-    row, column = tile // columns * BLOCK_M, tile % columns * BLOCK_N
-    count, width = valid_rows(p_starts, J, FIRST_ROW, LAST_ROW), IMAGES * PADDED
-    left = tl.make_tensor_descriptor(p_similarity_grad, [bound(count, STEPS), width], [stride_w, 1], [BLOCK_K, BLOCK_M])
-    right = tl.make_tensor_descriptor(p_texts, [FIRST_ROW + bound(count, STEPS), D], [D, 1], [BLOCK_K, BLOCK_N])
-    first, steps = part_of(count, part, PARTS, BLOCK_K, STEPS)
-    b_x = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for step in range(steps):
-        o = first + step * BLOCK_K
-        b_left = operand(tl.trans(left.load([o, row])), UPCAST)
-        b_x = tl.dot(b_left, operand(right.load([FIRST_ROW + o, column]), UPCAST), b_x)
-    o_m, o_n = row + tl.arange(0, BLOCK_M), column + tl.arange(0, BLOCK_N)
-    o_out = (tl.cast(part, tl.int64) * width + o_m)[:, None] * D + o_n[None, :]
-    store_sum(p_image_product + o_out, b_x, (o_m < width)[:, None] & (o_n < D)[None, :], ADD)
+        o_out = (o_product + o_m)[:, None] * D + o_n[None, :]
+        store_sum(p_product + o_out, b_x, (o_m < rows)[:, None] & (o_n < D)[None, :], ADD)
 
 
 @triton.jit(do_not_specialize=BLOCKS)

@@ -12,11 +12,7 @@ from sparc_kernels.ops._triton.launch import Launch, Step, cdiv, interpreted
 from sparc_kernels.ops._triton.products import BatchedProduct, Product
 from sparc_kernels.ops.attention_pooling.config import OwnProducts
 from sparc_kernels.ops.attention_pooling.triton_plans import Problem
-from sparc_kernels.ops.attention_pooling.triton_products import (
-    gram_gradient_kernel,
-    image_product_kernel,
-    text_product_kernel,
-)
+from sparc_kernels.ops.attention_pooling.triton_products import gram_gradient_kernel, product_kernel
 
 Steps = list[Step]
 
@@ -108,8 +104,6 @@ class OwnSums(Sums):
         """As of ``Sums``."""
         tiles, n_images = self.tiles, images.stop - images.start
         known = known | {
-            "p_text_product": self.texts,
-            "p_image_product": self.image_sums,
             "p_gram_grad": self.gram_sums,
             "BLOCK_M": tiles.block_m,
             "BLOCK_N": self.block_n,
@@ -117,9 +111,9 @@ class OwnSums(Sums):
             "BLOCK_K": tiles.block_k,
         }
 
-        def launch(kernel: Any, programs: int, parts: int, depth: int, add: bool) -> Launch:
+        def launch(kernel: Any, programs: int, parts: int, depth: int, add: bool, **rest: Any) -> Launch:
             steps = cdiv(cdiv(depth, parts), tiles.block_k) if interpreted() else None
-            own = {"PARTS": parts, "STEPS": steps, "ADD": add}
+            own = {"PARTS": parts, "STEPS": steps, "ADD": add, **rest}
             return Launch.of(kernel, programs * parts, known, own, tiles.num_warps, tiles.num_stages)
 
         n_tokens, columns = tokens.stop - tokens.start, n_images * self.problem.padded
@@ -127,10 +121,12 @@ class OwnSums(Sums):
         steps: Steps = []
         if self.texts is not None:
             programs = cdiv(n_tokens, tiles.block_m) * self.columns
-            steps.append(launch(text_product_kernel, programs, self.text_parts, columns, more))
+            ends = {"p_operand": known["p_images"], "p_product": self.texts, "TRANSPOSED": False}
+            steps.append(launch(product_kernel, programs, self.text_parts, columns, more, **ends))
         if self.image_sums is not None:
             programs = cdiv(columns, tiles.block_m) * self.columns
-            steps.append(launch(image_product_kernel, programs, self.image_parts, n_tokens, later))
+            ends = {"p_operand": known["p_texts"], "p_product": self.image_sums, "TRANSPOSED": True}
+            steps.append(launch(product_kernel, programs, self.image_parts, n_tokens, later, **ends))
             steps.append(launch(gram_gradient_kernel, n_images, self.gram_parts, n_tokens, later))
         return steps
 

@@ -1,7 +1,9 @@
 // Launches kernels on the host. Faults that are found: accesses to shared memory and scratch that race, leave
 // their bounds or read what was never written; asynchronous copies that are used before they are waited for,
-// or never waited for; barriers and warp collectives that not all threads reach; misaligned addresses; what
-// warpgroups.h says of a warpgroup's matrix instructions.
+// or never waited for; barriers and warp collectives that not all threads reach, or that lanes of one warp
+// reach at different places of the kernel, where a GPU may wait for ever; misaligned addresses; what
+// warpgroups.h says of a warpgroup's matrix instructions. Lanes that reach one place in different rounds of a
+// loop count as together.
 // AddressSanitizer sees to global memory (arrays.h); races between threads or blocks on plain global pointers
 // are not looked for.
 #pragma once

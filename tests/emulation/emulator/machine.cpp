@@ -63,7 +63,7 @@ Machine::Machine(int64_t grid, int threads, size_t shared_bytes, const std::vect
     : grid_(grid),
       kernel_(kernel),
       shadow_(threads, shared_bytes),
-      warpgroups_(threads, shadow_),
+      warpgroups_(threads, shadow_, places_),
       random_(seed),
       threads_(threads),
       warps_(threads / kWarpSize) {
@@ -153,6 +153,16 @@ void Machine::block_barrier() {
     fail("reaches block_barrier after " + std::to_string(finished_) +
          " threads have ended (divergent barrier)");
   }
+  // Warps may stand at different places: the instruction counts them, and asks for one place of the lanes of
+  // a warp only (PTX ISA, barrier.sync.aligned).
+  const bool first = warp.stopped == 0;
+  const Place place = current_place(__builtin_frame_address(0), first, warp.place);
+  if (first) warp.place = place;
+  if (place != warp.place) {
+    fail("reaches block_barrier" + places_.apart(place, warp.place) +
+         " while lanes of its warp wait at block_barrier" + places_.apart(warp.place, place) +
+         " (divergent barrier)");
+  }
   threads_[current_].waits_for_block = true;
   ++warp.stopped;
   if (++waiting_for_block_ == static_cast<int>(threads_.size())) {
@@ -170,8 +180,14 @@ void Machine::block_barrier() {
 void Machine::warp_collective(Collective kind, LaneArguments& lane) {
   const int index = current_ / kWarpSize;
   Warp& warp = warps_[index];
-  if (warp.waiting > 0 && warp.kind != kind) {
-    fail(std::string("reaches ") + name_of(kind) + " while lanes of its warp wait at " + name_of(warp.kind) +
+  const bool first = warp.waiting == 0;
+  const Place place = current_place(__builtin_frame_address(0), first, warp.place);
+  if (first) {
+    warp.kind = kind;
+    warp.place = place;
+  } else if (warp.kind != kind || warp.place != place) {
+    fail(std::string("reaches ") + name_of(kind) + places_.apart(place, warp.place) +
+         " while lanes of its warp wait at " + name_of(warp.kind) + places_.apart(warp.place, place) +
          " (divergent collective)");
   }
   for (int thread = index * kWarpSize; warp.stopped > 0 && thread < (index + 1) * kWarpSize; ++thread) {
@@ -179,7 +195,6 @@ void Machine::warp_collective(Collective kind, LaneArguments& lane) {
     fail(std::string("reaches ") + name_of(kind) + " but " + name_thread(thread) +
          (threads_[thread].finished ? " has ended" : " waits at block_barrier") + " (divergent collective)");
   }
-  warp.kind = kind;
   warp.lanes[current_ % kWarpSize] = &lane;
   if (++warp.waiting == kWarpSize) {
     warp.waiting = 0;
@@ -221,12 +236,12 @@ void Machine::complete(int index) {
       break;
     case Collective::kWarpgroupMultiplyAdd:
       ++counts.warpgroup_multiply_adds;
-      warpgroups_.complete(warp.kind, index, warp.lanes);
+      warpgroups_.complete(warp.kind, warp.place, index, warp.lanes);
       break;
     case Collective::kWarpgroupFence:
     case Collective::kWarpgroupCommit:
     case Collective::kWarpgroupWait:
-      warpgroups_.complete(warp.kind, index, warp.lanes);
+      warpgroups_.complete(warp.kind, warp.place, index, warp.lanes);
       break;
   }
 }
@@ -280,6 +295,14 @@ void Machine::warpgroup_fence() {
   LaneArguments lane;
   warpgroups_.remember_registers(current_, &lane, threads_[current_].fiber->stack_end());
   warp_collective(Collective::kWarpgroupFence, lane);
+}
+
+// The place from which the function of this frame was called, remembered where a message may have to name it.
+Place Machine::current_place(const void* frame, bool first, Place others) {
+  const void* stack_end = threads_[current_].fiber->stack_end();
+  const Place place = place_of(frame, stack_end);
+  if (first || place != others) places_.remember(place, frame, stack_end);
+  return place;
 }
 
 void Machine::suspend_current() { threads_[current_].fiber->suspend(); }

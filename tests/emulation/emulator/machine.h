@@ -12,6 +12,7 @@
 
 #include "emulator.h"
 #include "fibers.h"
+#include "places.h"
 #include "runtime.h"
 #include "shadow.h"
 #include "warpgroups.h"
@@ -59,6 +60,7 @@ class Machine {
   };
   struct Warp {
     Collective kind = Collective::kNone;  // what its lanes wait for
+    Place place = 0;                      // and where; or where they wait for the block
     int waiting = 0;
     int stopped = 0;  // lanes that have ended or wait for the block
     LaneArguments* lanes[kWarpSize] = {};
@@ -68,12 +70,14 @@ class Machine {
   void body(int thread);
   void finish_thread();
   void complete(int warp);
+  Place current_place(const void* frame, bool first, Place others);
   void suspend_current();
   size_t draw(size_t count);
 
   int64_t grid_;
   const std::function<void()>& kernel_;
   Shadow shadow_;
+  Places places_;
   Warpgroups warpgroups_;
   std::mt19937_64 random_;
   std::vector<Thread> threads_;

@@ -28,14 +28,16 @@ float float_of(bool is_bf16, uint32_t bits) {
 }  // namespace
 
 bool Warpgroups::Step::operator==(const Step& other) const {
+  if (place != other.place) return false;
   return kind == other.kind && columns == other.columns && a == other.a && b == other.b &&
          is_bf16 == other.is_bf16 && transposed_a == other.transposed_a &&
          transposed_b == other.transposed_b && a_in_registers == other.a_in_registers && add == other.add &&
          pending == other.pending;
 }
 
-Warpgroups::Warpgroups(int threads, Shadow& shadow)
+Warpgroups::Warpgroups(int threads, Shadow& shadow, const Places& places)
     : shadow_(shadow),
+      places_(places),
       groups_(threads / kWarpSize / kWarps),
       warps_(threads / kWarpSize),
       registers_(threads) {}
@@ -107,14 +109,15 @@ std::string Warpgroups::name_of(const Step& step) {
   return name + ", b at " + std::to_string(start_of(step.b)) + (step.transposed_b ? " transposed" : "");
 }
 
-void Warpgroups::complete(Collective kind, int warp, WarpArguments& lanes) {
-  const Step step = step_of(kind, *lanes[0]);
+void Warpgroups::complete(Collective kind, Place place, int warp, WarpArguments& lanes) {
+  Step step = step_of(kind, *lanes[0]);
   for (int lane = 1; lane < kWarpSize; ++lane) {
     const Step other = step_of(kind, *lanes[lane]);
     if (other == step) continue;
     fail(name_thread(warp * kWarpSize + lane),
          "takes " + name_of(other) + " where lane 0 takes " + name_of(step) + " (divergent warpgroup)");
   }
+  step.place = place;  // of all lanes
   take(warp, step);
   Warp& own = warps_[warp];
   if (kind == Collective::kWarpgroupMultiplyAdd) issue(warp, step, lanes);
@@ -137,8 +140,10 @@ void Warpgroups::take(int warp, const Step& step) {
   if (ahead == group.steps.size()) {
     group.steps.push_back(step);
   } else if (!(group.steps[ahead] == step)) {
-    fail(name_warp(warp), "takes " + name_of(step) + " where another warp of its warpgroup took " +
-                              name_of(group.steps[ahead]) + " (divergent warpgroup)");
+    const Step& other = group.steps[ahead];
+    fail(name_warp(warp), "takes " + name_of(step) + places_.apart(step.place, other.place) +
+                              " where another warp of its warpgroup took " + name_of(other) +
+                              places_.apart(other.place, step.place) + " (divergent warpgroup)");
   }
   ++taken;
   while (group.steps_before < *std::min_element(group.taken, group.taken + kWarps)) {

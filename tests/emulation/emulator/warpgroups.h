@@ -2,10 +2,11 @@
 // uses, and when its results arrive.
 //
 // The warps of a group are not held together: each does its 16 rows when it waits for them, the latest time
-// at which the device may. Faults that are found: warps of a group that take different instructions; operands
-// that are no part of a panel; registers used without a warpgroup_fence since they were written, or written
-// while an instruction adds to them (reading is found by what emulated_device.h does with the number that
-// lies in them meanwhile); instructions never waited for. The shadow of shared memory sees to the operands.
+// at which the device may. Faults that are found: warps of a group that take different instructions, or the
+// same at different places; operands that are no part of a panel; registers used without a warpgroup_fence
+// since they were written, or written while an instruction adds to them (reading is found by what
+// emulated_device.h does with the number that lies in them meanwhile); instructions never waited for. The
+// shadow of shared memory sees to the operands.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "collectives.h"
+#include "places.h"
 #include "runtime.h"
 #include "shadow.h"
 
@@ -23,7 +25,7 @@ namespace emulation {
 
 class Warpgroups {
  public:
-  Warpgroups(int threads, Shadow& shadow);
+  Warpgroups(int threads, Shadow& shadow, const Places& places);
 
   void start_block();
   void finish_thread(int thread) const;
@@ -31,8 +33,8 @@ class Warpgroups {
 
   // The thread's warpgroup_fence: remembers its registers, that is all of its stack in use.
   void remember_registers(int thread, const void* stack_begin, const void* stack_end);
-  // A warpgroup collective of a warp, whose lanes have all arrived.
-  void complete(Collective kind, int warp, WarpArguments& lanes);
+  // A warpgroup collective of a warp, whose lanes have all arrived at the place.
+  void complete(Collective kind, Place place, int warp, WarpArguments& lanes);
 
  private:
   static constexpr int kWarps = 4;           // of a group
@@ -47,6 +49,7 @@ class Warpgroups {
     uint64_t a, b;
     bool is_bf16, transposed_a, transposed_b, a_in_registers, add;
     int pending;
+    Place place = 0;
 
     bool operator==(const Step& other) const;
   };
@@ -93,6 +96,7 @@ class Warpgroups {
   [[noreturn]] static void fail(const std::string& who, const std::string& what);
 
   Shadow& shadow_;
+  const Places& places_;
   std::vector<Group> groups_;
   std::vector<Warp> warps_;
   std::vector<Registers> registers_;

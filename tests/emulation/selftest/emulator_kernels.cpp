@@ -66,6 +66,12 @@ FaultKernel find_fault_kernel(const std::string& name) {
   SPARC_FAULT(divergent_collective);
   SPARC_FAULT(mixed_collectives);
   SPARC_FAULT(collective_against_barrier);
+  SPARC_FAULT(shuffle_in_branches);
+  SPARC_FAULT(shuffle_in_ragged_loop);
+  SPARC_FAULT(collectives_of_a_helper);
+  SPARC_FAULT(same_in_warp_in_branch);
+  SPARC_FAULT(ballot_in_branches);
+  SPARC_FAULT(barrier_in_branches);
   SPARC_FAULT(misaligned_load_matrices);
   SPARC_FAULT(unordered_load_matrices);
   SPARC_FAULT(misaligned_copy);

@@ -145,6 +145,67 @@ SPARC_DEVICE void collective_against_barrier(const FaultArguments& arguments) {
   own_result(arguments) = 1.0f;
 }
 
+// The next six reach the same collective as often in every lane, but some of them at another place.
+
+SPARC_DEVICE void shuffle_in_branches(const FaultArguments& arguments) {
+  float value = 1.0f;
+  if (arguments.faulty && device::lane_index() < 16) {
+    value += device::shuffle_xor(value, 1);
+  } else {
+    value += device::shuffle_xor(value, 1);
+  }
+  own_result(arguments) = value;
+}
+
+SPARC_DEVICE void shuffle_in_ragged_loop(const FaultArguments& arguments) {
+  const int lane = device::lane_index();
+  float value = 1.0f;
+  for (int i = arguments.faulty ? lane : 0; i < 48; i += 32) value += device::shuffle(value, 0);
+  if (arguments.faulty && lane >= 16) value += device::shuffle(value, 0);
+  own_result(arguments) = value;
+}
+
+SPARC_DEVICE_NOINLINE float sum_over_lanes(float value) {
+  for (int mask = 1; mask < 32; mask *= 2) value += device::shuffle_xor(value, mask);
+  return value;
+}
+
+SPARC_DEVICE void collectives_of_a_helper(const FaultArguments& arguments) {
+  float value = 1.0f;
+  if (arguments.faulty && device::lane_index() == 31) value = sum_over_lanes(value);
+  if (!arguments.faulty || device::lane_index() != 31) value = sum_over_lanes(value);
+  own_result(arguments) = value;
+}
+
+// The warp's number, from lane 0, where one lane stores and where the others go on.
+SPARC_DEVICE void same_in_warp_in_branch(const FaultArguments& arguments) {
+  int warp = 0;
+  if (!arguments.faulty || device::lane_index() == 0) warp = device::same_in_warp(device::warp_index());
+  if (arguments.faulty && device::lane_index() != 0) warp = device::same_in_warp(device::warp_index());
+  own_result(arguments) = static_cast<float>(warp);
+}
+
+SPARC_DEVICE void ballot_in_branches(const FaultArguments& arguments) {
+  const bool odd = device::lane_index() % 2 == 1;
+  uint32_t votes = 0;
+  if (arguments.faulty && odd) {
+    votes = device::ballot(true);
+  } else {
+    votes = device::ballot(odd);
+  }
+  own_result(arguments) = static_cast<float>(device::count_bits(votes));
+}
+
+// Whole warps may part.
+SPARC_DEVICE void barrier_in_branches(const FaultArguments& arguments) {
+  if (arguments.faulty ? device::lane_index() < 16 : device::warp_index() == 0) {
+    device::block_barrier();
+  } else {
+    device::block_barrier();
+  }
+  own_result(arguments) = 1.0f;
+}
+
 SPARC_DEVICE void misaligned_load_matrices(const FaultArguments& arguments) {
   const auto shared = device::shared_at<float>(0);
   const int thread = device::thread_index();

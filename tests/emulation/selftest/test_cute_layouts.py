@@ -81,6 +81,8 @@ def test_operands_of_a_warpgroup_lie_where_cute_puts_them(
 
     transposed_a = layout_a == "transposed"
     given = {
+        "type": "f16",
+        "columns": COLUMNS,
         "a_in_registers": layout_a == "registers",
         "transposed_a": transposed_a,
         "transposed_b": transposed_b,

@@ -23,6 +23,14 @@ PRODUCT_FAULTS = {
     "no arrival barrier": "race",
     "no reuse barrier": "race",
 }
+
+
+def apart(collective: str) -> str:
+    """What the message says of a collective that lanes of a warp reach at two lines."""
+    place = rf"{collective} at fault_kernels\.cuh:"
+    return rf"{place}(?P<line>\d+) while lanes of its warp wait at {place}(?!(?P=line)\b)\d+ \(divergent"
+
+
 # What the message says of each kernel of fault_kernels.cuh.
 FAULTS = {
     "missing_block_barrier": "race|never written",
@@ -38,6 +46,12 @@ FAULTS = {
     "divergent_collective": "divergent collective",
     "mixed_collectives": "(shuffle|ballot).*divergent collective",
     "collective_against_barrier": "warp_barrier.*divergent collective",
+    "shuffle_in_branches": apart("shuffle_xor"),
+    "shuffle_in_ragged_loop": apart("shuffle"),
+    "collectives_of_a_helper": apart("shuffle_xor"),
+    "same_in_warp_in_branch": apart("warp_barrier"),
+    "ballot_in_branches": apart("ballot"),
+    "barrier_in_branches": apart("block_barrier"),
     "misaligned_load_matrices": "lane 9.* misaligned",
     "unordered_load_matrices": "race|never written",
     "misaligned_copy": "thread 40 .* misaligned",

@@ -11,7 +11,7 @@ import pytest
 
 from tests.emulation.host import build
 from tests.emulation.host.run import Result, server
-from tests.emulation.selftest.test_emulator import operand
+from tests.emulation.selftest.test_emulator import bf16_of, operand
 
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 
@@ -39,6 +39,7 @@ FAULTS = {
     "warp apart": "divergent warpgroup",
     "warp ahead": "warp (4|5|6|7) takes .* where another warp of its warpgroup took .*divergent warpgroup",
     "lane apart": "lane 7.* where lane 0 takes .*divergent warpgroup",
+    "warp elsewhere": r"takes warpgroup_commit at .*cuh:(\d+) where another warp .* took .* at .*cuh:(?!\1\b)\d+ \(div",
 }
 OF_REGISTERS = ("early register fence",)  # faults of kernels with a in registers
 
@@ -77,11 +78,24 @@ def problem(type_: str, layout: str, columns: int) -> tuple[dict[str, Any], Arra
     return arguments, (3 + a_values.astype(np.float64) @ chosen) * 0.5
 
 
+def panels(matrix: Array, transposed: bool) -> tuple[Array, int]:
+    """Two panels that hold a matrix [m, 16] (of b: its transpose) at k = 16 to 31 of 64, in NaN of either type, and the
+    element where it begins."""
+    memory = np.full(2 * 64 * 64, 0x7FFF, np.uint16)
+    i, k = np.arange(len(matrix))[:, None], 16 + np.arange(16)
+    row, column = (i // 64 * 64 + k, i % 64) if transposed else (i, k)
+    memory[row * 64 + (column // 8 ^ row % 8) * 8 + column % 8] = matrix
+    return memory, 16 * 64 if transposed else 16
+
+
+def call(function: str, **arguments: Any) -> Result:
+    return server(Path(__file__).with_name("warpgroup_kernels.cpp")).call(function, **arguments)
+
+
 def product(arguments: dict[str, Any], fault: str = "", seed: int = 0) -> Result:
     number = 1 + list(FAULTS).index(fault) if fault else 0
     given = {**arguments["given"], "fault": number, "seed": seed}
-    source = Path(__file__).with_name("warpgroup_kernels.cpp")
-    return server(source).call("product", **{**arguments, "given": given})
+    return call("product", **{**arguments, "given": given})
 
 
 @pytest.mark.parametrize("columns", [32, 64, 104])
@@ -91,6 +105,35 @@ def test_product_agrees_with_numpy(type_: str, layout: str, columns: int) -> Non
     arguments, exact = problem(type_, layout, columns)
     for seed in range(3):
         np.testing.assert_allclose(product(arguments, seed=seed).unwrap(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("type_", ["bf16", "f16"])
+def test_every_shape_multiplies_integers_exactly(type_: str, layout: str) -> None:
+    """One instruction each, with a's fragments and c laid over the lanes after the tables of the PTX ISA."""
+    rng = np.random.default_rng(LAYOUTS.index(layout))
+    thread = np.arange(128)
+    row, column = thread // 32 * 16 + thread % 32 // 4, thread % 4 * 2
+    for columns in range(16, 129, 16):
+        a, b = (rng.integers(-8, 9, (m, 16)).astype(np.float32) for m in (64, columns))
+        a_bits, b_bits = (bf16_of(x) if type_ == "bf16" else x.astype(np.float16).view(np.uint16) for x in (a, b))
+        of_a, a_at = panels(a_bits, layout[0] == "t")
+        of_b, b_at = panels(b_bits, layout[1] == "t")
+        fragments = np.stack([a_bits[row + i // 2 % 2 * 8, column + i % 2 + i // 4 * 8] for i in range(8)], axis=1)
+        given = {
+            "type": type_,
+            "columns": columns,
+            "a_in_registers": layout[0] == "r",
+            "transposed_a": layout[0] == "t",
+            "transposed_b": layout[1] == "t",
+            "a_at": a_at,
+            "b_at": len(of_a) + b_at,
+        }
+        arguments = {"memory": np.concatenate([of_a, of_b]), "a": fragments.view(np.uint32), "given": given}
+        got = call("multiply_in_place", **arguments).unwrap()
+        exact = a @ b.T
+        held = [exact[row + i // 2 % 2 * 8, column + i % 2 + i // 4 * 8] for i in range(columns // 2)]
+        np.testing.assert_array_equal(got, np.stack(held, axis=1), err_msg=f"{columns} columns")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -27,6 +27,7 @@ enum class WarpgroupFault {
   kWarpApart,           // one warp leaves a product out
   kWarpAhead,           // one warp of a group takes its products in another order
   kLaneApart,           // a lane names another b
+  kWarpElsewhere,       // one warp commits its products at a line of its own
 };
 
 constexpr int kWarpgroupThreads = 256;
@@ -138,7 +139,11 @@ SPARC_DEVICE void multiply_chunk(float (&c)[kN / 2], const WarpgroupProblem<E>& 
                                                                         operand_at(b_at));
     }
   }
-  device::warpgroup_commit();
+  if (fault == WarpgroupFault::kWarpElsewhere && warp == 6) {
+    device::warpgroup_commit();
+  } else {
+    device::warpgroup_commit();
+  }
 }
 
 template <class E, int kN, bool kRegistersA, bool kTransposedA, bool kTransposedB>

@@ -78,46 +78,63 @@ py::array product(const py::array& a, const py::array& b, const py::dict& given)
   return product_of<Float16>(a, b, given);
 }
 
-// One instruction by one group, of 96 columns of float16, whose operands lie where the caller wants them:
-// `memory` is shared memory, elements; a [128, 4] by thread where it comes from registers. c [128, 48] by
-// thread.
-template <bool kTransposedA, bool kTransposedB>
-void multiply_once(float (&c)[48], const uint32_t (&a)[4], const py::dict& given) {
+// One instruction by one group, whose operands lie where the caller wants them: `memory` is shared memory,
+// elements; a [128, 4] by thread where it comes from registers. c [128, columns / 2] by thread.
+template <class E, int kN, bool kTransposedA, bool kTransposedB>
+void multiply_once(float* c, const uint32_t (&a)[4], const py::dict& given) {
   const auto at = [&](const char* name) {
     return device::panel_operand(
         device::address_of(device::shared_at<uint16_t>(0) + given[name].cast<int>()));
   };
+  float (&own)[kN / 2] = *reinterpret_cast<float (*)[kN / 2]>(c);
   if (!given["a_in_registers"].cast<bool>()) {
-    device::warpgroup_multiply_add<Float16, 96, kTransposedA, kTransposedB>(c, at("a_at"), at("b_at"));
+    device::warpgroup_multiply_add<E, kN, kTransposedA, kTransposedB>(own, at("a_at"), at("b_at"));
   } else {
-    device::warpgroup_multiply_add<Float16, 96, kTransposedB>(c, a, at("b_at"));
+    device::warpgroup_multiply_add<E, kN, kTransposedB>(own, a, at("b_at"));
   }
+}
+
+using Multiply = void (*)(float*, const uint32_t (&)[4], const py::dict&);
+
+template <class E, int kN>
+Multiply multiply_of(const py::dict& given) {
+  const bool transposed_b = given["transposed_b"].cast<bool>();
+  if (given["transposed_a"].cast<bool>()) {
+    return transposed_b ? &multiply_once<E, kN, true, true> : &multiply_once<E, kN, true, false>;
+  }
+  return transposed_b ? &multiply_once<E, kN, false, true> : &multiply_once<E, kN, false, false>;
+}
+
+template <class E, int kN = 128>
+Multiply multiply_of(int columns, const py::dict& given) {
+  if (columns == kN) return multiply_of<E, kN>(given);
+  if constexpr (kN > 16) return multiply_of<E, kN - 16>(columns, given);
+  throw std::invalid_argument("no instruction of " + std::to_string(columns) + " columns");
 }
 
 py::array multiply_in_place(const py::array& memory_array, const py::array& a_array, const py::dict& given) {
   const GlobalArray<uint16_t> memory(memory_array);
   const GlobalArray<uint32_t> all_a(a_array);
-  GlobalArray<float> all_c("float32", {128, 48});
+  const int columns = given["columns"].cast<int>();
+  const Multiply multiply = given["type"].cast<std::string>() == "bf16"
+                                ? multiply_of<BFloat16>(columns, given)
+                                : multiply_of<Float16>(columns, given);
+  GlobalArray<float> all_c("float32", {128, columns / 2});
   emulation::emulate(1, 128, memory.bytes(), {}, 0, [&] {
     const int thread = device::thread_index();
     for (int i = thread; i < static_cast<int>(memory.size()); i += 128) {
       device::shared_at<uint16_t>(0)[i] = memory.data()[i];
     }
     uint32_t a[4];
-    float c[48] = {};
+    float c[64] = {};
     for (int i = 0; i < 4; ++i) a[i] = all_a.data()[thread * 4 + i];
     device::async_proxy_fence();
     device::block_barrier();
     device::warpgroup_fence();
-    const bool transposed_b = given["transposed_b"].cast<bool>();
-    if (given["transposed_a"].cast<bool>()) {
-      transposed_b ? multiply_once<true, true>(c, a, given) : multiply_once<true, false>(c, a, given);
-    } else {
-      transposed_b ? multiply_once<false, true>(c, a, given) : multiply_once<false, false>(c, a, given);
-    }
+    multiply(c, a, given);
     device::warpgroup_commit();
     device::warpgroup_wait<0>();
-    for (int i = 0; i < 48; ++i) all_c.data()[thread * 48 + i] = c[i];
+    for (int i = 0; i < columns / 2; ++i) all_c.data()[thread * (columns / 2) + i] = c[i];
   });
   return all_c.to_numpy();
 }

@@ -61,4 +61,8 @@ def plans(
 
 def _one_of_each(launches: list[Any]) -> list[Any]:
     """Blocks of a pass differ in where they begin, which is not compiled."""
-    return list({(x.kernel, tuple(x is None for x in x.arguments.values())): x for x in launches[::-1]}.values())
+
+    def kind(x: Any) -> tuple[Any, ...]:
+        return x.kernel, x.arguments.get("TRANSPOSED"), *(argument is None for argument in x.arguments.values())
+
+    return list({kind(x): x for x in launches[::-1]}.values())
