@@ -12,8 +12,8 @@ import torch
 from tests.conftest import HAS_GPU
 from tests.interpreter import found_once
 
-triton = pytest.importorskip("triton")
-tl = triton.language
+triton: Any = pytest.importorskip("triton")
+tl: Any = triton.language
 pytestmark = pytest.mark.skipif(HAS_GPU, reason="no interpreter where there is a GPU")
 PLACES = (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base)
 
