@@ -89,12 +89,40 @@ def cuda_architectures(nvcc: Path) -> list[str]:
 def cuda_targets(nvcc: Path) -> list[str]:
     """What nvcc makes: code for the architectures, and PTX, which the driver compiles for devices that no code fits.
 
-    The PTX of the lowest one serves every device from there on; that of the newest one serves what comes later better.
+    The PTX of the lowest one serves every device from there on; that of Blackwell serves what comes later better.
     """
     architectures = cuda_architectures(nvcc)
     chosen_by_user = bool(os.environ.get("SPARC_CUDA_ARCHITECTURES"))
-    portable = architectures[:1] if chosen_by_user else [*dict.fromkeys((architectures[0], architectures[-1]))]
+    heads = [*dict.fromkeys(virtual_architecture(arch, architectures) for arch in architectures)]
+    portable = heads[:1] if chosen_by_user else heads
     return [*(f"sm_{arch}" for arch in architectures), *(f"compute_{arch}" for arch in portable)]
+
+
+def virtual_architecture(arch: str, architectures: list[str]) -> str:
+    """The one whose PTX an architecture's code is made from: the lowest of those before Blackwell, or from there on.
+
+    PTX takes nvcc twice the time that code does. Of these kernels that for 80 and 90 is the same, and that for 100 and
+    120, but for the name of the target; that for 80 and 100 is not (compared line by line, nvcc 13.0).
+    """
+    return next(head for head in architectures if (int(head) >= 100) == (int(arch) >= 100))
+
+
+def generated(targets: list[str], *, each: bool) -> list[str]:
+    """nvcc's flags for the targets: from as little PTX as will do, or each from its own."""
+    architectures = [target.removeprefix("sm_") for target in targets if target.startswith("sm_")]
+    made: dict[str, list[str]] = {}
+    for target in targets:
+        number = target.partition("_")[2]
+        made.setdefault(number if each else virtual_architecture(number, architectures), []).append(target)
+    return [f"-gencode=arch=compute_{head},code=[{','.join(codes)}]" for head, codes in made.items()]
+
+
+def compression(nvcc: Path) -> list[str]:
+    """Code as small as it gets, for seconds of nvcc's time. By itself it takes Zstandard too from release 13 on; before
+    that, drivers may be in use that cannot read it."""
+    printed = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)", printed)
+    return ["--compress-mode=size"] if release and int(release.group(1)) >= 13 else []
 
 
 def builds_warpgroups(nvcc: Path) -> bool:
@@ -130,7 +158,8 @@ class BuildNative(build_ext):
         for source in sources:
             rule = "cxx"
             if source.suffix == ".cu":
-                rule = "nvcc_warpgroup" if source.stem.endswith("_warpgroup") else "nvcc"
+                each = "__CUDA_ARCH__" in source.read_text()
+                rule = "nvcc_warpgroup" if source.stem.endswith("_warpgroup") else "nvcc_each" if each else "nvcc"
             for isa in INSTRUCTION_SETS if source.stem.endswith("_isa") else ("",):
                 stem = str(source.relative_to(CSRC)).replace(os.sep, "_")
                 obj = ninja_escape(work / f"{stem}{isa}.o")
@@ -154,15 +183,19 @@ class BuildNative(build_ext):
         assert nvcc is not None
         home = nvcc.parent.parent
         targets = cuda_targets(nvcc)
-        codes = [f"-gencode=arch={target.replace('sm', 'compute')},code={target}" for target in targets]
         flags = [*CXX_FLAGS, "-DUSE_CUDA", f"-I{home / 'include'}", f"-DSPARC_CUDA_ARCHITECTURES={','.join(targets)}"]
         if builds_warpgroups(nvcc):
             flags.append("-DSPARC_WARPGROUPS")
         nvcc_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", TORCH_TARGET, "-DUSE_CUDA"]
+        nvcc_flags += compression(nvcc)
         nvcc_rule = "".join(
             f"rule {name}\n  command = {nvcc} {' '.join([*nvcc_flags, *made])} -I{CSRC} "
             "-MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n\n"
-            for name, made in (("nvcc", codes), ("nvcc_warpgroup", ["-gencode=arch=compute_90a,code=sm_90a"]))
+            for name, made in (
+                ("nvcc", generated(targets, each=False)),
+                ("nvcc_each", generated(targets, each=True)),
+                ("nvcc_warpgroup", ["-gencode=arch=compute_90a,code=sm_90a"]),
+            )
         )
         # libtorch pulls in libtorch_cuda where PyTorch has one; its symbols are looked up when the library is loaded.
         libraries = [

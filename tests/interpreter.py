@@ -3,7 +3,8 @@
 At each such call it goes through all members of triton.language for builtins that it has to play: 46 % of the time of
 the all-pairs kernels' tests, under a profiler (Triton 3.6). Which names are builtins does not change, so they are found
 once; whether one is to be replaced now is still asked every time. The table of NumPy's dtypes, which it makes anew for
-each tensor, is made once too.
+each tensor, is made once too. A ``tl.reduce`` by a function of the kernel's own, which it calls for each single number,
+is called for each place along the axis with all numbers of that place, in the same order: the same bits.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-USED = ("_patch_builtin", "_patch_attr", "_get_np_dtype")
+import numpy as np
+
+USED = ("_patch_builtin", "_patch_attr", "_get_np_dtype", "ReduceOps")
 
 
 def found_once() -> bool:
@@ -42,4 +45,23 @@ def found_once() -> bool:
         return dtypes[name]
 
     interpreter._patch_builtin, interpreter._get_np_dtype = replace, np_dtype
+    one_by_one = interpreter.ReduceOps.generic_reduce
+
+    def reduce(self: Any, blocks: tuple[Any, ...]) -> list[Any]:
+        shape = blocks[0].handle.data.shape
+        if self.axis is None or len(shape) < 2:  # numbers, which a function could branch on
+            return one_by_one(self, blocks)
+        places = [
+            tuple(self.to_tensor(block.handle.data.take(place, self.axis), block.dtype) for block in blocks)
+            for place in range(shape[self.axis])
+        ]
+        total = places[0]
+        for place in places[1:]:
+            joined = self.combine_fn.fn(*total, *place)
+            total = joined if isinstance(joined, tuple) else (joined,)
+        found = (part.handle.data for part in total)
+        kept = (np.expand_dims(data, self.axis) if self.keep_dims else data for data in found)
+        return [self.to_tensor(data, block.dtype) for data, block in zip(kept, blocks)]
+
+    interpreter.ReduceOps.generic_reduce = reduce
     return True

@@ -362,7 +362,7 @@ def test_asking_is_no_part_of_a_graph(fresh_answers: None) -> None:
 @pytest.mark.parametrize(
     ("wanted", "targets"),
     [
-        (None, "sm_80 sm_90 sm_100 sm_120 compute_80 compute_120"),
+        (None, "sm_80 sm_90 sm_100 sm_120 compute_80 compute_100"),
         ("90", "sm_90 compute_90"),
         ("120, 80", "sm_80 sm_120 compute_80"),
         ("110", "sm_110 compute_110"),
@@ -381,3 +381,26 @@ def test_ptx_for_devices_that_no_code_fits(
     with mock.patch("setuptools.setup"):
         build = runpy.run_path(str(CHECKOUT / "setup.py"))
     assert build["cuda_targets"](nvcc) == targets.split()
+
+
+@pytest.mark.skipif(not (CHECKOUT / "setup.py").is_file(), reason="runs from a checkout only")
+def test_what_nvcc_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Architectures of one PTX share it; headers may not tell them apart then, and a source that does gets its own."""
+    monkeypatch.setenv("SPARC_BUILD_CUDA", "0")
+    with mock.patch("setuptools.setup"):
+        build = runpy.run_path(str(CHECKOUT / "setup.py"))
+    targets = ["sm_80", "sm_90", "sm_100", "sm_120", "compute_80", "compute_100"]
+    shared = ["compute_80,code=[sm_80,sm_90,compute_80]", "compute_100,code=[sm_100,sm_120,compute_100]"]
+    assert build["generated"](targets, each=False) == [f"-gencode=arch={flag}" for flag in shared]
+    assert build["generated"](["sm_90", "compute_90"], each=False) == [
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]"
+    ]
+    assert len(build["generated"](targets, each=True)) == 4
+    headers = [path for suffix in ("h", "cuh") for path in (CHECKOUT / "csrc").rglob(f"*.{suffix}")]
+    assert headers
+    assert not [path for path in headers if "__CUDA_ARCH__" in path.read_text()]
+    for release, flags in (("12.9", []), ("13.0", ["--compress-mode=size"])):
+        nvcc = tmp_path / release
+        nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.48'\n")
+        nvcc.chmod(0o755)
+        assert build["compression"](nvcc) == flags

@@ -1,5 +1,5 @@
 """The cost model of the compiled code: what it runs is right, what it counts is what the emulation counts, what it only
-outlines counts as much, and its tables are those of the library and of the code that are there."""
+outlines counts as much."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import torch
 from sparc_kernels import _native
 from sparc_kernels.ops.fine_grained.reference import fine_grained_reference
 from sparc_kernels.ops.grouping.reference import grouped_embeddings_reference
-from tests import cuda_resources
 from tests.emulation.host import build
 from tests.emulation.host.backend import Device
 from tests.emulation.host.run import server
@@ -204,14 +203,3 @@ def tool_run(*arguments: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=build.CHECKOUT)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
-
-
-@built
-@pytest.mark.slow
-def test_the_table_is_what_was_built() -> None:
-    if (found := cuda_resources.compiled_with()) != cuda_resources.COMPILER:
-        pytest.skip(f"the table is that of CUDA {cuda_resources.COMPILER}; the library was built with {found}")
-    written = tool_run("-m", "tools.sass_model", "--section")
-    assert written.lstrip("\n") == cuda_resources.committed()[1].lstrip("\n"), (
-        "docs/cuda_resources.md is out of date: python -m tools.sass_model --write"
-    )

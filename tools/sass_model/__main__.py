@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from tests.cuda_resources import DOCUMENT, committed
-from tools.sass_model import choices, report
+from tools.sass_model import choices, report, sources
 from tools.sass_model.chips import CHIPS, chip_of
 from tools.sass_model.launches import OPS, PATHS, Shape
 from tools.sass_model.model import Prediction, predict, predict_triton
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--loops", type=int, default=12, help="how many loops to list (default 12)")
     options = parser.parse_args()
     if options.write or options.section:
-        text = choices.section() + report.section()
+        text = sources.stamped(choices.section() + report.section())
         if options.write:
             DOCUMENT.write_text(committed()[0] + text)
         else:
