@@ -232,7 +232,7 @@ struct MaximaBlock {
   // Between two slices. The one that comes is there for all; the products of the one before the last are
   // done, and its stage is to be filled anew.
   SPARC_DEVICE void begin_slice() {
-    PanelStream::wait_for_copies(layout.stages - 3);
+    wait_for_copies(layout.stages - 3);
     device::async_proxy_fence();
     device::block_barrier();
     stage = stage + 1 == layout.stages ? 0 : stage + 1;
