@@ -70,8 +70,8 @@ def cuobjdump() -> str | None:
 
 def compiled_with() -> str | None:
     """The release of the nvcc that the library was built with."""
-    match = re.search(rb"Cuda compilation tools, release (\d+\.\d+)", LIBRARY.read_bytes())
-    return match.group(1).decode() if match else None
+    match = re.search(rb"sparc_cuda_toolkit=(\d+);", LIBRARY.read_bytes())
+    return f"{int(match.group(1)) // 1000}.{int(match.group(1)) % 1000 // 10}" if match else None
 
 
 def short_name(mangled: str) -> str:

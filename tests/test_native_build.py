@@ -16,6 +16,7 @@ import sparc_kernels
 from sparc_kernels import _native
 from sparc_kernels.ops import _samples
 from sparc_kernels.ops._room import Entry, Room, rooms
+from tests import cuda_resources
 from tests.conftest import CAPABILITIES
 
 PACKAGE = Path(sparc_kernels.__file__).parent
@@ -208,6 +209,7 @@ def test_cuda_half_holds_every_architecture() -> None:
         assert architecture in binaries, architecture
     for architecture in ("sm_80", "sm_100"):
         assert architecture in portable, "PTX for GPUs between the architectures, and newer ones"
+    assert cuda_resources.compiled_with() is not None, "which tables hold for it?"
     assert _native.build_info()["cuda_architectures"] == "sm_80,sm_90,sm_100,sm_120,compute_80,compute_100"
 
 

@@ -18,6 +18,8 @@ namespace {
 // PyTorch.
 __attribute__((used)) const char kArchitectures[] =
     "sparc_cuda_architectures=" SPARC_STRING(SPARC_CUDA_ARCHITECTURES) ";";
+// And by the tests, whose tables are those of one nvcc: what it writes itself is compressed with the code.
+__attribute__((used)) const char kToolkit[] = "sparc_cuda_toolkit=" SPARC_STRING(CUDART_VERSION) ";";
 
 torch::stable::Tensor cuda_build_info(const torch::stable::Tensor& tensor) {
   STD_TORCH_CHECK(tensor.is_cuda(), "cuda_build_info: expected a tensor on a CUDA device");
