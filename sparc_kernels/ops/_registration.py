@@ -203,13 +203,18 @@ def apply(function: type[Function], name: str, *inputs: Any) -> Any:
     """``function.apply(*inputs)``; in a traced graph the bare op ``name``, which brings its derivative along."""
     if torch.compiler.is_compiling():
         return call_forward(name, *inputs)
+    return applied(function if _is_transformed() else _untransformed(function), *inputs)
+
+
+def applied(function: type[Function], *inputs: Any) -> Any:
+    """``function.apply(*inputs)``; where forward-mode derivatives are asked for, the error says what has them."""
     try:
-        return (function if _is_transformed() else _untransformed(function)).apply(*inputs)
+        return function.apply(*inputs)
     except NotImplementedError as error:
         if "jvp" not in str(error):
             raise
         raise NotImplementedError(
-            "the fused kernels have no forward-mode derivatives (torch.func.jvp, jacfwd, hessian): use "
+            "the fused kernels have no forward-mode derivatives (forward_ad, torch.func.jvp, jacfwd, hessian): use "
             "backend='eager', or reverse mode (torch.func.grad, vjp, jacrev)"
         ) from error
 

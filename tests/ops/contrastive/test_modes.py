@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 import sparc_kernels as sk
 from sparc_kernels import Above, Ids, Labels, Pairs, Teacher
@@ -249,6 +250,30 @@ def test_second_derivatives_on_eager(loss: Loss) -> None:
     leaves = tuple(leaf.detach().double().requires_grad_() for leaf in x.leaves)
     x.queue, x.guide, x.weights = x.queue.double(), tuple(g.double() for g in x.guide), x.weights.double()  # type: ignore[assignment]
     assert torch.autograd.gradgradcheck(lambda *values: loss(x, *values, "eager"), leaves)
+
+
+@backends
+@losses
+def test_forward_mode(loss: Loss, backend: str) -> None:
+    """Eager has it; the others say that eager has it, under ``torch.func`` and without."""
+    x = Batch(backend)
+    scale = x.scale.detach()
+    function = lambda s: loss(x, x.images.detach(), x.texts.detach(), s, backend)  # noqa: E731
+
+    def dual() -> Tensor:
+        with forward_ad.dual_level():
+            found = function(forward_ad.make_dual(scale, torch.ones_like(scale)))
+            tangent: Tensor = forward_ad.unpack_dual(found).tangent
+            return tangent
+
+    if backend == "eager":
+        (expected,) = torch.autograd.grad(loss(x, x.images, x.texts, x.scale, backend), x.scale)
+        torch.testing.assert_close(dual(), expected, **CLOSE)
+        torch.testing.assert_close(torch.func.jacfwd(function)(scale), expected, **CLOSE)
+        return
+    for call in (dual, lambda: torch.func.jacfwd(function)(scale)):
+        with pytest.raises(NotImplementedError, match=r"no forward-mode derivatives .* use backend='eager'"):
+            call()
 
 
 # Fake and meta tensors, export
