@@ -288,6 +288,15 @@ def test_fake_tensors(loss: Loss, backend: str) -> None:
 
 
 @losses
+def test_another_default_device(loss: Loss) -> None:
+    """Nothing but the inputs says where tensors are made."""
+    x = Batch("eager")
+    expected = loss(x, *x.leaves, "auto")
+    with torch.device("meta"):
+        assert loss(x, *x.leaves, "auto").equal(expected)
+
+
+@losses
 def test_meta_tensors(loss: Loss) -> None:
     x = Batch("eager")
     for name, value in vars(x).items():
