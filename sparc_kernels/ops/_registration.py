@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -105,9 +105,13 @@ def call_backward(op: Any, *args: Any) -> Any:
     return _BackwardOp.apply(op, *args) if _is_transformed() else run_op(op, *args)
 
 
-def launch_backward(launcher: Any, *args: Any) -> Any:
-    """As :func:`call_backward`, for a launcher that is no registered op."""
-    return _BackwardOp.apply(launcher, *args) if torch.is_grad_enabled() else launcher(*args)
+def launch_backward(launcher: Callable[..., Any], grad: Tensor, *args: Any) -> Any:
+    """As :func:`call_backward`, for a launcher that is no registered op, whose results are linear in ``grad`` []."""
+    call = partial(_BackwardOp.apply, launcher) if torch.is_grad_enabled() else launcher
+    if torch._C._has_storage(grad):
+        return call(grad, *args)
+    # Many gradients at once (``is_grads_batched``), with no address that a launch could take.
+    return tuple(x * grad for x in call(torch.ones((), dtype=grad.dtype, device=grad.device), *args))
 
 
 def run_op(op: Any, *args: Any) -> Any:

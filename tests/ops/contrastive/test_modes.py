@@ -86,6 +86,10 @@ def sigmoid(x: Batch, images: Tensor, texts: Tensor, scale: Tensor, backend: str
     )  # fmt: skip
 
 
+def plain_sigmoid(x: Batch, images: Tensor, texts: Tensor, scale: Tensor, backend: str) -> Tensor:
+    return sk.sigmoid_loss(images, texts, logit_scale=scale, logit_bias=x.bias, backend=backend)
+
+
 LOSSES: tuple[Loss, ...] = (plain, labels, pairs, teacher, sigmoid)
 losses = pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -232,6 +236,17 @@ def test_func_grad_and_vjp(loss: Loss, backend: str) -> None:
     for found in (torch.func.grad(function, argnums=(0, 1, 2))(*values), pull(torch.ones_like(value))):
         for one, other in zip(found, expected):
             torch.testing.assert_close(one, other, **CLOSE)
+
+
+@backends
+@pytest.mark.parametrize("loss", [plain, plain_sigmoid], ids=lambda f: f.__name__)
+def test_many_gradients_at_once(loss: Loss, backend: str) -> None:
+    x = Batch(backend)
+    value = loss(x, *x.leaves, backend)
+    upstream = torch.tensor([1.0, -2.0], device=value.device)
+    expected = torch.autograd.grad(value, x.leaves, retain_graph=True)
+    for found, one in zip(torch.autograd.grad(value, x.leaves, upstream, is_grads_batched=True), expected):
+        torch.testing.assert_close(found, torch.stack([one, -2 * one]), **CLOSE)
 
 
 @backends
