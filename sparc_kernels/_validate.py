@@ -33,6 +33,11 @@ def embeddings(name: str, value: object, layout: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape {layout}, got {type(value).__name__}")
     _refuse_dtensor(name, value, f"{name}.to_local(), sharded over the batch alone")
+    if value.is_nested or value.layout != torch.strided:
+        kind, pass_on = str(value.layout).removeprefix("torch."), f"pass {name}.to_dense()"
+        if value.is_nested:
+            kind, pass_on = "nested", "pad it, and pass a mask"
+        raise TypeError(f"{name} must be a dense tensor of shape {layout}, got a {kind} one: {pass_on}")
     rank = layout.count(",") + 1
     if value.dim() != rank:
         raise ValueError(f"{name} must have shape {layout}, got {value.dim()} dimensions: {_shape(value)}")
@@ -73,7 +78,11 @@ def mask(name: str, value: object, owner_name: str, owner: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a bool torch.Tensor or None, got {type(value).__name__}")
     if value.dtype != torch.bool:
-        raise TypeError(f"{name} must have dtype torch.bool (True = valid), got {value.dtype}: pass {name}.bool()")
+        # An additive mask is 0 where valid: .bool() would turn it around.
+        pass_on = f"{name}.bool()"
+        if value.is_floating_point():
+            pass_on = f"{name} == 1, or == 0 of one to be added to logits"
+        raise TypeError(f"{name} must have dtype torch.bool (True = valid), got {value.dtype}: pass {pass_on}")
     if value.shape != owner.shape[:2]:
         raise ValueError(
             f"{name} must have shape {_shape(owner)[:2]}, the first two dimensions of {owner_name}, got {_shape(value)}"

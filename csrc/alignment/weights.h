@@ -96,7 +96,7 @@ void weigh(const T* st, int64_t p, int64_t lp, const MinMaxRows<T>& rows, Matrix
     const Vec<T, kN> gain = load<kN>(rows.gain + l), bias = load<kN>(rows.bias + l);
     for (int64_t i = 0; i < p; ++i) {
       const Vec<T, kN> above = load<kN>(st + i * lp + l) - low;
-      Vec<T, kN> u = above >= cut ? above * gain + bias : Vec<T, kN>{};
+      Vec<T, kN> u = above < cut ? Vec<T, kN>{} : above * gain + bias;  // "not cut", so that a NaN is seen
       if constexpr (kRound) u = round_to_bf16<kN>(u);
       store(ut.data + i * ut.ld + l, u);
     }
@@ -115,7 +115,7 @@ void weights_to_similarities(const T* st, int64_t p, int64_t lp, const MinMaxRow
     Vec<T, kN> total = {}, ties = {};
     for (int64_t i = 0; i < p; ++i) {
       const Vec<T, kN> above = load<kN>(st + i * lp + l) - low;
-      const Vec<T, kN> ds = above >= cut ? load<kN>(du + i * lp + l) * gain : Vec<T, kN>{};
+      const Vec<T, kN> ds = above < cut ? Vec<T, kN>{} : load<kN>(du + i * lp + l) * gain;
       total += ds;
       ties += above == T{0} ? splat<kN>(T{1}) : Vec<T, kN>{};
       store(du + i * lp + l, ds);

@@ -172,7 +172,7 @@ def check_pairs(name: str, pairs: Pairs, rows: Tensor, columns: int) -> tuple[Te
         )
     if nnz and (int(indices.min()) < 0 or int(indices.max()) >= columns):
         raise ValueError(f"{name}.indices must lie in [0, {columns}), got {int(indices.min())} to {int(indices.max())}")
-    first = torch.zeros(nnz + 1, dtype=torch.bool).index_fill_(0, indptr, True)[:nnz]
+    first = indptr.new_zeros(nnz + 1, dtype=torch.bool).index_fill_(0, indptr, True)[:nnz]
     if nnz and bool(((indices.diff() <= 0) & ~first[1:]).any()):
         raise ValueError(f"{name}.indices must ascend within each row, without repetition")
     return indptr, indices

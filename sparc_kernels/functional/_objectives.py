@@ -147,7 +147,7 @@ def _split(call: Call, bias: Tensor, targets: Targets | None) -> _Split:
         return _Split(_without_diagonal(call), True, values if both is None else values.masked_fill(~both, 0.0))
     indptr, indices, weights = _checked(call, targets)
     row = rows_of(indptr, indices)
-    values = softplus(-(scale * cosines_of_pairs(images, call.columns, row, indices) + bias))
+    values = softplus(-(scale * cosines_of_pairs(images, call.columns, row, indices, call.backend) + bias))
     if weights is not None:
         values = weights * values
     both = _both_there(scope.row_ids, scope.col_ids, row, indices)
@@ -189,7 +189,7 @@ def _of_pairs(call: Call, targets: Pairs) -> list[Losses]:
     indptr, indices, weights = _checked(call, targets)
     pairs = (rows_of(indptr, indices), indices)
     both = _both_there(call.scope.row_ids, call.scope.col_ids, *pairs)
-    logits = call.scale * cosines_of_pairs(call.images, call.columns, *pairs)
+    logits = call.scale * cosines_of_pairs(call.images, call.columns, *pairs, call.backend)
     found = []
     for side, lse, *_ in _statistics(call._replace(scope=_without(call, indptr, indices))):
         # A text has positives on all ranks, an image on its own.

@@ -18,6 +18,7 @@ from sparc_kernels.distributed import Spread
 from sparc_kernels.functional._candidates import Scope
 from sparc_kernels.functional._common import recordable
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
+from sparc_kernels.ops._registration import applied
 
 _EPS = 1e-12  # least norm, as in F.normalize
 # Of one side, in the accumulation dtype. On the CPU (2 cores, [4096, 512], forward and backward, noisy) 4 MiB took 0.6
@@ -104,14 +105,15 @@ def _chunks(rows: Tensor, cols: Tensor, row: Tensor, col: Tensor) -> Iterator[tu
         yield chunk, rows[row[chunk]].to(dtype), cols[col[chunk]].to(dtype)
 
 
-def cosines_of_pairs(rows: Tensor, cols: Tensor, row: Tensor, col: Tensor) -> Tensor:
+def cosines_of_pairs(rows: Tensor, cols: Tensor, row: Tensor, col: Tensor, backend: str) -> Tensor:
     """[K] cosines of ``rows[row]`` and ``cols[col]``, in the accumulation dtype."""
-    rows, cols = recordable(rows), recordable(cols)
-    if not torch.compiler.is_compiling():
-        cosines: Tensor = CosinesOfPairsFunction.apply(rows, cols, recordable(row), recordable(col))[0]
+    rows, cols, row, col = map(recordable, (rows, cols, row, col))
+    if not (torch.compiler.is_compiling() or backend == "eager"):
+        cosines: Tensor = applied(CosinesOfPairsFunction, rows, cols, row, col)[0]
         return cosines
+    # A compiler chooses by itself what to keep, and eager has derivatives of every kind.
     dtype = accumulation_dtype(rows.dtype)
-    with without_autocast(rows.device.type):  # a compiler chooses by itself what to keep
+    with without_autocast(rows.device.type):
         x, y = rows[row].to(dtype), cols[col].to(dtype)
         return (x * y).sum(-1) * inverse_norms(x) * inverse_norms(y)
 

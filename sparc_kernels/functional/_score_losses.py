@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparc_kernels.distributed import Spread, global_ratios
 from sparc_kernels.functional._everyone import merged_logsumexp
+from sparc_kernels.functional._positives import softplus
 
 
 def symmetric_cross_entropy(image_scores: Tensor, text_scores: Tensor, scale: Tensor, spread: Spread | None) -> Tensor:
@@ -52,7 +53,7 @@ def sigmoid_of_pairs(
         place.div(captions_per_image, rounding_mode="floor") == torch.arange(images, device=scores.device)[:, None]
     )
     logits = scale * scores + bias
-    losses = F.softplus(torch.where(belongs, -logits, logits))
+    losses = softplus(torch.where(belongs, -logits, logits))
     if spread is None:
         return losses.sum() / max(images, 1)
     total = losses.masked_fill(~spread.there(), 0.0).sum()[None]

@@ -32,7 +32,7 @@ from sparc_kernels.functional._everyone import (
 )
 from sparc_kernels.functional._ring import check_exchange, ring_logsumexp, ring_softplus, ring_softplus_total
 from sparc_kernels.ops._dtype import accumulation_dtype
-from sparc_kernels.ops._registration import apply
+from sparc_kernels.ops._registration import applied, apply
 from sparc_kernels.ops.contrastive.autograd import (
     MeanSoftmaxLossFunction,
     PairedCosinesFunction,
@@ -375,15 +375,15 @@ def mean_of_cross_entropies(rows: Tensor, cols: Tensor, scale: Tensor, backend: 
     keep = _keeps(backend, rows, cols, scale)
     loss: Tensor
     if launches_whole_losses(backend, rows, cols):
-        loss = TritonSoftmaxLossFunction.apply(rows, cols, scale, keep)
+        loss = applied(TritonSoftmaxLossFunction, rows, cols, scale, keep)
     else:
-        loss = MeanSoftmaxLossFunction.apply(rows, cols, scale, keep, backend)
+        loss = applied(MeanSoftmaxLossFunction, rows, cols, scale, keep, backend)
     return loss
 
 
 def sigmoid_of_pairs(rows: Tensor, cols: Tensor, numbers: tuple[Tensor, Tensor], mean: bool) -> Tensor:
     """[]: the sigmoid loss of pairs (i, i) at ``numbers``, scale and bias, where ``launches_whole_losses``."""
-    loss: Tensor = TritonSigmoidLossFunction.apply(rows, cols, *numbers, mean)
+    loss: Tensor = applied(TritonSigmoidLossFunction, rows, cols, *numbers, mean)
     return loss
 
 

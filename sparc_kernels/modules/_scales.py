@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparc_kernels import _validate
+from sparc_kernels.modules._module import Module
 
 
 def positive(name: str, value: float) -> float:
@@ -16,7 +17,7 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
-class LearnedScales(nn.Module):
+class LearnedScales(Module):
     """Holds logarithms of scales in parameters [1], of which ``log_logit_scale`` is the first one."""
 
     log_logit_scale: Tensor
@@ -54,11 +55,6 @@ class LearnedScales(nn.Module):
             if isinstance(saved, Tensor) and saved.dim() == 0:
                 state_dict[prefix + name] = saved.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def __prepare_scriptable__(self) -> None:
-        raise NotImplementedError(
-            f"{type(self).__name__} cannot be scripted by torch.jit: use torch.compile or torch.export"
-        )
 
     @property
     def logit_scale(self) -> Tensor:

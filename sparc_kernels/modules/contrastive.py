@@ -19,17 +19,18 @@ Signatures are those of open_clip 3.3 (``open_clip/loss.py``); ``backend`` is ou
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels.distributed import Group, check_gradients, check_group, global_ratios, ranks_of, replicated
 from sparc_kernels.functional.contrastive import contrastive_loss, sigmoid_loss
 from sparc_kernels.functional.similarity import Labels, Teacher, similarity_logsumexp
+from sparc_kernels.modules._module import Module
 
 DIST_IMPLS = ("bidir", "shift", "reduce", "gather")
 
 
-class _GlobalLoss(nn.Module):
+class _GlobalLoss(Module):
     exchanges: tuple[str, ...] = ("gather", "ring")
 
     def __init__(

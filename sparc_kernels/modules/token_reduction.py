@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sparc_kernels import _validate
+from sparc_kernels.modules._module import Module
 
 
-class _OfTokens(nn.Module):
+class _OfTokens(Module):
     def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
         self.width = _validate.count("width", width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -105,9 +105,13 @@ def call_backward(op: Any, *args: Any) -> Any:
     return _BackwardOp.apply(op, *args) if _is_transformed() else run_op(op, *args)
 
 
-def launch_backward(launcher: Any, *args: Any) -> Any:
-    """As :func:`call_backward`, for a launcher that is no registered op."""
-    return _BackwardOp.apply(launcher, *args) if torch.is_grad_enabled() else launcher(*args)
+def launch_backward(launcher: Callable[..., Any], grad: Tensor, *args: Any) -> Any:
+    """As :func:`call_backward`, for a launcher that is no registered op, whose results are linear in ``grad`` []."""
+    call = partial(_BackwardOp.apply, launcher) if torch.is_grad_enabled() else launcher
+    if torch._C._has_storage(grad):
+        return call(grad, *args)
+    # Many gradients at once (``is_grads_batched``), with no address that a launch could take.
+    return tuple(x * grad for x in call(torch.ones((), dtype=grad.dtype, device=grad.device), *args))
 
 
 def run_op(op: Any, *args: Any) -> Any:
@@ -203,13 +207,18 @@ def apply(function: type[Function], name: str, *inputs: Any) -> Any:
     """``function.apply(*inputs)``; in a traced graph the bare op ``name``, which brings its derivative along."""
     if torch.compiler.is_compiling():
         return call_forward(name, *inputs)
+    return applied(function if _is_transformed() else _untransformed(function), *inputs)
+
+
+def applied(function: type[Function], *inputs: Any) -> Any:
+    """``function.apply(*inputs)``; where forward-mode derivatives are asked for, the error says what has them."""
     try:
-        return (function if _is_transformed() else _untransformed(function)).apply(*inputs)
+        return function.apply(*inputs)
     except NotImplementedError as error:
         if "jvp" not in str(error):
             raise
         raise NotImplementedError(
-            "the fused kernels have no forward-mode derivatives (torch.func.jvp, jacfwd, hessian): use "
+            "the fused kernels have no forward-mode derivatives (forward_ad, torch.func.jvp, jacfwd, hessian): use "
             "backend='eager', or reverse mode (torch.func.grad, vjp, jacrev)"
         ) from error
 

@@ -21,6 +21,8 @@ CASES: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("not a tensor", TypeError, r"patch_embeds must be a torch.Tensor.* of shape \[B, P, D\], got list", {"patch_embeds": [1.0]}),
     ("integers", TypeError, r"patch_embeds must be a floating tensor .* got torch.int64", {"patch_embeds": V.long(), "token_embeds": T.long()}),
     ("complex", TypeError, r"token_embeds must be a floating tensor .* got torch.complex64", {"token_embeds": T.to(torch.complex64)}),
+    ("nested", TypeError, r"token_embeds must be a dense tensor of shape \[B, L, D\], got a nested one: pad it, and pass a mask", {"token_embeds": torch.nested.nested_tensor(list(T), layout=torch.jagged)}),
+    ("sparse", TypeError, r"patch_embeds must be a dense tensor of shape \[B, P, D\], got a sparse_coo one: pass patch_embeds.to_dense\(\)", {"patch_embeds": V.to_sparse()}),
     ("batch", ValueError, r"token_embeds and patch_embeds must have the same B, got B=1 in \[1, 3, 8\] and 2 in \[2, 5, 8\]", {"token_embeds": T[:1]}),
     ("width", ValueError, r"token_embeds and patch_embeds must have the same D, got D=7 in \[2, 3, 7\] and 8", {"token_embeds": T[..., :7]}),
     ("dtypes", TypeError, r"token_embeds and patch_embeds must have the same dtype, got torch.float64 and torch.float32", {"token_embeds": T.double()}),
@@ -40,6 +42,7 @@ CASES: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
 ]  # fmt: skip
 LOSS_CASES: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ("token mask dtype", TypeError, r"token_mask must have dtype torch.bool \(True = valid\), got torch.int64: pass token_mask.bool\(\)", {"token_mask": MASK.long()}),
+    ("additive mask", TypeError, r"got torch.float32: pass token_mask == 1, or == 0 of one to be added to logits", {"token_mask": torch.where(MASK, 0.0, -torch.inf)}),
     ("token mask shape", ValueError, r"token_mask must have shape \[2, 3\], .* got \[3, 2\]", {"token_mask": MASK.T}),
     ("token mask device", ValueError, r"token_mask must be on the device of token_embeds", {"token_mask": MASK.to(META)}),
     ("scale shape", ValueError, r"logit_scale must be a number or a one-element tensor, got shape \[2\]", {"logit_scale": torch.ones(2)}),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import sparc_kernels as sk
-from sparc_kernels import _dispatch
+from sparc_kernels import _dispatch, modules
 from tests.conftest import BACKENDS, FUSED, device_of
 from tests.modes import CLOSE, GradientsWritten, graphs
 from tests.ops.alignment import cases
@@ -389,6 +389,11 @@ def test_onnx_takes_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _dispatch.resolve("fine_grained", "cpu", cpu, torch.float32) == "cpu"
 
 
-def test_jit_script() -> None:
-    with pytest.raises(NotImplementedError, match=r"cannot be scripted by torch\.jit: use torch\.compile"):
-        torch.jit.script(sk.SparcLoss())
+@pytest.mark.parametrize(
+    "module", [name for name in modules.__all__ if issubclass(getattr(modules, name), torch.nn.Module)]
+)
+def test_jit_script(module: str) -> None:
+    """Within a model, too."""
+    sizes = (8, 2) if module.startswith("Token") else ()
+    with pytest.raises(NotImplementedError, match=rf"{module} cannot be scripted by torch\.jit: use torch\.compile"):
+        torch.jit.script(torch.nn.Sequential(getattr(modules, module)(*sizes)))

@@ -61,6 +61,15 @@ def test_options() -> None:
     close(sk.flair_loss(patches, captions, attention_scale=0.7, **options, **scale), papers.flair(x, 0.7))
 
 
+def test_flair_of_one_patch_is_the_sigmoid_loss() -> None:
+    """Beyond logits of 20, where PyTorch's softplus is cut off, too."""
+    generator = torch.Generator().manual_seed(1)
+    images, texts = (torch.randn(6, D, dtype=torch.float64, generator=generator) for _ in range(2))
+    options = {"logit_scale": 40.0, "logit_bias": -1.0, "backend": "eager"}
+    expected = sk.sigmoid_loss(images, texts, **options)
+    torch.testing.assert_close(sk.flair_loss(images[:, None], texts, **options), expected, rtol=1e-14, atol=0.0)
+
+
 def test_flair_is_a_layer_of_attention() -> None:
     """With one head and tied projections; the loss that of ExplainableML/flair for one caption per image."""
     torch.manual_seed(0)

@@ -214,15 +214,15 @@ def test_cosines_of_pairs(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(_positives._CHUNK_BYTES, "cpu", chunk_bytes)
     x, y = IMAGES.clone().requires_grad_(), TEXTS.clone().requires_grad_()
     row, col = torch.tensor([0, 0, 3, 6, 6]), torch.tensor([1, 5, 5, 0, 6])
-    found = _positives.cosines_of_pairs(x, y, row, col)
+    found = _positives.cosines_of_pairs(x, y, row, col, "cpu")
     truth = F.cosine_similarity(x[row], y[col], dim=-1, eps=1e-12)
     torch.testing.assert_close(found, truth)
     for one, other in zip(*(torch.autograd.grad(z.square().sum(), (x, y)) for z in (found, truth))):
         torch.testing.assert_close(one, other)
-    assert torch.autograd.gradgradcheck(lambda a, b: _positives.cosines_of_pairs(a, b, row, col), (x, y))
+    assert torch.autograd.gradgradcheck(lambda a, b: _positives.cosines_of_pairs(a, b, row, col, "cpu"), (x, y))
     with torch.no_grad():
         x[3] = 0.0
-    found = _positives.cosines_of_pairs(x, y, row, col)
+    found = _positives.cosines_of_pairs(x, y, row, col, "cpu")
     assert found[2] == 0
     (grad,) = torch.autograd.grad(found[2], x)
     torch.testing.assert_close(grad[3], 1e12 * F.normalize(y[5], dim=0))
@@ -238,7 +238,7 @@ def test_cosines_of_pairs_keep_little_beside_their_inputs() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        _positives.cosines_of_pairs(x, y, row, row.flip(0))
+        _positives.cosines_of_pairs(x, y, row, row.flip(0), "cpu")
     assert {t.data_ptr() for t in saved if t.dim() > 1} == {x.data_ptr(), y.data_ptr()}
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 import sparc_kernels as sk
 from sparc_kernels import Above, Ids, Labels, Pairs, Teacher
@@ -83,6 +84,10 @@ def sigmoid(x: Batch, images: Tensor, texts: Tensor, scale: Tensor, backend: str
         images, texts, logit_scale=scale, logit_bias=x.bias, backend=backend, targets=Pairs(x.indptr, x.next),
         exclude=Ids(x.ids, x.ids.clone()),
     )  # fmt: skip
+
+
+def plain_sigmoid(x: Batch, images: Tensor, texts: Tensor, scale: Tensor, backend: str) -> Tensor:
+    return sk.sigmoid_loss(images, texts, logit_scale=scale, logit_bias=x.bias, backend=backend)
 
 
 LOSSES: tuple[Loss, ...] = (plain, labels, pairs, teacher, sigmoid)
@@ -234,6 +239,17 @@ def test_func_grad_and_vjp(loss: Loss, backend: str) -> None:
 
 
 @backends
+@pytest.mark.parametrize("loss", [plain, plain_sigmoid], ids=lambda f: f.__name__)
+def test_many_gradients_at_once(loss: Loss, backend: str) -> None:
+    x = Batch(backend)
+    value = loss(x, *x.leaves, backend)
+    upstream = torch.tensor([1.0, -2.0], device=value.device)
+    expected = torch.autograd.grad(value, x.leaves, retain_graph=True)
+    for found, one in zip(torch.autograd.grad(value, x.leaves, upstream, is_grads_batched=True), expected):
+        torch.testing.assert_close(found, torch.stack([one, -2 * one]), **CLOSE)
+
+
+@backends
 @losses
 def test_vmap_over_scales(loss: Loss, backend: str) -> None:
     x = Batch(backend)
@@ -251,6 +267,30 @@ def test_second_derivatives_on_eager(loss: Loss) -> None:
     assert torch.autograd.gradgradcheck(lambda *values: loss(x, *values, "eager"), leaves)
 
 
+@backends
+@losses
+def test_forward_mode(loss: Loss, backend: str) -> None:
+    """Eager has it; the others say that eager has it, under ``torch.func`` and without."""
+    x = Batch(backend)
+    scale = x.scale.detach()
+    function = lambda s: loss(x, x.images.detach(), x.texts.detach(), s, backend)  # noqa: E731
+
+    def dual() -> Tensor:
+        with forward_ad.dual_level():
+            found = function(forward_ad.make_dual(scale, torch.ones_like(scale)))
+            tangent: Tensor = forward_ad.unpack_dual(found).tangent
+            return tangent
+
+    if backend == "eager":
+        (expected,) = torch.autograd.grad(loss(x, x.images, x.texts, x.scale, backend), x.scale)
+        torch.testing.assert_close(dual(), expected, **CLOSE)
+        torch.testing.assert_close(torch.func.jacfwd(function)(scale), expected, **CLOSE)
+        return
+    for call in (dual, lambda: torch.func.jacfwd(function)(scale)):
+        with pytest.raises(NotImplementedError, match=r"no forward-mode derivatives .* use backend='eager'"):
+            call()
+
+
 # Fake and meta tensors, export
 
 
@@ -260,6 +300,15 @@ def test_fake_tensors(loss: Loss, backend: str) -> None:
     with FakeTensorMode():
         x = Batch(backend)
         assert [g.shape for g in gradients(loss, x, backend)] == [leaf.shape for leaf in x.leaves]
+
+
+@losses
+def test_another_default_device(loss: Loss) -> None:
+    """Nothing but the inputs says where tensors are made."""
+    x = Batch("eager")
+    expected = loss(x, *x.leaves, "auto")
+    with torch.device("meta"):
+        assert loss(x, *x.leaves, "auto").equal(expected)
 
 
 @losses

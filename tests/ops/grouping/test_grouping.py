@@ -133,6 +133,24 @@ def test_constant_image(op: str, backend: str) -> None:
         assert grad_patches.abs().max() == 0
 
 
+@pytest.mark.parametrize("backend", ["eager", *FUSED, *EMULATED])
+@pytest.mark.parametrize("op", OPS)
+def test_nan_in_a_valid_patch_is_seen(op: str, backend: str) -> None:
+    """By all tokens of its image and by no other image's, in results and gradients."""
+    (dtype,) = dtypes_of(backend, (torch.float32,))
+    generator = torch.Generator().manual_seed(2)
+    patches, tokens = (torch.randn(2, n, 8, generator=generator).to(dtype).to(device_of(backend)) for n in (6, 3))
+    patches[1, 3, 2] = torch.nan
+    leaves = patches.requires_grad_(), tokens.requires_grad_()
+    output = OPS[op][0](*leaves, backend=backend)
+    grads = torch.autograd.grad(output.square().sum(), leaves)
+    assert output[0].isfinite().all()
+    assert output[1].isnan().any(-1).all()
+    for grad in grads:
+        assert grad[0].isfinite().all()
+        assert grad[1].isnan().any(-1).all()
+
+
 @pytest.mark.parametrize("backend", [*FUSED, *EMULATED])
 @pytest.mark.parametrize("op", OPS)
 def test_image_without_a_patch_is_nan(op: str, backend: str) -> None:
