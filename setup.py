@@ -140,6 +140,11 @@ class BuildNative(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"  # no Python version in the name: no Python symbol inside
 
+    def run(self) -> None:
+        if self.editable_mode:  # the folder that pip names is a new one each time, in which nothing is built yet
+            self.build_temp = str(ROOT / "build" / "editable")
+        super().run()
+
     def copy_extensions_to_source(self) -> None:
         for ext in self.extensions:  # a running process may have the old file mapped: replace it, do not overwrite it
             target = ROOT / self.get_ext_filename(self.get_ext_fullname(ext.name))

@@ -65,6 +65,25 @@ def test_sources_are_copied_without_what_was_built(tmp_path: Path) -> None:
     assert not [*tmp_path.rglob("*.so"), *tmp_path.rglob("__pycache__")]
 
 
+def test_installing_the_checkout_again_compiles_what_changed(tmp_path: Path) -> None:
+    checkout, log, compiler = tmp_path / "source", tmp_path / "compiled", tmp_path / "compiler"
+    build_wheel.copy_sources(checkout)
+    compiler.write_text(f'#!/bin/sh\nfor last; do :; done\necho "$*" >> {log}\ntouch "$last"\n')
+    compiler.chmod(0o755)
+    environment = os.environ | {"CXX": str(compiler), "SPARC_BUILD_CUDA": "0"}
+    compiled = []
+    for run in ("first", "second", "third"):
+        log.write_text("")
+        wheels = tmp_path / run
+        wheels.mkdir()
+        command = f"from setuptools.build_meta import build_editable; build_editable({str(wheels)!r})"
+        subprocess.run([sys.executable, "-c", command], cwd=checkout, env=environment, check=True, capture_output=True)
+        compiled.append([line.split()[-3] for line in log.read_text().splitlines() if " -c " in line])
+        os.utime(checkout / "csrc" / "library.cpp")
+    assert len(compiled[0]) > 20
+    assert [Path(source).name for each in compiled[1:] for source in each] == ["library.cpp", "library.cpp"]
+
+
 def test_wheel_holds_what_the_package_needs(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for needed in ("sparc_kernels/libsparc_cpu.so", "sparc_kernels/py.typed", "sparc_kernels/ops/fine_grained/MATH.md"):
