@@ -79,9 +79,9 @@ def problem(type_: str, layout: str, columns: int) -> tuple[dict[str, Any], Arra
 
 
 def panels(matrix: Array, transposed: bool) -> tuple[Array, int]:
-    """Two panels that hold a matrix [m, 16] (of b: its transpose) at k = 16 to 31 of 64, in NaN of either type, and the
-    element where it begins."""
-    memory = np.full(2 * 64 * 64, 0x7FFF, np.uint16)
+    """Panels of 64 rows that hold a matrix [m, 16] (of b: its transpose) at k = 16 to 31 of 64, in NaN of either type,
+    and the element where it begins."""
+    memory = np.full((len(matrix) + 63) // 64 * 64 * 64, 0x7FFF, np.uint16)
     i, k = np.arange(len(matrix))[:, None], 16 + np.arange(16)
     row, column = (i // 64 * 64 + k, i % 64) if transposed else (i, k)
     memory[row * 64 + (column // 8 ^ row % 8) * 8 + column % 8] = matrix
@@ -114,7 +114,7 @@ def test_every_shape_multiplies_integers_exactly(type_: str, layout: str) -> Non
     rng = np.random.default_rng(LAYOUTS.index(layout))
     thread = np.arange(128)
     row, column = thread // 32 * 16 + thread % 32 // 4, thread % 4 * 2
-    for columns in range(16, 129, 16):
+    for columns in (*range(16, 129, 16), 104, 200, 256):
         a, b = (rng.integers(-8, 9, (m, 16)).astype(np.float32) for m in (64, columns))
         a_bits, b_bits = (bf16_of(x) if type_ == "bf16" else x.astype(np.float16).view(np.uint16) for x in (a, b))
         of_a, a_at = panels(a_bits, layout[0] == "t")

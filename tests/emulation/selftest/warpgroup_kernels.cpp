@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "emulator.h"
 #include "tests/emulation/host/arrays.h"
@@ -105,11 +106,16 @@ Multiply multiply_of(const py::dict& given) {
   return transposed_b ? &multiply_once<E, kN, false, true> : &multiply_once<E, kN, false, false>;
 }
 
-template <class E, int kN = 128>
-Multiply multiply_of(int columns, const py::dict& given) {
-  if (columns == kN) return multiply_of<E, kN>(given);
-  if constexpr (kN > 16) return multiply_of<E, kN - 16>(columns, given);
-  throw std::invalid_argument("no instruction of " + std::to_string(columns) + " columns");
+// The shapes that kernels take (common/warpgroup.cuh).
+using Columns = std::integer_sequence<int, 16, 32, 48, 64, 80, 96, 104, 112, 128, 200, 256>;
+
+template <class E, int... kN>
+Multiply multiply_of(int columns, const py::dict& given, std::integer_sequence<int, kN...>) {
+  Multiply found = nullptr;
+  ((found = columns == kN ? multiply_of<E, kN>(given) : found), ...);
+  if (found == nullptr)
+    throw std::invalid_argument("no instruction of " + std::to_string(columns) + " columns");
+  return found;
 }
 
 py::array multiply_in_place(const py::array& memory_array, const py::array& a_array, const py::dict& given) {
@@ -117,8 +123,8 @@ py::array multiply_in_place(const py::array& memory_array, const py::array& a_ar
   const GlobalArray<uint32_t> all_a(a_array);
   const int columns = given["columns"].cast<int>();
   const Multiply multiply = given["type"].cast<std::string>() == "bf16"
-                                ? multiply_of<BFloat16>(columns, given)
-                                : multiply_of<Float16>(columns, given);
+                                ? multiply_of<BFloat16>(columns, given, Columns())
+                                : multiply_of<Float16>(columns, given, Columns());
   GlobalArray<float> all_c("float32", {128, columns / 2});
   emulation::emulate(1, 128, memory.bytes(), {}, 0, [&] {
     const int thread = device::thread_index();
@@ -126,7 +132,7 @@ py::array multiply_in_place(const py::array& memory_array, const py::array& a_ar
       device::shared_at<uint16_t>(0)[i] = memory.data()[i];
     }
     uint32_t a[4];
-    float c[64] = {};
+    float c[128] = {};
     for (int i = 0; i < 4; ++i) a[i] = all_a.data()[thread * 4 + i];
     device::async_proxy_fence();
     device::block_barrier();
