@@ -43,8 +43,8 @@ Written by `python -m tests.cuda_resources --write` from the library that nvcc {
 
 Registers of a thread (blocks of 256 threads; 65,536 registers a multiprocessor) on {architectures}. "Local" is
 memory per thread beyond them: spilled registers and, on the tiled path, the descriptions of products that its one
-product routine takes by reference. No kernel of the pair path has any; those of warpgroups are compiled
-for sm_90a alone.
+product routine takes by reference. No kernel of the pair path has any; those of warpgroups, `late_interaction_maxima`
+among them, are compiled for sm_90a alone.
 
 | kernel | registers | local, bytes |
 |---|---|---|
@@ -76,6 +76,8 @@ def compiled_with() -> str | None:
 
 def short_name(mangled: str) -> str:
     """``fine_grained_pair_forward<bf16, 256 patches>`` for the mangled name of that kernel."""
+    if alone := re.search(r"N5sparc\d+(\w+_maxima)_kernelINS_\w*?(BFloat16|Float16)ELi(\d+)E", mangled):
+        return f"`{alone.group(1)}<{'bf16' if alone.group(2)[0] == 'B' else 'f16'}, {alone.group(3)} patches>`"
     name = re.search(r"\d+(pair|tiled|warpgroup)_kernelINS_\d+(\w+?)ArgumentsE", mangled)
     assert name, mangled
     path, op = name.group(1), re.sub(r"(?<!^)(?=[A-Z])", "_", name.group(2)).lower()
@@ -91,6 +93,11 @@ def short_name(mangled: str) -> str:
     return f"`{op}_{path}{direction}<{dtype}{tile}>`"
 
 
+def of_warpgroups(kernel: str) -> bool:
+    """Whether the kernel of that short name multiplies by warpgroups."""
+    return "_warpgroup_" in kernel or "_maxima<" in kernel
+
+
 def usage() -> dict[str, dict[str, tuple[int, int]]]:
     """Registers and local bytes by kernel and architecture."""
     tool = cuobjdump()
@@ -104,7 +111,7 @@ def usage() -> dict[str, dict[str, tuple[int, int]]]:
         elif match := re.search(r"Function (\w+):", line):
             kernel = match.group(1)
         elif (match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line)) and re.search(
-            r"(pair|tiled|warpgroup)\w*_kernel", kernel
+            r"(pair|tiled|warpgroup|maxima)\w*_kernel", kernel
         ):
             registers, stack, local = map(int, match.groups())
             found[short_name(kernel)][architecture] = registers, stack + local
@@ -153,7 +160,7 @@ def document() -> str:
     """The text of docs/cuda_resources.md for the library as it is built."""
     rows = []
     for kernel, by_architecture in usage().items():
-        built_for = WARPGROUPS if "_warpgroup_" in kernel else ARCHITECTURES
+        built_for = WARPGROUPS if of_warpgroups(kernel) else ARCHITECTURES
         registers, local = zip(*(by_architecture[name] for name in built_for))
         spilled = "0" if not any(local) else ", ".join(map(str, local))
         rows.append(f"| {kernel} | {', '.join(map(str, registers))} | {spilled} |")
