@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels import _validate
-from sparc_kernels.functional._common import recordable, scalar
+from sparc_kernels.functional._common import autocast, recordable, scalar
 from sparc_kernels.ops._dtype import accumulation_dtype
 
 
@@ -187,7 +187,8 @@ def checked_guide(name: str, of: Above | Teacher, rows: Tensor, cols: Tensor) ->
                 "a teacher's embeddings belong to the same batch"
             )
         _validate.same_device(f"{name}.{side}", value, side, other)
-    _validate.same(f"{name}.cols", of.cols, f"{name}.rows", of.rows, {"K": 1})
+    as_operands = autocast(of.rows, of.cols)  # two dtypes are one there, as those of embeddings are
+    _validate.same(f"{name}.cols", as_operands[1], f"{name}.rows", as_operands[0], {"K": 1})
     return of.rows.detach().to(rows.dtype), of.cols.detach().to(rows.dtype)
 
 

@@ -210,11 +210,13 @@ def test_scale_of_one_element(shape: tuple[int, ...], loss: Loss, backend: str) 
 @backends
 @losses
 def test_autocast(loss: Loss, backend: str) -> None:
-    """What goes in is rounded, nothing else."""
+    """What goes in is rounded, nothing else; a teacher's embeddings may be of two dtypes, as a student's may."""
     x = Batch(backend)
     with torch.autocast(device_of(backend), dtype=torch.bfloat16):
         found = loss(x, *x.leaves, backend)
         (grad,) = torch.autograd.grad(found, x.images)
+        x.guide = (x.guide[0].to(torch.bfloat16), x.guide[1])
+        torch.testing.assert_close(loss(x, *x.leaves, backend), found, rtol=0, atol=0)
     assert (found.dtype, grad.dtype) == (torch.float32, torch.float32)
     low = [leaf.detach().to(torch.bfloat16).float() for leaf in x.leaves[:2]]
     x.queue = x.queue.to(torch.bfloat16).float()
