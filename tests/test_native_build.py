@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -170,6 +172,54 @@ def test_architecture_choice_is_checked(wanted: str, named: str) -> None:
     assert "SPARC_CUDA_ARCHITECTURES must list compute capabilities from 80 on" in result.stderr
     assert f"got {named}" in result.stderr
     assert _setup({"SPARC_CUDA_ARCHITECTURES": "80, 90"}, "--name").returncode == 0
+
+
+@needs_checkout
+@pytest.mark.parametrize(
+    ("wanted", "targets"),
+    [
+        (None, "sm_80 sm_90 sm_100 sm_120 compute_80 compute_100"),
+        ("90", "sm_90 compute_90"),
+        ("120, 80", "sm_80 sm_120 compute_80"),
+        ("110", "sm_110 compute_110"),
+    ],
+)
+def test_ptx_for_devices_that_no_code_fits(
+    wanted: str | None, targets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\nprintf 'compute_%s\\n' 75 80 86 90 100 110 120 121\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("SPARC_BUILD_CUDA", "0")
+    monkeypatch.delenv("SPARC_CUDA_ARCHITECTURES", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("SPARC_CUDA_ARCHITECTURES", wanted)
+    with mock.patch("setuptools.setup"):
+        build = runpy.run_path(str(CHECKOUT / "setup.py"))
+    assert build["cuda_targets"](nvcc) == targets.split()
+
+
+@needs_checkout
+def test_what_nvcc_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Architectures of one PTX share it; headers may not tell them apart then, and a source that does gets its own."""
+    monkeypatch.setenv("SPARC_BUILD_CUDA", "0")
+    with mock.patch("setuptools.setup"):
+        build = runpy.run_path(str(CHECKOUT / "setup.py"))
+    targets = ["sm_80", "sm_90", "sm_100", "sm_120", "compute_80", "compute_100"]
+    shared = ["compute_80,code=[sm_80,sm_90,compute_80]", "compute_100,code=[sm_100,sm_120,compute_100]"]
+    assert build["generated"](targets, each=False) == [f"-gencode=arch={flag}" for flag in shared]
+    assert build["generated"](["sm_90", "compute_90"], each=False) == [
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]"
+    ]
+    assert len(build["generated"](targets, each=True)) == 4
+    headers = [path for suffix in ("h", "cuh") for path in (CHECKOUT / "csrc").rglob(f"*.{suffix}")]
+    assert headers
+    assert not [path for path in headers if "__CUDA_ARCH__" in path.read_text()]
+    for release, flags in (("12.9", []), ("13.0", ["--compress-mode=size"])):
+        nvcc = tmp_path / release
+        nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.48'\n")
+        nvcc.chmod(0o755)
+        assert build["compression"](nvcc) == flags
 
 
 @needs_checkout
