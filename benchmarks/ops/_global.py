@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-import sparc_kernels as sk
 from benchmarks.measure.case import BOTH, Case, Function, Provider, one_size
 from benchmarks.measure.peers import peer
 from benchmarks.measure.providers import PROVIDERS
 from benchmarks.ops._pairs import PairInputs
+from sparc_kernels.functional import _streamed
 
 CHUNK = 1024  # rows whose similarities are there at a time
 INF_CL_WIDTH = 256  # inf_cl cuts embeddings into pieces of this width
@@ -209,23 +209,22 @@ def chunked(loss: Callable[[GlobalInputs, torch.dtype], Tensor]) -> Provider:
 def streamed() -> Provider:
     """Ours on the CPU without the similarities that it would keep for the backward pass."""
     (cpu,) = (provider for provider in PROVIDERS if provider.name == "cpu")
-    similarity: Any = sk.functional.similarity
 
     def build(case: Case) -> Function:
         def call(x: GlobalInputs) -> Tensor:
-            usual, similarity.KEEP_BYTES = similarity.KEEP_BYTES, 0
+            usual, _streamed.KEEP_BYTES = _streamed.KEEP_BYTES, 0
             try:
                 return case.op.public(x, "cpu")
             finally:
-                similarity.KEEP_BYTES = usual
+                _streamed.KEEP_BYTES = usual
 
         return call
 
     def takes_part(case: Case, device: torch.device) -> bool:
         kept = case["batch"] ** 2 * max(4, case.itemsize)
-        return device.type == "cpu" and case.mode == BOTH and kept <= similarity.KEEP_BYTES
+        return device.type == "cpu" and case.mode == BOTH and kept <= _streamed.KEEP_BYTES
 
-    note = f"ours without keeping the similarities of small batches (up to {similarity.KEEP_BYTES >> 20} MB)."
+    note = f"ours without keeping the similarities of small batches (up to {_streamed.KEEP_BYTES >> 20} MB)."
     return replace(cpu, name="streamed", build=build, takes_part=takes_part, label="streamed", note=note)
 
 

@@ -10,6 +10,7 @@ float16.
 
 from sparc_kernels.functional._candidates import Above, Ids, Labels, Pairs, Teacher
 from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE
+from sparc_kernels.functional._streamed import SimilarityLogsumexp
 from sparc_kernels.functional.alignment import alignment_weights, fine_grained_loss, language_grouped_embeddings
 from sparc_kernels.functional.attention_losses import flair_loss, gloria_loss, pacl_loss
 from sparc_kernels.functional.attention_pooling import attention_pooled_scores
@@ -17,7 +18,6 @@ from sparc_kernels.functional.contrastive import contrastive_loss, sigmoid_loss
 from sparc_kernels.functional.late_interaction import LateInteractionScores, filip_loss, late_interaction_scores
 from sparc_kernels.functional.mining import mine_negatives
 from sparc_kernels.functional.similarity import (
-    SimilarityLogsumexp,
     paired_cosines,
     similarity_logsumexp,
     similarity_softplus,

@@ -17,18 +17,14 @@ from sparc_kernels.functional._candidates import (
     checked_weights,
     exclusions,
 )
-from sparc_kernels.functional._common import autocast
+from sparc_kernels.functional._common import autocast, checked_pair
 from sparc_kernels.functional._objectives import Targets
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def checked_embeddings(images: Tensor, texts: Tensor) -> tuple[Tensor, ...]:
-    _validate.embeddings("image_embeds", images, "[B, D]")
-    _validate.embeddings("text_embeds", texts, "[B, D]")
-    images, texts = autocast(images, texts)
-    _validate.same("text_embeds", texts, "image_embeds", images, {"D": 1})
-    return images, texts
+def checked_embeddings(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    return checked_pair(("image_embeds", images, "[B, D]"), ("text_embeds", texts, "[B, D]"), {"D": 1})
 
 
 def check_targets(images: Tensor, texts: Tensor, targets: object, wanted: tuple[bool, bool]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels import _validate
-from sparc_kernels.functional._common import autocast, recordable, scalar
+from sparc_kernels.functional._common import autocast, checked_pair, recordable, scalar
 from sparc_kernels.ops._dtype import accumulation_dtype
 
 
@@ -80,6 +80,10 @@ class Scope(NamedTuple):
     guide_cols: Tensor | None = None
     guide_scale: Tensor | None = None
     guide_threshold: Tensor | None = None
+
+
+def checked_rows_and_columns(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+    return checked_pair(("rows", rows, "[M, D]"), ("cols", cols, "[N, D]"), {"D": 1})
 
 
 def checked_single(name: str, value: float | Tensor, owner_name: str, owner: Tensor) -> Tensor:

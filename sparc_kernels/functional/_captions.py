@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels.distributed import Fact, Group, Ranks, Spread, spread_over
-from sparc_kernels.functional._common import autocast
+from sparc_kernels.functional._common import checked_pair
 from sparc_kernels.functional._everyone import dtype_fact
 from sparc_kernels.ops._captions.eager import padded_captions
 from sparc_kernels.ops._captions.sizes import captions
@@ -72,10 +72,10 @@ def checked(
     cu_seqlens: Tensor | None,
     max_seqlen: int | None,
 ) -> Batch:
-    _validate.embeddings("image_tokens", image_tokens, "[B, P, D]")
-    _validate.embeddings("text_tokens", text_tokens, "[B, L, D]" if cu_seqlens is None else "[N, D]")
-    image_tokens, text_tokens = autocast(image_tokens, text_tokens)
-    _validate.same("text_tokens", text_tokens, "image_tokens", image_tokens, {"D": -1})
+    layout = "[B, L, D]" if cu_seqlens is None else "[N, D]"
+    image_tokens, text_tokens = checked_pair(
+        ("image_tokens", image_tokens, "[B, P, D]"), ("text_tokens", text_tokens, layout), {"D": -1}
+    )
     _validate.mask("image_mask", image_mask, "image_tokens", image_tokens)
     if cu_seqlens is not None:
         if text_mask is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparc_kernels import _validate
 from sparc_kernels.ops._dtype import accumulation_dtype, has_autocast
 
 DEFAULT_LOGIT_SCALE = 1 / 0.07
@@ -27,6 +28,18 @@ def autocast(*embeds: Tensor) -> tuple[Tensor, ...]:
         return embeds
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in embeds)
+
+
+def checked_pair(
+    one: tuple[str, Tensor, str], other: tuple[str, Tensor, str], shared: dict[str, int]
+) -> tuple[Tensor, Tensor]:
+    """Two embeddings, given as name, tensor and layout, in the autocast dtype: of one dtype and device, and as large in
+    the ``shared`` dimensions."""
+    for name, value, layout in (one, other):
+        _validate.embeddings(name, value, layout)
+    found, beside = autocast(one[1], other[1])
+    _validate.same(other[0], beside, one[0], found, shared)
+    return found, beside
 
 
 def scalar(value: float | Tensor, like: Tensor) -> Tensor:

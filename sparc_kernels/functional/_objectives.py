@@ -21,7 +21,7 @@ from sparc_kernels.functional._positives import (
     softplus,
     union,
 )
-from sparc_kernels.functional.similarity import (
+from sparc_kernels.functional._streamed import (
     cosines_of_rows,
     logsumexp_of_everyone,
     mean_of_cross_entropies,

@@ -12,7 +12,7 @@ from sparc_kernels import _arrays, _validate
 from sparc_kernels._arrays import ArrayT, DLPackArray
 from sparc_kernels._dispatch import resolve
 from sparc_kernels.distributed import Fact, Group, Ranks, global_ratios, ranks_of, replicated
-from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, autocast, recordable, scalar
+from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, checked_pair, recordable, scalar
 from sparc_kernels.ops._alignment.choice import kind_of_call
 from sparc_kernels.ops._dtype import accumulation_dtype
 from sparc_kernels.ops._registration import apply
@@ -68,10 +68,9 @@ def checked_pairs(
     patch_mask: Tensor | None,
     similarity_threshold: float | None,
 ) -> Pairs:
-    _validate.embeddings("patch_embeds", patch_embeds, "[B, P, D]")
-    _validate.embeddings("token_embeds", token_embeds, "[B, L, D]")
-    patch_embeds, token_embeds = autocast(patch_embeds, token_embeds)
-    _validate.same("token_embeds", token_embeds, "patch_embeds", patch_embeds, {"B": 0, "D": 2})
+    patch_embeds, token_embeds = checked_pair(
+        ("patch_embeds", patch_embeds, "[B, P, D]"), ("token_embeds", token_embeds, "[B, L, D]"), {"B": 0, "D": 2}
+    )
     _validate.mask("token_mask", token_mask, "token_embeds", token_embeds)
     _validate.mask("patch_mask", patch_mask, "patch_embeds", patch_embeds)
     _images_have_patches(patch_mask)

@@ -43,7 +43,7 @@ from sparc_kernels.functional._objectives import (
     softmax_losses,
 )
 from sparc_kernels.functional._ring import check_exchange
-from sparc_kernels.functional.similarity import launches_whole_losses, sigmoid_of_pairs
+from sparc_kernels.functional._streamed import launches_whole_losses, sigmoid_of_pairs
 from sparc_kernels.ops.contrastive.reference import contrastive_reference, sigmoid_reference
 
 _NOBODY = -(2**62)  # a label that no item has

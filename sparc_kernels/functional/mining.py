@@ -8,10 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparc_kernels import _validate
 from sparc_kernels.distributed import Group, ranks_of
-from sparc_kernels.functional._candidates import Exclusion, Scope, checked_levels, checked_scope
-from sparc_kernels.functional._common import autocast
+from sparc_kernels.functional._candidates import (
+    Exclusion,
+    Scope,
+    checked_levels,
+    checked_rows_and_columns,
+    checked_scope,
+)
 from sparc_kernels.functional._everyone import everyone_of, exclusion_facts, scope_of_everyone
 from sparc_kernels.functional._positives import rows_of
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
@@ -51,10 +55,7 @@ def mine_negatives(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`similarity_logsumexp`.
     """
-    _validate.embeddings("rows", rows, "[M, D]")
-    _validate.embeddings("cols", cols, "[N, D]")
-    rows, cols = autocast(rows, cols)
-    _validate.same("cols", cols, "rows", rows, {"D": 1})
+    rows, cols = checked_rows_and_columns(rows, cols)
     ranks = ranks_of(group, "mean", "mine_negatives")
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k must be an integer, got {type(k).__name__}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparc_kernels import _validate
 from sparc_kernels._dispatch import resolve
-from sparc_kernels.functional._common import autocast, recordable, scalar
+from sparc_kernels.functional._common import checked_pair, recordable, scalar
 from sparc_kernels.ops._registration import apply
 from sparc_kernels.ops.optimal_transport.autograd import TransportFunction
 from sparc_kernels.ops.optimal_transport.reference import transport_reference
@@ -155,10 +155,9 @@ def _checked(
     iterations: object,
     proximal: object,
 ) -> _Pairs:
-    _validate.embeddings("image_tokens", image_tokens, "[B, P, D]")
-    _validate.embeddings("text_tokens", text_tokens, "[B, L, D]")
-    image_tokens, text_tokens = autocast(image_tokens, text_tokens)
-    _validate.same("text_tokens", text_tokens, "image_tokens", image_tokens, {"B": 0, "D": 2})
+    image_tokens, text_tokens = checked_pair(
+        ("image_tokens", image_tokens, "[B, P, D]"), ("text_tokens", text_tokens, "[B, L, D]"), {"B": 0, "D": 2}
+    )
     _validate.mask("image_mask", image_mask, "image_tokens", image_tokens)
     _validate.mask("text_mask", text_mask, "text_tokens", text_tokens)
     _validate.weight("beta", beta)

@@ -12,7 +12,13 @@ from sparc_kernels import _validate
 from sparc_kernels._dispatch import has_kernels, resolve
 from sparc_kernels.distributed import Fact, Group, global_ratios, ranks_of, replicated
 from sparc_kernels.functional._candidates import Ids, checked_scale
-from sparc_kernels.functional._common import DEFAULT_LOGIT_SCALE, DIRECTIONS, autocast, recordable, wanted_directions
+from sparc_kernels.functional._common import (
+    DEFAULT_LOGIT_SCALE,
+    DIRECTIONS,
+    checked_pair,
+    recordable,
+    wanted_directions,
+)
 from sparc_kernels.functional.alignment import fine_grained_loss, language_grouped_embeddings
 from sparc_kernels.functional.contrastive import contrastive_loss
 from sparc_kernels.ops._dtype import accumulation_dtype, without_autocast
@@ -73,10 +79,11 @@ def subcaption_grouping_loss(
     """
     if negatives not in NEGATIVES:
         raise ValueError(f"negatives must be {' or '.join(map(repr, NEGATIVES))}, got {negatives!r}")
-    _validate.embeddings("patch_embeds", patch_embeds, "[B, P, D]")
-    _validate.embeddings("subcaption_embeds", subcaption_embeds, "[B, K, D]")
-    patches, subcaptions = autocast(patch_embeds, subcaption_embeds)
-    _validate.same("subcaption_embeds", subcaptions, "patch_embeds", patches, {"B": 0, "D": 2})
+    patches, subcaptions = checked_pair(
+        ("patch_embeds", patch_embeds, "[B, P, D]"),
+        ("subcaption_embeds", subcaption_embeds, "[B, K, D]"),
+        {"B": 0, "D": 2},
+    )
     _validate.mask("subcaption_mask", subcaption_mask, "subcaption_embeds", subcaptions)
     _validate.mask("patch_mask", patch_mask, "patch_embeds", patches)
     patches, mask = _directions(patches, patch_mask), recordable(subcaption_mask)
@@ -147,10 +154,9 @@ def mgca_local_loss(
     """
     wanted = wanted_directions(direction)
     ranks = ranks_of(group, gradients, "mgca_local_loss")
-    _validate.embeddings("image_tokens", image_tokens, "[B, P, D]")
-    _validate.embeddings("text_tokens", text_tokens, "[B, L, D]")
-    images, texts = autocast(image_tokens, text_tokens)
-    _validate.same("text_tokens", texts, "image_tokens", images, {"B": 0, "D": 2})
+    images, texts = checked_pair(
+        ("image_tokens", image_tokens, "[B, P, D]"), ("text_tokens", text_tokens, "[B, L, D]"), {"B": 0, "D": 2}
+    )
     _validate.mask("image_mask", image_mask, "image_tokens", images)
     _validate.mask("text_mask", text_mask, "text_tokens", texts)
     image_mask, text_mask = recordable(image_mask), recordable(text_mask)

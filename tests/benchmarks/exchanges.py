@@ -22,6 +22,7 @@ from benchmarks.scale_model import traffic, work
 from benchmarks.scale_model.modes import GATHER, OPEN_CLIP, RING, Mode
 from benchmarks.scale_model.problem import BACKWARD, FORWARD, PHASES, SIGMOID, SOFTMAX, Problem
 from benchmarks.scale_model.traffic import ALL_GATHER, ALL_TO_ALL, REDUCE_SCATTER, SEND
+from sparc_kernels.functional import _streamed
 from tests.distributed.world import Cases, Here
 
 CASES = Cases()
@@ -76,12 +77,11 @@ class Counted(TorchDispatchMode):
 @contextlib.contextmanager
 def streamed() -> Iterator[None]:
     """No matrix is kept, as on a GPU."""
-    similarity: Any = sk.functional.similarity
-    usual, similarity.KEEP_BYTES = similarity.KEEP_BYTES, 0
+    usual, _streamed.KEEP_BYTES = _streamed.KEEP_BYTES, 0
     try:
         yield
     finally:
-        similarity.KEEP_BYTES = usual
+        _streamed.KEEP_BYTES = usual
 
 
 @contextlib.contextmanager

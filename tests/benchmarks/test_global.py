@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import sparc_kernels as sk
 from benchmarks.measure import parity
 from benchmarks.measure.case import BOTH, FORWARD, Case
 from benchmarks.measure.parity import ParityError, Truth, assert_parity, run
@@ -19,6 +18,7 @@ from benchmarks.measure.registry import suites
 from benchmarks.ops import _global, contrastive
 from benchmarks.ops.contrastive import COMPILED, CONTRASTIVE, SIGMOID
 from benchmarks.report import document
+from sparc_kernels.functional import _streamed
 from tests.benchmarks.test_run import fake_row
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -101,18 +101,17 @@ def test_eager_is_spared_what_no_memory_holds(op: contrastive.Global, monkeypatc
 
 
 def test_streamed_keeps_nothing_and_leaves_the_setting_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    similarity: Any = sk.functional.similarity
-    case, usual, seen = small(CONTRASTIVE), similarity.KEEP_BYTES, []
+    case, usual, seen = small(CONTRASTIVE), _streamed.KEEP_BYTES, []
 
     def public(self: object, x: object, backend: str) -> None:
-        seen.append((similarity.KEEP_BYTES, backend))
+        seen.append((_streamed.KEEP_BYTES, backend))
         raise RuntimeError
 
     streamed = providers(CONTRASTIVE)["streamed"]
     monkeypatch.setattr(contrastive.Contrastive, "public", public)
     with pytest.raises(RuntimeError):
         streamed.build(case)(CONTRASTIVE.draw(case, CPU))
-    assert (seen, similarity.KEEP_BYTES) == ([(0, "cpu")], usual)
+    assert (seen, _streamed.KEEP_BYTES) == ([(0, "cpu")], usual)
     assert streamed.takes_part(small(CONTRASTIVE, batch=5792), CPU)
     assert not streamed.takes_part(small(CONTRASTIVE, batch=5793), CPU), "there ours is streamed"
     assert not streamed.takes_part(case, GPU)

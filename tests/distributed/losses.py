@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.measure.peers import part_of
 from sparc_kernels.functional import (
+    _streamed,
     attention_pooled_scores,
     contrastive_loss,
     filip_loss,
@@ -24,7 +25,6 @@ from sparc_kernels.functional import (
     mgca_local_loss,
     pacl_loss,
     sigmoid_loss,
-    similarity,
     subcaption_grouping_loss,
 )
 from sparc_kernels.modules import FilipLoss
@@ -175,7 +175,7 @@ def memory_of_a_ring(here: Here) -> None:
     three, block = dist.new_group([0, 1, 2]), 96 * 64 * 4
     for name, loss in LOSSES.items():
         of_cpu = partial(loss, backend="cpu")
-        with mock.patch.object(similarity, "KEEP_BYTES", 0):
+        with mock.patch.object(_streamed, "KEEP_BYTES", 0):
             for exchange in ("ring", "gather"):
                 largest, most = _allocated(of_cpu, here, exchange)
                 if here.rank < 3:

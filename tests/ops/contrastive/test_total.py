@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sparc_kernels as sk
 from sparc_kernels import Labels, _native
 from sparc_kernels.functional._candidates import Scope
-from sparc_kernels.functional.similarity import streamed_softplus, streamed_softplus_total
+from sparc_kernels.functional._streamed import streamed_softplus, streamed_softplus_total
 from sparc_kernels.ops.contrastive import schema
 from tests.conftest import device_of, dtypes_of
 from tests.modes import CLOSE
