@@ -17,16 +17,7 @@ from sparc_kernels.ops._triton.launch import Launch, cdiv
 from sparc_kernels.ops._triton.replay import run_plan
 from sparc_kernels.ops.contrastive.config import TileConfig
 from sparc_kernels.ops.contrastive.schema import STATS, fake_logsumexp_forward, kept_dtype
-from sparc_kernels.ops.contrastive.triton import (
-    GRADS,
-    Steps,
-    logsumexp_gradients,
-    logsumexp_merge,
-    logsumexp_sweep,
-    scales_of,
-    softplus_gradients,
-    softplus_total_backward,
-)
+from sparc_kernels.ops.contrastive.triton import softplus_total_backward
 from sparc_kernels.ops.contrastive.triton_paired import (
     mean_softmax_gradient_kernel,
     mean_softmax_kernel,
@@ -34,6 +25,15 @@ from sparc_kernels.ops.contrastive.triton_paired import (
     paired_launch,
 )
 from sparc_kernels.ops.contrastive.triton_plans import VECTOR_BLOCK, OfPairs, Problem, total
+from sparc_kernels.ops.contrastive.triton_sweeps import (
+    GRADS,
+    Steps,
+    logsumexp_gradients,
+    logsumexp_merge,
+    logsumexp_sweep,
+    scales_of,
+    softplus_gradients,
+)
 
 _NOTHING = (None,) * 5  # excluded pairs, a guide, its threshold
 
