@@ -24,7 +24,7 @@ MUTANTS = (
     Mutant("columns without a patch take part", FILE, ": kNoPatch;", ": 0.0f;", "definition"),
     Mutant(
         "a warp gets its neighbour's granule",
-        FILE,
+        "late_interaction/late_interaction_tokens.cuh",
         "const int own = granule + warp * turns;",
         "const int own = granule + warp * turns + 1;",
         "definition",
