@@ -78,6 +78,8 @@ SPARC_DEVICE void warpgroup_hold(float (&c)[kCount]) {
 #define SPARC_BOUND_8(at)                                                                           \
   "+f"(c[at]), "+f"(c[at + 1]), "+f"(c[at + 2]), "+f"(c[at + 3]), "+f"(c[at + 4]), "+f"(c[at + 5]), \
       "+f"(c[at + 6]), "+f"(c[at + 7])
+#define SPARC_NAMES_4 "%0, %1, %2, %3"
+#define SPARC_BOUND_FIRST_4 SPARC_BOUND_4(0)
 #define SPARC_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define SPARC_BOUND_FIRST_8 SPARC_BOUND_8(0)
 #define SPARC_NAMES_16 SPARC_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
@@ -150,6 +152,7 @@ struct WarpgroupShape;
   SPARC_WARPGROUP_SHAPE(columns, count, BFloat16, "bf16", o0, o1, o2, o3, o4, o5)                            \
   SPARC_WARPGROUP_SHAPE(columns, count, Float16, "f16", o0, o1, o2, o3, o4, o5)
 
+SPARC_WARPGROUP_SHAPES(8, 4, 4, 5, 6, 7, 8, 9)
 SPARC_WARPGROUP_SHAPES(16, 8, 8, 9, 10, 11, 12, 13)
 SPARC_WARPGROUP_SHAPES(32, 16, 16, 17, 18, 19, 20, 21)
 SPARC_WARPGROUP_SHAPES(48, 24, 24, 25, 26, 27, 28, 29)
@@ -165,6 +168,8 @@ SPARC_WARPGROUP_SHAPES(256, 128, 128, 129, 130, 131, 132, 133)
 
 #undef SPARC_WARPGROUP_SHAPES
 #undef SPARC_WARPGROUP_SHAPE
+#undef SPARC_NAMES_4
+#undef SPARC_BOUND_FIRST_4
 #undef SPARC_NAMES_8
 #undef SPARC_BOUND_FIRST_8
 #undef SPARC_NAMES_16

@@ -207,6 +207,7 @@ struct WarpgroupOp<FineGrainedArguments> {
       run_backward<Pass>(args, streaming, shared);
     } else {
       using Pass = FineGrainedPairForward<FineGrainedWarpgroupSteps<E, kStrips, Layout<E>>>;
+      shared.write_ones();
       run_forward<Pass>(args, streaming, shared);
     }
   }

@@ -14,6 +14,7 @@ template <class E>
 struct FineGrainedPanelLayout : PanelLayout<E>, FineGrainedPlaces {
   int grads;  // dZ [64, 64] E
   int x;      // X [64, P] E
+  int ones;   // [8, 64] E, in a forward pass
 
   SPARC_HOST_DEVICE FineGrainedPanelLayout(const PairInputs& in, const Streaming& streaming, bool backward)
       : PanelLayout<E>(in, streaming, backward), FineGrainedPlaces(this->plan) {
@@ -28,10 +29,17 @@ struct FineGrainedPanelLayout : PanelLayout<E>, FineGrainedPlaces {
     }
     grads = logits + kLogitRows * Panel<E>::kRowBytes;
     x = logits;
+    ones = backward ? 0 : this->take_panels(8);
   }
 
   SPARC_DEVICE Panel<E> grads_tile() const { return {grads, kPairTextRows}; }
   SPARC_DEVICE Panel<E> x_tile() const { return {x, kPairTextRows}; }
+  SPARC_DEVICE Panel<E> ones_tile() const { return {ones, 8}; }
+  SPARC_DEVICE void write_ones() const {
+    for (int i = device::thread_index(); i < 8 * Panel<E>::kColumns / 2; i += kThreads) {
+      device::shared_at<uint32_t>(ones)[i] = device::pack<E>(1.0f, 1.0f);
+    }
+  }
 };
 
 // Its products by warpgroups.
@@ -66,16 +74,15 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
     Stream::template run<kWay>(streaming, this->chunks, load, compute);
   }
 
-  // s = S; square = this thread's share of |t|^2 of row thread / 4. On the way the means, if `kPool`.
-  template <bool kPool>
+  // s = S; square = this thread's share of |t|^2 of row thread / 4.
+  template <bool>
   SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4;
     square = 0.0f;
-    const auto compute = [&](int c, int stage, const auto& copy) {
+    const auto compute = [&](int, int stage, const auto& copy) {
       const Panel<E> t = shared.text_tile(stage);
       this->add_products(s, t, shared.image_tile(stage));
       copy();
-      if (kPool) this->pool_chunk(c, stage);
       if (row >= this->n) return;
       SPARC_UNROLL
       for (int piece = 0; piece < 2; ++piece) {
@@ -101,10 +108,21 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   template <class F>
   SPARC_DEVICE void groups(const typename Base::HeldOperand& left, float unit, typename Base::TextSums& z,
                            const F& f) const {
-    group_chunks([&](const auto& compute) { for_both<Way::kBack>(compute); }, left, unit, z, f);
+    group_chunks<false>([&](const auto& compute) { for_both<Way::kBack>(compute); }, left, unit, z, f);
   }
-  // The same in a stream that goes on with the pair `following`.
+  // The same in a stream that goes on with the pair `following`. On the way the means, if they are asked for.
   template <class F>
+  SPARC_DEVICE void groups_before(const PairWork& following, const typename Base::HeldOperand& left,
+                                  float unit, typename Base::TextSums& z, const F& f) const {
+    if (this->args.pooled_patches != nullptr || this->args.pooled_tokens != nullptr) {
+      groups_before<true>(following, left, unit, z, f);
+    } else {
+      groups_before<false>(following, left, unit, z, f);
+    }
+  }
+
+ private:
+  template <bool kPool, class F>
   SPARC_DEVICE void groups_before(const PairWork& following, const typename Base::HeldOperand& left,
                                   float unit, typename Base::TextSums& z, const F& f) const {
     const auto load = [&](int c, int stage) { this->load(c, stage); };
@@ -113,14 +131,13 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
         FineGrainedWarpgroupSteps(shared, this->args, streaming, following).load(c, stage);
       }
     };
-    group_chunks(
+    group_chunks<kPool>(
         [&](const auto& compute) {
           PanelStream::back(streaming, mirrored(), this->chunks, load, load_next, compute);
         },
         left, unit, z, f);
   }
 
- private:
   SPARC_DEVICE bool mirrored() const { return work.buffer != 0; }
   // compute(c, stage, copy) for every chunk of V and T.
   template <Way kWay, class Compute>
@@ -132,16 +149,47 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
       if (!there) this->load(c, stage);
     };
   }
-  template <class Run, class F>
+  static constexpr int kTurns = Base::kChannels / 16;
+
+  // Issues the sums over `kSteps` times 16 rows of a chunk, as products with ones: c[0] belongs to channel
+  // row(0) of the chunk, c[2] to row(1). Rows beyond the valid ones are zeros.
+  template <int kSteps>
+  SPARC_DEVICE void add_rows(float (&c)[4], const Panel<E>& rows) const {
+    const uint64_t left = rows.operand(0, 0), ones = shared.ones_tile().operand(0, 0);
+    SPARC_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      device::warpgroup_multiply_add<E, 8, true, false>(c, Panel<E>::below(left, step * 16), ones);
+    }
+  }
+  // The mean of `count` rows from these sums, in a row of `out` [B, D]; nothing where `out` is null.
+  SPARC_DEVICE void store_mean(const float (&sums)[4], int count, int chunk, int64_t item, void* out) const {
+    if (out == nullptr || device::lane_index() % 4 != 0) return;
+    const int channels = this->args.in.channels;
+    SPARC_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int channel = chunk * Base::kChunk + this->row(half);
+      if (channel < channels) {
+        static_cast<E*>(out)[item * channels + channel] =
+            device::from_float<E>(sums[2 * half] / static_cast<float>(count));
+      }
+    }
+  }
+
+  template <bool kPool, class Run, class F>
   SPARC_DEVICE void group_chunks(const Run& run, const typename Base::HeldOperand& left, float unit,
                                  typename Base::TextSums& z, const F& f) const {
-    constexpr int kTurns = Base::kChannels / 16;
     run([&](int chunk, int stage, const auto& copy) {
       const Panel<E> t = shared.text_tile(stage);
       Sums c[kTurns] = {};
+      float patches[4] = {}, tokens[4] = {};
       this->times_image(c, left, shared.image_tile(stage));
+      if constexpr (kPool) {  // both warpgroups make both: a branch would wait for the products under way
+        add_rows<Base::kSteps>(patches, shared.image_tile(stage));
+        add_rows<kTextSteps>(tokens, t);
+        device::warpgroup_commit();
+      }
       copy();
-      device::warpgroup_wait<0>();
+      device::warpgroup_wait<kPool ? 1 : 0>();
       device::warpgroup_hold(accumulators(c));
       typename Products::A high[kTurns], low[kTurns];
       SPARC_UNROLL
@@ -153,16 +201,26 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
         high[turn] = Products::as_operand(c[turn]);
         low[turn] = Products::rest_as_operand(c[turn]);
       }
-      const uint64_t tokens = t.operand(0, this->first_channel());
+      const uint64_t text = t.operand(0, this->first_channel());
       device::warpgroup_fence();
       SPARC_UNROLL
       for (int turn = 0; turn < kTurns; ++turn) {
-        const uint64_t b = Panel<E>::beside(tokens, 16 * turn);
+        const uint64_t b = Panel<E>::beside(text, 16 * turn);
         device::warpgroup_multiply_add<E, kPairTextRows, false>(accumulators(z), high[turn].r, b);
         device::warpgroup_multiply_add<E, kPairTextRows, false>(accumulators(z), low[turn].r, b);
       }
       device::warpgroup_commit();
       f(c, chunk, this->first_channel());
+      if constexpr (kPool) {
+        device::warpgroup_wait<1>();
+        device::warpgroup_hold(patches);
+        device::warpgroup_hold(tokens);
+        if (this->column_warp == 0) {
+          store_mean(patches, this->p, chunk, work.image, this->args.pooled_patches);
+        } else {
+          store_mean(tokens, this->n, chunk, work.text, this->args.pooled_tokens);
+        }
+      }
     });
     device::warpgroup_hold(accumulators(z));
   }
