@@ -24,9 +24,9 @@ FineGrainedArguments describe(const PairCall& call, const Tensor& logit_scale,
 }
 
 void run(const PairCall& call, FineGrainedArguments args, const Tensor& like, bool backward) {
-  const auto in_words = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 4 == 0; };
+  const auto in_pieces = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const LaunchPlan plan = call.plan<FineGrainedArguments>(
-      backward, in_words(args.grad_pooled_patches) && in_words(args.grad_pooled_tokens));
+      backward, in_pieces(args.grad_pooled_patches) && in_pieces(args.grad_pooled_tokens));
   Tensor groups = new_empty(like, {backward && args.grad_tokens == nullptr ? plan.pair.grid : 0,
                                    args.in.text_rows, args.in.channels});
   args.saved_groups = args.grad_tokens == nullptr ? groups.mutable_data_ptr() : args.grad_tokens;

@@ -182,10 +182,11 @@ struct FineGrainedBackwardParts : Steps {
             MeanShare<E>(args.grad_pooled_tokens, work.text, in.channels, this->n),
             rows_of<E>(args.grad_tokens, work.text, in.text_rows, in.channels)};
   }
-  // dT from x = X V: this warp's rows, its channels from `column` on of chunk c, whose tokens are in t.
-  template <int kCount, class From>
-  SPARC_DEVICE void store_text_gradient(const TextGradient& grad, const Sums (&x)[kCount], const From& t,
-                                        int c, int column) const {
+  // dT from x = X V: this warp's rows, its channels from `column` on of chunk c, whose tokens are in t; share:
+  // grad.share, or where it has been put.
+  template <class Share, int kCount, class From>
+  SPARC_DEVICE void store_text_gradient(const TextGradient& grad, const Share& share,
+                                        const Sums (&x)[kCount], const From& t, int c, int column) const {
     const int first = c * this->kChunk + column;
     const device::Shared<int> token_index = this->text_index();
     RoundedSums<E> rounded[kCount];
@@ -199,13 +200,13 @@ struct FineGrainedBackwardParts : Steps {
         sum[e / 4][e % 4] = (x[i][e / 4][e % 4] * grad.x_unit - grad.beta[half] * token.value(e / 4, e % 4)) *
                             grad.restore[half];
       }
-      if (grad.share.grad != nullptr) {
+      if (share.is_there()) {
         SPARC_UNROLL
         for (int half = 0; half < 2; ++half) {
-          float share[2];
-          grad.share.template two_at<Base::kWhole>(first + 16 * i + sum_column(half, 0), share);
+          float each[2];
+          share.template two_at<Base::kWhole>(first + 16 * i + sum_column(half, 0), each);
           SPARC_UNROLL
-          for (int e = 0; e < 4; ++e) sum[half][e] += share[e % 2];
+          for (int e = 0; e < 4; ++e) sum[half][e] += each[e % 2];
         }
       }
       rounded[i] = RoundedSums<E>(sum);
@@ -321,7 +322,7 @@ struct FineGrainedPairGradients : FineGrainedBackwardParts<FineGrainedPairSteps<
       if (args.grad_tokens == nullptr || !this->active()) return;
       typename Base::Turns x;
       this->times_image(x, held, shared.image_tile(stage));
-      this->store_text_gradient(tokens, x, shared.text_tile(stage), c, this->turn_column(0));
+      this->store_text_gradient(tokens, tokens.share, x, shared.text_tile(stage), c, this->turn_column(0));
     });
   }
 };

@@ -10,6 +10,21 @@
 
 namespace sparc {
 
+// A MeanShare whose gradient is in shared memory, as far as a chunk's channels go. Read from global memory
+// where it is needed, it took a fifth of the pass.
+template <class E>
+struct StagedShare {
+  const MeanShare<E>& share;
+  int begin;  // of its chunk, in bytes from the start of shared memory
+  int first;  // channel
+
+  SPARC_DEVICE bool is_there() const { return share.is_there(); }
+  template <bool>
+  SPARC_DEVICE void two_at(int column, float (&each)[2]) const {
+    share.unpack(device::shared_at<uint32_t>(begin)[(column - first) / 2], each);
+  }
+};
+
 // The products of a backward pass by warpgroups.
 template <class E, int kStrips, class Layout>
 struct FineGrainedWarpgroupGradients
@@ -102,6 +117,9 @@ struct FineGrainedWarpgroupGradients
     const typename Base::ImageGradient patches = this->image_gradient(x_unit, unit);
     const typename Base::TextGradient tokens = this->text_gradient(x_unit);
     this->template for_visits<Way::kBack>(gradients_loader(), [&](int c, int stage) {
+      const int first = c * Base::kChunk;
+      const StagedShare<E> patch_share = {patches.share, shared.mean(stage, false), first},
+                           token_share = {tokens.share, shared.mean(stage, true), first};
       Sums dv[kPatchTurns][kPatchStrips] = {};
       Sums dt[kOwnStrips] = {};
       SPARC_UNROLL
@@ -116,14 +134,14 @@ struct FineGrainedWarpgroupGradients
         }
         device::warpgroup_hold(accumulators(dv[turn]));
         if (args.grad_patches != nullptr) {
-          this->store_image_gradient(patches, dv[turn], patch_row(turn) + this->row0,
-                                     c * this->streaming.chunk + patch_channel());
+          this->store_image_gradient(patches, patch_share, dv[turn], patch_row(turn) + this->row0,
+                                     first + patch_channel());
         }
       }
       device::warpgroup_wait<0>();
       device::warpgroup_hold(accumulators(dt));
       if (args.grad_tokens != nullptr) {
-        this->store_text_gradient(tokens, dt, shared.text_tile(stage), c, this->first_channel());
+        this->store_text_gradient(tokens, token_share, dt, shared.text_tile(stage), c, this->first_channel());
       }
     });
   }
@@ -133,7 +151,22 @@ struct FineGrainedWarpgroupGradients
     return [this](int c, int stage, bool there) { this->load_for_weights(c, stage, there); };
   }
   SPARC_DEVICE auto gradients_loader() const {
-    return [this](int c, int stage, bool there) { this->load_for_gradients(c, stage, there); };
+    return [this](int c, int stage, bool there) {
+      this->load_for_gradients(c, stage, there);
+      load_means(c, stage);
+    };
+  }
+  // A chunk of the gradients of both means, those that are there: a piece to a thread.
+  SPARC_DEVICE void load_means(int c, int stage) const {
+    constexpr int kPieces = Panel<E>::kColumns / 8;
+    const int i = device::thread_index(), channel = c * Base::kChunk + i % kPieces * 8;
+    if (i >= 2 * kPieces) return;
+    const void* const means = i < kPieces ? args.grad_pooled_patches : args.grad_pooled_tokens;
+    if (means == nullptr) return;
+    const int64_t item = i < kPieces ? this->work.image : this->work.text;
+    const device::Shared<Piece> to = device::shared_at<Piece>(shared.mean(stage, i >= kPieces));
+    device::copy_async_if(channel < args.in.channels, device::address_of(to + i % kPieces),
+                          static_cast<const E*>(means) + (item * args.in.channels + channel));
   }
 
   static constexpr int kTextSteps = kPairTextRows / 16;

@@ -15,6 +15,9 @@ struct FineGrainedPanelLayout : PanelLayout<E>, FineGrainedPlaces {
   int grads;  // dZ [64, 64] E
   int x;      // X [64, P] E
   int ones;   // [8, 64] E, in a forward pass
+  int means;  // [stages, 2, 64] E, in a backward pass: the gradients of both means
+
+  static constexpr int kMeanBytes = Panel<E>::kColumns * sizeof(E);
 
   SPARC_HOST_DEVICE FineGrainedPanelLayout(const PairInputs& in, const Streaming& streaming, bool backward)
       : PanelLayout<E>(in, streaming, backward), FineGrainedPlaces(this->plan) {
@@ -30,11 +33,14 @@ struct FineGrainedPanelLayout : PanelLayout<E>, FineGrainedPlaces {
     grads = logits + kLogitRows * Panel<E>::kRowBytes;
     x = logits;
     ones = backward ? 0 : this->take_panels(8);
+    means = backward ? this->plan.take(streaming.stages * 2 * kMeanBytes) : 0;
   }
 
   SPARC_DEVICE Panel<E> grads_tile() const { return {grads, kPairTextRows}; }
   SPARC_DEVICE Panel<E> x_tile() const { return {x, kPairTextRows}; }
   SPARC_DEVICE Panel<E> ones_tile() const { return {ones, 8}; }
+  // A chunk of the gradient of the mean of the image's rows, and, `text`, of the text's.
+  SPARC_DEVICE int mean(int stage, bool text) const { return means + (2 * stage + text) * kMeanBytes; }
   SPARC_DEVICE void write_ones() const {
     for (int i = device::thread_index(); i < 8 * Panel<E>::kColumns / 2; i += kThreads) {
       device::shared_at<uint32_t>(ones)[i] = device::pack<E>(1.0f, 1.0f);

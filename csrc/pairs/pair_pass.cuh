@@ -116,29 +116,29 @@ struct PairPass : Tile_ {
       SPARC_UNROLL
       for (int down = 0; down < kDown; ++down) {
         if (down > 0 && m + 16 * down >= this->p) break;
-        store_image_gradient(grad, c[down], m + 16 * down, chunk * kChunk + column);
+        store_image_gradient(grad, grad.share, c[down], m + 16 * down, chunk * kChunk + column);
       }
     }
   }
-  // 16 rows from `m` on of that sum, its channels from `at` on.
-  template <int kCount>
-  SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, const Sums (&c)[kCount], int m,
-                                         int at) const {
+  // 16 rows from `m` on of that sum, its channels from `at` on; share: grad.share, or where it has been put.
+  template <class Share, int kCount>
+  SPARC_DEVICE void store_image_gradient(const ImageGradient& grad, const Share& share,
+                                         const Sums (&c)[kCount], int m, int at) const {
     const float last = grad.with_second ? grad.factor : grad.factor * grad.x_unit;
     const device::Shared<int> index = image_index();
     RoundedSums<E> rounded[kCount];
     SPARC_UNROLL
     for (int i = 0; i < kCount; ++i) {
-      if (grad.share.grad == nullptr) {
+      if (!share.is_there()) {
         rounded[i] = RoundedSums<E>(c[i], last);
       } else {
         Sums sum;
         SPARC_UNROLL
         for (int half = 0; half < 2; ++half) {
-          float share[2];
-          grad.share.template two_at<Base::kWhole>(at + 16 * i + sum_column(half, 0), share);
+          float each[2];
+          share.template two_at<Base::kWhole>(at + 16 * i + sum_column(half, 0), each);
           SPARC_UNROLL
-          for (int e = 0; e < 4; ++e) sum[half][e] = c[i][half][e] * last + share[e % 2];
+          for (int e = 0; e < 4; ++e) sum[half][e] = c[i][half][e] * last + each[e % 2];
         }
         rounded[i] = RoundedSums<E>(sum);
       }

@@ -85,18 +85,22 @@ struct MeanShare {
       : grad(grads == nullptr ? nullptr : static_cast<const E*>(grads) + item * columns_),
         columns(columns_),
         factor(rows > 0 ? 1.0f / static_cast<float>(rows) : 0.0f) {}
+  SPARC_DEVICE bool is_there() const { return grad != nullptr; }
   // That of an even column and of the next, of a gradient that is there; `kWhole`: columns are even in
   // number.
   template <bool kWhole>
   SPARC_DEVICE void two_at(int64_t column, float (&share)[2]) const {
     if constexpr (kWhole) {
       const uint32_t words = column < columns ? *reinterpret_cast<const uint32_t*>(grad + column) : 0u;
-      share[0] = device::to_float(E{static_cast<uint16_t>(words)}) * factor;
-      share[1] = device::to_float(E{static_cast<uint16_t>(words >> 16)}) * factor;
+      unpack(words, share);
     } else {
       share[0] = at(column);
       share[1] = at(column + 1);
     }
+  }
+  SPARC_DEVICE void unpack(uint32_t words, float (&share)[2]) const {
+    share[0] = device::to_float(E{static_cast<uint16_t>(words)}) * factor;
+    share[1] = device::to_float(E{static_cast<uint16_t>(words >> 16)}) * factor;
   }
   SPARC_DEVICE float at(int64_t column) const {
     return grad == nullptr || column >= columns ? 0.0f : device::to_float(grad[column]) * factor;
