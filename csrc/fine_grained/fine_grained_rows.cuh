@@ -42,6 +42,7 @@ template <class Pass, class Places>
 SPARC_DEVICE void read_stats(const Pass& pass, const Places& places) {
   const FineGrainedArguments& args = pass.args;
   const int64_t stride = args.stats_stride;
+  SPARC_NO_UNROLL
   for (int l = device::thread_index(); l < pass.n; l += kThreads) {
     const int64_t at = pass.result_at(l), token = at - pass.work.text * args.in.text_rows;
     const float* const stat = args.stats + at;
@@ -88,6 +89,7 @@ SPARC_DEVICE float reach_unit(float largest, float reach) {
 // token_loss and stats of a pair's tokens without a result: 0 at padding, NaN where the image has no valid
 // patch.
 SPARC_DEVICE void fill_results(const FineGrainedArguments& args, int64_t text, int patches) {
+  SPARC_NO_UNROLL
   for (int i = device::thread_index(); i < args.in.text_rows; i += kThreads) {
     const bool valid = is_valid(args.in.text_mask, text, i);
     if (valid && patches > 0) continue;

@@ -38,9 +38,11 @@ SPARC_DEVICE void fill_rows(const MaskView& mask, int64_t item, int rows, int64_
                             const Otherwise& otherwise, void* out) {
   if (out == nullptr || (computed && mask.data == nullptr)) return;
   E* const data = rows_of<E>(out, item, rows, columns);
+  SPARC_NO_UNROLL
   for (int row = device::warp_index(); row < rows; row += kWarps) {
     const bool valid = is_valid(mask, item, row);
     if (valid && computed) continue;
+    SPARC_NO_UNROLL
     for (int64_t i = device::lane_index(); i < columns; i += 32) {
       data[row * columns + i] = device::from_float<E>(valid ? otherwise(i) : 0.0f);
     }
@@ -57,10 +59,12 @@ SPARC_DEVICE void write_mean(const MatrixView& view, const MaskView& mask, int64
   for (int64_t column = device::thread_index(); column < columns; column += kThreads) {
     float total = 0.0f;
     int count = 0;
-    for (int row = 0; row < rows; ++row) {
-      if (!is_valid(mask, item, row)) continue;
-      total += device::to_float(from.data[row * from.row_stride + column * from.column_stride]);
-      ++count;
+    SPARC_UNROLL_FOUR_TIMES
+    for (int row = 0; row < rows; ++row) {  // without a branch: loads of several rows are under way
+      const bool valid = is_valid(mask, item, row);
+      const float x = device::to_float(from.data[row * from.row_stride + column * from.column_stride]);
+      total += valid ? x : 0.0f;
+      count += valid ? 1 : 0;
     }
     static_cast<E*>(out)[item * columns + column] =
         device::from_float<E>(count > 0 ? total / static_cast<float>(count) : 0.0f);
@@ -69,6 +73,7 @@ SPARC_DEVICE void write_mean(const MatrixView& view, const MaskView& mask, int64
 
 SPARC_DEVICE int count_valid(const MaskView& mask, int64_t item, int rows) {
   int count = 0;
+  SPARC_NO_UNROLL
   for (int row = 0; row < rows; ++row) count += is_valid(mask, item, row) ? 1 : 0;
   return count;
 }
@@ -113,6 +118,7 @@ template <class Index>
 SPARC_DEVICE int list_valid(const MaskView& mask, int64_t item, int length, Index index,
                             device::Shared<int> counts) {
   if (mask.data == nullptr) {
+    SPARC_NO_UNROLL
     for (int i = device::thread_index(); i < length; i += kThreads) index[i] = i;
     device::block_barrier();
     return length;
