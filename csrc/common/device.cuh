@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/host_device.h"
+
 namespace sparc {
 
 // 16-bit floating numbers as they lie in memory; arithmetic is done in float32.
@@ -23,7 +25,6 @@ struct alignas(2) Float16 {
 
 #if defined(SPARC_EMULATED)
 
-#define SPARC_HOST_DEVICE inline
 #define SPARC_DEVICE_NOINLINE inline
 #define SPARC_NO_UNROLL
 #define SPARC_INLINE_LAMBDA
@@ -36,7 +37,6 @@ struct alignas(2) Float16 {
 #include <cuda_fp16.h>
 
 #define SPARC_DEVICE __device__ __forceinline__
-#define SPARC_HOST_DEVICE __host__ __device__ __forceinline__
 #define SPARC_DEVICE_NOINLINE __device__ __noinline__
 #define SPARC_UNROLL _Pragma("unroll")
 // For lambdas that hold a whole pass: what is not inlined gets the kernel's parameters through memory.

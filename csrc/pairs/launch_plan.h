@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/host_device.h"
 #include "pairs/pair_inputs.h"
 
 namespace sparc {
@@ -52,16 +53,35 @@ struct LaunchPlan {
 #define SPARC_PAIR_INSTANCES(X) X(2, 64) X(8, 64) X(8, 32)
 
 // The same by products of warpgroups: a block's two share the strips, and an instruction takes all of one.
+// So many blocks share a multiprocessor; fewer where their shared memory leaves less than three stages, or
+// where the batch has no more pairs than there are multiprocessors.
 //
-//   strips  rows     reason
-//   2       1-64     ViT-B/32 (49)
-//   7       65-224   ViT-B/16 (196): the image panels of five stages fit beside U
-//   8       225-256  L/14 (256)
-#define SPARC_WARPGROUP_STRIPS(X) X(2) X(7) X(8)
+//   strips  rows     blocks  reason
+//   2       1-64     2       ViT-B/32 (49): fits 128 registers, and one block issues in 0.4 of the cycles.
+//                            V and T of 264 pairs take 28 of 50 MB of L2 at 512 channels. At more, chunks
+//                            read long ago come from DRAM again: by count no slower than one block, since
+//                            passes turn round (docs/performance_log.md)
+//   7       65-224   1       ViT-B/16 (196): the image panels of five stages fit beside U
+//   8       225-256  1       L/14 (256)
+#define SPARC_WARPGROUP_INSTANCES(X) X(2, 2) X(7, 1) X(8, 1)
+
+struct WarpgroupInstance {
+  int strips, blocks;
+};
+
+// The one for images of so many rows, of which a pair of this path has kPairImageRows at most.
+SPARC_HOST_DEVICE constexpr WarpgroupInstance warpgroup_instance(int image_rows) {
+  const int rows = image_rows < kPairImageRows ? image_rows : kPairImageRows;
+#define SPARC_PICK_INSTANCE(strips_, blocks_) \
+  if (rows <= 32 * strips_) return {strips_, blocks_};
+  SPARC_WARPGROUP_INSTANCES(SPARC_PICK_INSTANCE)
+#undef SPARC_PICK_INSTANCE
+  return {};
+}
 
 // Stages of their streams, of 64 channels: as many as fit, since chunks that are still there when a pass
-// turns round are not copied again. Eight hold all of 512 channels (the forward pass of 64 rows), seven all
-// but one (its backward pass); five are what fits beside 224 rows.
+// turns round are not copied again. Of 64 rows two blocks have five each (forward) or three (backward); one
+// that is alone has eight, which hold all of 512 channels, or seven. Five are what fits beside 224 rows.
 constexpr int kWarpgroupStages[] = {8, 7, 5, 4, 3};
 
 // Ways to stream channels, first choice first; the first one whose shared memory fits is taken.
@@ -82,13 +102,33 @@ constexpr int kLargestMasked = 1024;
 // Scratch of all blocks of a tiled launch together, at most (but one block can always have its own).
 constexpr int64_t kScratchBudget = int64_t{256} << 20;
 
-// Blocks of the pair path that share a multiprocessor: one. V and T of the pairs in flight are read again
-// from L2; at 257 KB a pair (196 and 55 rows of 512 channels in half precision) those of 132 blocks take
-// 34 MB of an H100's 50 MB, those of twice as many would not fit.
+// Blocks of the pair path by mma.sync that share a multiprocessor: one. V and T of the pairs in flight are
+// read again from L2; at 257 KB a pair (196 and 55 rows of 512 channels in half precision) those of 132
+// blocks take 34 MB of an H100's 50 MB, those of twice as many would not fit.
 constexpr int kPairBlocksPerMultiprocessor = 1;
 // Of the tiled path: two, so that one computes while the other waits at a barrier; it reads from scratch
 // anyway.
 constexpr int kTiledBlocksPerMultiprocessor = 2;
+
+// A multiprocessor keeps so much of its shared memory for itself with every block; the largest block that
+// there can be takes all that is left (9.0: 1,024 and 232,448 of 233,472 bytes; CUDA C++ Programming Guide,
+// compute capabilities).
+constexpr int64_t kReservedSharedBytes = 1024;
+
+// What each of so many blocks that share a multiprocessor can have.
+inline int64_t shared_bytes_each(const DeviceLimits& limits, int blocks) {
+  return (limits.shared_bytes + kReservedSharedBytes) / blocks - kReservedSharedBytes;
+}
+
+// Strips of the pair path's instance for images of so many rows, so many channels at a time.
+inline int pair_strips(int image_rows, int chunk) {
+  const int rows = std::min(image_rows, kPairImageRows);
+#define SPARC_PICK_INSTANCE(strips_, chunk_) \
+  if (chunk == chunk_ && rows <= 32 * strips_) return strips_;
+  SPARC_PAIR_INSTANCES(SPARC_PICK_INSTANCE)
+#undef SPARC_PICK_INSTANCE
+  return 0;
+}
 
 // layout_bytes(streaming, warpgroups) gives the bytes of the pair path, tiled_shared and tiled_scratch those
 // of the tiled path.
@@ -102,39 +142,28 @@ LaunchPlan plan_launch(const PairInputs& in, bool half_precision, const DeviceLi
   };
   if (half_precision && may_be_small(in.text_rows, kPairTextRows, in.text_mask) &&
       may_be_small(in.image_rows, kPairImageRows, in.image_mask)) {
-    const auto use = [&](const Streaming& streaming, bool warpgroups) {
-      const int64_t bytes = plan.pair.used ? 0 : layout_bytes(streaming, warpgroups);
-      if (plan.pair.used || bytes > limits.shared_bytes) return;
-      plan.pair.used = true;
-      plan.pair.warpgroups = warpgroups;
-      plan.pair.streaming = streaming;
-      plan.pair.shared_bytes = bytes;
+    const auto use = [&](const Streaming& streaming, bool warpgroups, int strips, int blocks) {
+      if (plan.pair.used) return;
+      const int64_t bytes = layout_bytes(streaming, warpgroups);
+      if (bytes > shared_bytes_each(limits, blocks)) return;
+      const int64_t grid = std::min<int64_t>(in.pairs, int64_t{limits.multiprocessors} * blocks);
+      plan.pair = {true, warpgroups, strips, streaming, grid, bytes};
     };
     // their copies are of whole pieces of 16 bytes
     if (limits.warpgroups && in.image_embeds.wide && in.text_embeds.wide && in.channels % 8 == 0) {
-      for (const int stages : kWarpgroupStages) {
-        if (stages == 3 || (stages - 2) * 64 < in.channels + 64) use({64, stages}, true);
+      const WarpgroupInstance instance = warpgroup_instance(in.image_rows);
+      // a multiprocessor's only pair has all of its memory
+      for (int blocks = in.pairs > limits.multiprocessors ? instance.blocks : 1; blocks > 0; --blocks) {
+        for (const int stages : kWarpgroupStages) {
+          if (stages == 3 || (stages - 2) * 64 < in.channels + 64) {
+            use({64, stages}, true, instance.strips, blocks);
+          }
+        }
       }
     }
-    for (const Streaming& streaming : kStreamings) use(streaming, false);
-  }
-  if (plan.pair.used) {
-    const int rows = std::min(in.image_rows, kPairImageRows);
-#define SPARC_PICK_STRIPS(strips_) \
-  if (plan.pair.strips == 0 && rows <= 32 * strips_) plan.pair.strips = strips_;
-#define SPARC_PICK_INSTANCE(strips_, chunk_) \
-  if (plan.pair.streaming.chunk == chunk_) { \
-    SPARC_PICK_STRIPS(strips_)               \
-  }
-    if (plan.pair.warpgroups) {
-      SPARC_WARPGROUP_STRIPS(SPARC_PICK_STRIPS)
-    } else {
-      SPARC_PAIR_INSTANCES(SPARC_PICK_INSTANCE)
+    for (const Streaming& streaming : kStreamings) {
+      use(streaming, false, pair_strips(in.image_rows, streaming.chunk), kPairBlocksPerMultiprocessor);
     }
-#undef SPARC_PICK_INSTANCE
-#undef SPARC_PICK_STRIPS
-    plan.pair.grid =
-        std::min<int64_t>(in.pairs, int64_t{limits.multiprocessors} * kPairBlocksPerMultiprocessor);
   }
   plan.tiled.used = !plan.pair.used || !all_small;
   if (plan.tiled.used) {

@@ -62,15 +62,6 @@ struct Panel {
   SPARC_DEVICE static int panel(int column) { return column >> 6; }
 };
 
-// Strips of 16 image rows that each of a block's two warpgroups holds.
-SPARC_HOST_DEVICE int warpgroup_strips(int image_rows) {
-#define SPARC_PICK_STRIPS(strips_) \
-  if (at_most(image_rows, kPairImageRows) <= 32 * strips_) return strips_;
-  SPARC_WARPGROUP_STRIPS(SPARC_PICK_STRIPS)
-#undef SPARC_PICK_STRIPS
-  return 0;
-}
-
 // Shared memory with panels. Products read all rows of a panel; copies fill them all.
 template <class E>
 struct PanelLayout : PairPlaces {
@@ -82,7 +73,7 @@ struct PanelLayout : PairPlaces {
   // `second`: whether a backward pass streams a second matrix of the shape of T.
   SPARC_HOST_DEVICE PanelLayout(const PairInputs& in, const Streaming& streaming, bool second)
       : PairPlaces(in) {
-    image_rows = 32 * warpgroup_strips(in.image_rows);
+    image_rows = 32 * warpgroup_instance(in.image_rows).strips;
     image_filled = round_up(at_most(in.image_rows, kPairImageRows), 16);
     text_filled = round_up(at_most(in.text_rows, kPairTextRows), 16);
     weights = take_panels(weights_panels() * kPairTextRows);

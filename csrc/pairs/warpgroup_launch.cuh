@@ -9,7 +9,7 @@
 namespace sparc {
 
 template <class Arguments, class E, int kStrips, bool kBackward>
-__global__ void __launch_bounds__(kThreads, kPairBlocksPerMultiprocessor)
+__global__ void __launch_bounds__(kThreads, warpgroup_instance(32 * kStrips).blocks)
     warpgroup_kernel(const __grid_constant__ Arguments args, const __grid_constant__ Streaming streaming,
                      const __grid_constant__ typename WarpgroupOp<Arguments>::template Layout<E> layout) {
   WarpgroupOp<Arguments>::template run<E, kStrips, kBackward>(args, streaming, layout);
@@ -25,12 +25,12 @@ int64_t WarpgroupPath<Arguments>::shared_bytes(const PairInputs& in, const Strea
 template <bool kBackward, class E, class Arguments>
 cudaError_t launch_warpgroup_path(const Arguments& args, const LaunchPlan& plan, cudaStream_t stream) {
   const typename WarpgroupOp<Arguments>::template Layout<E> layout(args.in, plan.pair.streaming, kBackward);
-#define SPARC_LAUNCH(strips_)                                                                 \
+#define SPARC_LAUNCH(strips_, blocks_)                                                        \
   if (plan.pair.strips == strips_) {                                                          \
     return launch_kernel(&warpgroup_kernel<Arguments, E, strips_, kBackward>, plan.pair.grid, \
                          plan.pair.shared_bytes, stream, args, plan.pair.streaming, layout);  \
   }
-  SPARC_WARPGROUP_STRIPS(SPARC_LAUNCH)
+  SPARC_WARPGROUP_INSTANCES(SPARC_LAUNCH)
 #undef SPARC_LAUNCH
   return cudaErrorInvalidValue;
 }

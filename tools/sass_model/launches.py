@@ -181,7 +181,7 @@ def run(
             "parameters",
             path=asked,
             backward=backward,
-            pairs=1,
+            batch=chip.pairs,
             text_rows=shape.tokens,
             image_rows=shape.patches,
             channels=shape.channels,
@@ -214,7 +214,7 @@ def run(
     trace = (Outline if outlined else Block)(
         found.code, memory, plan["shared_bytes"], bytes(constants) + found.constants
     ).run()
-    blocks = 2 if asked.startswith("tiled") else 1  # of a multiprocessor: csrc/pairs/launch_plan.h
+    blocks = -(-plan["grid"] // chip.multiprocessors)  # of a multiprocessor, as the plan wants them
     if chip.blocks(found.registers, trace.threads, plan["shared_bytes"]) < blocks:
         raise ValueError(f"{blocks} blocks of {found.name} do not fit into a multiprocessor of {architecture}")
     return Launch(
@@ -225,7 +225,7 @@ def run(
         chunk=plan.get("chunk", 0),
         stages=plan.get("stages", 0),
         blocks=chip.pairs,
-        at_once=min(chip.pairs, blocks * chip.multiprocessors),
+        at_once=plan["grid"],
         shared_bytes=plan["shared_bytes"],
         registers=found.registers,
         trace=trace,

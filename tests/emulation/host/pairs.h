@@ -85,7 +85,7 @@ LaunchPlan plan_of(const PairInputs& in, bool backward, bool pair_path, const De
 template <class E, bool kBackward, class Arguments>
 void run_pair_path(const Arguments& args, const LaunchPlan& plan) {
   const Streaming& streaming = plan.pair.streaming;
-#define SPARC_CALL_WARPGROUPS(strips_)                                           \
+#define SPARC_CALL_WARPGROUPS(strips_, blocks_)                                  \
   if (plan.pair.strips == strips_) {                                             \
     using Op = WarpgroupOp<Arguments>;                                           \
     const typename Op::template Layout<E> layout(args.in, streaming, kBackward); \
@@ -99,7 +99,7 @@ void run_pair_path(const Arguments& args, const LaunchPlan& plan) {
   }
   if constexpr (has_warpgroups<Arguments>(kBackward)) {
     if (plan.pair.warpgroups) {
-      SPARC_WARPGROUP_STRIPS(SPARC_CALL_WARPGROUPS)
+      SPARC_WARPGROUP_INSTANCES(SPARC_CALL_WARPGROUPS)
     }
   }
   SPARC_PAIR_INSTANCES(SPARC_CALL_PAIR)
@@ -179,6 +179,7 @@ pybind11::dict plan(bool half_precision, bool backward, int text_rows, int image
   result["units"] = chosen.pair.strips;
   result["chunk"] = chosen.pair.streaming.chunk;
   result["stages"] = chosen.pair.streaming.stages;
+  result["pair_grid"] = chosen.pair.grid;
   result["pair_bytes"] = chosen.pair.shared_bytes;
   result["tiled_bytes"] = chosen.tiled.shared_bytes;
   return result;
@@ -210,12 +211,14 @@ pybind11::bytes bytes_of(const T& part) {
 
 // The parameters of a kernel and its launch, for tools/sass_model: of the pair path in bfloat16, or of the
 // tiled path for elements E. `describe` makes the op's arguments of its inputs and the addresses, by their
-// names in those arguments.
+// names in those arguments. These are of in.pairs pairs, the plan is that of a batch.
 template <class E, class Arguments, class Describe>
 pybind11::dict parameters(const Describe& describe, const PairInputs& in, const Addresses& addresses,
-                          bool backward, bool tiled, const DeviceLimits& limits) {
+                          bool backward, bool tiled, const DeviceLimits& limits, int64_t batch) {
   const Arguments args = describe(in, addresses);
-  const LaunchPlan plan = plan_of<Arguments, E>(in, backward, !tiled, limits);
+  PairInputs planned = in;
+  planned.pairs = batch;
+  const LaunchPlan plan = plan_of<Arguments, E>(planned, backward, !tiled, limits);
   pybind11::dict result;
   if (tiled) {
     const TiledMemory memory = {addresses.at<void>("scratch"), plan.tiled.scratch_bytes, false};
@@ -255,7 +258,7 @@ pybind11::dict parameters(const Describe& describe, const PairInputs& in, const 
 
 template <class Arguments, class Describe>
 void define_parameters(pybind11::module_& m, const Describe& describe) {
-  const auto function = [describe](const std::string& path, bool backward, int64_t pairs, int text_rows,
+  const auto function = [describe](const std::string& path, bool backward, int64_t batch, int text_rows,
                                    int image_rows, int channels, int multiprocessors, int64_t shared_bytes,
                                    const pybind11::dict& given) {
     const Addresses addresses(given);
@@ -264,19 +267,19 @@ void define_parameters(pybind11::module_& m, const Describe& describe) {
     in.text_embeds = addresses.matrix("text_embeds", text_rows, channels);
     in.image_mask = {addresses.at<bool>("image_mask"), image_rows, 1};
     in.text_mask = {addresses.at<bool>("text_mask"), text_rows, 1};
-    in.pairs = pairs;
+    in.pairs = 1;
     in.image_rows = image_rows;
     in.text_rows = text_rows;
     in.channels = channels;
     const bool warpgroups = path == "warpgroups" && has_warpgroups<Arguments>(backward);
     const DeviceLimits limits = {multiprocessors, shared_bytes, warpgroups};
     if (path == "tiled float32") {
-      return parameters<float, Arguments>(describe, in, addresses, backward, true, limits);
+      return parameters<float, Arguments>(describe, in, addresses, backward, true, limits, batch);
     }
-    return parameters<BFloat16, Arguments>(describe, in, addresses, backward, path == "tiled", limits);
+    return parameters<BFloat16, Arguments>(describe, in, addresses, backward, path == "tiled", limits, batch);
   };
   using pybind11::arg;
-  m.def("parameters", function, arg("path"), arg("backward"), arg("pairs"), arg("text_rows"),
+  m.def("parameters", function, arg("path"), arg("backward"), arg("batch"), arg("text_rows"),
         arg("image_rows"), arg("channels"), arg("multiprocessors"), arg("shared_bytes"), arg("addresses"));
   m.def("take_counts", [] {
     const Counts counts = take_counts();

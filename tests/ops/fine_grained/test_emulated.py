@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import EMULATED, EMULATED_WARPGROUPS, dtypes_of, emulated
-from tests.emulation.host.backend import DEVICES, RTX_BLOCK, Emulated, played
+from tests.emulation.host.backend import DEVICES, H100_BLOCK, RTX_BLOCK, Emulated, played
 from tests.emulation.host.run import server
 from tests.ops.alignment import cases
 from tests.ops.fine_grained.test_fine_grained import apply, check, run, token_loss_of
@@ -26,6 +27,14 @@ EDGES = (
     cases.Case("odd-channels", D=33, P=9, L=5),  # rows that cannot be copied 16 bytes at a time
     cases.Case("pairs-beyond-the-grid", B=5, lengths=(5, 0, 2, 3, 1)),
 )
+
+
+def planned(case: cases.Case, **device: Any) -> dict[str, Any]:
+    """What ``plan_launch`` takes for a case in half precision, with masks."""
+    sizes = {"text_rows": case.L, "image_rows": case.P, "channels": case.D, "pairs": case.B, "half_precision": True}
+    emulated_op = server(Path(__file__).with_name("emulated.cpp"))
+    found: dict[str, Any] = emulated_op.call("plan", **sizes, **device).unwrap()
+    return found
 
 
 @pytest.mark.parametrize("backend", [emulated(replace(device, seed=seed)) for seed, device in enumerate(DEVICES)])
@@ -79,12 +88,9 @@ def test_results_do_not_depend_on_the_schedule(backend: Emulated) -> None:
 def test_every_way_to_stream(backend: Emulated) -> None:
     """Each row of the table of streamings, forward and backward, with chunks that use every buffer again."""
     case = cases.Case("four-chunks", D=200, P=33, L=20, lengths=(20, 11))
-    sizes = {"text_rows": case.L, "image_rows": case.P, "channels": case.D, "pairs": case.B}
-    rest = {"half_precision": True, "backward": True, "multiprocessors": 2}
     first: dict[tuple[int, int], int] = {}
     for kilobytes in range(8, 228):
-        shared = {"shared_bytes": kilobytes << 10}
-        plan = server(Path(__file__).with_name("emulated.cpp")).call("plan", **sizes, **rest, **shared).unwrap()
+        plan = planned(case, backward=True, multiprocessors=2, shared_bytes=kilobytes << 10)
         if plan["pair_path"]:
             first.setdefault((plan["chunk"], plan["stages"]), kilobytes)
     assert set(first) == {(32, 1), (32, 2), (64, 2), (64, 3)}
@@ -99,12 +105,9 @@ def test_every_number_of_stages(backend: Emulated) -> None:
     """Passes that turn round in fewer stages than there are chunks, and in more; two pairs of other lengths, the second
     of which begins where the first one's way back has ended."""
     case = cases.Case("six-chunks", B=3, D=328, P=13, L=20, lengths=(20, 0, 7), patches=(13, 13, 5))
-    sizes = {"text_rows": case.L, "image_rows": case.P, "channels": case.D, "pairs": case.B}
-    rest = {"half_precision": True, "multiprocessors": 1, "warpgroups": True}
     first: dict[int, int] = {}
     for kilobytes in range(60, 228, 4):
-        shared = {"backward": True, "shared_bytes": kilobytes << 10}
-        plan = server(Path(__file__).with_name("emulated.cpp")).call("plan", **sizes, **rest, **shared).unwrap()
+        plan = planned(case, backward=True, multiprocessors=1, warpgroups=True, shared_bytes=kilobytes << 10)
         if plan["warpgroups"]:
             first.setdefault(plan["stages"], kilobytes)
     assert set(first) == {3, 4, 5, 7}  # the forward pass, which needs less for each, takes 8 for 7
@@ -112,3 +115,34 @@ def test_every_number_of_stages(backend: Emulated) -> None:
         device = Emulated(replace(backend.device, shared_bytes=kilobytes << 10, grid=1))
         with played(device):
             check(case, torch.bfloat16, device)
+
+
+@pytest.mark.parametrize("backend", EMULATED_WARPGROUPS[:1])
+def test_blocks_that_share_a_multiprocessor(backend: Emulated) -> None:
+    """On an H100. Two of up to 64 patches; one where lists of valid tokens leave no room for three stages twice, where
+    each pair of the batch has a multiprocessor, and of more patches. How many changes no bit of a result."""
+    h100 = {"multiprocessors": 132, "shared_bytes": H100_BLOCK, "warpgroups": True}
+    paper = cases.Case("b-32", B=1024, P=49, L=55, D=512)
+    for case, backward, blocks, stages in (
+        (paper, False, 2, 5),
+        (paper, True, 2, 3),
+        (replace(paper, B=133, P=64, L=64), True, 2, 3),
+        (replace(paper, B=132), False, 1, 8),
+        (replace(paper, B=132), True, 1, 7),
+        (replace(paper, L=900), True, 1, 7),
+        (replace(paper, P=65), False, 1, 5),
+    ):
+        plan = planned(case, backward=backward, **h100)
+        found = (plan["warpgroups"], -(-plan["pair_grid"] // 132), plan["stages"])
+        assert found == (True, blocks, stages), (case, backward)
+        assert blocks * (plan["pair_bytes"] + 1024) <= 233_472
+
+    case = cases.Case("three-chunks", B=3, D=136, lengths=(5, 0, 3))
+    results = []
+    for grid, stages in ((3, 5), (1, 3)):
+        assert planned(case, backward=True, **{**h100, "multiprocessors": grid})["stages"] == stages
+        device = Emulated(replace(backend.device, grid=grid))
+        with played(device):
+            results.append(dict(run(cases.draw(case, torch.bfloat16).to(torch.bfloat16), device).named()))
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
