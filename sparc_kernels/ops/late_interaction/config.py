@@ -1,4 +1,4 @@
-"""Tile sizes of the Triton kernels and the rules that choose them.
+"""Tile sizes of the kernels and the rules that choose them.
 
 Those of sm_90 with cosines in half precision were measured. All others are from the compiler (registers, spills, shared
 memory: ``tests/test_triton_compile.py`` looks at them) and from counting.
@@ -77,8 +77,8 @@ def choose_native(n_patches: int, n_channels: int, columns: int = 0) -> TileConf
     nothing fits.
 
     The fewest columns, padding included, if each chunk of patches counts for 16 more, since tokens are read once for
-    each. Longer runs than Triton's: a block alone on its multiprocessor waits for its patches. Counted, not measured,
-    so nothing takes these tiles unless it is asked to.
+    each: of the widths that fit, the fastest in all six shapes measured. Longer runs than Triton's: a block alone on
+    its multiprocessor waits for its patches.
     """
     panels = -(-n_channels // 64)
     slices = 3 * 8192 * (panels if panels <= 4 else 2)  # three stages of tokens
@@ -88,6 +88,20 @@ def choose_native(n_patches: int, n_channels: int, columns: int = 0) -> TileConf
         return None
     best = min(fitting, key=lambda n: -(-n_patches // n) * (n + 16))
     return TileConfig(best, resident=True, native=True, most_captions=128, enough_programs=8 * 132)
+
+
+def choose_faster_native(n_patches: int, n_channels: int) -> TileConfig | None:
+    """Tiles of the kernel in CUDA C++ where it is faster than Triton's with patches in shared memory; else None.
+
+    That is where it multiplies no more columns of patches, padding included: on an H100 0.50 to 0.88 of the time of the
+    whole forward pass in nine shapes of that kind, and 1.34 to 1.42 of it in three of at most 64 patches, of which
+    Triton's makes 64 columns and this one 104 (docs/performance_log.md).
+    """
+    resident, found = choose_resident(n_channels), choose_native(n_patches, n_channels)
+    if resident is None or found is None:
+        return None
+    own, others = (-(-n_patches // n) * n for n in (found.block_p, resident.cut(n_patches, n_channels).block_p))
+    return found if own <= others else None
 
 
 def _power_of_two(n: int) -> int:

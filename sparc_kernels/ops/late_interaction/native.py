@@ -1,7 +1,7 @@
 """The forward's hot kernel in CUDA C++ (``csrc/late_interaction``), in place of ``triton_resident``'s in the same plan.
 
-It finds the same keys by matrix instructions of warpgroups, on compute capability 9.0. A config with ``native`` asks
-for it (``config.choose_native``); nothing else does, since it has never run on a GPU.
+It finds the same keys by matrix instructions of warpgroups, on compute capability 9.0. Plans take it where it is there
+and the faster one (``Problem.config``); a config with ``native`` asks for it, and fails where it is not there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,20 @@ from sparc_kernels.ops._triton.launch import capability
 from sparc_kernels.ops.late_interaction.config import choose_native
 
 
+def missing(images: Tensor) -> str | None:
+    """Why there is no kernel for the device of these images, or None."""
+    if not images.is_cuda:
+        return f"it serves tensors on CUDA devices, not on {images.device.type}"
+    reason = _native.cuda_reason()
+    if reason is not None:
+        return reason
+    if not hasattr(torch.ops.sparc_kernels, "resident_maxima"):
+        return "libsparc_cuda.so was built without compute capability 9.0"
+    if torch.version.hip is not None or capability(images) != 90:
+        return "it needs compute capability 9.0"
+    return _native.cuda_device_reason(images.get_device())
+
+
 def refusal(images: Tensor, n_patches: int, block_p: int) -> str | None:
     """Why the kernel cannot serve cosines of these images (a copy, if patches have slots), or None."""
     n_channels = images.shape[2]
@@ -26,15 +40,8 @@ def refusal(images: Tensor, n_patches: int, block_p: int) -> str | None:
             f"the native kernel of late interaction takes 104, 128, 200 or 256 patches at a time and at most 512 "
             f"channels, as far as they fit shared memory, not {block_p} patches of {n_channels} channels"
         )
-    if images.is_cuda:
-        reason = _native.cuda_reason()
-        if reason is None and not hasattr(torch.ops.sparc_kernels, "resident_maxima"):
-            reason = "libsparc_cuda.so was built without compute capability 9.0"
-        if reason is not None:
-            return f"the native kernel of late interaction is not there: {reason}"
-        if torch.version.hip is not None or capability(images) != 90:
-            return "the native kernel of late interaction needs compute capability 9.0"
-    return None
+    reason = missing(images)
+    return None if reason is None else f"the native kernel of late interaction is not there: {reason}"
 
 
 @dataclass(frozen=True)

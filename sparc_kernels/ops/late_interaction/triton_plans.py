@@ -23,7 +23,7 @@ from sparc_kernels.ops._triton.launch import (
     upcast,
 )
 from sparc_kernels.ops.late_interaction import native, triton_resident, triton_rows
-from sparc_kernels.ops.late_interaction.config import TileConfig, choose, choose_resident
+from sparc_kernels.ops.late_interaction.config import TileConfig, choose, choose_faster_native, choose_resident
 from sparc_kernels.ops.late_interaction.schema import none_index
 
 GRANULE = triton_rows.GRANULE.value
@@ -94,13 +94,15 @@ class Problem(Sides):
         return chosen.cut(self.n_patches, self.images.shape[2])
 
     def _resident_config(self) -> TileConfig | None:
-        """None where patches cannot stay in shared memory."""
+        """None where patches cannot stay in shared memory. Where they can, the kernel in CUDA C++ finds what Triton's
+        does, bit for bit, so that which of them is there decides about time alone."""
         d, size = self.images.shape[2], self.images.element_size()
         copied = self.image_mask is not None and d * size % 16 == 0 and capability(self.images) >= 90
         fits = self.longest <= triton_resident.RANKS.value and d * size % 16 == 0 and self.n_images > 0
         if self.exact or not fits or capability(self.images) >= 100 or not (copied or describable(self.images)):
             return None
-        return choose_resident(d)
+        tiles = choose_faster_native(self.n_patches, d)
+        return tiles if tiles is not None and native.missing(self.images) is None else choose_resident(d)
 
     def native_refusal(self, images: Tensor) -> str | None:
         """Why the kernel in CUDA C++ cannot serve the problem, with these images or copies of them; or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,8 +179,8 @@ def test_keys_do_not_depend_on_the_order_of_threads() -> None:
 
 @pytest.fixture
 def played_step() -> Iterator[list[int]]:
-    """The step in the emulator where there is no GPU, beside Triton's steps in its interpreter; how many images each
-    call is for. On a GPU the step is run there."""
+    """The step in the emulator where there is no GPU, as if the kernel were there, beside Triton's steps in its
+    interpreter; how many images each call is for. On a GPU the step is run there."""
     pytest.importorskip("triton")
     from sparc_kernels.ops.late_interaction import native
 
@@ -197,8 +198,20 @@ def played_step() -> Iterator[list[int]]:
         for name, keys in zip(("token_keys", "patch_keys"), made):
             arguments[name].view(-1).copy_(torch.from_numpy(keys.view("int32")))
 
-    with mock.patch.object(native, "run_maxima", run_maxima):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(native, "run_maxima", run_maxima))
+        if not torch.cuda.is_available():
+            stack.enter_context(mock.patch.object(native, "missing", return_value=None))
         yield ran
+
+
+@pytest.fixture
+def no_tapes() -> Iterator[None]:
+    """None from before, and none of a played kernel after."""
+    from sparc_kernels.ops._triton import replay
+
+    with mock.patch.object(replay, "_tapes", {}):
+        yield
 
 
 def test_the_plan_with_it(played_step: list[int]) -> None:
@@ -215,56 +228,68 @@ def test_the_plan_with_it(played_step: list[int]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("patches", "channels"), [(196, 256), (196, 512), (256, 256), (257, 64)])
-def test_the_plan_with_it_at_size(patches: int, channels: int, played_step: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("patches", "channels", "dtype", "image_holes"),
+    [
+        (196, 256, torch.bfloat16, False),
+        (196, 512, torch.bfloat16, False),
+        (256, 256, torch.float16, True),
+        (257, 64, torch.bfloat16, True),
+    ],
+)
+def test_the_plan_with_it_at_size(
+    patches: int, channels: int, dtype: torch.dtype, image_holes: bool, played_step: list[int]
+) -> None:
     from sparc_kernels.ops.late_interaction import native
     from tests.ops.late_interaction import test_triton
 
     config = choose_native(patches, channels)
     assert config is not None
-    case = test_triton.Case("sized", 3, patches, 300, 77, channels, text_holes=True)
-    x = test_triton.make(case, torch.bfloat16)
+    case = test_triton.Case("sized", 3, patches, 300, 77, channels, image_holes=image_holes, text_holes=True)
+    x = test_triton.make(case, dtype)
     if (reason := native.refusal(x.tensors[0], patches, config.block_p)) is not None:
         pytest.skip(reason)
-    test_triton.check(x, torch.bfloat16, config)
+    test_triton.check(x, dtype, config)
     assert played_step == [3]
 
 
-def test_what_is_refused() -> None:
-    pytest.importorskip("triton")
-    from sparc_kernels.ops.late_interaction import triton
+def test_a_tape_with_it(played_step: list[int], no_tapes: None) -> None:
+    """Taken unasked, and run from the tape of the first call on tensors of the second."""
+    from sparc_kernels.ops._triton import replay
+    from sparc_kernels.ops.late_interaction import native
+    from tests.ops.late_interaction import test_triton
 
-    def plan(channels: int, dtype: torch.dtype, columns: int) -> list[Any]:
-        tensors = (torch.empty(2, n, channels, dtype=dtype, device="meta") for n in (196, 77))
-        config = TileConfig(columns, resident=True, native=True)
-        arguments = (*tensors, None, None, None, 0, True, True, True, True, True, "highest")
-        return list(triton.forward_plan(*arguments, config=config)[1])
-
-    assert any(isinstance(step, Maxima) for step in plan(256, torch.bfloat16, 200))
-    for channels, dtype, columns, message in (
-        (512, torch.bfloat16, 200, "not 200 patches of 512 channels"),
-        (256, torch.bfloat16, 64, "not 64 patches of 256 channels"),
-        (256, torch.float32, 200, "cosines in half precision"),
-        (100, torch.bfloat16, 200, "multiples of 16 bytes"),
-    ):
-        with pytest.raises(NotImplementedError, match=message):
-            plan(channels, dtype, columns)
+    cases = (test_triton.Case(name, patches=65, channels=64, tokens=9, image_holes=True) for name in ("one", "other"))
+    first, second = (test_triton.make(case, torch.bfloat16) for case in cases)
+    if (reason := native.missing(first.tensors[0])) is not None:
+        pytest.skip(reason)
+    test_triton.check(first, torch.bfloat16, None)
+    made = [tape for tape in replay._tapes.values() if isinstance(tape, replay.Tape)]
+    assert [step.make for step in made[0].steps if isinstance(step, replay._FrozenStep)] == [Maxima]
+    test_triton.check(second, torch.bfloat16, None)
+    assert played_step == [2, 2]
+    assert len(made) == len(replay._tapes) == 2  # forward and backward
 
 
-@pytest.mark.parametrize(
-    ("patches", "channels", "columns"),
-    [
-        (196, 256, 200),
-        (196, 512, 104),
-        (256, 256, 256),
-        (256, 512, 128),
-        (257, 256, 104),
-        (576, 256, 200),
-        (49, 64, 104),
-    ],
-)
-def test_chosen_columns(patches: int, channels: int, columns: int) -> None:
-    config = choose_native(patches, channels)
-    assert config is not None
-    assert config.block_p == columns
-    assert choose_native(patches, 520) is None
+@pytest.mark.gpu
+def test_it_in_a_graph(played_step: list[int]) -> None:
+    """A graph finds what is in its inputs when it runs; Triton's kernel finds the same, bit for bit."""
+    from sparc_kernels.ops.late_interaction import native
+    from sparc_kernels.ops.late_interaction.config import choose_resident
+    from tests.ops.late_interaction import test_triton
+
+    cases = (test_triton.Case(name, 3, 196, 40, 77, 256, text_holes=True) for name in ("graph", "others"))
+    x, others = (test_triton.make(case, torch.bfloat16) for case in cases)
+    if (reason := native.missing(x.tensors[0])) is not None:
+        pytest.skip(reason)
+    x.forward()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = x.forward()
+    assert played_step == [3, 3]
+    for mine, other in zip(x.tensors[:4], others.tensors[:4]):
+        if mine is not None:
+            mine.copy_(other)
+    graph.replay()
+    for mine, other in zip(found, others.forward(choose_resident(256))):
+        assert torch.equal(mine, other)
