@@ -205,7 +205,7 @@ template <int kUnderWay>
 struct TurningStream {
   template <class Load>
   SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
-    start_stream(ahead(stages_of(streaming, chunks)), chunks, load);
+    start_stream(stages_of(streaming, chunks) - (1 + kUnderWay), chunks, load);
   }
 
   // The way there; load(chunk, stage).
@@ -238,7 +238,6 @@ struct TurningStream {
   SPARC_DEVICE static int stages_of(const Streaming& streaming, int chunks) {
     return kUnderWay > 0 ? streaming.stages : at_most(streaming.stages, chunks + 1);
   }
-  SPARC_DEVICE static int ahead(int stages) { return stages - 1 - kUnderWay; }
   // All products are done when it returns.
   template <Way kWay, class Queue, class Compute>
   SPARC_DEVICE static void run(const Visits<kWay>& visits, bool mirrored, const Queue& queue,
@@ -248,12 +247,12 @@ struct TurningStream {
     int stage = visits.first_stage();
     SPARC_NO_UNROLL
     for (int visit = 0; visit < visits.chunks; ++visit) {
-      wait_for_copies(ahead(stages) - 1);
+      wait_for_copies(stages - (2 + kUnderWay));
       device::async_proxy_fence();
       // the chunk is there for all, and the products of all chunks but the kUnderWay last ones are done
       device::block_barrier();
       compute(visits.chunk(visit), place(stage), [&] {
-        queue(visit + ahead(stages), place(visits.earlier(stage, 1 + kUnderWay)));
+        queue(visit + stages - (1 + kUnderWay), place(visits.earlier(stage, 1 + kUnderWay)));
         device::copy_async_commit();  // of nothing, too: groups are counted by visits
       });
       device::warpgroup_wait<kUnderWay>();
