@@ -106,7 +106,7 @@ struct GroupingPairBase : AlignmentPass<Tile_, Layout, GroupingArguments> {
     });
   }
 
-  // S becomes U, and A stands in shared memory; of S only what dS needs stays, and 1 / sum U.
+  // S becomes A as products take it, in shared memory, too; of S only what dS needs stays, and 1 / sum U.
   SPARC_DEVICE Kept normalize(Strips& s, RowPair& inverse) const {
     const Alignments aligned = this->align(s);
     device::block_barrier();  // the extrema have been read: the sums take their place
@@ -119,19 +119,23 @@ struct GroupingPairBase : AlignmentPass<Tile_, Layout, GroupingArguments> {
     });
     this->sum_across(mass, 0);
     for (int half = 0; half < 2; ++half) inverse[half] = 1.0f / mass[half];
-    this->write_tile(shared.weights_tile(),
-                     [&](int strip, int half, int i) { return s[strip][half][i] * inverse[i / 2]; });
+    this->for_each([&](int strip, int half, int i, int) {
+      float& a = s[strip][half][i];
+      a = device::to_float(device::from_float<E>(a * inverse[i / 2]));
+    });
+    this->write_tile(shared.weights_tile(), [&](int strip, int half, int i) { return s[strip][half][i]; });
     return kept;
   }
 
-  // dA becomes X = dS in a unit, in shared memory; returns that unit. A is read where this thread wrote it.
-  SPARC_DEVICE float mix(Strips& grad, const Kept& kept, const RowPair& inverse) const {
+  // dA becomes X = dS in a unit, in shared memory; returns that unit. a(strip, half, i, column): the rounded
+  // A.
+  template <class Weight>
+  SPARC_DEVICE float mix(Strips& grad, const Kept& kept, const RowPair& inverse, const Weight& a) const {
     // dU = (dA - sum dA A) / sum U. The mean is that of the rounded A, whose sum is not quite 1.
-    const auto a = shared.weights_tile();
     RowPair dot = {0.0f, 0.0f}, total = {0.0f, 0.0f};
     this->for_each([&](int strip, int half, int i, int column) {
       if (this->row(i / 2) >= this->n || column >= this->p) return;
-      const float weight = a.get(this->row(i / 2), column);
+      const float weight = a(strip, half, i, column);
       dot[i / 2] += weight * grad[strip][half][i];
       total[i / 2] += weight;
     });
@@ -208,7 +212,10 @@ struct GroupingPairPass : GroupingPairBase<PairTile<E, kStrips, kChunk>, Groupin
     } else {
       against_image(grad, this->grad_rows());
     }
-    const float x_unit = this->mix(grad, kept, inverse);
+    // beside S there were no registers for dA: A is read where this thread has written it
+    const Tile<E> a = shared.weights_tile();
+    const float x_unit = this->mix(
+        grad, kept, inverse, [&](int, int, int i, int column) { return a.get(this->row(i / 2), column); });
     device::block_barrier();
     write_gradients(x_unit);
   }

@@ -131,24 +131,25 @@ struct GroupingWarpgroupBackward : WarpgroupGradients<GroupingWarpgroupSteps<E, 
   // As that of the forward pass.
   template <bool kEmbeddings, class Next>
   SPARC_DEVICE PairWork run(const Next& next) const {
-    typename Base::Kept kept;
+    typename Base::Strips s = {}, grad = {};
+    this->template there<kEmbeddings, true>([&](int, int stage, const auto& copy) {
+      this->add_products(s, shared.text_tile(stage), shared.image_tile(stage));
+      if constexpr (kEmbeddings) {
+        this->add_products(grad, shared.second_tile(stage), shared.image_tile(stage));
+      }
+      copy();
+    });
+    device::warpgroup_hold(accumulators(s));
+    if constexpr (kEmbeddings) device::warpgroup_hold(accumulators(grad));
     RowPair inverse;
-    typename Base::Strips grad = {};
-    {
-      typename Base::Strips s = {};
-      this->template there<kEmbeddings, true>([&](int, int stage, const auto& copy) {
-        this->add_products(s, shared.text_tile(stage), shared.image_tile(stage));
-        if constexpr (kEmbeddings) {
-          this->add_products(grad, shared.second_tile(stage), shared.image_tile(stage));
-        }
-        copy();
-      });
-      device::warpgroup_hold(accumulators(s));
-      if constexpr (kEmbeddings) device::warpgroup_hold(accumulators(grad));
-      kept = this->normalize(s, inverse);
-    }
+    const typename Base::Kept kept = this->normalize(s, inverse);
     if constexpr (!kEmbeddings) this->read_weight_gradient(grad);
-    const float x_unit = this->mix(grad, kept, inverse);
+    const Panel<E> a = shared.weights_tile();
+    const float x_unit = this->mix(grad, kept, inverse, [&](int strip, int half, int i, int column) {
+      // S of 256 patches leaves no registers for A beside dA: it is read where this thread has written it
+      if constexpr (kStrips < 8) return s[strip][half][i];
+      return a.get(this->row(i / 2), column);
+    });
     const PairWork following = next();
     write_gradients<kEmbeddings>(following, x_unit);
     return following;
