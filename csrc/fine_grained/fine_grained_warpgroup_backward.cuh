@@ -7,6 +7,7 @@
 
 #include "fine_grained/fine_grained_pair_backward.cuh"
 #include "fine_grained/fine_grained_warpgroup_kernel.cuh"
+#include "pairs/warpgroup_gradients.cuh"
 
 namespace sparc {
 
@@ -28,8 +29,10 @@ struct StagedShare {
 // The products of a backward pass by warpgroups.
 template <class E, int kStrips, class Layout>
 struct FineGrainedWarpgroupGradients
-    : FineGrainedBackwardParts<FineGrainedWarpgroupSteps<E, kStrips, Layout, FinishedPanelStream>> {
-  using Base = FineGrainedBackwardParts<FineGrainedWarpgroupSteps<E, kStrips, Layout, FinishedPanelStream>>;
+    : WarpgroupGradients<
+          FineGrainedBackwardParts<FineGrainedWarpgroupSteps<E, kStrips, Layout, FinishedPanelStream>>> {
+  using Base = WarpgroupGradients<
+      FineGrainedBackwardParts<FineGrainedWarpgroupSteps<E, kStrips, Layout, FinishedPanelStream>>>;
   using Products = typename Base::Products;
   using Base::args;
   using Base::Base;
@@ -111,8 +114,7 @@ struct FineGrainedWarpgroupGradients
     for (int i = 0; i < 8 * kStrips; ++i) accumulators(s)[i] += accumulators(products)[i];
   }
 
-  // dV and dT, as asked for; both are worked out, since a branch around products under way would wait for
-  // them. x_unit: what X was divided by, unit: what dZ was.
+  // dV and dT, as asked for. x_unit: what X was divided by, unit: what dZ was.
   SPARC_DEVICE void write_gradients(float x_unit, float unit) const {
     const typename Base::ImageGradient patches = this->image_gradient(x_unit, unit);
     const typename Base::TextGradient tokens = this->text_gradient(x_unit);
@@ -120,29 +122,18 @@ struct FineGrainedWarpgroupGradients
       const int first = c * Base::kChunk;
       const StagedShare<E> patch_share = {patches.share, shared.mean(stage, false), first},
                            token_share = {tokens.share, shared.mean(stage, true), first};
-      Sums dv[kPatchTurns][kPatchStrips] = {};
-      Sums dt[kOwnStrips] = {};
-      SPARC_UNROLL
-      for (int turn = 0; turn < kPatchTurns; ++turn) multiply_patches(dv[turn], turn, stage, x_unit);
-      multiply_tokens(dt, stage);
-      SPARC_UNROLL
-      for (int turn = 0; turn < kPatchTurns; ++turn) {
-        if (turn + 1 < kPatchTurns) {
-          device::warpgroup_wait<kPatchTurns>();
-        } else {
-          device::warpgroup_wait<1>();
-        }
-        device::warpgroup_hold(accumulators(dv[turn]));
-        if (args.grad_patches != nullptr) {
-          this->store_image_gradient(patches, patch_share, dv[turn], patch_row(turn) + this->row0,
-                                     first + patch_channel());
-        }
-      }
-      device::warpgroup_wait<0>();
-      device::warpgroup_hold(accumulators(dt));
-      if (args.grad_tokens != nullptr) {
-        this->store_text_gradient(tokens, token_share, dt, shared.text_tile(stage), c, this->first_channel());
-      }
+      this->template chunk_gradients<true>(
+          stage, x_unit, [] {},
+          [&](const auto& sums, int row, int channel) {
+            if (args.grad_patches != nullptr) {
+              this->store_image_gradient(patches, patch_share, sums, row, first + channel);
+            }
+          },
+          [&](const auto& sums, int channel) {
+            if (args.grad_tokens != nullptr) {
+              this->store_text_gradient(tokens, token_share, sums, shared.text_tile(stage), c, channel);
+            }
+          });
     });
   }
 
@@ -169,62 +160,7 @@ struct FineGrainedWarpgroupGradients
                           static_cast<const E*>(means) + (item * args.in.channels + channel));
   }
 
-  static constexpr int kTextSteps = kPairTextRows / 16;
-  static constexpr int kOwnStrips = Base::kChannels / 16;
-  // dV comes 64 patches at a time. The warpgroups take turns of these, or share the channels of the only one.
-  static constexpr int kPatchTiles = (kColumnWarps * 16 * kStrips + 63) / 64;
-  static constexpr bool kInTurns = kPatchTiles > 1;
-  static constexpr int kPatchTurns = kInTurns ? kPatchTiles / kColumnWarps : 1;
-  static constexpr int kPatchStrips = kInTurns ? Panel<E>::kColumns / 16 : kOwnStrips;
-  static_assert(!kInTurns || kPatchTiles == kColumnWarps * kPatchTurns, "turns of both");
-  static_assert(kPatchTurns <= 2, "wait_group takes a constant");
-  SPARC_DEVICE int patch_row(int turn) const {
-    return kInTurns ? (turn * kColumnWarps + this->column_warp) * 64 : 0;
-  }
-  SPARC_DEVICE int patch_channel() const { return kInTurns ? 0 : this->first_channel(); }
-
-  // Issues c = x_unit X^T T + U^T Q for 64 patches, as a group.
-  SPARC_DEVICE void multiply_patches(Sums (&c)[kPatchStrips], int turn, int stage, float x_unit) const {
-    const auto add = [&](const Panel<E>& left, const Panel<E>& right) {
-      const uint64_t a = left.operand(0, patch_row(turn)), b = right.operand(0, patch_channel());
-      SPARC_UNROLL
-      for (int k = 0; k < kPairTextRows; k += Products::kDepth) {
-        device::warpgroup_multiply_add<E, 16 * kPatchStrips, true, true>(
-            accumulators(c), Panel<E>::below(a, k), Panel<E>::below(b, k));
-      }
-    };
-    device::warpgroup_fence();
-    add(shared.x_tile(), shared.text_tile(stage));
-    if constexpr (kIsFloat16<E>) {
-      device::warpgroup_commit();
-      device::warpgroup_wait<0>();
-      device::warpgroup_hold(accumulators(c));
-      SPARC_UNROLL
-      for (int i = 0; i < 8 * kPatchStrips; ++i) accumulators(c)[i] *= x_unit;
-      device::warpgroup_fence();
-    }
-    add(shared.weights_tile(), shared.second_tile(stage));
-    device::warpgroup_commit();
-  }
-
-  // Issues c [64, 32] = X V for the channels of this warpgroup, as a group. X comes from shared memory: there
-  // are no registers for it beside the sums of dV.
-  SPARC_DEVICE void multiply_tokens(Sums (&c)[kOwnStrips], int stage) const {
-    const uint64_t patches = shared.image_tile(stage).operand(0, this->first_channel());
-    device::warpgroup_fence();
-    SPARC_UNROLL
-    for (int panel = 0; panel < kPatchTiles; ++panel) {
-      const uint64_t x = shared.x_tile().operand(0, panel * 64);
-      SPARC_UNROLL
-      for (int k = 0; k < 64; k += Products::kDepth) {
-        if (panel * 64 + k < 16 * Base::kSteps) {
-          device::warpgroup_multiply_add<E, Base::kChannels, false, true>(
-              accumulators(c), Panel<E>::beside(x, k), Panel<E>::below(patches, panel * 64 + k));
-        }
-      }
-    }
-    device::warpgroup_commit();
-  }
+  static constexpr int kOwnStrips = Base::kOwnStrips;
 };
 
 template <>

@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& patch_embe
   args.grad = matrix_view(grad);
   args.grad_patches = grad_patches.data;
   args.grad_tokens = grad_tokens.data;
-  call.launch(args, call.plan<GroupingArguments>(true), token_embeds, true,
+  call.launch(args, call.plan<GroupingArguments>(true, !kEmbeddings || args.grad.wide), token_embeds, true,
               kEmbeddings ? "grouped_embeddings_backward" : "alignment_weights_backward");
   return {grad_patches.tensor, grad_tokens.tensor};
 }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "grouping/grouping.h"
-#include "pairs/pair_inputs.h"
+#include "pairs/launch_plan.h"
 
 namespace sparc {
 
@@ -22,6 +22,11 @@ struct GroupingArguments {
   MatrixView grad;     // [B, L, N]
   void* grad_patches;  // [B, P, D] contiguous, null where not asked for
   void* grad_tokens;   // [B, L, D] contiguous, null where not asked for
+};
+
+template <>
+struct WarpgroupPasses<GroupingArguments> {
+  static constexpr bool kForward = true, kBackward = true;
 };
 
 }  // namespace sparc

@@ -57,10 +57,9 @@ class PairCall : public CudaCall {
   }
 
   // Which kernels of the op that takes `Arguments` serve the call: none where there is nothing to do.
-  // `in_words`: its gradients of means lie at multiples of 4 bytes, which the path by warpgroups takes for
-  // granted.
+  // `aligned`: what flows into the pass beside the inputs lies as the path by warpgroups takes for granted.
   template <class Arguments>
-  LaunchPlan plan(bool backward, bool in_words = true) const {
+  LaunchPlan plan(bool backward, bool aligned = true) const {
     if (in_.pairs == 0) return {};
     DeviceLimits limits = {};
     int shared = 0;
@@ -69,7 +68,7 @@ class PairCall : public CudaCall {
     check_cuda(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device()),
                "cudaDevAttrMaxSharedMemoryPerBlockOptin");
     limits.shared_bytes = shared;
-    limits.warpgroups = in_words && has_warpgroups<Arguments>(backward);
+    limits.warpgroups = aligned && has_warpgroups<Arguments>(backward);
     const TiledNeeds tiled = TiledPath<Arguments>::needs(in_, half_precision(), backward);
     return plan_launch(
         in_, half_precision(), limits,

@@ -185,23 +185,25 @@ SPARC_DEVICE void wait_for_copies(int pending) {
 }
 
 // A stream of two passes over a pair, there and back, that goes on from one to the other and to the next
-// pair: copies are queued stages - 2 visits ahead. compute(chunk, stage, copy) issues products as one group
-// or more, and leaves the last of them under way: it may read the chunk until the next one's products have
-// been issued. It calls copy() behind the first ones. At least three stages, at most two more than chunks.
+// pair. compute(chunk, stage, copy) issues products as one group or more, and calls copy() behind the first
+// ones; it may leave the last groups under way, kUnderWay of them until the next chunk's products have been
+// issued: until then a chunk that they read stays. Copies are queued stages - 1 - kUnderWay visits ahead, no
+// more than there are chunks. At least two stages more than kUnderWay.
 //
 // The way back ends in the stage where the pair began, and the next pair's chunks follow where the next ones
 // would lie: every other pair (`mirrored`) counts the stages from the last one.
-struct PanelStream {
+template <int kUnderWay>
+struct TurningStream {
   template <class Load>
   SPARC_DEVICE static void start(const Streaming& streaming, int chunks, const Load& load) {
-    start_stream(streaming.stages - 2, chunks, load);
+    start_stream(stages_of(streaming, chunks) - (1 + kUnderWay), chunks, load);
   }
 
   // The way there; load(chunk, stage).
   template <class Load, class Compute>
   SPARC_DEVICE static void there(const Streaming& streaming, bool mirrored, int chunks, const Load& load,
                                  const Compute& compute) {
-    const Visits<Way::kFirst> visits = {streaming.stages, chunks};
+    const Visits<Way::kFirst> visits = {stages_of(streaming, chunks), chunks};
     const auto queue = [&](int visit, int stage) {
       if (visit < chunks) load(visit, stage);  // else the way back begins with what is there
     };
@@ -211,7 +213,7 @@ struct PanelStream {
   template <class Load, class LoadNext, class Compute>
   SPARC_DEVICE static void back(const Streaming& streaming, bool mirrored, int chunks, const Load& load,
                                 const LoadNext& load_next, const Compute& compute) {
-    const Visits<Way::kBack> visits = {streaming.stages, chunks};
+    const Visits<Way::kBack> visits = {stages_of(streaming, chunks), chunks};
     const auto queue = [&](int visit, int stage) {
       if (visit >= chunks) {
         load_next(visit - chunks, stage);
@@ -223,6 +225,10 @@ struct PanelStream {
   }
 
  private:
+  // plan_launch leaves no stage too many where products are under way.
+  SPARC_DEVICE static int stages_of(const Streaming& streaming, int chunks) {
+    return kUnderWay > 0 ? streaming.stages : at_most(streaming.stages, chunks + 1);
+  }
   // All products are done when it returns.
   template <Way kWay, class Queue, class Compute>
   SPARC_DEVICE static void run(const Visits<kWay>& visits, bool mirrored, const Queue& queue,
@@ -232,20 +238,21 @@ struct PanelStream {
     int stage = visits.first_stage();
     SPARC_NO_UNROLL
     for (int visit = 0; visit < visits.chunks; ++visit) {
-      wait_for_copies(stages - 3);
+      wait_for_copies(stages - (2 + kUnderWay));
       device::async_proxy_fence();
-      // the chunk is there for all, and the products of the chunk before the last one are done
+      // the chunk is there for all, and the products of all chunks but the kUnderWay last ones are done
       device::block_barrier();
       compute(visits.chunk(visit), place(stage), [&] {
-        queue(visit + stages - 2, place(visits.earlier(stage, 2)));
+        queue(visit + stages - (1 + kUnderWay), place(visits.earlier(stage, 1 + kUnderWay)));
         device::copy_async_commit();  // of nothing, too: groups are counted by visits
       });
-      device::warpgroup_wait<1>();
+      device::warpgroup_wait<kUnderWay>();
       stage = visits.later(stage, 1);
     }
     device::warpgroup_wait<0>();
   }
 };
+using PanelStream = TurningStream<1>;
 
 // A stream whose products of a chunk are done before the next one is begun: more is on its way to fewer
 // stages. At least two. Passes over a pair, of which the first is kFirst, then kBack and kForth by turns, are

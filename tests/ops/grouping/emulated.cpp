@@ -1,6 +1,7 @@
 // The grouping ops, with the signatures of their schema, by the CUDA kernels on the host.
 #include "grouping/grouping_pair_kernel.cuh"
 #include "grouping/grouping_tiled_kernel.cuh"
+#include "grouping/grouping_warpgroup_kernel.cuh"
 #include "tests/emulation/host/pairs.h"
 
 namespace py = pybind11;

@@ -10,10 +10,11 @@ from torch import Tensor
 
 import sparc_kernels as sk
 from sparc_kernels.ops.grouping.reference import alignment_weights_reference, grouped_embeddings_reference
-from tests import tolerance
-from tests.conftest import BACKENDS, EMULATED, EMULATED_FLOAT32, FUSED, device_of, dtypes_of, with_cases
+from tests import conftest, tolerance
+from tests.conftest import BACKENDS, EMULATED_FLOAT32, EMULATED_WARPGROUPS, FUSED, device_of, dtypes_of, with_cases
 from tests.ops.alignment import cases
 
+EMULATED = [*conftest.EMULATED, *EMULATED_WARPGROUPS]
 OPS = {
     "embeddings": (sk.language_grouped_embeddings, grouped_embeddings_reference),
     "weights": (sk.alignment_weights, alignment_weights_reference),
