@@ -120,7 +120,8 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
   template <class F>
   SPARC_DEVICE void groups_before(const PairWork& following, const typename Base::HeldOperand& left,
                                   float unit, typename Base::TextSums& z, const F& f) const {
-    if (this->args.pooled_patches != nullptr || this->args.pooled_tokens != nullptr) {
+    // the sums of one side cost less than the registers of a second loop
+    if (kSides == 1 || this->args.pooled_patches != nullptr || this->args.pooled_tokens != nullptr) {
       groups_before<true>(following, left, unit, z, f);
     } else {
       groups_before<false>(following, left, unit, z, f);
@@ -156,6 +157,9 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
     };
   }
   static constexpr int kTurns = Base::kChannels / 16;
+  // Sides whose rows a warpgroup adds up for the means: its own where both are as long, else both, since a
+  // branch would wait for the products under way.
+  static constexpr int kSides = Base::kSteps == kTextSteps ? 1 : 2;
 
   // Issues the sums over `kSteps` times 16 rows of a chunk, as products with ones: c[0] belongs to channel
   // row(0) of the chunk, c[2] to row(1). Rows beyond the valid ones are zeros.
@@ -187,11 +191,16 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
     run([&](int chunk, int stage, const auto& copy) {
       const Panel<E> t = shared.text_tile(stage);
       Sums c[kTurns] = {};
-      float patches[4] = {}, tokens[4] = {};
+      float sums[kSides][4] = {};
       this->times_image(c, left, shared.image_tile(stage));
-      if constexpr (kPool) {  // both warpgroups make both: a branch would wait for the products under way
-        add_rows<Base::kSteps>(patches, shared.image_tile(stage));
-        add_rows<kTextSteps>(tokens, t);
+      if constexpr (kPool) {
+        const Panel<E> image = shared.image_tile(stage);
+        if constexpr (kSides == 1) {
+          add_rows<kTextSteps>(sums[0], this->column_warp == 0 ? image : t);
+        } else {
+          add_rows<Base::kSteps>(sums[0], image);
+          add_rows<kTextSteps>(sums[1], t);
+        }
         device::warpgroup_commit();
       }
       copy();
@@ -219,12 +228,11 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
       f(c, chunk, this->first_channel());
       if constexpr (kPool) {
         device::warpgroup_wait<1>();
-        device::warpgroup_hold(patches);
-        device::warpgroup_hold(tokens);
+        for (float(&of_side)[4] : sums) device::warpgroup_hold(of_side);
         if (this->column_warp == 0) {
-          store_mean(patches, this->p, chunk, work.image, this->args.pooled_patches);
+          store_mean(sums[0], this->p, chunk, work.image, this->args.pooled_patches);
         } else {
-          store_mean(tokens, this->n, chunk, work.text, this->args.pooled_tokens);
+          store_mean(sums[kSides - 1], this->n, chunk, work.text, this->args.pooled_tokens);
         }
       }
     });
