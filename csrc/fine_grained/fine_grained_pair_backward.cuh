@@ -110,7 +110,8 @@ struct FineGrainedBackwardParts : Steps {
     const int filled = dz_tile.rows_for(n);
     if (row < filled) {
       SPARC_UNROLL_FOUR_TIMES
-      for (int j = part; j < filled; j += 4) {
+      for (int i = 0; i < filled / 4; ++i) {
+        const int j = part + 4 * i;
         const float found = valid && j < n ? grad(j) : 0.0f;
         const E rounded = device::from_float<E>(found * inverse_unit);
         *dz_tile.at(row, j) = rounded;
