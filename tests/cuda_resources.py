@@ -54,8 +54,9 @@ PLANS = """
 ## Paths, and shared memory
 
 What `plan_launch` (csrc/pairs/launch_plan.h, the one table of tile choices) takes for a call in half precision, by the
-shared memory that a block can have. "64 x 3": chunks of 64 channels, three buffers. float32 takes the tiled path.
-With masks; where two paths stand, each pair takes the first one that holds its valid tokens and patches.
+shared memory that a block can have. "64 x 3": chunks of 64 channels, three buffers. "2 blocks": so many share a
+multiprocessor, each with that much, in a batch of 1024 pairs; else one does (of the tiled path two). float32 takes the
+tiled path. With masks; where two paths stand, each pair takes the first one that holds its valid tokens and patches.
 
 | op, pass | L | P | D | {devices} |
 |---|---|---|---|{rules}
@@ -149,7 +150,9 @@ def plans() -> list[str]:
         if plan["pair_path"]:
             kilobytes = plan["pair_bytes"] / 1024
             kind = "warpgroups" if plan["warpgroups"] else "pair"
-            served.append(f"{kind} of {32 * plan['units']}, {plan['chunk']} x {plan['stages']}, {kilobytes:.1f} KB")
+            path = f"{kind} of {32 * plan['units']}, {plan['chunk']} x {plan['stages']}, {kilobytes:.1f} KB"
+            blocks = -(-plan["pair_grid"] // multiprocessors)
+            served.append(f"{path}, {blocks} blocks" if blocks > 1 else path)
         if plan["tiled_path"]:
             served.append(f"tiled, {plan['tiled_bytes'] / 1024:.1f} KB")
         cells[head].append(" and ".join(served))

@@ -31,7 +31,8 @@ def test_pair_path_spills_nothing() -> None:
         assert set(rows) >= set(cuda_resources.WARPGROUPS if name in warpgroups else cuda_resources.ARCHITECTURES), name
         for architecture, (registers, local) in rows.items():
             assert local == 0, f"{name} on {architecture} keeps {local} bytes in local memory"
-            assert registers <= 255
+            # of 65,536 on a multiprocessor, for blocks of 256 threads: two of those that the plan lets share it, or one
+            assert registers <= (128 if name in warpgroups and ", 64 patches" in name else 255), name
 
 
 def test_the_table_is_what_was_built() -> None:

@@ -4,6 +4,7 @@ tiles need; and the table of what ``auto`` takes is that of the code."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sparc_kernels import _dispatch
 from sparc_kernels.ops._alignment.choice import kind_of
 from tests import cuda_resources
 from tests.tools.test_sass_instructions import ALL, listing
-from tests.tools.test_sass_model import RAGGED, built, run, tool_run
+from tests.tools.test_sass_model import LITTLE, RAGGED, built, run, tool_run
 from tools.sass_model import choices, disassembly, launches, model
 from tools.sass_model.chips import chip_of
 from tools.sass_model.memory import Global
@@ -103,6 +104,20 @@ def test_an_outline_counts_what_the_interpreter_counts(op: str, backward: bool) 
     assert floor == pytest.approx(sum(exact.memory.compulsory()), rel=0.03)
 
 
+@built
+def test_two_blocks_to_a_multiprocessor() -> None:
+    """As the plan wants them, if they fit: twice the warps issue, and one block goes on while the other waits."""
+    chip = chip_of("sm_90")
+    launch = run("fine_grained", False, LITTLE, "sm_90", "warpgroups")
+    two, one = (model.cost(replace(launch, at_once=132 * blocks), chip, 1.0) for blocks in (2, 1))
+    assert launch.at_once == 132 * 2
+    assert two.blocks == 2
+    assert one.forecast * one.tail == pytest.approx(one.issue / 0.3 + one.awaited)
+    assert two.forecast * two.tail == pytest.approx(two.issue / 0.6 + two.awaited / 2)
+    with pytest.raises(ValueError, match="do not fit into a multiprocessor of sm_90"):
+        launches.run("fine_grained", False, LITTLE, "sm_90", replace(chip, registers=chip.registers // 2), "warpgroups")
+
+
 TRITON = """
 import json
 from tools.sass_model.chips import chip_of
@@ -156,7 +171,14 @@ def test_auto_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     "registers, threads, shared, blocks",
-    [(198, 256, 167712, 1), (128, 256, 20 << 10, 2), (65, 128, 1 << 10, 7), (32, 1024, 0, 2), (255, 256, 0, 1)],
+    [
+        (198, 256, 167712, 1),
+        (128, 256, 113 << 10, 2),
+        (128, 256, (113 << 10) + 16, 1),
+        (65, 128, 1 << 10, 7),
+        (32, 1024, 0, 2),
+        (255, 256, 0, 1),
+    ],
 )
 def test_blocks_of_a_multiprocessor(registers: int, threads: int, shared: int, blocks: int) -> None:
     """The first as Nsight Compute says (benchmarks/results/nvidia-h200/counters.csv); 65 registers are 72."""

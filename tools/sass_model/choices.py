@@ -21,9 +21,11 @@ code, which a test compares with this one. Time of Triton's kernels over that of
 both gradients: **forecast** by the model of the next section, **measured** side by side. A forecast chooses nothing by
 itself, since its rate of issue was measured on sm_90 alone: `auto` leaves CUDA C++ where a measurement says so. In
 float32 Triton's kernels leave the products to a library, which is not counted here. On sm_90 the pair path of
-`fine_grained` is that by warpgroups. Its ratio at 196 patches adds up two kernels of two runs (`warpgroups.txt` says
-which); called from Python, where CUDA C++ takes the host less time, Triton took 1.09 of its time with a slower backward
-pass than the one that is here. Captions of more than 64 tokens are left to CUDA C++, which follows their masks.
+`fine_grained` is that by warpgroups, at 49 patches with two blocks to a multiprocessor. There Triton's time is of an
+earlier run than that of CUDA C++, in which a third library took what it took in this one (within 0.5 %). The ratio at
+196 patches adds up two kernels of two runs (`warpgroups.txt` says which); called from Python, where CUDA C++ takes the
+host less time, Triton took 1.09 of its time with a slower backward pass than the one that is here. Captions of more
+than 64 tokens are left to CUDA C++, which follows their masks.
 """
 
 

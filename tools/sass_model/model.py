@@ -1,8 +1,8 @@
 """From what a block did to what it costs: cycles of each resource per pair, and the share of the DRAM floor they allow.
 
-Left out, so that the share is a ceiling and no forecast: waits for results and at barriers (two warps to a scheduler
-hide few of them), the instruction cache, replays, two instructions that need one pipe at once, L2 misses of the second
-and later reads, clocks that fall under load.
+Left out, so that the share is a ceiling and no forecast: waits for results and at barriers (two warps to a scheduler,
+or four of two blocks, hide few of them), the instruction cache, replays, two instructions that need one pipe at once,
+L2 misses of the second and later reads, clocks that fall under load.
 """
 
 from __future__ import annotations

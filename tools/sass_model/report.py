@@ -107,7 +107,7 @@ def section(shape: Shape = SHAPE) -> str:
             products = path.removeprefix("tiled, ")
             lines.append(f"| {op} | {products} | forward | {' | '.join(row(forward))} |")
             lines.append(f"| {op} | {products} | backward | {' | '.join(row(backward))} |")
-    lines += ["", *triton_lines(shape), "", *held_against(pair_path, shape, chip)]
+    lines += ["", *triton_lines(shape), "", *held_against(pair_path, chip)]
     lines += [
         "",
         "Where the instructions of the pair path are, on sm_90: thousands of issue slots per scheduler (mean of the",
@@ -134,7 +134,7 @@ Triton's kernels, same shape and dtype, compiled by the ptxas of its wheel, in o
 are followed, floating numbers are not, which changes a count where a branch looks at one (by 1 % on the pair path
 above). Operands of wgmma and tcgen05 count as wavefronts without conflicts, once for the warps that share them; tensor
 memory counts nothing. **Blocks**: of a multiprocessor at once, by registers, shared memory and warps. The CUDA C++ pair
-path has one, the tiled path two.
+path has one (by warpgroups two up to 64 patches), the tiled path two.
 """
 
 
@@ -154,17 +154,17 @@ def triton_lines(shape: Shape) -> list[str]:
     return lines
 
 
-def held_against(pair_path: dict[str, tuple[Prediction, Prediction]], shape: Shape, chip: Chip) -> list[str]:
-    """Forecasts beside what was timed."""
+def held_against(pair_path: dict[str, tuple[Prediction, Prediction]], chip: Chip) -> list[str]:
+    """Forecasts beside what was timed. ``pair_path``: of the measured shape."""
     lines = [
         "What an H100 took over the forecast, and over what the binding resource alone allows (CUDA graphs,",
-        "`benchmarks/results/nvidia-h100/warpgroups.txt`, Triton's grouping in `benchmarks.txt`; backward: both less",
-        "forward; the clock is the vendor's):",
+        "`benchmarks/results/nvidia-h100/warpgroups.txt`, at 49 patches `warpgroups_two_blocks.txt`, Triton's grouping",
+        "in `benchmarks.txt`; backward: both less forward; the clock is the vendor's):",
         "",
-        "| op | kernels | pass | over forecast | over the ceiling |",
-        "|---|---|---|---|---|",
+        "| op | kernels | P | blocks | pass | over forecast | over the ceiling |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for op, path in measured.PASSES:
+    for op, path, shape in measured.PASSES:
         for backward in (False, True):
             if path == "triton":
                 kernels = predict_triton(op, backward, shape, chip)
@@ -172,10 +172,11 @@ def held_against(pair_path: dict[str, tuple[Prediction, Prediction]], shape: Sha
                 kernels = [pair_path[op][backward]]
             else:
                 kernels = [predict(op, backward, shape, chip, path)]
-            took = measured.cycles(op, path, backward, chip.clock, chip.multiprocessors)
+            took = measured.cycles(op, path, shape, backward, chip.clock, chip.multiprocessors)
             numbers = (took / sum(k.forecast for k in kernels), took / sum(k.dram / k.share for k in kernels))
             cells = " | ".join(f"{number:.2f}" for number in numbers)
-            lines.append(f"| {op} | {path} | {'backward' if backward else 'forward'} | {cells} |")
+            head = f"{op} | {path} | {shape.patches} | {kernels[0].blocks} | {'backward' if backward else 'forward'}"
+            lines.append(f"| {head} | {cells} |")
     return lines
 
 

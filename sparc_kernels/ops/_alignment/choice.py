@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 # Kinds of calls. In half precision, captions of up to 64 tokens, by patches of an image:
+FEW = "few"  # up to 64: two blocks of the path by warpgroups share a multiprocessor
 HELD = "held"  # up to 224: registers of two warpgroups hold all similarities of a pair
 BROAD = "broad"  # up to 256: those of a program of the Triton kernels do, too
 TILED = "tiled"  # more than that
@@ -19,7 +20,7 @@ SINGLE = "float32"  # whose products the Triton kernels leave to a library
 # Op -> compute capability -> kinds of calls for which Triton's kernels are faster.
 TRITON_FIRST: dict[str, dict[tuple[int, int], frozenset[str]]] = {
     "fine_grained": {(9, 0): frozenset({BROAD, TILED, SINGLE})},
-    "grouping": {(9, 0): frozenset({HELD, BROAD, SINGLE})},
+    "grouping": {(9, 0): frozenset({FEW, HELD, BROAD, SINGLE})},
 }
 
 
@@ -33,7 +34,9 @@ def kind_of(dtype: torch.dtype, tokens: int, patches: int) -> str | None:
         return LONG
     if patches > 256:
         return TILED
-    return HELD if patches <= 224 else BROAD
+    if patches > 224:
+        return BROAD
+    return HELD if patches > 64 else FEW
 
 
 def kind_of_call(patch_embeds: Tensor, token_embeds: Tensor) -> str | None:

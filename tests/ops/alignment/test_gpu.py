@@ -155,6 +155,7 @@ def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
         pytest.skip("only compute capability 9.0 was measured")
     _dispatch._announce.cache_clear()
     for (p, l), dtype, backend, of_groups in (
+        ((49, 55), torch.bfloat16, "cuda", "triton"),
         ((196, 55), torch.bfloat16, "cuda", "triton"),
         ((240, 55), torch.bfloat16, "triton", "triton"),
         ((576, 55), torch.bfloat16, "triton", "cuda"),
