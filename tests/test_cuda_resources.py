@@ -25,7 +25,7 @@ def test_pair_path_spills_nothing() -> None:
     rooms = len(cuda_resources.ROOMS)
     assert len(pair) == rooms * 2 * 2 * 3, "ops, passes, dtypes, tiles"
     maxima = 2 * 4  # dtypes, columns
-    assert len(warpgroups) == 2 * 2 * 3 + maxima, "passes, dtypes, tiles of the one op of pairs that has them"
+    assert len(warpgroups) == rooms * 2 * 2 * 3 + maxima, "ops, passes, dtypes, tiles; and the maxima"
     assert len(usage) - len(pair) - len(warpgroups) == rooms * 2 * 4, "tiled: ops, passes, products"
     for name, rows in (pair | warpgroups).items():
         assert set(rows) >= set(cuda_resources.WARPGROUPS if name in warpgroups else cuda_resources.ARCHITECTURES), name

@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "a stage is filled while products of the chunk before read it",
         "pairs/panel_stream.cuh",
-        "place(visits.earlier(stage, 2))",
-        "place(visits.earlier(stage, 1))",
+        "place(visits.earlier(stage, 1 + kUnderWay))",
+        "place(visits.earlier(stage, kUnderWay))",
         "number_of_stages",
     ),
     Mutant(
@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     Mutant(
         "the second turn of patches begins where the first did",
-        "fine_grained/fine_grained_warpgroup_backward.cuh",
+        "pairs/warpgroup_gradients.cuh",
         "return kInTurns ? (turn * kColumnWarps + this->column_warp) * 64 : 0;",
         "return kInTurns ? this->column_warp * 64 : 0;",
         "warpgroups and vit",

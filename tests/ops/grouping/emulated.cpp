@@ -47,7 +47,9 @@ py::tuple backward(bool weights, const py::dict& given, const Device& device) {
   args.grad = view_of(upstream);
   args.grad_patches = data_or_null(grad_patches);
   args.grad_tokens = data_or_null(grad_tokens);
-  launch<Products, true>(device, args);
+  Device chosen = device;
+  chosen.warpgroups &= weights || args.grad.wide;  // as grouping_cuda.cpp asks for
+  launch<Products, true>(chosen, args);
   return py::make_tuple(grad_patches.to_numpy(), grad_tokens.to_numpy());
 }
 

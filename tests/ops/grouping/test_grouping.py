@@ -23,7 +23,7 @@ CASES = [cases.replace(case, lengths=None, holes=False) for case in cases.CASES]
 LARGE = [cases.replace(case, lengths=None, holes=False) for case in cases.LARGE]
 
 
-def _grads(function: Callable[..., Tensor], inputs: cases.Inputs, **options: object) -> tuple[Tensor, ...]:
+def results(function: Callable[..., Tensor], inputs: cases.Inputs, **options: object) -> tuple[Tensor, ...]:
     leaves = inputs.require_grad()
     output = function(
         leaves.patch_embeds,
@@ -44,9 +44,9 @@ def check(op: str, case: cases.Case, dtype: torch.dtype, backend: str) -> None:
     function, definition = OPS[op]
     exact = cases.draw(case, dtype)
     inputs = exact.to(dtype)
-    truth = _grads(definition, exact)
-    eager = _grads(definition, inputs, compute_dtype=dtype)
-    found = _grads(function, exact.to(dtype, device_of(backend)), backend=backend)
+    truth = results(definition, exact)
+    eager = results(definition, inputs, compute_dtype=dtype)
+    found = results(function, exact.to(dtype, device_of(backend)), backend=backend)
     for name, expected, low, result in zip(("output", "grad_patch_embeds", "grad_token_embeds"), truth, eager, found):
         assert result.dtype == dtype
         tolerance.assert_close(f"{op} {name}", result, expected, low, dtype)
@@ -78,7 +78,7 @@ def test_only_the_gradient_that_is_asked_for(op: str, backend: str) -> None:
     case = cases.Case("ragged", B=5, P=40, L=20, D=80, patches=(40, 7, 9, 33, 40))
     for dtype in dtypes_of(backend):
         inputs = cases.draw(case, dtype).to(dtype, device_of(backend))
-        _, *both = _grads(OPS[op][0], inputs, backend=backend)
+        _, *both = results(OPS[op][0], inputs, backend=backend)
         generator = torch.Generator().manual_seed(0)
         upstream = torch.randn(5, 20, 80 if op == "embeddings" else 40, generator=generator, dtype=torch.float64)
         for i in range(2):
@@ -94,7 +94,7 @@ def test_only_the_gradient_that_is_asked_for(op: str, backend: str) -> None:
 def test_empty_batch(op: str, backend: str) -> None:
     (dtype,) = dtypes_of(backend, (torch.float32,))
     inputs = cases.draw(cases.EMPTY_BATCH, dtype).to(dtype, device_of(backend))
-    output, grad_patches, grad_tokens = _grads(OPS[op][0], inputs, backend=backend)
+    output, grad_patches, grad_tokens = results(OPS[op][0], inputs, backend=backend)
     assert output.shape == (0, 5, 16 if op == "embeddings" else 9)
     assert grad_patches.shape == inputs.patch_embeds.shape
     assert grad_tokens.shape == inputs.token_embeds.shape
