@@ -7,6 +7,7 @@ import pytest
 from sparc_kernels import _native
 from tests import cuda_resources
 from tests.emulation.host import build
+from tools.sass_model import disassembly
 
 pytestmark = [
     pytest.mark.skipif(not cuda_resources.LIBRARY.exists(), reason="the CUDA half is not built"),
@@ -33,6 +34,15 @@ def test_pair_path_spills_nothing() -> None:
             assert local == 0, f"{name} on {architecture} keeps {local} bytes in local memory"
             # of 65,536 on a multiprocessor, for blocks of 256 threads: two of those that the plan lets share it, or one
             assert registers <= (128 if name in warpgroups and ", 64 patches" in name else 255), name
+
+
+@pytest.mark.parametrize("strips", [2, 7, 8])
+@pytest.mark.parametrize("dtype", ["8BFloat16", "7Float16"])
+def test_backward_by_warpgroups_fits_the_instruction_cache(dtype: str, strips: int) -> None:
+    """128 KB: a pass goes through nearly all of its code for every pair. With 132 KB it took 1.16 times as long on an
+    H100 (docs/performance_log.md)."""
+    kernel = disassembly.kernel("sm_90a", "warpgroup_kernel", "FineGrained", f"{dtype}ELi{strips}ELb1")
+    assert 0 < 16 * len(kernel.code) <= 128 * 1024
 
 
 def test_the_table_is_what_was_built() -> None:

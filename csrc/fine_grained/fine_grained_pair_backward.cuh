@@ -183,11 +183,11 @@ struct FineGrainedBackwardParts : Steps {
             MeanShare<E>(args.grad_pooled_tokens, work.text, in.channels, this->n),
             rows_of<E>(args.grad_tokens, work.text, in.text_rows, in.channels)};
   }
-  // dT from x = X V: this warp's rows, its channels from `column` on of chunk c, whose tokens are in t; share:
-  // grad.share, or where it has been put.
+  // dT from x = X V: this warp's rows, its channels from `column` on of chunk c, whose tokens are in t;
+  // share: grad.share, or where it has been put.
   template <class Share, int kCount, class From>
-  SPARC_DEVICE void store_text_gradient(const TextGradient& grad, const Share& share,
-                                        const Sums (&x)[kCount], const From& t, int c, int column) const {
+  SPARC_DEVICE void store_text_gradient(const TextGradient& grad, const Share& share, const Sums (&x)[kCount],
+                                        const From& t, int c, int column) const {
     const int first = c * this->kChunk + column;
     const device::Shared<int> token_index = this->text_index();
     RoundedSums<E> rounded[kCount];

@@ -228,7 +228,7 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
       f(c, chunk, this->first_channel());
       if constexpr (kPool) {
         device::warpgroup_wait<1>();
-        for (float(&of_side)[4] : sums) device::warpgroup_hold(of_side);
+        for (float (&of_side)[4] : sums) device::warpgroup_hold(of_side);
         if (this->column_warp == 0) {
           store_mean(sums[0], this->p, chunk, work.image, this->args.pooled_patches);
         } else {

@@ -173,7 +173,8 @@ struct GroupingWarpgroupBackward : WarpgroupGradients<GroupingWarpgroupSteps<E, 
       this->template chunk_gradients<kEmbeddings>(
           stage, x_unit, copy,
           [&](const auto& sums, int row, int channel) {
-            if (args.grad_patches != nullptr) this->store_image_gradient(image, image.share, sums, row, first + channel);
+            if (args.grad_patches != nullptr)
+              this->store_image_gradient(image, image.share, sums, row, first + channel);
           },
           [&](const auto& sums, int channel) {
             if (args.grad_tokens != nullptr) this->store_rows(args.grad_tokens, sums, unit, first + channel);

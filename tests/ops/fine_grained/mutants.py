@@ -152,4 +152,32 @@ MUTANTS = (
         "}\n\n}  // namespace sparc",
         "ragged",
     ),
+    Mutant(
+        "the mean of the tokens is that of the patches",
+        "fine_grained/fine_grained_warpgroup_kernel.cuh",
+        "store_mean(sums[kSides - 1], this->n,",
+        "store_mean(sums[0], this->n,",
+        "warpgroups and vit",
+    ),
+    Mutant(
+        "sums over rows are products with what stood there",
+        "fine_grained/fine_grained_warpgroup_backward.cuh",
+        "shared.write_ones();",
+        "",
+        "warpgroups and vit",
+    ),
+    Mutant(
+        "the gradient of the tokens' mean is that of the patches'",
+        "fine_grained/fine_grained_warpgroup_backward.cuh",
+        "shared.mean(stage, true), first}",
+        "shared.mean(stage, false), first}",
+        "warpgroups and ragged",
+    ),
+    Mutant(
+        "gradients of means are read beyond the last channel",
+        "fine_grained/fine_grained_warpgroup_backward.cuh",
+        "device::copy_async_if(channel < args.in.channels,",
+        "device::copy_async_if(true,",
+        "warpgroups",
+    ),
 )
