@@ -176,15 +176,16 @@ def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
         assert f"grouping on cuda {str(dtype).removeprefix('torch.')} runs on the {of_groups} backend" in caplog.text
 
 
+@pytest.mark.parametrize("start", [1, 4], ids=["within a word", "within a piece"])
 @BACKENDS
-def test_gradients_of_means_anywhere(backend: str) -> None:
-    """Contiguous, but not at a multiple of 4 bytes."""
+def test_gradients_of_means_anywhere(backend: str, start: int) -> None:
+    """Contiguous, but not at a multiple of 4 or 16 bytes."""
     leaves = _leaves(2, 65, 8, 64)
     scale = torch.tensor(14.0, device="cuda")
     means = sk.FineGrainedLossFunction.apply(*leaves, None, None, scale, None, True, True, backend)[2:4]
-    upstream = torch.randn(2 * 64 + 1, device="cuda").to(torch.bfloat16)[1:].view(2, 64)
+    upstream = torch.randn(2 * 64 + start, device="cuda").to(torch.bfloat16)[start:].view(2, 64)
     assert upstream.is_contiguous()
-    assert upstream.data_ptr() % 4 != 0
+    assert upstream.data_ptr() % 16 == 2 * start
     given, copied = (
         torch.autograd.grad(means, leaves, (grad, grad), retain_graph=True) for grad in (upstream, upstream.clone())
     )
