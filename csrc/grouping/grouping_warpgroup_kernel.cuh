@@ -132,6 +132,7 @@ struct GroupingWarpgroupBackward : WarpgroupGradients<GroupingWarpgroupSteps<E, 
   template <bool kEmbeddings, class Next>
   SPARC_DEVICE PairWork run(const Next& next) const {
     typename Base::Strips s = {}, grad = {};
+    if constexpr (!kEmbeddings) this->read_weight_gradient(grad);  // on its way while V and T are
     this->template there<kEmbeddings, true>([&](int, int stage, const auto& copy) {
       this->add_products(s, shared.text_tile(stage), shared.image_tile(stage));
       if constexpr (kEmbeddings) {
@@ -143,7 +144,6 @@ struct GroupingWarpgroupBackward : WarpgroupGradients<GroupingWarpgroupSteps<E, 
     if constexpr (kEmbeddings) device::warpgroup_hold(accumulators(grad));
     RowPair inverse;
     const typename Base::Kept kept = this->normalize(s, inverse);
-    if constexpr (!kEmbeddings) this->read_weight_gradient(grad);
     const Panel<E> a = shared.weights_tile();
     const float x_unit = this->mix(grad, kept, inverse, [&](int strip, int half, int i, int column) {
       // S of 256 patches leaves no registers for A beside dA: it is read where this thread has written it

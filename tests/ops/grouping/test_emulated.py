@@ -22,21 +22,23 @@ def test_every_number_of_stages(op: str, backend: Emulated) -> None:
     lengths: the same bits, in any order of threads."""
     case = cases.Case("six-chunks", B=3, D=328, P=13, L=20, patches=(13, 5, 9))
     sizes = {"text_rows": case.L, "image_rows": case.P, "channels": case.D, "pairs": case.B}
-    rest = {"half_precision": True, "multiprocessors": 1, "warpgroups": True}
-    first: dict[int, int] = {}
-    for kilobytes in range(60, 228, 4):
-        shared = {"backward": True, "shared_bytes": kilobytes << 10}
-        plan = server(Path(__file__).with_name("emulated.cpp")).call("plan", **sizes, **rest, **shared).unwrap()
-        if plan["warpgroups"]:
-            first.setdefault(plan["stages"], kilobytes)
+    rest = {"half_precision": True, "backward": True, "warpgroups": True}
+    first: dict[int, tuple[int, int]] = {}
+    # one multiprocessor for all pairs, which two blocks share where they can; then one for each, with all of its memory
+    for grid in (1, case.B):
+        for kilobytes in range(60, 228, 4):
+            device = {"multiprocessors": grid, "shared_bytes": kilobytes << 10}
+            plan = server(Path(__file__).with_name("emulated.cpp")).call("plan", **sizes, **rest, **device).unwrap()
+            if plan["warpgroups"]:
+                first.setdefault(plan["stages"], (grid, kilobytes))
     assert set(first) == {3, 4, 5, 7, 8}
     check(op, case, torch.bfloat16, backend)
     inputs = cases.draw(case, torch.bfloat16).to(torch.bfloat16)
     expected = results(OPS[op][0], inputs, backend=backend)
-    for seed, kilobytes in enumerate(first.values(), 1):
-        device = Emulated(replace(backend.device, shared_bytes=kilobytes << 10, grid=1, seed=seed))
-        with played(device):
-            found = results(OPS[op][0], inputs, backend=device)
+    for seed, (grid, kilobytes) in enumerate(first.values(), 1):
+        small = Emulated(replace(backend.device, shared_bytes=kilobytes << 10, grid=grid, seed=seed))
+        with played(small):
+            found = results(OPS[op][0], inputs, backend=small)
         assert all(map(torch.equal, found, expected)), f"{kilobytes} KB"
 
 
