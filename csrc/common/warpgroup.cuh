@@ -54,6 +54,15 @@ SPARC_DEVICE uint64_t panel_operand(const void* at) {
 // visible to the matrix instructions, for other threads' instructions after a barrier behind it.
 SPARC_DEVICE void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
+// A barrier of the warpgroup's threads alone.
+SPARC_DEVICE void warpgroup_barrier() {
+  asm volatile("bar.sync %0, 128;\n" ::"r"(1 + warp_index() / 4) : "memory");
+}
+// Turns of two warpgroups at something that one of them is to have for itself: a group takes its turn when
+// all warps of the other one have given it.
+SPARC_DEVICE void take_turn(int group) { asm volatile("bar.sync %0, 256;\n" ::"r"(3 + group) : "memory"); }
+SPARC_DEVICE void give_turn(int group) { asm volatile("bar.arrive %0, 256;\n" ::"r"(3 + group) : "memory"); }
+
 // Between a thread's own reading or writing of registers and a matrix instruction that takes them.
 SPARC_DEVICE void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 // The instructions issued since the last one become a group.

@@ -3,8 +3,9 @@
 // for bit where the products are the same.
 //
 // A block owns a chunk of an image's patches, which stay in shared memory, and a run of captions. Rows of a
-// tile of products are slots of tokens, its columns are the chunk's patches. Two warpgroups take turns: while
-// one multiplies a tile, the other looks for the maxima of the tile before, in its accumulators. A warp has
+// tile of products are slots of tokens, its columns are the chunk's patches. Two warpgroups take turns at the
+// matrix units: while one multiplies a tile, the other looks for the maxima of its own one before, in its
+// accumulators. Each has tokens of its own and meets the other nowhere else. A warp has
 // 16 rows, one granule, and goes through granules that follow each other, so that it keeps the best token of
 // each column in registers until the caption ends. What a caption has in several warps' granules is merged at
 // the end.
@@ -131,41 +132,25 @@ struct MaximaBlock {
     }
   }
 
-  // Between two slices. The one that comes is there for all; the products of the one before the last are
-  // done, and its stage is to be filled anew.
-  SPARC_DEVICE void begin_slice() {
+  // Between two panels. The one that comes is there for the warpgroup; the products of the one before the
+  // last are done, and its stage is to be filled anew.
+  SPARC_DEVICE void begin_panel() {
     wait_for_copies(layout.stages - 3);
     device::async_proxy_fence();
-    device::block_barrier();
+    device::warpgroup_barrier();
     stage = stage + 1 == layout.stages ? 0 : stage + 1;
   }
 
-  SPARC_DEVICE void pass(int slices) {
-    SPARC_NO_UNROLL
-    for (int slice = 0; slice < slices; ++slice) {
-      begin_slice();
-      tokens.load(false);
-    }
-  }
-
-  // This warpgroup's tile: the products of its last panel are under way when this returns.
+  // A tile: the products of its last panel are under way when this returns.
   SPARC_DEVICE void multiply() {
     SPARC_NO_UNROLL
-    for (int slice = 0; slice < layout.slices; ++slice) {
-      begin_slice();
-      const int first = slice * layout.slice_panels,
-                end = at_most(layout.panels, first + layout.slice_panels);
-      uint64_t left = Panel<E>{layout.tokens + stage * layout.stage_bytes(), 64}.operand(0, 0);
-      uint64_t right = Panel<E>{first * kN * Panel<E>::kRowBytes, kN}.operand(0, 0);
+    for (int panel = 0; panel < layout.panels; ++panel) {
+      begin_panel();
+      const uint64_t left = tokens.panel_at(stage).operand(0, 0);
+      const uint64_t right = Panel<E>{panel * kN * Panel<E>::kRowBytes, kN}.operand(0, 0);
       device::warpgroup_fence();
-      multiply_panel(slice > 0, left, right);
-      tokens.load(true);  // behind the first products: they do not wait for it
-      SPARC_NO_UNROLL
-      for (int panel = first + 1; panel < end; ++panel) {
-        left = device::operand_behind(left, device::kPanelBytes);
-        right = device::operand_behind(right, kN * Panel<E>::kRowBytes);
-        multiply_panel(true, left, right);
-      }
+      multiply_panel(panel > 0, left, right);
+      tokens.load();  // behind the products: they do not wait for it
       device::warpgroup_wait<1>();
     }
   }
@@ -287,23 +272,24 @@ struct MaximaBlock {
 
   SPARC_DEVICE void run() {
     load_patches();
-    const bool later = warp >= kWarps / 2;
-    for (int slice = 0; slice < layout.stages - 2; ++slice) tokens.load(!later);
-    if (later) pass(layout.slices);
+    device::copy_async_commit();
+    for (int ahead = 0; ahead < layout.stages - 2; ++ahead) tokens.load();
+    wait_for_copies(layout.stages - 2);
+    device::async_proxy_fence();
+    device::block_barrier();  // patches are there
+    const int group = warp / TokenStream<E>::kGroupWarps;
+    if (group == 1) device::give_turn(0);
     SPARC_NO_UNROLL
     for (int turn = 0; turn < tokens.turns; ++turn) {
       const Granule granule = granule_at(turn);
+      device::take_turn(group);
       multiply();
-      pass(1);
+      if (group == 0 || turn + 1 < tokens.turns) device::give_turn(1 - group);
       device::warpgroup_wait<0>();
       device::warpgroup_hold(c);
       look_for_maxima(granule);
-      const int between = layout.slices > 1 ? 1 : 0;
-      pass(between);  // the other's second slice does not wait for the end of a caption
       end_caption(granule);
-      pass(layout.slices - 1 - between);
     }
-    if (!later) pass(layout.slices);
     device::copy_async_wait<0>();
     if (in.patch_keys != nullptr) merge();
   }

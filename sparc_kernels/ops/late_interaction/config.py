@@ -81,8 +81,7 @@ def choose_native(n_patches: int, n_channels: int, columns: int = 0) -> TileConf
     its multiprocessor waits for its patches.
     """
     panels = -(-n_channels // 64)
-    slices = 3 * 8192 * (panels if panels <= 4 else 2)  # three stages of tokens
-    room = 227 * 1024 - slices
+    room = 227 * 1024 - 2 * 3 * 8192  # three stages of tokens for each of two warpgroups
     fitting = [n for n in (104, 128, 200, 256) if panels * n * 128 + 4 * n <= room and columns in (0, n)]
     if n_channels > 512 or n_channels % 8 or not fitting:
         return None

@@ -14,6 +14,8 @@ namespace sparc {
 namespace emulation {
 namespace {
 
+constexpr int kBarriers = 16;  // of a block; the first is block_barrier's
+
 Machine* running = nullptr;
 Counts counts;
 
@@ -26,6 +28,8 @@ const char* name_of(Collective kind) {
   switch (kind) {
     case Collective::kWarpBarrier:
       return "warp_barrier";
+    case Collective::kArrive:
+      return "a barrier's arrival";
     case Collective::kShuffle:
       return "shuffle";
     case Collective::kShuffleXor:
@@ -66,7 +70,8 @@ Machine::Machine(int64_t grid, int threads, size_t shared_bytes, const std::vect
       warpgroups_(threads, shadow_, places_),
       random_(seed),
       threads_(threads),
-      warps_(threads / kWarpSize) {
+      warps_(threads / kWarpSize),
+      barriers_(kBarriers) {
   for (const ScratchRegion& region : scratch) shadow_.add_scratch(region.base, region.bytes);
 }
 
@@ -100,12 +105,25 @@ void Machine::run_block() {
     thread.finished = false;
     thread.groups = 0;
   }
-  // Every way to a state that nobody leaves is caught where the last thread enters it.
+  // Every other way to a state that nobody leaves is caught where the last thread enters it.
   while (!ready_.empty() && error_ == nullptr) {
     std::swap(ready_[draw(ready_.size())], ready_.back());
     current_ = ready_.back();
     ready_.pop_back();
     threads_[current_].fiber->resume();
+  }
+  if (error_ == nullptr) finish_block();
+}
+
+// What barriers of some threads leave behind.
+void Machine::finish_block() {
+  for (int number = 0; number < kBarriers; ++number) {
+    const Barrier& barrier = barriers_[number];
+    if (barrier.arrived == 0) continue;
+    const std::string name = "barrier " + std::to_string(number);
+    throw EmulationError("block " + std::to_string(block_) + ": " + std::to_string(barrier.arrived) +
+                         " threads have arrived at " + name + " and no more come, " +
+                         std::to_string(barrier.waiting.size()) + " of them wait (divergent barrier)");
   }
 }
 
@@ -153,28 +171,67 @@ void Machine::block_barrier() {
     fail("reaches block_barrier after " + std::to_string(finished_) +
          " threads have ended (divergent barrier)");
   }
-  // Warps may stand at different places: the instruction counts them, and asks for one place of the lanes of
-  // a warp only (PTX ISA, barrier.sync.aligned).
-  const bool first = warp.stopped == 0;
-  const Place place = current_place(__builtin_frame_address(0), first, warp.place);
-  if (first) warp.place = place;
-  if (place != warp.place) {
-    fail("reaches block_barrier" + places_.apart(place, warp.place) +
-         " while lanes of its warp wait at block_barrier" + places_.apart(warp.place, place) +
-         " (divergent barrier)");
-  }
-  threads_[current_].waits_for_block = true;
-  ++warp.stopped;
+  stop_at("block_barrier");
   if (++waiting_for_block_ == static_cast<int>(threads_.size())) {
     waiting_for_block_ = 0;
     ++counts.block_barriers;
-    for (Thread& thread : threads_) thread.waits_for_block = false;
+    for (Thread& thread : threads_) thread.waits_at = nullptr;
     for (Warp& each : warps_) each.stopped = 0;
     shadow_.order_block();
     ready_.resize(threads_.size());
     std::iota(ready_.begin(), ready_.end(), 0);
   }
   suspend_current();
+}
+
+// The thread waits from now on. Warps may stand at different places: the instruction counts them, and asks
+// for one place of the lanes of a warp only (PTX ISA, barrier.sync.aligned).
+void Machine::stop_at(const char* barrier) {
+  Warp& warp = warps_[current_ / kWarpSize];
+  const bool first = warp.stopped == 0;
+  const Place place = current_place(__builtin_frame_address(0), first, warp.place);
+  if (first) warp.place = place;
+  if (place != warp.place) {
+    fail(std::string("reaches ") + barrier + places_.apart(place, warp.place) +
+         " while lanes of its warp wait at " + barrier + places_.apart(warp.place, place) +
+         " (divergent barrier)");
+  }
+  threads_[current_].waits_at = barrier;
+  ++warp.stopped;
+}
+
+bool Machine::one_warpgroup(const std::vector<int>& threads) const {
+  constexpr int kThreads = kWarpgroupWarps * kWarpSize;
+  return threads.size() == kThreads && std::all_of(threads.begin(), threads.end(), [&](int thread) {
+           return thread / kThreads == threads[0] / kThreads;
+         });
+}
+
+// Orders the memory of a warpgroup that waits at one of its own, and none else: less than the device's does.
+void Machine::barrier(int number, int threads, bool waits) {
+  if (number <= 0 || number >= kBarriers) fail("reaches barrier " + std::to_string(number) + ", not 1 to 15");
+  const Warp& warp = warps_[current_ / kWarpSize];
+  if (waits && warp.waiting > 0) {  // lanes that arrive have met before
+    fail("reaches barrier " + std::to_string(number) + " while lanes of its warp wait at " +
+         name_of(warp.kind) + " (divergent collective)");
+  }
+  Barrier& barrier = barriers_[number];
+  if (waits) {
+    stop_at("a barrier");
+    barrier.waiting.push_back(current_);
+  }
+  if (++barrier.arrived == threads) {
+    if (one_warpgroup(barrier.waiting)) {
+      shadow_.order_warpgroup(current_ / kWarpSize / kWarpgroupWarps);
+    }
+    for (const int thread : barrier.waiting) {
+      threads_[thread].waits_at = nullptr;
+      --warps_[thread / kWarpSize].stopped;
+      ready_.push_back(thread);
+    }
+    barrier = Barrier();
+  }
+  if (waits) suspend_current();
 }
 
 void Machine::warp_collective(Collective kind, LaneArguments& lane) {
@@ -191,9 +248,10 @@ void Machine::warp_collective(Collective kind, LaneArguments& lane) {
          " (divergent collective)");
   }
   for (int thread = index * kWarpSize; warp.stopped > 0 && thread < (index + 1) * kWarpSize; ++thread) {
-    if (!threads_[thread].finished && !threads_[thread].waits_for_block) continue;
+    if (!threads_[thread].finished && threads_[thread].waits_at == nullptr) continue;
     fail(std::string("reaches ") + name_of(kind) + " but " + name_thread(thread) +
-         (threads_[thread].finished ? " has ended" : " waits at block_barrier") + " (divergent collective)");
+         (threads_[thread].finished ? " has ended" : std::string(" waits at ") + threads_[thread].waits_at) +
+         " (divergent collective)");
   }
   warp.lanes[current_ % kWarpSize] = &lane;
   if (++warp.waiting == kWarpSize) {
@@ -208,6 +266,7 @@ void Machine::complete(int index) {
   Warp& warp = warps_[index];
   switch (warp.kind) {
     case Collective::kNone:
+    case Collective::kArrive:
       break;
     case Collective::kWarpBarrier:
       shadow_.order_warp(index);
@@ -340,6 +399,7 @@ void write_watched(void* address, size_t bytes, size_t alignment, const void* va
   machine().shadow().write(machine().thread(), address, bytes, alignment, value);
 }
 void block_barrier() { machine().block_barrier(); }
+void barrier(int number, int threads, bool waits) { machine().barrier(number, threads, waits); }
 void warp_collective(Collective kind, LaneArguments& lane) { machine().warp_collective(kind, lane); }
 void copy_async(void* shared, const void* global, int bytes) { machine().copy_async(shared, global, bytes); }
 void copy_async_commit() { machine().copy_async_commit(); }

@@ -33,6 +33,7 @@ class Machine {
   int64_t grid() const { return grid_; }
   Shadow& shadow() { return shadow_; }
   void block_barrier();
+  void barrier(int number, int threads, bool waits);
   void warp_collective(Collective kind, LaneArguments& lane);
   void copy_async(void* shared, const void* global, int bytes);
   void copy_async_commit();
@@ -53,22 +54,29 @@ class Machine {
   };
   struct Thread {
     std::unique_ptr<Fiber> fiber;
-    bool waits_for_block = false;
+    const char* waits_at = nullptr;  // a barrier
     bool finished = false;
     int64_t groups = 0;  // committed
     std::vector<Copy> copies;
   };
+  struct Barrier {  // of some threads
+    int arrived = 0;
+    std::vector<int> waiting;
+  };
   struct Warp {
     Collective kind = Collective::kNone;  // what its lanes wait for
-    Place place = 0;                      // and where; or where they wait for the block
+    Place place = 0;                      // and where; or where they wait at a barrier
     int waiting = 0;
-    int stopped = 0;  // lanes that have ended or wait for the block
+    int stopped = 0;  // lanes that have ended or wait at a barrier
     LaneArguments* lanes[kWarpSize] = {};
   };
 
   void run_block();
   void body(int thread);
   void finish_thread();
+  void finish_block();
+  void stop_at(const char* barrier);
+  bool one_warpgroup(const std::vector<int>& threads) const;
   void complete(int warp);
   Place current_place(const void* frame, bool first, Place others);
   void suspend_current();
@@ -82,6 +90,7 @@ class Machine {
   std::mt19937_64 random_;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
+  std::vector<Barrier> barriers_;
   std::vector<int> ready_;
   int current_ = 0;
   int64_t block_ = 0;

@@ -15,11 +15,13 @@ class EmulationError : public std::runtime_error {
 };
 
 constexpr int kWarpSize = 32;
+constexpr int kWarpgroupWarps = 4;
 
 // What the lanes of a warp can wait for together. Lanes that wait for different kinds never meet.
 enum class Collective {
   kNone,
   kWarpBarrier,
+  kArrive,  // at a barrier, of a warp that does not wait
   kShuffle,
   kShuffleXor,
   kBallot,
@@ -73,6 +75,8 @@ void read_watched(const void* address, size_t bytes, size_t alignment, void* val
 void write_watched(void* address, size_t bytes, size_t alignment, const void* value);
 
 void block_barrier();
+// A barrier of so many threads, by its number; one that does not wait goes on when it has arrived.
+void barrier(int number, int threads, bool waits);
 void warp_collective(Collective kind, LaneArguments& lane);
 
 void copy_async(void* shared, const void* global, int bytes);

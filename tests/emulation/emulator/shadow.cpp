@@ -14,6 +14,8 @@ namespace {
 
 constexpr size_t kCopyBytes = 16;
 
+int group_of(int warp) { return warp / kWarpgroupWarps; }
+
 template <class T>
 T* allocate(size_t count) {
   void* pointer = std::calloc(count == 0 ? 1 : count, sizeof(T));
@@ -31,7 +33,9 @@ std::string name_thread(int thread) {
 void Shadow::Free::operator()(void* pointer) const { std::free(pointer); }
 
 Shadow::Shadow(int threads, size_t shared_bytes)
-    : warp_ordered_(threads / kWarpSize, 0), proxy_fences_(threads) {
+    : warpgroup_ordered_(group_of(threads / kWarpSize - 1) + 1, 0),
+      warp_ordered_(threads / kWarpSize, 0),
+      proxy_fences_(threads) {
   constexpr size_t kAlignment = 1024;
   const size_t rounded = (shared_bytes / kAlignment + 1) * kAlignment;
   shared_addresses_.reset(static_cast<unsigned char*>(std::aligned_alloc(kAlignment, rounded)));
@@ -68,6 +72,8 @@ void Shadow::start_block() {
 }
 
 void Shadow::order_block() { block_ordered_ = ++clock_; }
+
+void Shadow::order_warpgroup(int group) { warpgroup_ordered_[group] = ++clock_; }
 
 void Shadow::order_warp(int warp) { warp_ordered_[warp] = ++clock_; }
 
@@ -123,8 +129,18 @@ Shadow::Region& Shadow::locate(int thread, const void* address, size_t bytes, si
 
 bool Shadow::ordered(int thread, int earlier_thread, uint32_t earlier_clock) const {
   if (thread == earlier_thread || earlier_clock < block_ordered_) return true;
-  const int warp = thread / kWarpSize;
-  return warp == earlier_thread / kWarpSize && earlier_clock < warp_ordered_[warp];
+  const int warp = thread / kWarpSize, earlier = earlier_thread / kWarpSize;
+  if (group_of(warp) != group_of(earlier)) return false;
+  return earlier_clock < warpgroup_ordered_[group_of(warp)] ||
+         (warp == earlier && earlier_clock < warp_ordered_[warp]);
+}
+
+// Whether a reader is in no writer's way that another one, of this warp, is not in after it.
+bool Shadow::superseded(const Byte& byte, int slot, int warp) const {
+  const int earlier = byte.reader[slot] / kWarpSize;
+  return (group_of(warp) == group_of(earlier) &&
+          byte.read_clock[slot] < warpgroup_ordered_[group_of(warp)]) ||
+         (warp == earlier && byte.read_clock[slot] < warp_ordered_[warp]);
 }
 
 void Shadow::check_free(Region& region, size_t offset, size_t at, size_t bytes, int thread,
@@ -155,24 +171,28 @@ void Shadow::record_read(Region& region, size_t offset, size_t bytes, int thread
            "race, " + name_thread(byte.writer) + " wrote byte " + std::to_string(at) +
                " and no barrier lies between");
     }
-    const bool have_first = byte.read_clock[0] >= block_ordered_;
-    const bool have_second = have_first && byte.read_clock[1] >= block_ordered_;
-    if (!have_first) {
-      byte.reader[0] = static_cast<uint16_t>(thread);
-      byte.read_clock[0] = clock_;
-      byte.read_clock[1] = 0;
-      continue;
+    bool have[2];
+    for (int slot = 0; slot < 2; ++slot) {
+      have[slot] = byte.read_clock[slot] >= block_ordered_ && !superseded(byte, slot, warp);
     }
-    const bool same_warp = byte.reader[0] / kWarpSize == warp;
-    if (have_second && byte.reader[0] / kWarpSize != byte.reader[1] / kWarpSize) continue;
-    if (same_warp && byte.read_clock[0] < warp_ordered_[warp]) {  // only the warp's latest readers matter
-      byte.reader[0] = static_cast<uint16_t>(thread);
-      byte.read_clock[0] = clock_;
-      byte.read_clock[1] = 0;
-    } else if (!same_warp || (!have_second && byte.reader[0] != thread)) {
-      byte.reader[1] = static_cast<uint16_t>(thread);
-      byte.read_clock[1] = clock_;
+    if (!have[0] && have[1]) {
+      byte.reader[0] = byte.reader[1];
+      byte.read_clock[0] = byte.read_clock[1];
+      std::swap(have[0], have[1]);
     }
+    int slot = 0;
+    if (have[0]) {
+      const int first = byte.reader[0] / kWarpSize, second = byte.reader[1] / kWarpSize;
+      const bool apart = have[1] && first != second, far = have[1] && group_of(first) != group_of(second);
+      const bool of_first_warp = first == warp && (have[1] || byte.reader[0] == thread);
+      const bool of_first_group = group_of(first) == group_of(warp);
+      if (far || (apart && of_first_group) || (!apart && of_first_warp)) continue;
+      slot = 1;
+    } else {
+      byte.read_clock[1] = 0;
+    }
+    byte.reader[slot] = static_cast<uint16_t>(thread);
+    byte.read_clock[slot] = clock_;
   }
 }
 

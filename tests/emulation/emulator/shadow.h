@@ -1,10 +1,11 @@
 // The contents of shared memory and scratch, with a record per byte of who touched it last and when.
 //
 // Time is one clock per launch that every barrier advances. Two accesses by different threads are ordered if
-// a block barrier was completed between them or, within a warp, a warp barrier. Other warp collectives
-// exchange registers and order no memory. Each byte keeps its last writer and two readers since: two are
-// enough, as two of different warps are in the way of any writer that no block barrier orders behind them,
-// and two of one warp, at its present barrier, of any writer of that warp.
+// a block barrier was completed between them or, within a warpgroup or a warp, one of these. Other warp
+// collectives exchange registers and order no memory. Each byte keeps its last writer and two readers since:
+// two are enough, as two of different warpgroups are in the way of any writer that no block barrier orders
+// behind them, two of different warps, at their group's present barrier, of any writer of that group, and
+// two of one warp, at its present barrier, of any writer of that warp.
 #pragma once
 
 #include <cstddef>
@@ -30,6 +31,7 @@ class Shadow {
 
   void start_block();
   void order_block();
+  void order_warpgroup(int group);
   void order_warp(int warp);
 
   void read(int thread, const void* address, size_t bytes, size_t alignment, void* value);
@@ -78,6 +80,7 @@ class Shadow {
   Region* find(const void* address);
   Region& locate(int thread, const void* address, size_t bytes, size_t alignment, const char* verb);
   bool ordered(int thread, int earlier_thread, uint32_t earlier_clock) const;
+  bool superseded(const Byte& byte, int slot, int warp) const;
   bool fenced(int thread, int writer, uint32_t write_clock) const;
   void record_read(Region& region, size_t offset, size_t bytes, int thread);
   void record_write(Region& region, size_t offset, size_t bytes, int thread, const char* verb);
@@ -91,7 +94,7 @@ class Shadow {
   uint32_t clock_ = 0;
   uint32_t block_start_ = 0;
   uint32_t block_ordered_ = 0;
-  std::vector<uint32_t> warp_ordered_;
+  std::vector<uint32_t> warpgroup_ordered_, warp_ordered_;
   std::vector<std::vector<uint32_t>> proxy_fences_;  // of each thread in this block, the clocks
 };
 

@@ -37,7 +37,7 @@ class Warpgroups {
   void complete(Collective kind, Place place, int warp, WarpArguments& lanes);
 
  private:
-  static constexpr int kWarps = 4;           // of a group
+  static constexpr int kWarps = kWarpgroupWarps;
   static constexpr int kRows = 16;           // of a and c, per warp
   static constexpr int kInner = 16;          // columns of a, rows of b
   static constexpr size_t kPieceBytes = 16;  // what stays together under the swizzle

@@ -11,14 +11,16 @@
 namespace sparc {
 namespace emulation {
 
-// Lets some threads of three warps read and write one byte at random, with barriers between, until the first
-// race of either detector; `rounds` times. Returns the numbers of accesses, of races and of disagreements.
+// Lets some threads of six warps, of two warpgroups, read and write one byte at random, with barriers
+// between, until the first race of either detector; `rounds` times. Returns the numbers of accesses, of races
+// and of disagreements.
 inline std::vector<int64_t> compare_with_oracle(uint64_t seed, int rounds) {
-  constexpr int kWarps = 3;
+  constexpr int kWarps = 6, kGroups = 2;
   struct Access {
     int thread;
     bool is_write;
     int block_epoch;
+    int group_epoch;
     int warp_epoch;
   };
   std::mt19937_64 random(seed);
@@ -28,6 +30,7 @@ inline std::vector<int64_t> compare_with_oracle(uint64_t seed, int rounds) {
     shadow.start_block();
     std::vector<Access> all;
     int block_epoch = 0;
+    int group_epoch[kGroups] = {};
     int warp_epoch[kWarps] = {};
     const uint64_t warps_used = 1 + random() % kWarps;
     const uint64_t writes_in_ten = 1 + random() % 5;
@@ -36,6 +39,12 @@ inline std::vector<int64_t> compare_with_oracle(uint64_t seed, int rounds) {
       if (choice == 0) {
         shadow.order_block();
         ++block_epoch;
+        continue;
+      }
+      if (choice == 1) {
+        const int group = static_cast<int>(random() % warps_used) / kWarpgroupWarps;
+        shadow.order_warpgroup(group);
+        ++group_epoch[group];
         continue;
       }
       if (choice <= 3) {
@@ -50,9 +59,10 @@ inline std::vector<int64_t> compare_with_oracle(uint64_t seed, int rounds) {
       bool expected = false;
       for (const Access& earlier : all) {
         if (earlier.thread == thread || !(earlier.is_write || is_write)) continue;
-        const bool same_warp = earlier.thread / kWarpSize == warp;
-        expected |=
-            earlier.block_epoch == block_epoch && !(same_warp && earlier.warp_epoch < warp_epoch[warp]);
+        const int other = earlier.thread / kWarpSize, group = warp / kWarpgroupWarps;
+        const bool in_warp = other == warp && earlier.warp_epoch < warp_epoch[warp];
+        const bool in_group = other / kWarpgroupWarps == group && earlier.group_epoch < group_epoch[group];
+        expected |= earlier.block_epoch == block_epoch && !in_warp && !in_group;
       }
       bool found = false;
       try {
@@ -69,7 +79,7 @@ inline std::vector<int64_t> compare_with_oracle(uint64_t seed, int rounds) {
       counts[1] += expected ? 1 : 0;
       counts[2] += found != expected ? 1 : 0;
       if (found || expected) break;
-      all.push_back({thread, is_write, block_epoch, warp_epoch[warp]});
+      all.push_back({thread, is_write, block_epoch, group_epoch[warp / kWarpgroupWarps], warp_epoch[warp]});
     }
   }
   return counts;

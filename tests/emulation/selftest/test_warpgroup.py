@@ -40,6 +40,9 @@ FAULTS = {
     "warp ahead": "warp (4|5|6|7) takes .* where another warp of its warpgroup took .*divergent warpgroup",
     "lane apart": "lane 7.* where lane 0 takes .*divergent warpgroup",
     "warp elsewhere": r"takes warpgroup_commit at .*cuh:(\d+) where another warp .* took .* at .*cuh:(?!\1\b)\d+ \(div",
+    "barrier of a group": "race|no async_proxy_fence|never written|copy_async .* under way",
+    "no turn": "128 threads have arrived at barrier 4 and no more come, 128 of them wait",
+    "turn left": "128 threads have arrived at barrier 4 and no more come, 0 of them wait",
 }
 OF_REGISTERS = ("early register fence",)  # faults of kernels with a in registers
 

@@ -28,6 +28,9 @@ enum class WarpgroupFault {
   kWarpAhead,           // one warp of a group takes its products in another order
   kLaneApart,           // a lane names another b
   kWarpElsewhere,       // one warp commits its products at a line of its own
+  kBarrierOfGroup,      // where warps of both groups have copied
+  kNoTurn,              // for the second group, which waits for one
+  kTurnLeft,            // that nobody takes
 };
 
 constexpr int kWarpgroupThreads = 256;
@@ -157,13 +160,22 @@ SPARC_DEVICE void warpgroup_kernel(const WarpgroupProblem<E>& problem, Warpgroup
   for (int chunk = 0; chunk < problem.chunks; ++chunk) {
     device::copy_async_wait<0>();
     if (fault != WarpgroupFault::kNoProxyFence) device::async_proxy_fence();
-    if (fault != WarpgroupFault::kNoArrivalBarrier) device::block_barrier();
+    if (fault == WarpgroupFault::kBarrierOfGroup) {
+      device::warpgroup_barrier();
+    } else if (fault != WarpgroupFault::kNoArrivalBarrier) {
+      device::block_barrier();
+    }
     multiply_chunk<E, kN, kRegistersA, kTransposedA, kTransposedB>(c, problem, chunk, fault);
     if (fault == WarpgroupFault::kWrittenEarly) c[3] = 1.0f;
     // The chunk before this one has been multiplied, and its stage becomes free.
     if (fault != WarpgroupFault::kOverwritten) device::warpgroup_wait<1>();
     if (fault != WarpgroupFault::kNoReuseBarrier) device::block_barrier();
     if (chunk + 1 < problem.chunks) copy_chunk<E, kTransposedA, kTransposedB>(problem, chunk + 1);
+  }
+  if (device::warp_index() < 4) {
+    if (fault != WarpgroupFault::kNoTurn) device::give_turn(1);
+  } else if (fault != WarpgroupFault::kTurnLeft) {
+    device::take_turn(1);
   }
   if (fault != WarpgroupFault::kReadEarly && fault != WarpgroupFault::kNoWait) device::warpgroup_wait<0>();
   device::warpgroup_hold(c);

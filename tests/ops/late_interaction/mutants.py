@@ -25,16 +25,18 @@ MUTANTS = (
     Mutant(
         "a warp gets its neighbour's granule",
         "late_interaction/late_interaction_tokens.cuh",
-        "const int own = granule + warp * turns;",
-        "const int own = granule + warp * turns + 1;",
+        "device::further(from, warp * turns, granule_bytes)",
+        "device::further(from, warp * turns + 1, granule_bytes)",
         "definition",
     ),
     Mutant(
-        "a slice is copied over one that is being multiplied",
+        "a panel is copied over one that is being multiplied",
         FILE,
-        "for (int slice = 0; slice < layout.stages - 2; ++slice) tokens.load(!later);",
-        "for (int slice = 0; slice < layout.stages - 1; ++slice) tokens.load(!later);",
+        "ahead < layout.stages - 2; ++ahead) tokens.load();",
+        "ahead < layout.stages - 1; ++ahead) tokens.load();",
         "definition",
     ),
+    Mutant("warps of a group do not wait for each other", FILE, "device::warpgroup_barrier();", "", "definition"),
+    Mutant("nobody has the first turn", FILE, "if (group == 1) device::give_turn(0);", "", "definition"),
     Mutant("a caption goes on in the next one", FILE, "open.clear(ended);", "", "definition"),
 )
