@@ -175,7 +175,7 @@ def token_losses(
     """Losses [B, L], and the means [B, D] of the valid patches and tokens where asked for (else unspecified)."""
     patch_embeds, token_embeds, token_mask, patch_mask, threshold = pairs
     _validate.scalar(scale_name, logit_scale, "patch_embeds", patch_embeds)
-    kind = kind_of_call(patch_embeds, token_embeds)
+    kind = kind_of_call(patch_embeds, token_embeds, token_mask)
     backend = resolve("fine_grained", backend, patch_embeds.device, patch_embeds.dtype, kind)
     scale = replicated(scalar(logit_scale, patch_embeds), ranks)
     inputs = (patch_embeds, token_embeds, token_mask, patch_mask, scale, threshold)
@@ -279,16 +279,22 @@ def alignment_weights(
 def _alignment_weights(
     patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, threshold: float | None, backend: str
 ) -> Tensor:
-    inputs, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend)
+    inputs, backend = _grouping_inputs(patch_embeds, token_embeds, patch_mask, threshold, backend, weights=True)
     if backend == "eager":
         return alignment_weights_reference(*map(recordable, inputs))
     return apply(AlignmentWeightsFunction, "alignment_weights_forward", *inputs, backend)[0]
 
 
 def _grouping_inputs(
-    patch_embeds: Tensor, token_embeds: Tensor, patch_mask: Tensor | None, threshold: float | None, backend: str
+    patch_embeds: Tensor,
+    token_embeds: Tensor,
+    patch_mask: Tensor | None,
+    threshold: float | None,
+    backend: str,
+    weights: bool = False,
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None, Tensor | None], str]:
     pairs = checked_pairs(patch_embeds, token_embeds, None, patch_mask, threshold)
     embeds = pairs.patch_embeds
-    backend = resolve("grouping", backend, embeds.device, embeds.dtype, kind_of_call(embeds, pairs.token_embeds))
+    kind = kind_of_call(embeds, pairs.token_embeds, weights=weights)
+    backend = resolve("grouping", backend, embeds.device, embeds.dtype, kind)
     return (pairs.patch_embeds, pairs.token_embeds, patch_mask, pairs.threshold), backend

@@ -221,12 +221,13 @@ class Block:
             raise NotImplementedError(f"{it.address:#x}: {it.text}")
 
     def _taken(self, it: Instruction, acting: Lanes) -> Lanes:
-        if it.has("DIV"):
-            # Taken by a warp whose threads have come apart; the code behind it then does the same lane by lane.
+        if it.has("DIV") or it.has("CONV"):
+            # The one is taken by a warp whose threads have come apart, the other by one whose have not; code that both
+            # lead such a warp to does the same lane by lane.
             warps = acting.reshape(-1, LANES)
             if (warps.any(axis=1) != warps.all(axis=1)).any():
                 raise RuntimeError(f"{it.address:#x}: {it.text}: a warp has come apart")
-            return np.zeros_like(acting)
+            return acting if it.has("CONV") else np.zeros_like(acting)
         conditions = [operand for operand in it.operands[:-1] if operand.kind == "predicate"]
         if len(conditions) != len(it.operands) - 1 or it.operands[-1].kind != "number":
             raise NotImplementedError(f"{it.address:#x}: {it.text}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -150,30 +153,33 @@ def test_float32_precision_of_cuda(precision: str) -> None:
 
 
 def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
-    """On a Hopper, of the loss and of groups: ``ops/_alignment/choice.py``."""
+    """On a Hopper, of the loss, of groups and of weights: ``ops/_alignment/choice.py``."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("only compute capability 9.0 was measured")
-    _dispatch._announce.cache_clear()
-    for (p, l), dtype, backend, of_groups in (
-        ((49, 55), torch.bfloat16, "cuda", "triton"),
-        ((196, 55), torch.bfloat16, "cuda", "triton"),
-        ((240, 55), torch.bfloat16, "triton", "triton"),
-        ((576, 55), torch.bfloat16, "triton", "cuda"),
-        ((196, 77), torch.float16, "cuda", "cuda"),
-        ((196, 55), torch.float32, "triton", "triton"),
-        ((576, 77), torch.float32, "triton", "triton"),
+
+    def taken(room: str, call: Callable[..., object], *given: object) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO", logger="sparc_kernels"):
+            _dispatch._announce.cache_clear()
+            call(*given)
+        (backend,) = re.findall(rf"{room} on cuda \w+ runs on the (\w+) backend", caplog.text)
+        return backend
+
+    for (p, l), dtype, masked, backends in (
+        ((49, 55), torch.bfloat16, False, ["cuda", "cuda", "triton"]),
+        ((196, 55), torch.bfloat16, True, ["cuda", "cuda", "triton"]),
+        ((240, 55), torch.bfloat16, False, ["cuda", "cuda", "triton"]),
+        ((576, 55), torch.bfloat16, False, ["triton", "cuda", "cuda"]),
+        ((196, 77), torch.float16, True, ["cuda", "cuda", "cuda"]),
+        ((196, 77), torch.float16, False, ["triton", "cuda", "cuda"]),
+        ((196, 55), torch.float32, False, ["triton", "triton", "triton"]),
+        ((576, 77), torch.float32, True, ["triton", "triton", "triton"]),
     ):
         patches, tokens = (torch.randn(2, n, 64, device="cuda", dtype=dtype) for n in (p, l))
-        caplog.clear()
-        with caplog.at_level("INFO", logger="sparc_kernels"):
-            _dispatch._announce.cache_clear()
-            sk.fine_grained_loss(patches, tokens)
-        assert f"runs on the {backend} backend" in caplog.text
-        caplog.clear()
-        with caplog.at_level("INFO", logger="sparc_kernels"):
-            _dispatch._announce.cache_clear()
-            sk.language_grouped_embeddings(patches, tokens)
-        assert f"grouping on cuda {str(dtype).removeprefix('torch.')} runs on the {of_groups} backend" in caplog.text
+        mask = torch.ones(2, l, dtype=torch.bool, device="cuda") if masked else None
+        found = [taken("fine_grained", sk.fine_grained_loss, patches, tokens, mask)]
+        found += [taken("grouping", f, patches, tokens) for f in (sk.language_grouped_embeddings, sk.alignment_weights)]
+        assert found == backends, (p, l, dtype, masked)
 
 
 @pytest.mark.parametrize("start", [1, 4], ids=["within a word", "within a piece"])
