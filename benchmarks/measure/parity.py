@@ -17,6 +17,9 @@ RIVALS = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-1, "float16": 1e-1, "
 # Of the batch: where rounding alone decides a comparison, or makes another number the minimum, the gradient
 # of that row jumps. Seen at B = 256: one row of 14080.
 SHARE = 0.9
+# What scalar losses in float16 are multiplied with before their gradients are taken, as a gradient scaler would do:
+# those of a mean over a batch lie below the smallest numbers that float16 has.
+LOSS_SCALE = 2.0**14
 
 
 class ParityError(AssertionError):
@@ -28,8 +31,10 @@ def run(op: Function, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
     if case.mode != BOTH:
         with torch.no_grad():
             return (op(inputs),)
-    result = op(inputs)
-    return (result.detach(), *torch.autograd.grad(result, tuple(inputs.leaves().values()), inputs.upstream))
+    result, upstream = op(inputs), inputs.upstream
+    if upstream is None and case.dtype == "float16":
+        upstream = torch.full_like(result, LOSS_SCALE)
+    return (result.detach(), *torch.autograd.grad(result, tuple(inputs.leaves().values()), upstream))
 
 
 def _errors(found: Tensor, truth: Tensor) -> Tensor:

@@ -46,6 +46,18 @@ def test_the_definition_and_its_backends_agree(case: Case) -> None:
             assert_parity(provider.build(case), case, inputs, ours=provider.kind == "ours")
 
 
+def test_gradients_in_float16_do_not_vanish() -> None:
+    """As those of a mean over a large batch would, were the loss not scaled."""
+    case = SMALL.but(dtype="float16")
+    inputs = case.op.draw(case, CPU)
+    gradients = []
+    for dtype in (torch.float16, torch.float32):
+        op = defined(case.op, dtype)
+        gradients.append(run(lambda x, op=op: op(x) * 2.0**-20, case, inputs)[1:])
+    for found, expected in zip(*gradients, strict=True):
+        assert (found.float() - expected.float()).norm() < 0.05 * expected.float().norm()
+
+
 def _wrong(case: Case, fault: str) -> Provider:
     right = defined(case.op, torch.float32)
 

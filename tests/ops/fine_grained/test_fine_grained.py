@@ -109,6 +109,17 @@ def test_means(name: str, backend: str) -> None:
     case = next(case for case in cases.CASES if case.name == name)
     if name == "empty-caption":
         case = cases.replace(case, patches=(9, 4, 7))
+    check_means(case, backend)
+
+
+@pytest.mark.parametrize("backend", EMULATED_WARPGROUPS)
+def test_means_of_more_patches_than_tokens(backend: str) -> None:
+    """Each warpgroup makes both, where it makes one of up to 64 patches."""
+    case = next(case for case in cases.CASES if case.name == "b-16")
+    check_means(cases.replace(case, B=3, lengths=(20, 11, 1), patches=(196, 70, 65)), backend)
+
+
+def check_means(case: cases.Case, backend: str) -> None:
     generator = torch.Generator().manual_seed(0)
     grads = [torch.randn(case.B, case.D, generator=generator).to(torch.float16) for _ in range(2)]
     for dtype in dtypes_of(backend):
