@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import harness
-from benchmarks.measure.case import BOTH, FORWARD, Case, Provider, floor_milliseconds
+from benchmarks.measure.case import BOTH, FORWARD, Case, Function, Provider, floor_milliseconds
 from benchmarks.measure.harness import Context, measure
 from benchmarks.measure.machine import CHECKOUT
 from benchmarks.measure.parity import ParityError, assert_parity, run
@@ -46,14 +46,17 @@ def test_the_definition_and_its_backends_agree(case: Case) -> None:
             assert_parity(provider.build(case), case, inputs, ours=provider.kind == "ours")
 
 
+def _scaled(op: Function, factor: float) -> Function:
+    return lambda x: op(x) * factor
+
+
 def test_gradients_in_float16_do_not_vanish() -> None:
     """As those of a mean over a large batch would, were the loss not scaled."""
     case = SMALL.but(dtype="float16")
     inputs = case.op.draw(case, CPU)
     gradients = []
     for dtype in (torch.float16, torch.float32):
-        op = defined(case.op, dtype)
-        gradients.append(run(lambda x, op=op: op(x) * 2.0**-20, case, inputs)[1:])
+        gradients.append(run(_scaled(defined(case.op, dtype), 2.0**-20), case, inputs)[1:])
     for found, expected in zip(*gradients, strict=True):
         assert (found.float() - expected.float()).norm() < 0.05 * expected.float().norm()
 
