@@ -80,7 +80,8 @@ struct FineGrainedWarpgroupSteps : FineGrainedPairBase<WarpgroupTile<E, kStrips,
     Stream::template run<kWay>(streaming, this->chunks, load, compute);
   }
 
-  // s = S; square = this thread's share of |t|^2 of row thread / 4.
+  // s = S; square = this thread's share of |t|^2 of row thread / 4. The same in both passes: the means of a
+  // forward pass come with the groups.
   template <bool>
   SPARC_DEVICE void similarities(Sums (&s)[kStrips], float& square) const {
     const int row = device::thread_index() / 4, part = device::thread_index() % 4;

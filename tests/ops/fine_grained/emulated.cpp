@@ -1,5 +1,5 @@
 // The fine-grained ops, with the signatures of their schema, by the CUDA kernels on the host.
-#include "fine_grained/fine_grained_pair_backward.cuh"
+#include "fine_grained/fine_grained_pair_gradients.cuh"
 #include "fine_grained/fine_grained_tiled_kernel.cuh"
 #include "fine_grained/fine_grained_warpgroup_backward.cuh"
 #include "tests/emulation/host/pairs.h"
