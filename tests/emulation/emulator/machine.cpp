@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
-#include <stdexcept>
 #include <utility>
 
 #include "collectives.h"
@@ -15,14 +14,6 @@ namespace emulation {
 namespace {
 
 constexpr int kBarriers = 16;  // of a block; the first is block_barrier's
-
-Machine* running = nullptr;
-Counts counts;
-
-Machine& machine() {
-  if (running == nullptr) throw std::logic_error("a device function was called outside of emulate()");
-  return *running;
-}
 
 const char* name_of(Collective kind) {
   switch (kind) {
@@ -63,9 +54,10 @@ const char* name_of(Collective kind) {
 }  // namespace
 
 Machine::Machine(int64_t grid, int threads, size_t shared_bytes, const std::vector<ScratchRegion>& scratch,
-                 uint64_t seed, const std::function<void()>& kernel)
+                 uint64_t seed, const std::function<void()>& kernel, Counts& counts)
     : grid_(grid),
       kernel_(kernel),
+      counts_(counts),
       shadow_(threads, shared_bytes),
       warpgroups_(threads, shadow_, places_),
       random_(seed),
@@ -174,7 +166,7 @@ void Machine::block_barrier() {
   stop_at("block_barrier");
   if (++waiting_for_block_ == static_cast<int>(threads_.size())) {
     waiting_for_block_ = 0;
-    ++counts.block_barriers;
+    ++counts_.block_barriers;
     for (Thread& thread : threads_) thread.waits_at = nullptr;
     for (Warp& each : warps_) each.stopped = 0;
     shadow_.order_block();
@@ -274,12 +266,12 @@ void Machine::complete(int index) {
     case Collective::kShuffle:
     case Collective::kShuffleXor:
     case Collective::kBallot:
-      ++(warp.kind == Collective::kBallot ? counts.ballots : counts.shuffles);
+      ++(warp.kind == Collective::kBallot ? counts_.ballots : counts_.shuffles);
       exchange(warp.kind, warp.lanes);
       break;
     case Collective::kLoadMatrices:
     case Collective::kLoadMatricesTransposed: {
-      ++counts.matrix_loads;
+      ++counts_.matrix_loads;
       uint16_t rows[kWarpSize][8];
       for (int lane = 0; lane < kWarpSize; ++lane) {
         shadow_.read_row(index * kWarpSize + lane, warp.lanes[lane]->row, rows[lane]);
@@ -290,11 +282,11 @@ void Machine::complete(int index) {
     case Collective::kMultiplyAddBf16:
     case Collective::kMultiplyAddF16:
     case Collective::kMultiplyAddTf32:
-      ++counts.multiply_adds;
+      ++counts_.multiply_adds;
       multiply_add(warp.kind, warp.lanes);
       break;
     case Collective::kWarpgroupMultiplyAdd:
-      ++counts.warpgroup_multiply_adds;
+      ++counts_.warpgroup_multiply_adds;
       warpgroups_.complete(warp.kind, warp.place, index, warp.lanes);
       break;
     case Collective::kWarpgroupFence:
@@ -320,7 +312,7 @@ void Machine::copy_async(void* shared, const void* global, int bytes) {
       std::memcpy(copy.value, global, bytes);
     }
   }
-  ++counts.copies;
+  ++counts_.copies;
   shadow_.claim(current_, shared);
   threads_[current_].copies.push_back(copy);
 }
@@ -371,45 +363,6 @@ size_t Machine::draw(size_t count) { return random_() % count; }
 void Machine::fail(const std::string& what) const {
   throw EmulationError(name_thread(current_) + " " + what);
 }
-
-void emulate(int64_t grid, int threads, size_t shared_bytes, const std::vector<ScratchRegion>& scratch,
-             uint64_t seed, const std::function<void()>& kernel) {
-  if (threads <= 0 || threads > 1024 || threads % kWarpSize != 0) {
-    throw std::invalid_argument("emulate: threads must be a multiple of 32 up to 1024");
-  }
-  if (running != nullptr) throw std::logic_error("emulate: called by a kernel");
-  struct Reset {
-    ~Reset() { running = nullptr; }
-  } reset;
-  Machine launch(grid, threads, shared_bytes, scratch, seed, kernel);
-  running = &launch;
-  launch.run();
-}
-
-Counts take_counts() { return std::exchange(counts, Counts()); }
-
-int thread_index() { return machine().thread(); }
-int64_t block_index() { return machine().block(); }
-int64_t block_count() { return machine().grid(); }
-void* shared_base() { return machine().shadow().shared_base(); }
-void read_watched(const void* address, size_t bytes, size_t alignment, void* value) {
-  machine().shadow().read(machine().thread(), address, bytes, alignment, value);
-}
-void write_watched(void* address, size_t bytes, size_t alignment, const void* value) {
-  machine().shadow().write(machine().thread(), address, bytes, alignment, value);
-}
-void block_barrier() { machine().block_barrier(); }
-void barrier(int number, int threads, bool waits) { machine().barrier(number, threads, waits); }
-void warp_collective(Collective kind, LaneArguments& lane) { machine().warp_collective(kind, lane); }
-void copy_async(void* shared, const void* global, int bytes) { machine().copy_async(shared, global, bytes); }
-void copy_async_commit() { machine().copy_async_commit(); }
-void copy_async_wait(int pending) { machine().copy_async_wait(pending); }
-void fail_as_under_way() {
-  machine().fail("uses c of a matrix instruction before the warpgroup_wait that completes it");
-}
-uint64_t panel_operand(const void* at, int panel_bytes) { return machine().panel_operand(at, panel_bytes); }
-void async_proxy_fence() { machine().async_proxy_fence(); }
-void warpgroup_fence() { machine().warpgroup_fence(); }
 
 }  // namespace emulation
 }  // namespace sparc

@@ -22,8 +22,9 @@ namespace emulation {
 
 class Machine {
  public:
+  // `counts` are added to.
   Machine(int64_t grid, int threads, size_t shared_bytes, const std::vector<ScratchRegion>& scratch,
-          uint64_t seed, const std::function<void()>& kernel);
+          uint64_t seed, const std::function<void()>& kernel, Counts& counts);
 
   void run();
 
@@ -84,6 +85,7 @@ class Machine {
 
   int64_t grid_;
   const std::function<void()>& kernel_;
+  Counts& counts_;
   Shadow shadow_;
   Places places_;
   Warpgroups warpgroups_;
