@@ -29,6 +29,12 @@ class Mutant:
     tests: str  # a pytest expression, among the emulated tests of the room
 
 
+def listed() -> list[tuple[str, Mutant]]:
+    """All of them, with their rooms."""
+    rooms = [path.parent.name for path in sorted((ROOT / "tests" / "ops").glob("*/mutants.py"))]
+    return [(room, mutant) for room in rooms for mutant in importlib.import_module(f"tests.ops.{room}.mutants").MUTANTS]
+
+
 def caught(room: str, mutant: Mutant, checkout: Path) -> str | None:
     """What the tests said of it, or None where they passed."""
     path = checkout / "csrc" / mutant.file
@@ -59,12 +65,10 @@ def main() -> None:
         checkout = Path(folder) / "checkout"
         ignored = shutil.ignore_patterns(".git", ".venv", "build", "dist", "results", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, checkout, ignore=ignored)
-        for path in sorted((ROOT / "tests" / "ops").glob("*/mutants.py")):
-            room = path.parent.name
-            for mutant in importlib.import_module(f"tests.ops.{room}.mutants").MUTANTS:
-                said = caught(room, mutant, checkout)
-                print(f"{room}: {mutant.name}: {f'caught ({said})' if said else 'SURVIVED'}", flush=True)
-                survivors += [] if said else [mutant.name]
+        for room, mutant in listed():
+            said = caught(room, mutant, checkout)
+            print(f"{room}: {mutant.name}: {f'caught ({said})' if said else 'SURVIVED'}", flush=True)
+            survivors += [] if said else [mutant.name]
     sys.exit(f"not caught: {', '.join(survivors)}" if survivors else 0)
 
 

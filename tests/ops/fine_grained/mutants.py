@@ -113,14 +113,14 @@ MUTANTS = (
     Mutant(
         "a mean counts every row",
         "pairs/rows.cuh",
-        "      if (!is_valid(mask, item, row)) continue;",
-        "",
+        "const bool valid = is_valid(mask, item, row);\n      const float x",
+        "const bool valid = true;\n      const float x",
         "means",
     ),
     Mutant(
         "patches get no share of their mean's gradient",
         "pairs/pair_pass.cuh",
-        "sum[half][e] = c[i][half][e] * last + share[e % 2];",
+        "sum[half][e] = c[i][half][e] * last + each[e % 2];",
         "sum[half][e] = c[i][half][e] * last;",
         "means",
     ),
