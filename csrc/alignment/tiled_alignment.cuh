@@ -41,8 +41,9 @@ struct TiledAlignment : TiledPair<Products, Layout, Arguments> {
   SPARC_DEVICE ScratchMatrix<E> ds() const { return aligned<E>(plan.grad_similarities); }
 
   // rows V^T
-  SPARC_DEVICE void against_image(const Operand<E>& rows, const ScratchMatrix<float>& to) const {
-    this->multiply({rows, this->image().transpose()}, to);
+  template <class Rows>
+  SPARC_DEVICE void against_image(const Rows& rows, const ScratchMatrix<float>& to) const {
+    this->multiply(Product{rows, this->image().transpose()}, to);
   }
 
   // S, and m and M of each row; f(row, alignment, row of S) then does what is to be done with it.

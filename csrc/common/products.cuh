@@ -151,16 +151,20 @@ template <class Layout>
 struct GatheredOperands {
   using Element = float;
 
-  SPARC_DEVICE static auto load_a(const Tile<float>& tile, int m, int k) {
+  template <class From>
+  SPARC_DEVICE static auto load_a(const From& tile, int m, int k) {
     return Layout::gather_a([&](int row, int depth) -> float { return *tile.at(m + row, k + depth); });
   }
-  SPARC_DEVICE static auto load_a_transposed(const Tile<float>& tile, int k, int m) {
+  template <class From>
+  SPARC_DEVICE static auto load_a_transposed(const From& tile, int k, int m) {
     return Layout::gather_a([&](int row, int depth) -> float { return *tile.at(k + depth, m + row); });
   }
-  SPARC_DEVICE static auto load_b(const Tile<float>& tile, int n, int k) {
+  template <class From>
+  SPARC_DEVICE static auto load_b(const From& tile, int n, int k) {
     return Layout::gather_b([&](int column, int depth) -> float { return *tile.at(n + column, k + depth); });
   }
-  SPARC_DEVICE static auto load_b_transposed(const Tile<float>& tile, int k, int n) {
+  template <class From>
+  SPARC_DEVICE static auto load_b_transposed(const From& tile, int k, int n) {
     return Layout::gather_b([&](int column, int depth) -> float { return *tile.at(k + depth, n + column); });
   }
 };

@@ -1,4 +1,5 @@
-// Products of matrices in global memory, of any size and dtype, by one block: 64 x 64 results at a time.
+// Products of matrices in global memory, of any size and dtype, by one block: 64 x 64 results at a time. What
+// is multiplied, and how it lies, is the type of the product: nothing of it is kept in memory.
 #pragma once
 
 #include "common/block.cuh"
@@ -9,48 +10,67 @@ namespace sparc {
 constexpr int kTile = 64;       // rows and columns of results
 constexpr int kTileDepth = 32;  // of the operands in shared memory at a time
 
-// A matrix in global memory, [rows, columns], to be multiplied as it lies or transposed; rows are looked up
-// in `index` where `gathered`.
+// A matrix, to be multiplied transposed.
+template <class M>
+struct Transposed : M {
+  static constexpr bool kTransposed = true;
+
+  SPARC_DEVICE explicit Transposed(const M& matrix) : M(matrix) {}
+};
+
+// Rows of a matrix in global memory, [rows, columns], looked up in `index`.
 template <class E>
-struct Operand {
+struct GatheredRows {
+  using Element = E;
+  static constexpr bool kTransposed = false;
+
   const E* data;
   int64_t row_stride, column_stride;
   int rows, columns;
-  bool wide, gathered, transposed;
+  bool wide;  // rows of neighbouring columns, 16-byte aligned, less than 4 GiB apart
   device::Scratch<int> index;
 
-  SPARC_DEVICE Operand transpose() const {
-    Operand result = *this;
-    result.transposed = !transposed;
-    return result;
+  SPARC_DEVICE Transposed<GatheredRows> transpose() const { return Transposed<GatheredRows>(*this); }
+  SPARC_DEVICE bool is_wide() const { return wide; }
+  SPARC_DEVICE const E* begin() const { return data; }
+  // `column` of row `r`, where `column` is that of row 0, of wide rows.
+  SPARC_DEVICE const E* of_row(const E* column, int r) const {
+    return device::further(column, static_cast<int>(index[r]), static_cast<uint32_t>(row_stride) * sizeof(E));
   }
-  SPARC_DEVICE int64_t at(int row) const {
-    return (gathered ? static_cast<int64_t>(index[row]) : static_cast<int64_t>(row)) * row_stride;
+  SPARC_DEVICE E element(int row, int column) const {
+    return data[static_cast<int64_t>(index[row]) * row_stride + column * column_stride];
   }
-  SPARC_DEVICE float get(int row, int column) const {
-    return device::to_float(data[at(row) + column * column_stride]);
-  }
+  SPARC_DEVICE float get(int row, int column) const { return device::to_float(element(row, column)); }
+};
+
+// A row of results, of which column c has the address data + c.
+template <class Pointer, class T>
+struct RowOfResults {
+  Pointer data;
+
+  SPARC_DEVICE void operator()(int column, float value) const { data[column] = device::from_float<T>(value); }
 };
 
 // A matrix in this block's scratch, rows `pitch` apart and 16-byte aligned.
 template <class T>
 struct ScratchMatrix {
+  using Element = T;
+  static constexpr bool kTransposed = false;
+
   device::Scratch<T> data;
-  int rows, columns;
-  int64_t pitch;
+  int rows, columns, pitch;
 
-  SPARC_DEVICE operator Operand<T>() const {
-    return {device::address_of(data), pitch, 1, rows, columns, true, false, false, {}};
+  SPARC_DEVICE Transposed<ScratchMatrix> transpose() const { return Transposed<ScratchMatrix>(*this); }
+  SPARC_DEVICE static constexpr bool is_wide() { return true; }
+  SPARC_DEVICE const T* begin() const { return device::address_of(data); }
+  SPARC_DEVICE const T* of_row(const T* column, int r) const {
+    return device::further(column, r, static_cast<uint32_t>(pitch) * sizeof(T));
   }
-  SPARC_DEVICE Operand<T> transpose() const { return Operand<T>(*this).transpose(); }
+  SPARC_DEVICE T element(int row, int column) const { return this->row(row)[column]; }
 
-  SPARC_DEVICE device::Scratch<T> row(int r) const { return data + r * pitch; }
-  SPARC_DEVICE float get(int row, int column) const {
-    return device::to_float(static_cast<T>(data[row * pitch + column]));
-  }
-  SPARC_DEVICE void operator()(int row, int column, float value) const {
-    data[row * pitch + column] = device::from_float<T>(value);
-  }
+  SPARC_DEVICE device::Scratch<T> row(int r) const { return data + static_cast<int64_t>(r) * pitch; }
+  SPARC_DEVICE float get(int row, int column) const { return device::to_float(element(row, column)); }
+  SPARC_DEVICE RowOfResults<device::Scratch<T>, T> operator()(int r) const { return {row(r)}; }
 };
 
 // The rows `index[0..)` of a contiguous output.
@@ -60,30 +80,36 @@ struct OutputRows {
   device::Scratch<int> index;
   int64_t columns;
 
-  SPARC_DEVICE void operator()(int row, int column, float value) const {
-    data[index[row] * columns + column] = device::from_float<E>(value);
-  }
+  SPARC_DEVICE RowOfResults<E*, E> operator()(int r) const { return {data + index[r] * columns}; }
 };
 
 // a b
-template <class E>
+template <class A, class B>
 struct Product {
-  Operand<E> a, b;
+  A a;
+  B b;
 
-  SPARC_DEVICE int rows() const { return a.transposed ? a.columns : a.rows; }
-  SPARC_DEVICE int columns() const { return b.transposed ? b.rows : b.columns; }
+  SPARC_DEVICE int rows() const { return A::kTransposed ? a.columns : a.rows; }
+  SPARC_DEVICE int columns() const { return B::kTransposed ? b.rows : b.columns; }
 };
-// between (a b) + c d; without `both`, a b.
-template <class E>
+template <class A, class B>
+Product(A, B) -> Product<A, B>;
+
+// between first + second; without `both`, first.
+template <class First, class Second>
 struct ProductSum {
-  Product<E> terms[2];
+  First first;
   float between;
-  bool both;
+  Second second;
+  bool both = true;
 
-  SPARC_DEVICE ProductSum(const Operand<E>& a, const Operand<E>& b, float between_, const Operand<E>& c,
-                          const Operand<E>& d, bool both_ = true)
-      : terms{{a, b}, {c, d}}, between(between_), both(both_) {}
+  SPARC_DEVICE int rows() const { return first.rows(); }
+  SPARC_DEVICE int columns() const { return first.columns(); }
 };
+template <class First, class Second>
+ProductSum(First, float, Second) -> ProductSum<First, Second>;
+template <class First, class Second>
+ProductSum(First, float, Second, bool) -> ProductSum<First, Second>;
 
 template <class E>
 struct TiledLayout {
@@ -96,121 +122,140 @@ struct TiledLayout {
   static constexpr int kCounts = 0, kParts = kWarps * 4, kOperands = 2 * kWarps * 4;
   static constexpr int kBytes = kOperands + 4 * kOperandBytes;
 
-  SPARC_DEVICE static Tile<E> operand(int stage, int which, bool transposed) {
-    return {kOperands + (2 * stage + which) * kOperandBytes, (transposed ? kTile : kTileDepth) + kPad};
+  // `kAcross`: the depth goes over the rows.
+  template <bool kAcross>
+  SPARC_DEVICE static auto operand(int stage, int which) {
+    return Tile<E, (kAcross ? kTile : kTileDepth) + kPad>(kOperands + (2 * stage + which) * kOperandBytes);
   }
 };
 
-// [rows, columns] from (row0, column0) of an operand into a tile; zeros where it ends.
-template <class E>
-SPARC_DEVICE void load_operand(const Operand<E>& from, int row0, int column0, int rows, int columns,
-                               const Tile<E>& to) {
-  constexpr int kPiece = 16 / sizeof(E);
-  if (from.wide) {
-    const int pieces = columns / kPiece;
-    SPARC_NO_UNROLL
-    for (int i = device::thread_index(); i < rows * pieces; i += kThreads) {
-      const int row = i / pieces, column = i % pieces * kPiece;
-      int left = row0 + row < from.rows ? from.columns - column0 - column : 0;
+// An operand's tiles one after another along the depth, from row or column `first` of the product on: they
+// lie in shared memory as in global memory, [64, 32] or, `kAcross`, [32, 64], with zeros where the operand
+// ends.
+template <class M, bool kAcross>
+class OperandStream {
+  using E = typename M::Element;
+  static constexpr int kRows = kAcross ? kTileDepth : kTile, kColumns = kAcross ? kTile : kTileDepth;
+  static constexpr int kPiece = 16 / sizeof(E), kPieces = kColumns / kPiece;
+  static constexpr int kStep = kThreads / kPieces, kCopies = kRows / kStep;
+  static_assert(kThreads % kPieces == 0 && kRows % kStep == 0, "every thread has as many copies");
+
+ public:
+  SPARC_DEVICE OperandStream(const M& from, int first) : from_(from), first_(first) {}
+
+  // Those at `depth`.
+  template <class To>
+  SPARC_DEVICE void load(int depth, const To& to) const {
+    const int row0 = kAcross ? depth : first_, column0 = kAcross ? first_ : depth;
+    if (from_.is_wide()) {
+      const int row = device::thread_index() / kPieces, column = device::thread_index() % kPieces * kPiece;
+      int left = from_.columns - column0 - column;
       left = left < 0 ? 0 : (left > kPiece ? kPiece : left);
-      const E* source = left > 0 ? from.data + from.at(row0 + row) + column0 + column : from.data;
-      device::copy_async(device::address_of(to.at(row, column)), source, left * static_cast<int>(sizeof(E)));
-    }
-  } else {
-    SPARC_NO_UNROLL
-    for (int i = device::thread_index(); i < rows * columns; i += kThreads) {
-      const int row = i / columns, column = i % columns;
-      E value{};
-      if (row0 + row < from.rows && column0 + column < from.columns) {
-        value = from.data[from.at(row0 + row) + (column0 + column) * from.column_stride];
+      const E* const piece = from_.begin() + (column0 + column);
+      SPARC_UNROLL
+      for (int i = 0; i < kCopies; ++i) {
+        const int r = row0 + row + i * kStep;
+        const bool there = left > 0 && r < from_.rows;
+        const E* const source = there ? from_.of_row(piece, r) : from_.begin();
+        device::copy_async(device::address_of(to.at(row + i * kStep, column)), source,
+                           there ? left * static_cast<int>(sizeof(E)) : 0);
       }
-      *to.at(row, column) = value;
+    } else {
+      const int column = device::thread_index() % kColumns;
+      SPARC_NO_UNROLL
+      for (int row = device::thread_index() / kColumns; row < kRows; row += kThreads / kColumns) {
+        E value{};
+        if (row0 + row < from_.rows && column0 + column < from_.columns) {
+          value = from_.element(row0 + row, column0 + column);
+        }
+        *to.at(row, column) = value;
+      }
     }
   }
-}
 
-// Operand a lies in shared memory as in global memory: [m, depth] or, transposed, [depth, m]; and b [depth,
-// n] or, transposed, [n, depth].
-template <class E>
-SPARC_DEVICE_NOINLINE void load_term(const Product<E>& term, int m0, int n0, int k0, int stage) {
-  const bool a = term.a.transposed, b = !term.b.transposed;
-  load_operand(term.a, a ? k0 : m0, a ? m0 : k0, a ? kTileDepth : kTile, a ? kTile : kTileDepth,
-               TiledLayout<E>::operand(stage, 0, a));
-  load_operand(term.b, b ? k0 : n0, b ? n0 : k0, b ? kTileDepth : kTile, b ? kTile : kTileDepth,
-               TiledLayout<E>::operand(stage, 1, b));
-  device::copy_async_commit();
-}
+ private:
+  const M& from_;
+  int first_;
+};
 
-// c [16, 32] of this warp += the term's tile at (m0, n0).
-template <class Products>
-SPARC_DEVICE void add_term(Sums (&c)[2], const Product<typename Products::Element>& term, int m0, int n0) {
-  using E = typename Products::Element;
+// c [16, 32] of this warp += the product's tile at (m0, n0).
+template <class Products, class A, class B>
+SPARC_DEVICE void accumulate(const Product<A, B>& product, int m0, int n0, Sums (&c)[2]) {
+  using Layout = TiledLayout<typename Products::Element>;
+  constexpr bool kAcrossA = A::kTransposed, kAcrossB = !B::kTransposed;
   const int row = device::warp_index() % 4 * 16, column = device::warp_index() / 4 * 32;
-  const bool a_across = term.a.transposed, b_across = !term.b.transposed;  // depth goes over rows
-  const int depth = a_across ? term.a.rows : term.a.columns;
-  const int chunks = (depth + kTileDepth - 1) / kTileDepth;
-  load_term<E>(term, m0, n0, 0, 0);
+  const OperandStream<A, kAcrossA> stream_a(product.a, m0);
+  const OperandStream<B, kAcrossB> stream_b(product.b, n0);
+  const int depth = kAcrossA ? product.a.rows : product.a.columns;
+  int stage = 1;
+  // the tiles at `k0`, those behind them under way
   SPARC_NO_UNROLL
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    const int stage = chunk % 2;
+  for (int k0 = -kTileDepth; k0 < depth; k0 += kTileDepth) {
+    const int next = k0 + kTileDepth;
     device::copy_async_wait<0>();
     device::block_barrier();
-    if (chunk + 1 < chunks) load_term<E>(term, m0, n0, (chunk + 1) * kTileDepth, 1 - stage);
-    const Tile<E> a = TiledLayout<E>::operand(stage, 0, a_across),
-                  b = TiledLayout<E>::operand(stage, 1, b_across);
-    SPARC_UNROLL
-    for (int k = 0; k < kTileDepth; k += Products::kDepth) {
-      const typename Products::A left =
-          a_across ? Products::load_a_transposed(a, k, row) : Products::load_a(a, row, k);
+    if (next < depth) {
+      stream_a.load(next, Layout::template operand<kAcrossA>(1 - stage, 0));
+      stream_b.load(next, Layout::template operand<kAcrossB>(1 - stage, 1));
+      device::copy_async_commit();
+    }
+    if (k0 >= 0) {
+      const auto a = Layout::template operand<kAcrossA>(stage, 0);
+      const auto b = Layout::template operand<kAcrossB>(stage, 1);
       SPARC_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int n = column + 16 * half;
-        Products::multiply_add(c[half], left,
-                               b_across ? Products::load_b_transposed(b, k, n) : Products::load_b(b, n, k));
+      for (int k = 0; k < kTileDepth; k += Products::kDepth) {
+        typename Products::A left;
+        if constexpr (kAcrossA) {
+          left = Products::load_a_transposed(a, k, row);
+        } else {
+          left = Products::load_a(a, row, k);
+        }
+        SPARC_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const int n = column + 16 * half;
+          if constexpr (kAcrossB) {
+            Products::multiply_add(c[half], left, Products::load_b_transposed(b, k, n));
+          } else {
+            Products::multiply_add(c[half], left, Products::load_b(b, n, k));
+          }
+        }
       }
     }
+    stage = 1 - stage;
   }
-  device::block_barrier();  // the stages are free
 }
 
-struct WarpSums {
-  Sums c[2];  // [16, 32]
-};
-
-// This warp's part of the tile at (m0, n0) of between (terms[0]) + ... + terms[count - 1].
-template <class Products>
-SPARC_DEVICE_NOINLINE WarpSums accumulate(const Product<typename Products::Element>* terms, int count,
-                                          float between, int m0, int n0) {
-  Sums c[2] = {};
-  for (int i = 0; i < count; ++i) {
-    if (i == 1) {
-      SPARC_UNROLL
-      for (int e = 0; e < 16; ++e) c[e / 8][e / 4 % 2][e % 4] *= between;
-    }
-    add_term<Products>(c, terms[i], m0, n0);
-  }
-  WarpSums result;
+template <class Products, class First, class Second>
+SPARC_DEVICE void accumulate(const ProductSum<First, Second>& sum, int m0, int n0, Sums (&c)[2]) {
+  accumulate<Products>(sum.first, m0, n0, c);
+  if (!sum.both) return;
   SPARC_UNROLL
-  for (int e = 0; e < 16; ++e) result.c[e / 8][e / 4 % 2][e % 4] = c[e / 8][e / 4 % 2][e % 4];
-  return result;
+  for (int e = 0; e < 16; ++e) c[e / 8][e / 4 % 2][e % 4] *= sum.between;
+  accumulate<Products>(sum.second, m0, n0, c);
 }
 
-// All of it, as store(row, column, value). What it reads was written before a barrier; what `store` writes
-// can be read when it returns.
-template <class Products, class Store>
-SPARC_DEVICE void multiply(const Product<typename Products::Element>* terms, int count, float between,
-                           const Store& store) {
+// All of a product or a sum of two, as store(row)(column, value). What it reads was written before a barrier;
+// what `store` writes can be read when it returns.
+template <class Products, class Terms, class Store>
+SPARC_DEVICE void multiply(const Terms& terms, const Store& store) {
   const int row = device::warp_index() % 4 * 16, column = device::warp_index() / 4 * 32;
-  const int rows = terms[0].rows(), columns = terms[0].columns();
+  const int rows = terms.rows(), columns = terms.columns();
   SPARC_NO_UNROLL
   for (int m0 = 0; m0 < rows; m0 += kTile) {
     SPARC_NO_UNROLL
     for (int n0 = 0; n0 < columns; n0 += kTile) {
-      const WarpSums found = accumulate<Products>(terms, count, between, m0, n0);
+      Sums c[2] = {};
+      accumulate<Products>(terms, m0, n0, c);
       SPARC_UNROLL
-      for (int e = 0; e < 16; ++e) {
-        const int r = m0 + row + sum_row(e % 4), at = n0 + column + e / 8 * 16 + sum_column(e / 4 % 2, e % 4);
-        if (r < rows && at < columns) store(r, at, found.c[e / 8][e / 4 % 2][e % 4]);
+      for (int side = 0; side < 2; ++side) {
+        const int r = m0 + row + sum_row(2 * side);
+        if (r >= rows) continue;
+        const auto put = store(r);
+        SPARC_UNROLL
+        for (int e = 0; e < 8; ++e) {
+          const int at = n0 + column + e / 4 * 16 + sum_column(e / 2 % 2, e % 2);
+          if (at < columns) put(at, c[e / 4][e / 2 % 2][2 * side + e % 2]);
+        }
       }
     }
   }

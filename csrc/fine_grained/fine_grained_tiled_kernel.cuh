@@ -19,7 +19,7 @@ struct FineGrainedScratch : AlignmentScratch<E> {
 
   SPARC_HOST_DEVICE FineGrainedScratch(const PairInputs& in, bool backward)
       : AlignmentScratch<E>(in, backward) {
-    const int64_t rows = in.text_rows, last = backward ? rows : 0;
+    const int rows = in.text_rows, last = backward ? rows : 0;
     groups = this->template take<E>(rows, this->channels_pitch);
     groups_rest = this->template take<E>(sizeof(E) == 2 ? rows : 0, this->channels_pitch);
     logits = this->template take<float>(rows, this->text_pitch);
@@ -68,13 +68,21 @@ struct FineGrainedTiled
       keep(l, row);
     });
     const float unit = group_unit<E>(this->p);
-    this->multiply({this->u(), this->image()}, [&](int l, int d, float sum) {
-      const float group = sum * unit;
-      groups(plan.groups)(l, d, group);
-      if (kHalf) groups(plan.groups_rest)(l, d, group - device::to_float(device::from_float<E>(group)));
+    this->multiply(Product{this->u(), this->image()}, [&](int l) {
+      const auto c = groups(plan.groups)(l), rest = groups(plan.groups_rest)(l);
+      return [=](int d, float sum) {
+        const float group = sum * unit;
+        c(d, group);
+        if (kHalf) rest(d, group - device::to_float(device::from_float<E>(group)));
+      };
     });
-    const Operand<E> t = this->text().transpose();
-    this->multiply({groups(plan.groups), t, 1.0f, groups(plan.groups_rest), t, kHalf}, z());
+    const Product whole{groups(plan.groups), this->text().transpose()};
+    if constexpr (kHalf) {
+      const Product rest{groups(plan.groups_rest), this->text().transpose()};
+      this->multiply(ProductSum{whole, 1.0f, rest}, z());
+    } else {
+      this->multiply(whole, z());
+    }
   }
 
   SPARC_DEVICE float cosine_at(int l, int j) const {
@@ -84,7 +92,7 @@ struct FineGrainedTiled
 
   // |C'| and |t|, clamped.
   SPARC_DEVICE void norms() const {
-    const Operand<E> t = this->text();
+    const GatheredRows<E> t = this->text();
     this->for_rows([&](int l) {
       float group = 0.0f, token = 0.0f;
       for (int d = device::lane_index(); d < this->in.channels; d += 32) {
@@ -203,13 +211,14 @@ struct FineGrainedTiled
     device::block_barrier();
     compare([](int, const RowAlignment&) {});
     const float unit = grad_logits();
-    const Operand<E> t = this->text();
+    const GatheredRows<E> t = this->text();
     const ScratchMatrix<E> dz = this->dz(), c = groups(plan.groups), w = groups(plan.grad_groups),
                            ds = this->ds();
 
-    this->multiply({dz, t}, [&](int l, int d, float sum) {
+    this->multiply(Product{dz, t}, [&](int l) {
       const float alpha = row_array(plan.alpha)[l];
-      w(l, d, sum + alpha * c.get(l, d));
+      const device::Scratch<E> c_row = c.row(l);
+      return [=, to = w(l)](int d, float sum) { to(d, sum + alpha * device::to_float(c_row[d])); };
     });
     this->against_image(w, this->du());  // dU without the unit of C'
     const float s_unit = this->align_backward();
@@ -218,15 +227,21 @@ struct FineGrainedTiled
       const MeanShare<E> share(args.grad_pooled_patches, this->work.image, channels, this->p);
       const OutputRows<E> out = this->image_output(args.grad_patches);
       const float scale = unit * c_unit;
-      this->multiply({ds.transpose(), t, s_unit, this->u().transpose(), w},
-                     [&](int i, int d, float sum) { out(i, d, sum * scale + share.at(d)); });
+      this->multiply(
+          ProductSum{Product{ds.transpose(), t}, s_unit, Product{this->u().transpose(), w}},
+          [&](int i) { return [=, to = out(i)](int d, float sum) { to(d, sum * scale + share.at(d)); }; });
     }
     if (args.grad_tokens != nullptr) {
       const MeanShare<E> share(args.grad_pooled_tokens, this->work.text, channels, n);
       const OutputRows<E> out = this->text_output(args.grad_tokens);
-      this->multiply({ds, this->image(), s_unit * c_unit, dz.transpose(), c}, [&](int l, int d, float sum) {
+      const ProductSum sum{Product{ds, this->image()}, s_unit * c_unit, Product{dz.transpose(), c}};
+      this->multiply(sum, [&](int l) {
         const float beta = row_array(plan.beta)[l], restore = row_array(plan.restore)[l];
-        out(l, d, (sum + beta * t.get(l, d)) * restore + share.at(d));
+        const E* const token = t.data + static_cast<int64_t>(t.index[l]) * t.row_stride;
+        return [=, to = out(l)](int d, float found) {
+          const float x = device::to_float(token[d * t.column_stride]);
+          to(d, (found + beta * x) * restore + share.at(d));
+        };
       });
     }
   }
@@ -238,10 +253,10 @@ struct TiledOp<FineGrainedArguments> {
   using Layout = FineGrainedScratch<E>;
 
   template <class Products, bool kBackward>
-  SPARC_DEVICE static void run(const FineGrainedArguments& args, const TiledMemory& memory) {
+  SPARC_DEVICE static void run(const FineGrainedArguments& args, const TiledMemory& memory,
+                               const FineGrainedScratch<typename Products::Element>& plan) {
     using E = typename Products::Element;
-    const FineGrainedScratch<E> plan(args.in, kBackward);
-    for_each_tiled_pair<E, true>(plan, args.in, memory, [&](unsigned char* base, const PairWork& work) {
+    const auto pass = [&](unsigned char* base, const PairWork& work) SPARC_INLINE_LAMBDA {
       const FineGrainedTiled<Products> tiled(plan, args, base, work);
       if (kBackward) {
         if (work.image_rows > 0) tiled.backward();
@@ -251,7 +266,8 @@ struct TiledOp<FineGrainedArguments> {
         fill_results(args, work.text, work.image_rows);
         write_means<E>(args, work.image, work.text);
       }
-    });
+    };
+    for_each_tiled_pair<E, true>(plan, args.in, memory, pass);
   }
 };
 

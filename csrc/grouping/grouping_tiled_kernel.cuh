@@ -26,8 +26,8 @@ struct GroupingTiled
   using Base::row_array;
 
   // dC, or dA as it came
-  SPARC_DEVICE Operand<E> grad() const {
-    Operand<E> rows = this->gathered(args.grad, this->work.text, plan.text_index, this->n);
+  SPARC_DEVICE GatheredRows<E> grad() const {
+    GatheredRows<E> rows = this->gathered(args.grad, this->work.text, plan.text_index, this->n);
     if (args.weights) rows.columns = in.image_rows;
     return rows;
   }
@@ -61,8 +61,11 @@ struct GroupingTiled
     });
     if (args.weights) return;
     const OutputRows<E> out = this->text_output(args.output);
-    this->multiply({this->u(), this->image()},
-                   [&](int l, int d, float sum) { out(l, d, sum * row_array(plan.mass)[l]); });
+    this->multiply(Product{this->u(), this->image()}, [&](int l) {
+      return [to = out(l), mass = static_cast<float>(row_array(plan.mass)[l])](int d, float sum) {
+        to(d, sum * mass);
+      };
+    });
   }
 
   SPARC_DEVICE void backward() const {
@@ -88,12 +91,14 @@ struct GroupingTiled
     if (args.grad_patches != nullptr) {
       const float scale = args.weights ? unit : 1.0f;
       const OutputRows<E> out = this->image_output(args.grad_patches);
-      this->multiply({ds.transpose(), this->text(), unit, this->u().transpose(), grad(), !args.weights},
-                     [&](int i, int d, float sum) { out(i, d, sum * scale); });
+      const Product product{ds.transpose(), this->text()}, direct{this->u().transpose(), grad()};
+      this->multiply(ProductSum{product, unit, direct, !args.weights},
+                     [&](int i) { return [=, to = out(i)](int d, float sum) { to(d, sum * scale); }; });
     }
     if (args.grad_tokens != nullptr) {
       const OutputRows<E> out = this->text_output(args.grad_tokens);
-      this->multiply({ds, this->image()}, [&](int l, int d, float sum) { out(l, d, sum * unit); });
+      this->multiply(Product{ds, this->image()},
+                     [&](int l) { return [=, to = out(l)](int d, float sum) { to(d, sum * unit); }; });
     }
   }
 };
@@ -104,10 +109,10 @@ struct TiledOp<GroupingArguments> {
   using Layout = GroupingScratch<E>;
 
   template <class Products, bool kBackward>
-  SPARC_DEVICE static void run(const GroupingArguments& args, const TiledMemory& memory) {
+  SPARC_DEVICE static void run(const GroupingArguments& args, const TiledMemory& memory,
+                               const GroupingScratch<typename Products::Element>& plan) {
     using E = typename Products::Element;
-    const GroupingScratch<E> plan(args.in, kBackward);
-    for_each_tiled_pair<E, false>(plan, args.in, memory, [&](unsigned char* base, const PairWork& work) {
+    const auto pass = [&](unsigned char* base, const PairWork& work) SPARC_INLINE_LAMBDA {
       const GroupingTiled<Products> tiled(plan, args, base, work);
       if (work.image_rows > 0) {
         if (kBackward) {
@@ -117,7 +122,8 @@ struct TiledOp<GroupingArguments> {
         }
       }
       fill_grouping<E>(args, work, kBackward);
-    });
+    };
+    for_each_tiled_pair<E, false>(plan, args.in, memory, pass);
   }
 };
 

@@ -16,9 +16,10 @@ __global__ void __launch_bounds__(kThreads, kPairBlocksPerMultiprocessor)
 }
 
 template <class Arguments, class Products, bool kBackward>
-__global__ void __launch_bounds__(kThreads, kTiledBlocksPerMultiprocessor)
-    tiled_kernel(const __grid_constant__ Arguments args, const __grid_constant__ TiledMemory memory) {
-  TiledOp<Arguments>::template run<Products, kBackward>(args, memory);
+__global__ void __launch_bounds__(kThreads, kTiledBlocksPerMultiprocessor) tiled_kernel(
+    const __grid_constant__ Arguments args, const __grid_constant__ TiledMemory memory,
+    const __grid_constant__ typename TiledOp<Arguments>::template Layout<typename Products::Element> layout) {
+  TiledOp<Arguments>::template run<Products, kBackward>(args, memory, layout);
 }
 
 template <class Arguments>
@@ -66,9 +67,11 @@ cudaError_t TiledPath<Arguments>::launch(const Arguments& args, const LaunchPlan
                                          cudaStream_t stream) {
 #define SPARC_LAUNCH(kind_, Products_)                                                                     \
   if (products == ProductKind::kind_) {                                                                    \
+    const typename TiledOp<Arguments>::template Layout<typename Products_::Element> layout(args.in,        \
+                                                                                           backward);      \
     return launch_kernel(                                                                                  \
         backward ? &tiled_kernel<Arguments, Products_, true> : &tiled_kernel<Arguments, Products_, false>, \
-        plan.tiled.grid, plan.tiled.shared_bytes, stream, args, memory);                                   \
+        plan.tiled.grid, plan.tiled.shared_bytes, stream, args, memory, layout);                           \
   }
   SPARC_PRODUCTS(SPARC_LAUNCH)
 #undef SPARC_LAUNCH

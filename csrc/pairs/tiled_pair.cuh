@@ -8,27 +8,28 @@
 
 namespace sparc {
 
-// Where things lie in a block's scratch. Pitches are in elements, rows 16-byte aligned.
+// Where things lie in a block's scratch. The host makes it and passes it as a kernel argument: offsets then
+// come from the constant bank and take no registers. Pitches are in elements, rows 16-byte aligned.
 struct TiledScratch {
   Plan<int64_t> plan;
-  int64_t image_pitch, text_pitch, channels_pitch;
+  int image_pitch, text_pitch, channels_pitch;
   int64_t text_index, image_index;  // [L], [P] int
 
   SPARC_HOST_DEVICE explicit TiledScratch(const PairInputs& in)
       : image_pitch(round_up(in.image_rows, 8)),
         text_pitch(round_up(in.text_rows, 8)),
         channels_pitch(round_up(in.channels, 8)),
-        text_index(plan.take(in.text_rows * 4)),
-        image_index(plan.take(in.image_rows * 4)) {}
+        text_index(take<int>(in.text_rows, 1)),
+        image_index(take<int>(in.image_rows, 1)) {}
 
   template <class T>
-  SPARC_HOST_DEVICE int64_t take(int64_t rows, int64_t pitch) {
-    return plan.take(rows * pitch * static_cast<int64_t>(sizeof(T)));
+  SPARC_HOST_DEVICE int64_t take(int rows, int pitch) {
+    return plan.take(static_cast<int64_t>(rows) * pitch * static_cast<int64_t>(sizeof(T)));
   }
 };
 
 // The tiled path of the op that takes `Arguments`, specialised by it: Layout<E>, and the kernel
-// run<Products, kBackward>(arguments, memory).
+// run<Products, kBackward>(arguments, memory, layout).
 template <class Arguments>
 struct TiledOp;
 
@@ -67,24 +68,26 @@ struct TiledPair {
     return device::shared_at<float>(TiledLayout<E>::kParts);
   }
   template <class T>
-  SPARC_DEVICE ScratchMatrix<T> matrix(int64_t offset, int rows, int columns, int64_t pitch) const {
+  SPARC_DEVICE ScratchMatrix<T> matrix(int64_t offset, int rows, int columns, int pitch) const {
     return {scratch<T>(offset), rows, columns, pitch};
   }
 
   // the gathered rows of an input
-  SPARC_DEVICE Operand<E> gathered(const MatrixView& view, int64_t item, int64_t index, int rows) const {
+  SPARC_DEVICE GatheredRows<E> gathered(const MatrixView& view, int64_t item, int64_t index, int rows) const {
     return {static_cast<const E*>(view.data) + item * view.batch_stride,
             view.row_stride,
             view.column_stride,
             rows,
             in.channels,
             view.wide,
-            true,
-            false,
             scratch<int>(index)};
   }
-  SPARC_DEVICE Operand<E> image() const { return gathered(in.image_embeds, work.image, plan.image_index, p); }
-  SPARC_DEVICE Operand<E> text() const { return gathered(in.text_embeds, work.text, plan.text_index, n); }
+  SPARC_DEVICE GatheredRows<E> image() const {
+    return gathered(in.image_embeds, work.image, plan.image_index, p);
+  }
+  SPARC_DEVICE GatheredRows<E> text() const {
+    return gathered(in.text_embeds, work.text, plan.text_index, n);
+  }
 
   // The pair's rows of an output [B, P or L, D].
   SPARC_DEVICE OutputRows<E> image_output(void* out) const {
@@ -95,13 +98,9 @@ struct TiledPair {
   }
 
   // A product, or a sum of two, of which `store` takes every number (sparc::multiply).
-  template <class Store>
-  SPARC_DEVICE void multiply(const Product<E>& product, const Store& store) const {
-    sparc::multiply<Products>(&product, 1, 1.0f, store);
-  }
-  template <class Store>
-  SPARC_DEVICE void multiply(const ProductSum<E>& sum, const Store& store) const {
-    sparc::multiply<Products>(sum.terms, sum.both ? 2 : 1, sum.between, store);
+  template <class Terms, class Store>
+  SPARC_DEVICE void multiply(const Terms& terms, const Store& store) const {
+    sparc::multiply<Products>(terms, store);
   }
 
   // Calls f(row) for the text rows of this warp.

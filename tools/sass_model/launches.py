@@ -35,9 +35,9 @@ PATHS = {
     "pair": (("11pair_kernel", "8BFloat16"), "pair", (8, 4, 4)),
     "pair, float16": (("11pair_kernel", "7Float16"), "pair", (8, 4, 4)),
     "warpgroups": (("16warpgroup_kernel", "8BFloat16"), "warpgroups", (8, 4, 4)),
-    "tiled, bf16": (("12tiled_kernel", "HalfProductsINS_8BFloat16"), "tiled", (8, 8)),
-    "tiled, tf32 x 3": (("12tiled_kernel", "12Tf32Products"), "tiled float32", (8, 8)),
-    "tiled, float32": (("12tiled_kernel", "15Float32Products"), "tiled float32", (8, 8)),
+    "tiled, bf16": (("12tiled_kernel", "HalfProductsINS_8BFloat16"), "tiled", (8, 8, 8)),
+    "tiled, tf32 x 3": (("12tiled_kernel", "12Tf32Products"), "tiled float32", (8, 8, 8)),
+    "tiled, float32": (("12tiled_kernel", "15Float32Products"), "tiled float32", (8, 8, 8)),
 }
 
 

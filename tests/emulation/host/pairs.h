@@ -129,8 +129,9 @@ void launch(const Device& device, const Arguments& args, const Start& start) {
     const int64_t grid = std::min(plan.tiled.grid, device.grid);
     GlobalArray<unsigned char> memory("uint8", {grid * plan.tiled.scratch_bytes});  // blocks side by side
     const TiledMemory given = {memory.data(), plan.tiled.scratch_bytes, plan.pair.used};
+    const typename TiledOp<Arguments>::template Layout<E> layout(args.in, kBackward);
     emulate(grid, kThreads, static_cast<size_t>(plan.tiled.shared_bytes), {{memory.data(), memory.bytes()}},
-            device.seed, [&] { TiledOp<Arguments>::template run<Products, kBackward>(args, given); });
+            device.seed, [&] { TiledOp<Arguments>::template run<Products, kBackward>(args, given, layout); });
   }
 }
 
@@ -222,7 +223,8 @@ pybind11::dict parameters(const Describe& describe, const PairInputs& in, const 
   pybind11::dict result;
   if (tiled) {
     const TiledMemory memory = {addresses.at<void>("scratch"), plan.tiled.scratch_bytes, false};
-    result["parameters"] = pybind11::make_tuple(bytes_of(args), bytes_of(memory));
+    const typename TiledOp<Arguments>::template Layout<E> layout(in, backward);
+    result["parameters"] = pybind11::make_tuple(bytes_of(args), bytes_of(memory), bytes_of(layout));
     result["grid"] = plan.tiled.grid;
     result["shared_bytes"] = plan.tiled.shared_bytes;
     result["scratch_bytes"] = plan.tiled.scratch_bytes;
