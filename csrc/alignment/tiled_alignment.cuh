@@ -49,6 +49,7 @@ struct TiledAlignment : TiledPair<Products, Layout, Arguments> {
   // S, and m and M of each row; f(row, alignment, row of S) then does what is to be done with it.
   template <class F>
   SPARC_DEVICE void align(const F& f) const {
+    u().clear_padding();
     against_image(this->text(), s());
     this->for_rows([&](int l) {
       const device::Scratch<float> s = this->s().row(l);
@@ -89,6 +90,7 @@ struct TiledAlignment : TiledPair<Products, Layout, Arguments> {
       });
     });
     const float unit = range_unit<E>([&] { return largest; }, this->parts());
+    ds().clear_padding();
     this->for_rows([&](int l) {
       const device::Scratch<float> found = du().row(l);
       const device::Scratch<E> out = ds().row(l);

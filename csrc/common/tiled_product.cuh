@@ -7,8 +7,11 @@
 
 namespace sparc {
 
-constexpr int kTile = 64;       // rows and columns of results
-constexpr int kTileDepth = 32;  // of the operands in shared memory at a time
+constexpr int kTile = 64;  // rows and columns of results
+
+// Elements of 16 bytes, which are copied together.
+template <class E>
+constexpr int kPiece = 16 / static_cast<int>(sizeof(E));
 
 // A matrix, to be multiplied transposed.
 template <class M>
@@ -27,15 +30,17 @@ struct GatheredRows {
   const E* data;
   int64_t row_stride, column_stride;
   int rows, columns;
-  bool wide;  // rows of neighbouring columns, 16-byte aligned, less than 4 GiB apart
+  bool wide;  // rows of neighbouring columns, in whole pieces, 16-byte aligned, less than 4 GiB apart
   device::Scratch<int> index;
 
   SPARC_DEVICE Transposed<GatheredRows> transpose() const { return Transposed<GatheredRows>(*this); }
   SPARC_DEVICE bool is_wide() const { return wide; }
   SPARC_DEVICE const E* begin() const { return data; }
-  // `column` of row `r`, where `column` is that of row 0, of wide rows.
-  SPARC_DEVICE const E* of_row(const E* column, int r) const {
-    return device::further(column, static_cast<int>(index[r]), static_cast<uint32_t>(row_stride) * sizeof(E));
+  // Which row of the input row `r` is, or of none any.
+  SPARC_DEVICE int number(int r) const { return r < rows ? static_cast<int>(index[r]) : 0; }
+  // A column of that row, where `column` is that of the input's first one; of wide rows.
+  SPARC_DEVICE const E* of_row(const E* column, int number) const {
+    return device::further(column, number, static_cast<uint32_t>(row_stride) * sizeof(E));
   }
   SPARC_DEVICE E element(int row, int column) const {
     return data[static_cast<int64_t>(index[row]) * row_stride + column * column_stride];
@@ -63,10 +68,18 @@ struct ScratchMatrix {
   SPARC_DEVICE Transposed<ScratchMatrix> transpose() const { return Transposed<ScratchMatrix>(*this); }
   SPARC_DEVICE static constexpr bool is_wide() { return true; }
   SPARC_DEVICE const T* begin() const { return device::address_of(data); }
-  SPARC_DEVICE const T* of_row(const T* column, int r) const {
-    return device::further(column, r, static_cast<uint32_t>(pitch) * sizeof(T));
+  SPARC_DEVICE static int number(int r) { return r; }
+  SPARC_DEVICE const T* of_row(const T* column, int number) const {
+    return device::further(column, number, static_cast<uint32_t>(pitch) * sizeof(T));
   }
   SPARC_DEVICE T element(int row, int column) const { return this->row(row)[column]; }
+  // Zeros behind the last column of each row, as far as products read: whole pieces.
+  SPARC_DEVICE void clear_padding() const {
+    const int column = columns + device::thread_index() % 8;
+    if (column >= round_up(columns, 8)) return;
+    SPARC_NO_UNROLL
+    for (int r = device::thread_index() / 8; r < rows; r += kThreads / 8) row(r)[column] = T{};
+  }
 
   SPARC_DEVICE device::Scratch<T> row(int r) const { return data + static_cast<int64_t>(r) * pitch; }
   SPARC_DEVICE float get(int row, int column) const { return device::to_float(element(row, column)); }
@@ -114,10 +127,11 @@ ProductSum(First, float, Second, bool) -> ProductSum<First, Second>;
 template <class E>
 struct TiledLayout {
   static constexpr int kPad = Tile<E>::kPad;
-  // of [64, 32] or [32, 64]
+  static constexpr int kDepth = 128 / static_cast<int>(sizeof(E));  // of a tile: 128 bytes of each row
+  // of [64, depth] or [depth, 64]
   static constexpr int kOperandBytes =
-      (kTile * (kTileDepth + kPad) > kTileDepth * (kTile + kPad) ? kTile * (kTileDepth + kPad)
-                                                                 : kTileDepth * (kTile + kPad)) *
+      (kTile * (kDepth + kPad) > kDepth * (kTile + kPad) ? kTile * (kDepth + kPad)
+                                                         : kDepth * (kTile + kPad)) *
       static_cast<int>(sizeof(E));
   static constexpr int kCounts = 0, kParts = kWarps * 4, kOperands = 2 * kWarps * 4;
   static constexpr int kBytes = kOperands + 4 * kOperandBytes;
@@ -125,57 +139,75 @@ struct TiledLayout {
   // `kAcross`: the depth goes over the rows.
   template <bool kAcross>
   SPARC_DEVICE static auto operand(int stage, int which) {
-    return Tile<E, (kAcross ? kTile : kTileDepth) + kPad>(kOperands + (2 * stage + which) * kOperandBytes);
+    return Tile<E, (kAcross ? kTile : kDepth) + kPad>(kOperands + (2 * stage + which) * kOperandBytes);
   }
 };
 
 // An operand's tiles one after another along the depth, from row or column `first` of the product on: they
-// lie in shared memory as in global memory, [64, 32] or, `kAcross`, [32, 64], with zeros where the operand
-// ends.
+// lie in shared memory as in global memory, [64, depth] or, `kAcross`, [depth, 64], with zeros where the
+// operand ends. A thread copies the same piece of each.
 template <class M, bool kAcross>
 class OperandStream {
   using E = typename M::Element;
-  static constexpr int kRows = kAcross ? kTileDepth : kTile, kColumns = kAcross ? kTile : kTileDepth;
-  static constexpr int kPiece = 16 / sizeof(E), kPieces = kColumns / kPiece;
-  static constexpr int kStep = kThreads / kPieces, kCopies = kRows / kStep;
+  static constexpr int kDepth = TiledLayout<E>::kDepth;
+  static constexpr int kRows = kAcross ? kDepth : kTile, kColumns = kAcross ? kTile : kDepth;
+  static constexpr int kPieces = kColumns / kPiece<E>, kStep = kThreads / kPieces, kCopies = kRows / kStep;
   static_assert(kThreads % kPieces == 0 && kRows % kStep == 0, "every thread has as many copies");
 
  public:
-  SPARC_DEVICE OperandStream(const M& from, int first) : from_(from), first_(first) {}
-
-  // Those at `depth`.
-  template <class To>
-  SPARC_DEVICE void load(int depth, const To& to) const {
-    const int row0 = kAcross ? depth : first_, column0 = kAcross ? first_ : depth;
-    if (from_.is_wide()) {
-      const int row = device::thread_index() / kPieces, column = device::thread_index() % kPieces * kPiece;
-      int left = from_.columns - column0 - column;
-      left = left < 0 ? 0 : (left > kPiece ? kPiece : left);
-      const E* const piece = from_.begin() + (column0 + column);
-      SPARC_UNROLL
-      for (int i = 0; i < kCopies; ++i) {
-        const int r = row0 + row + i * kStep;
-        const bool there = left > 0 && r < from_.rows;
-        const E* const source = there ? from_.of_row(piece, r) : from_.begin();
-        device::copy_async(device::address_of(to.at(row + i * kStep, column)), source,
-                           there ? left * static_cast<int>(sizeof(E)) : 0);
-      }
-    } else {
-      const int column = device::thread_index() % kColumns;
-      SPARC_NO_UNROLL
-      for (int row = device::thread_index() / kColumns; row < kRows; row += kThreads / kColumns) {
-        E value{};
-        if (row0 + row < from_.rows && column0 + column < from_.columns) {
-          value = from_.element(row0 + row, column0 + column);
-        }
-        *to.at(row, column) = value;
+  SPARC_DEVICE OperandStream(const M& from, int first)
+      : from_(from),
+        first_(first),
+        row_(device::thread_index() / kPieces),
+        column_(device::thread_index() % kPieces * kPiece<E>) {
+    SPARC_UNROLL
+    for (int i = 0; i < kCopies; ++i) {
+      const int row = row_ + i * kStep;
+      if (kAcross) {
+        number_[i] = from.number(row);
+        source_[i] = from.begin() + (first + column_);
+        end_[i] = first + column_ < from.columns ? from.rows - row : 0;
+      } else {
+        source_[i] = from.of_row(from.begin() + column_, from.number(first + row));
+        end_[i] = first + row < from.rows ? from.columns - column_ : 0;
       }
     }
   }
 
+  // The tile at `depth`, of which there is one; each time the next one.
+  template <class To>
+  SPARC_DEVICE void load(int depth, const To& to) {
+    if (!from_.is_wide()) return load_elements(depth, to);
+    E* const target = device::address_of(to.at(row_, column_));
+    SPARC_UNROLL
+    for (int i = 0; i < kCopies; ++i) {
+      const E* const source = kAcross ? from_.of_row(source_[i], number_[i]) : source_[i] + depth;
+      device::copy_async_if(depth < end_[i], target + to.rows_apart(i * kStep), source);
+      // asked for long before it is used
+      if (kAcross) number_[i] = from_.number(depth + kDepth + row_ + i * kStep);
+    }
+  }
+
  private:
+  template <class To>
+  SPARC_DEVICE void load_elements(int depth, const To& to) const {
+    const int row0 = kAcross ? depth : first_, column0 = kAcross ? first_ : depth;
+    const int column = device::thread_index() % kColumns;
+    SPARC_NO_UNROLL
+    for (int row = device::thread_index() / kColumns; row < kRows; row += kThreads / kColumns) {
+      E value{};
+      if (row0 + row < from_.rows && column0 + column < from_.columns) {
+        value = from_.element(row0 + row, column0 + column);
+      }
+      *to.at(row, column) = value;
+    }
+  }
+
   const M& from_;
-  int first_;
+  int first_, row_, column_;
+  const E* source_[kCopies];
+  int number_[kCopies];  // of the next tile's row
+  int end_[kCopies];     // the first depth at which this thread's piece is not there
 };
 
 // c [16, 32] of this warp += the product's tile at (m0, n0).
@@ -184,14 +216,14 @@ SPARC_DEVICE void accumulate(const Product<A, B>& product, int m0, int n0, Sums 
   using Layout = TiledLayout<typename Products::Element>;
   constexpr bool kAcrossA = A::kTransposed, kAcrossB = !B::kTransposed;
   const int row = device::warp_index() % 4 * 16, column = device::warp_index() / 4 * 32;
-  const OperandStream<A, kAcrossA> stream_a(product.a, m0);
-  const OperandStream<B, kAcrossB> stream_b(product.b, n0);
+  OperandStream<A, kAcrossA> stream_a(product.a, m0);
+  OperandStream<B, kAcrossB> stream_b(product.b, n0);
   const int depth = kAcrossA ? product.a.rows : product.a.columns;
   int stage = 1;
   // the tiles at `k0`, those behind them under way
   SPARC_NO_UNROLL
-  for (int k0 = -kTileDepth; k0 < depth; k0 += kTileDepth) {
-    const int next = k0 + kTileDepth;
+  for (int k0 = -Layout::kDepth; k0 < depth; k0 += Layout::kDepth) {
+    const int next = k0 + Layout::kDepth;
     device::copy_async_wait<0>();
     device::block_barrier();
     if (next < depth) {
@@ -203,7 +235,7 @@ SPARC_DEVICE void accumulate(const Product<A, B>& product, int m0, int n0, Sums 
       const auto a = Layout::template operand<kAcrossA>(stage, 0);
       const auto b = Layout::template operand<kAcrossB>(stage, 1);
       SPARC_UNROLL
-      for (int k = 0; k < kTileDepth; k += Products::kDepth) {
+      for (int k = 0; k < Layout::kDepth; k += Products::kDepth) {
         typename Products::A left;
         if constexpr (kAcrossA) {
           left = Products::load_a_transposed(a, k, row);

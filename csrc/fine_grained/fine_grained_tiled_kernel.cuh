@@ -62,6 +62,8 @@ struct FineGrainedTiled
   // S, U, C' and Z; `keep` is called with each row's alignment.
   template <class Keep>
   SPARC_DEVICE void compare(const Keep& keep) const {
+    groups(plan.groups).clear_padding();
+    if (kHalf) groups(plan.groups_rest).clear_padding();
     this->align([&](int l, const RowAlignment& row, device::Scratch<float> s) {
       const device::Scratch<E> u = this->u().row(l);
       this->for_columns([&](int i) { u[i] = device::from_float<E>(row.weight(s[i])); });
@@ -179,6 +181,7 @@ struct FineGrainedTiled
           return largest;
         },
         this->parts());
+    dz().clear_padding();
     this->for_rows([&](int l) {
       const LogitRow row = logit_row(l);
       const device::Scratch<E> dz_row = dz().row(l);
@@ -215,6 +218,7 @@ struct FineGrainedTiled
     const ScratchMatrix<E> dz = this->dz(), c = groups(plan.groups), w = groups(plan.grad_groups),
                            ds = this->ds();
 
+    w.clear_padding();
     this->multiply(Product{dz, t}, [&](int l) {
       const float alpha = row_array(plan.alpha)[l];
       const device::Scratch<E> c_row = c.row(l);

@@ -79,7 +79,7 @@ struct TiledPair {
             view.column_stride,
             rows,
             in.channels,
-            view.wide,
+            view.wide && in.channels % kPiece<E> == 0,
             scratch<int>(index)};
   }
   SPARC_DEVICE GatheredRows<E> image() const {
