@@ -13,6 +13,30 @@ constexpr int kTile = 64;  // rows and columns of results
 template <class E>
 constexpr int kPiece = 16 / static_cast<int>(sizeof(E));
 
+// Two neighbouring numbers, which are stored and loaded together.
+template <class T>
+using Couple = std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>;
+
+template <class T>
+SPARC_DEVICE Couple<T> couple_of(const float (&x)[2]) {
+  if constexpr (sizeof(T) == 2) {
+    return device::pack<T>(x[0], x[1]);
+  } else {
+    return device::float_to_bits(x[0]) | static_cast<uint64_t>(device::float_to_bits(x[1])) << 32;
+  }
+}
+template <class T>
+SPARC_DEVICE void take_apart(Couple<T> couple, float (&x)[2]) {
+  SPARC_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    if constexpr (sizeof(T) == 2) {
+      x[i] = device::to_float(T{static_cast<uint16_t>(couple >> 16 * i)});
+    } else {
+      x[i] = device::bits_to_float(static_cast<uint32_t>(couple >> 32 * i));
+    }
+  }
+}
+
 // A matrix, to be multiplied transposed.
 template <class M>
 struct Transposed : M {
@@ -46,14 +70,29 @@ struct GatheredRows {
     return data[static_cast<int64_t>(index[row]) * row_stride + column * column_stride];
   }
   SPARC_DEVICE float get(int row, int column) const { return device::to_float(element(row, column)); }
+  // Of row `r`: numbers at an even column and, if it is there, the next.
+  SPARC_DEVICE auto operator()(int r) const {
+    const E* const row = data + static_cast<int64_t>(index[r]) * row_stride;
+    return [row, step = column_stride, last = columns - 1, wide = wide](int column, float (&x)[2]) {
+      if (wide) return take_apart<E>(*reinterpret_cast<const Couple<E>*>(row + column), x);
+      x[0] = device::to_float(row[column * step]);
+      x[1] = column < last ? device::to_float(row[(column + 1) * step]) : 0.0f;
+    };
+  }
 };
 
-// A row of results, of which column c has the address data + c.
-template <class Pointer, class T>
-struct RowOfResults {
-  Pointer data;
+// A row of a matrix in scratch: numbers at an even column and the next, which may lie in the padding.
+template <class T>
+struct ScratchRow {
+  device::Scratch<T> data;
 
-  SPARC_DEVICE void operator()(int column, float value) const { data[column] = device::from_float<T>(value); }
+  SPARC_DEVICE auto at(int column) const {
+    return device::scratch_at<Couple<T>>(device::address_of(data + column), 0);
+  }
+  SPARC_DEVICE void get(int column, float (&x)[2]) const {
+    take_apart<T>(static_cast<Couple<T>>(*at(column)), x);
+  }
+  SPARC_DEVICE void operator()(int column, const float (&x)[2]) const { *at(column) = couple_of<T>(x); }
 };
 
 // A matrix in this block's scratch, rows `pitch` apart and 16-byte aligned.
@@ -83,7 +122,7 @@ struct ScratchMatrix {
 
   SPARC_DEVICE device::Scratch<T> row(int r) const { return data + static_cast<int64_t>(r) * pitch; }
   SPARC_DEVICE float get(int row, int column) const { return device::to_float(element(row, column)); }
-  SPARC_DEVICE RowOfResults<device::Scratch<T>, T> operator()(int r) const { return {row(r)}; }
+  SPARC_DEVICE ScratchRow<T> operator()(int r) const { return {row(r)}; }
 };
 
 // The rows `index[0..)` of a contiguous output.
@@ -91,9 +130,24 @@ template <class E>
 struct OutputRows {
   E* data;
   device::Scratch<int> index;
-  int64_t columns;
+  int columns;
 
-  SPARC_DEVICE RowOfResults<E*, E> operator()(int r) const { return {data + index[r] * columns}; }
+  struct Row {
+    E* data;
+    int columns;
+
+    SPARC_DEVICE void operator()(int column, const float (&x)[2]) const {
+      if (columns % 2 == 0) {
+        *reinterpret_cast<Couple<E>*>(data + column) = couple_of<E>(x);
+        return;
+      }
+      data[column] = device::from_float<E>(x[0]);
+      if (column + 1 < columns) data[column + 1] = device::from_float<E>(x[1]);
+    }
+  };
+  SPARC_DEVICE Row operator()(int r) const {
+    return {data + static_cast<int64_t>(index[r]) * columns, columns};
+  }
 };
 
 // a b
@@ -266,8 +320,9 @@ SPARC_DEVICE void accumulate(const ProductSum<First, Second>& sum, int m0, int n
   accumulate<Products>(sum.second, m0, n0, c);
 }
 
-// All of a product or a sum of two, as store(row)(column, value). What it reads was written before a barrier;
-// what `store` writes can be read when it returns.
+// All of a product or a sum of two, as store(row)(column, numbers): that at an even column and the next, 0
+// where there is none. What it reads was written before a barrier; what `store` writes can be read when it
+// returns.
 template <class Products, class Terms, class Store>
 SPARC_DEVICE void multiply(const Terms& terms, const Store& store) {
   const int row = device::warp_index() % 4 * 16, column = device::warp_index() / 4 * 32;
@@ -284,9 +339,10 @@ SPARC_DEVICE void multiply(const Terms& terms, const Store& store) {
         if (r >= rows) continue;
         const auto put = store(r);
         SPARC_UNROLL
-        for (int e = 0; e < 8; ++e) {
-          const int at = n0 + column + e / 4 * 16 + sum_column(e / 2 % 2, e % 2);
-          if (at < columns) put(at, c[e / 4][e / 2 % 2][2 * side + e % 2]);
+        for (int e = 0; e < 4; ++e) {
+          const int at = n0 + column + e / 2 * 16 + sum_column(e % 2, 0);
+          const float (&found)[4] = c[e / 2][e % 2];
+          if (at < columns) put(at, {found[2 * side], found[2 * side + 1]});
         }
       }
     }

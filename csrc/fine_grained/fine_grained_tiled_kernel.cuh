@@ -59,6 +59,8 @@ struct FineGrainedTiled
     return this->work.text * this->in.text_rows + this->text_index()[l];
   }
 
+  SPARC_DEVICE static float rounding_error(float x) { return x - device::to_float(device::from_float<E>(x)); }
+
   // S, U, C' and Z; `keep` is called with each row's alignment.
   template <class Keep>
   SPARC_DEVICE void compare(const Keep& keep) const {
@@ -72,10 +74,10 @@ struct FineGrainedTiled
     const float unit = group_unit<E>(this->p);
     this->multiply(Product{this->u(), this->image()}, [&](int l) {
       const auto c = groups(plan.groups)(l), rest = groups(plan.groups_rest)(l);
-      return [=](int d, float sum) {
-        const float group = sum * unit;
+      return [=](int d, const float (&sums)[2]) {
+        const float group[2] = {sums[0] * unit, sums[1] * unit};
         c(d, group);
-        if (kHalf) rest(d, group - device::to_float(device::from_float<E>(group)));
+        if (kHalf) rest(d, {rounding_error(group[0]), rounding_error(group[1])});
       };
     });
     const Product whole{groups(plan.groups), this->text().transpose()};
@@ -221,8 +223,11 @@ struct FineGrainedTiled
     w.clear_padding();
     this->multiply(Product{dz, t}, [&](int l) {
       const float alpha = row_array(plan.alpha)[l];
-      const device::Scratch<E> c_row = c.row(l);
-      return [=, to = w(l)](int d, float sum) { to(d, sum + alpha * device::to_float(c_row[d])); };
+      return [alpha, from = c(l), to = w(l)](int d, const float (&sums)[2]) {
+        float x[2];
+        from.get(d, x);
+        to(d, {sums[0] + alpha * x[0], sums[1] + alpha * x[1]});
+      };
     });
     this->against_image(w, this->du());  // dU without the unit of C'
     const float s_unit = this->align_backward();
@@ -231,9 +236,14 @@ struct FineGrainedTiled
       const MeanShare<E> share(args.grad_pooled_patches, this->work.image, channels, this->p);
       const OutputRows<E> out = this->image_output(args.grad_patches);
       const float scale = unit * c_unit;
-      this->multiply(
-          ProductSum{Product{ds.transpose(), t}, s_unit, Product{this->u().transpose(), w}},
-          [&](int i) { return [=, to = out(i)](int d, float sum) { to(d, sum * scale + share.at(d)); }; });
+      const ProductSum sum{Product{ds.transpose(), t}, s_unit, Product{this->u().transpose(), w}};
+      this->multiply(sum, [&](int i) {
+        return [=, to = out(i)](int d, const float (&sums)[2]) {
+          float added[2];
+          share.two_at(d, added);
+          to(d, {sums[0] * scale + added[0], sums[1] * scale + added[1]});
+        };
+      });
     }
     if (args.grad_tokens != nullptr) {
       const MeanShare<E> share(args.grad_pooled_tokens, this->work.text, channels, n);
@@ -241,10 +251,11 @@ struct FineGrainedTiled
       const ProductSum sum{Product{ds, this->image()}, s_unit * c_unit, Product{dz.transpose(), c}};
       this->multiply(sum, [&](int l) {
         const float beta = row_array(plan.beta)[l], restore = row_array(plan.restore)[l];
-        const E* const token = t.data + static_cast<int64_t>(t.index[l]) * t.row_stride;
-        return [=, to = out(l)](int d, float found) {
-          const float x = device::to_float(token[d * t.column_stride]);
-          to(d, (found + beta * x) * restore + share.at(d));
+        return [=, from = t(l), to = out(l)](int d, const float (&sums)[2]) {
+          float x[2], added[2];
+          from(d, x);
+          share.two_at(d, added);
+          to(d, {(sums[0] + beta * x[0]) * restore + added[0], (sums[1] + beta * x[1]) * restore + added[1]});
         };
       });
     }

@@ -62,9 +62,8 @@ struct GroupingTiled
     if (args.weights) return;
     const OutputRows<E> out = this->text_output(args.output);
     this->multiply(Product{this->u(), this->image()}, [&](int l) {
-      return [to = out(l), mass = static_cast<float>(row_array(plan.mass)[l])](int d, float sum) {
-        to(d, sum * mass);
-      };
+      return [to = out(l), mass = static_cast<float>(row_array(plan.mass)[l])](
+                 int d, const float (&sums)[2]) { to(d, {sums[0] * mass, sums[1] * mass}); };
     });
   }
 
@@ -92,13 +91,18 @@ struct GroupingTiled
       const float scale = args.weights ? unit : 1.0f;
       const OutputRows<E> out = this->image_output(args.grad_patches);
       const Product product{ds.transpose(), this->text()}, direct{this->u().transpose(), grad()};
-      this->multiply(ProductSum{product, unit, direct, !args.weights},
-                     [&](int i) { return [=, to = out(i)](int d, float sum) { to(d, sum * scale); }; });
+      this->multiply(ProductSum{product, unit, direct, !args.weights}, [&](int i) {
+        return [scale, to = out(i)](int d, const float (&sums)[2]) {
+          to(d, {sums[0] * scale, sums[1] * scale});
+        };
+      });
     }
     if (args.grad_tokens != nullptr) {
       const OutputRows<E> out = this->text_output(args.grad_tokens);
-      this->multiply(Product{ds, this->image()},
-                     [&](int l) { return [=, to = out(l)](int d, float sum) { to(d, sum * unit); }; });
+      this->multiply(Product{ds, this->image()}, [&](int l) {
+        return
+            [unit, to = out(l)](int d, const float (&sums)[2]) { to(d, {sums[0] * unit, sums[1] * unit}); };
+      });
     }
   }
 };

@@ -107,6 +107,11 @@ struct MeanShare {
     share[0] = device::to_float(E{static_cast<uint16_t>(words)}) * factor;
     share[1] = device::to_float(E{static_cast<uint16_t>(words >> 16)}) * factor;
   }
+  // The same of a gradient that may not be there: then 0.
+  SPARC_DEVICE void two_at(int64_t column, float (&share)[2]) const {
+    share[0] = share[1] = 0.0f;
+    if (is_there()) two_at<false>(column, share);
+  }
   SPARC_DEVICE float at(int64_t column) const {
     return grad == nullptr || column >= columns ? 0.0f : device::to_float(grad[column]) * factor;
   }
