@@ -264,6 +264,40 @@ class OperandStream {
   int end_[kCopies];     // the first depth at which this thread's piece is not there
 };
 
+// Depth of which the products are written out: of float32 less than a tile's, which would be 180 KB of code.
+template <class Products>
+constexpr int kDepthWritten = sizeof(typename Products::Element) == 2 ? 64 : 8;
+
+// c [16, 32] += the product of tiles, from row `m` and column `n` of theirs.
+template <class Products, bool kAcrossA, bool kAcrossB, class TileA, class TileB>
+SPARC_DEVICE void multiply_tiles(const TileA& a, const TileB& b, int m, int n, Sums (&c)[2]) {
+  using Layout = TiledLayout<typename Products::Element>;
+  constexpr int kWritten = kDepthWritten<Products>;
+  static_assert(Layout::kDepth % kWritten == 0 && kWritten % Products::kDepth == 0, "no part is left over");
+  SPARC_NO_UNROLL
+  for (int k0 = 0; k0 < Layout::kDepth; k0 += kWritten) {
+    SPARC_UNROLL
+    for (int step = 0; step < kWritten; step += Products::kDepth) {
+      const int k = k0 + step;
+      typename Products::A left;
+      if constexpr (kAcrossA) {
+        left = Products::load_a_transposed(a, k, m);
+      } else {
+        left = Products::load_a(a, m, k);
+      }
+      SPARC_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int at = n + 16 * half;
+        if constexpr (kAcrossB) {
+          Products::multiply_add(c[half], left, Products::load_b_transposed(b, k, at));
+        } else {
+          Products::multiply_add(c[half], left, Products::load_b(b, at, k));
+        }
+      }
+    }
+  }
+}
+
 // c [16, 32] of this warp += the product's tile at (m0, n0).
 template <class Products, class A, class B>
 SPARC_DEVICE void accumulate(const Product<A, B>& product, int m0, int n0, Sums (&c)[2]) {
@@ -288,24 +322,7 @@ SPARC_DEVICE void accumulate(const Product<A, B>& product, int m0, int n0, Sums 
     if (k0 >= 0) {
       const auto a = Layout::template operand<kAcrossA>(stage, 0);
       const auto b = Layout::template operand<kAcrossB>(stage, 1);
-      SPARC_UNROLL
-      for (int k = 0; k < Layout::kDepth; k += Products::kDepth) {
-        typename Products::A left;
-        if constexpr (kAcrossA) {
-          left = Products::load_a_transposed(a, k, row);
-        } else {
-          left = Products::load_a(a, row, k);
-        }
-        SPARC_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          const int n = column + 16 * half;
-          if constexpr (kAcrossB) {
-            Products::multiply_add(c[half], left, Products::load_b_transposed(b, k, n));
-          } else {
-            Products::multiply_add(c[half], left, Products::load_b(b, n, k));
-          }
-        }
-      }
+      multiply_tiles<Products, kAcrossA, kAcrossB>(a, b, row, column, c);
     }
     stage = 1 - stage;
   }
