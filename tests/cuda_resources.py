@@ -42,9 +42,8 @@ Written by `python -m tests.cuda_resources --write` from the library that nvcc {
 ## Registers and local memory
 
 Registers of a thread (blocks of 256 threads; 65,536 registers a multiprocessor) on {architectures}. "Local" is
-memory per thread beyond them: spilled registers and, on the tiled path, the descriptions of products that its one
-product routine takes by reference. No kernel of the pair path has any; those of warpgroups, `late_interaction_maxima`
-among them, are compiled for sm_90a alone.
+memory per thread beyond them, for spilled registers or what is passed by reference: no kernel has any. Those of
+warpgroups, `late_interaction_maxima` among them, are compiled for sm_90a alone.
 
 | kernel | registers | local, bytes |
 |---|---|---|

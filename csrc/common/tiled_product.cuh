@@ -45,6 +45,21 @@ struct Transposed : M {
   SPARC_DEVICE explicit Transposed(const M& matrix) : M(matrix) {}
 };
 
+// A row of an input: numbers at an even column and, if it is there, the next.
+template <class E>
+struct InputRow {
+  const E* data;
+  int64_t column_stride;
+  int columns;
+  bool wide;
+
+  SPARC_DEVICE void get(int column, float (&x)[2]) const {
+    if (wide) return take_apart<E>(*reinterpret_cast<const Couple<E>*>(data + column), x);
+    x[0] = device::to_float(data[column * column_stride]);
+    x[1] = column + 1 < columns ? device::to_float(data[(column + 1) * column_stride]) : 0.0f;
+  }
+};
+
 // Rows of a matrix in global memory, [rows, columns], looked up in `index`.
 template <class E>
 struct GatheredRows {
@@ -60,9 +75,9 @@ struct GatheredRows {
   SPARC_DEVICE Transposed<GatheredRows> transpose() const { return Transposed<GatheredRows>(*this); }
   SPARC_DEVICE bool is_wide() const { return wide; }
   SPARC_DEVICE const E* begin() const { return data; }
-  // Which row of the input row `r` is, or of none any.
+  // Which row of the input row `r` is; any, where there is none.
   SPARC_DEVICE int number(int r) const { return r < rows ? static_cast<int>(index[r]) : 0; }
-  // A column of that row, where `column` is that of the input's first one; of wide rows.
+  // A column of that row, where `column` is that of the input's first row; of wide rows.
   SPARC_DEVICE const E* of_row(const E* column, int number) const {
     return device::further(column, number, static_cast<uint32_t>(row_stride) * sizeof(E));
   }
@@ -70,14 +85,8 @@ struct GatheredRows {
     return data[static_cast<int64_t>(index[row]) * row_stride + column * column_stride];
   }
   SPARC_DEVICE float get(int row, int column) const { return device::to_float(element(row, column)); }
-  // Of row `r`: numbers at an even column and, if it is there, the next.
-  SPARC_DEVICE auto operator()(int r) const {
-    const E* const row = data + static_cast<int64_t>(index[r]) * row_stride;
-    return [row, step = column_stride, last = columns - 1, wide = wide](int column, float (&x)[2]) {
-      if (wide) return take_apart<E>(*reinterpret_cast<const Couple<E>*>(row + column), x);
-      x[0] = device::to_float(row[column * step]);
-      x[1] = column < last ? device::to_float(row[(column + 1) * step]) : 0.0f;
-    };
+  SPARC_DEVICE InputRow<E> operator()(int r) const {
+    return {data + static_cast<int64_t>(index[r]) * row_stride, column_stride, columns, wide};
   }
 };
 
@@ -228,7 +237,7 @@ class OperandStream {
     }
   }
 
-  // The tile at `depth`, of which there is one; each time the next one.
+  // The tile at `depth`; called for one after another, from 0 on.
   template <class To>
   SPARC_DEVICE void load(int depth, const To& to) {
     if (!from_.is_wide()) return load_elements(depth, to);
@@ -264,7 +273,7 @@ class OperandStream {
   int end_[kCopies];     // the first depth at which this thread's piece is not there
 };
 
-// Depth of which the products are written out: of float32 less than a tile's, which would be 180 KB of code.
+// So much depth of a tile is written out; all of it would be 180 KB of code in float32.
 template <class Products>
 constexpr int kDepthWritten = sizeof(typename Products::Element) == 2 ? 64 : 8;
 

@@ -253,7 +253,7 @@ struct FineGrainedTiled
         const float beta = row_array(plan.beta)[l], restore = row_array(plan.restore)[l];
         return [=, from = t(l), to = out(l)](int d, const float (&sums)[2]) {
           float x[2], added[2];
-          from(d, x);
+          from.get(d, x);
           share.two_at(d, added);
           to(d, {(sums[0] + beta * x[0]) * restore + added[0], (sums[1] + beta * x[1]) * restore + added[1]});
         };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -55,9 +56,16 @@ def arithmetic(state: State, it: Instruction) -> Action:
 
 
 def real_extremum(state: State, it: Instruction) -> Action:
-    put, pick = setter(state, it.operands[0]), predicate(state, it.operands[3])
-    a, b = real(state, it.operands[1]), real(state, it.operands[2])
-    return lambda lanes: put(np.where(pick(), np.fmin(a(), b()), np.fmax(a(), b())).view(np.uint32), lanes)
+    """The least of two or three numbers where the predicate holds, else the largest."""
+    put, pick = setter(state, it.operands[0]), predicate(state, it.operands[-1])
+    gets = [real(state, source) for source in it.operands[1:-1]]
+
+    def act(lanes: Lanes) -> None:
+        values = [get() for get in gets]
+        least, largest = functools.reduce(np.fmin, values), functools.reduce(np.fmax, values)
+        put(np.where(pick(), least, largest).view(np.uint32), lanes)
+
+    return act
 
 
 def _ordered(it: Instruction) -> Callable[[Lanes, Lanes], Lanes]:
