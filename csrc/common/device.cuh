@@ -227,6 +227,7 @@ SPARC_DEVICE float abs(float x) { return ::fabsf(x); }
 SPARC_DEVICE float min(float a, float b) { return ::fminf(a, b); }  // the other one where one is NaN
 SPARC_DEVICE float max(float a, float b) { return ::fmaxf(a, b); }
 SPARC_DEVICE uint32_t max(uint32_t a, uint32_t b) { return ::max(a, b); }
+SPARC_DEVICE uint32_t max(uint32_t a, uint32_t b, uint32_t c) { return __vimax3_u32(a, b, c); }
 SPARC_DEVICE float fused_multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
 SPARC_DEVICE float infinity() { return __int_as_float(0x7F800000); }
 SPARC_DEVICE float nan() { return __int_as_float(0x7FFFFFFF); }

@@ -189,6 +189,7 @@ SPARC_DEVICE float abs(float x) { return ::fabsf(arrived(x)); }
 SPARC_DEVICE float min(float a, float b) { return ::fminf(arrived(a), arrived(b)); }
 SPARC_DEVICE float max(float a, float b) { return ::fmaxf(arrived(a), arrived(b)); }
 SPARC_DEVICE uint32_t max(uint32_t a, uint32_t b) { return a < b ? b : a; }
+SPARC_DEVICE uint32_t max(uint32_t a, uint32_t b, uint32_t c) { return max(max(a, b), c); }
 SPARC_DEVICE float fused_multiply_add(float a, float b, float c) {
   return ::fmaf(arrived(a), arrived(b), arrived(c));
 }

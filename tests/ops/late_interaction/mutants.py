@@ -20,8 +20,16 @@ MUTANTS = (
         "while (false);",
         "definition",
     ),
-    Mutant("patches are counted from one", FILE, "(kN - 1 - 8 * j - i)", "(kN - 8 * j - i)", "definition"),
-    Mutant("columns without a patch take part", FILE, ": kNoPatch;", ": 0.0f;", "definition"),
+    Mutant("patches are counted from one", FILE, "(kN - 1 - 2 * quad", "(kN - 2 * quad", "definition"),
+    Mutant("odd columns are not later ones", FILE, "best[1][r] - 1)", "best[1][r])", "definition"),
+    Mutant(
+        "columns without a patch get the second one",
+        FILE,
+        "(column < place.patches ? column : 0)",
+        "(column < place.patches ? column : 1)",
+        "without_a_patch",
+    ),
+    Mutant("the second row's rank is the first one's", FILE, "(r == 0 ? ranks : behind)", "ranks", "definition"),
     Mutant(
         "a warp gets its neighbour's granule",
         "late_interaction/late_interaction_tokens.cuh",

@@ -60,7 +60,6 @@ class Batch:
     """Channels are -1 and 1 and inverse norms powers of two, so that keys are exact, and many of them tie."""
 
     given: dict[str, Any]
-    values: Tensor  # [images, slots, patch slots] float32, as in keys
     codes: Tensor
 
 
@@ -86,11 +85,6 @@ def make(case: Case) -> Batch:
     image_inverse, slot_inverse = power(case.images * case.patches), power(len(codes) * GRANULE)
     patch_slots = torch.stack([torch.randperm(case.patches, generator=generator).int() for _ in range(case.images)])
     patch_slots = torch.nn.functional.pad(patch_slots, (0, held - case.patches))
-    inverse = image_inverse.view(case.images, -1)
-    if case.counts is not None:
-        inverse = inverse.gather(1, patch_slots.long())
-    products = torch.einsum("ipd,sd->isp", images.double(), slotted.double())
-    values = (products * inverse[:, None].double() * SHRINK * slot_inverse[:, None].double() + 3.0).float()
     slotted = slotted.to(case.dtype)
     slotted.view(-1, GRANULE, case.channels)[codes < 0] = torch.nan  # nobody's
     tokens = torch.full((case.images, -(-case.patches // case.columns), len(codes) * GRANULE), UNWRITTEN)
@@ -111,12 +105,21 @@ def make(case: Case) -> Batch:
         "n_images": case.images,
         "n_captions": caption,
     }
-    return Batch(given, values, codes)
+    return Batch(given, codes)
+
+
+def values_of(given: dict[str, Any]) -> Tensor:
+    """[images, slots, patch slots] float32, as in keys."""
+    inverse = given["image_inverse"].view(given["n_images"], -1)
+    if given["patch_slots"] is not None:
+        inverse = inverse.gather(1, given["patch_slots"].long())
+    products = torch.einsum("ipd,sd->isp", given["images"].double(), given["slotted"].double())
+    return (products * inverse[:, None].double() * SHRINK * given["slot_inverse"][:, None].double() + 3.0).float()
 
 
 def expected(case: Case, batch: Batch) -> tuple[Tensor, Tensor]:
     """Keys by the definition, where somebody writes them; in 64 bits."""
-    steps = (batch.values.view(torch.int32).long() << 8) & 0xFFFFFFFF
+    steps = (values_of(batch.given).view(torch.int32).long() << 8) & 0xFFFFFFFF
     owners, codes = batch.given["captions"], batch.codes
     chunks = -(-case.patches // case.columns)
     tokens = torch.full((case.images, chunks, steps.shape[1]), UNWRITTEN).long()
@@ -156,6 +159,21 @@ def test_keys_are_those_of_the_definition(case: Case) -> None:
     for keys, exact in zip(found(case, batch), expected(case, batch)):
         if keys is not None:
             assert torch.equal(keys.long() & 0xFFFFFFFF, exact & 0xFFFFFFFF)
+
+
+def test_a_column_without_a_patch_is_never_the_best() -> None:
+    """It has the chunk's first patch once more: equal cosines, only negative ones, a NaN, one patch of many columns."""
+    case = Case(64, 208, 104, ((1, 2),), counts=(105, 97, 105, 105, 1), images=5)
+    batch = make(case)
+    images, slotted = batch.given["images"], batch.given["slotted"]
+    images[0] = images[0, :1]
+    images[1] = slotted[0]
+    slotted[: 3 * GRANULE] = -slotted[0]
+    images[2, 104] = torch.nan
+    images[3, 0] = torch.nan
+    for keys, exact in zip(found(case, batch), expected(case, batch)):
+        assert keys is not None
+        assert torch.equal(keys.long() & 0xFFFFFFFF, exact & 0xFFFFFFFF)
 
 
 def test_keys_do_not_depend_on_the_order_of_threads() -> None:
