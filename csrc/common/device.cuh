@@ -216,6 +216,10 @@ SPARC_DEVICE int made_here(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
+SPARC_DEVICE uint64_t made_here(uint64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
 SPARC_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 SPARC_DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
 SPARC_DEVICE float exp(float x) { return ::expf(x); }

@@ -77,7 +77,7 @@ struct MaximaBlock {
   const MaximaLayout& layout;
   const MaximaPlace& place;
   TokenStream<E> tokens;
-  int warp, stage = -1;  // stage: of the slice that is multiplied
+  int warp;
   float c[kN / 2] = {};
   ColumnKeys<kEights> open;  // the best tokens so far of the caption that goes on
 
@@ -128,21 +128,20 @@ struct MaximaBlock {
   // Between two panels. The one that comes is there for the warpgroup; the products of the one before the
   // last are done, and its stage is to be filled anew.
   SPARC_DEVICE void begin_panel() {
-    wait_for_copies(layout.stages - 3);
+    tokens.wait();
     device::async_proxy_fence();
     device::warpgroup_barrier();
-    stage = stage + 1 == layout.stages ? 0 : stage + 1;
   }
 
   // A tile: the products of its last panel are under way when this returns.
   SPARC_DEVICE void multiply() {
+    uint64_t right = Panel<E>{0, kN}.operand(0, 0);
     SPARC_NO_UNROLL
     for (int panel = 0; panel < layout.panels; ++panel) {
       begin_panel();
-      const uint64_t left = tokens.panel_at(stage).operand(0, 0);
-      const uint64_t right = Panel<E>{panel * kN * Panel<E>::kRowBytes, kN}.operand(0, 0);
       device::warpgroup_fence();
-      multiply_panel(panel > 0, left, right);
+      multiply_panel(panel > 0, tokens.next_operand(), right);
+      right = device::operand_behind(right, kN * Panel<E>::kRowBytes);
       tokens.load();  // behind the products: they do not wait for it
       device::warpgroup_wait<1>();
     }

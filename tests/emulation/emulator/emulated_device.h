@@ -177,6 +177,7 @@ SPARC_DEVICE uint32_t pack(float first, float second) {
 }
 
 SPARC_DEVICE int made_here(int x) { return x; }
+SPARC_DEVICE uint64_t made_here(uint64_t x) { return x; }
 SPARC_DEVICE float bits_to_float(uint32_t bits) { return emulation::float_of_bits(bits); }
 SPARC_DEVICE uint32_t float_to_bits(float x) { return emulation::bits_of_float(arrived(x)); }
 SPARC_DEVICE float exp(float x) { return ::expf(arrived(x)); }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.emulation.mutants import Mutant
 
 FILE = "late_interaction/late_interaction_maxima.cuh"
+TOKENS = "late_interaction/late_interaction_tokens.cuh"
 MUTANTS = (
     Mutant(
         "what warps before have of a caption is forgotten",
@@ -32,9 +33,9 @@ MUTANTS = (
     Mutant("the second row's rank is the first one's", FILE, "(r == 0 ? ranks : behind)", "ranks", "definition"),
     Mutant(
         "a warp gets its neighbour's granule",
-        "late_interaction/late_interaction_tokens.cuh",
-        "device::further(from, warp * turns, granule_bytes)",
-        "device::further(from, warp * turns + 1, granule_bytes)",
+        TOKENS,
+        "? warp * bytes : 0",
+        "? (warp + 1) * bytes : 0",
         "definition",
     ),
     Mutant(
@@ -44,6 +45,8 @@ MUTANTS = (
         "ahead < layout.stages - 1; ++ahead) tokens.load();",
         "definition",
     ),
+    Mutant("the last of three stages is not waited for", TOKENS, "if (layout.stages < 4)", "if (false)", "definition"),
+    Mutant("the last two of four stages are not waited for", TOKENS, "(layout.stages < 6)", "(false)", "definition"),
     Mutant("warps of a group do not wait for each other", FILE, "device::warpgroup_barrier();", "", "definition"),
     Mutant("nobody has the first turn", FILE, "if (group == 1) device::give_turn(0);", "", "definition"),
     Mutant("a caption goes on in the next one", FILE, "open.clear(ended);", "", "definition"),

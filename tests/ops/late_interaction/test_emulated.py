@@ -48,7 +48,8 @@ class Case:
 RAGGED = (1, 3, 9, 1, 0, 2, 4)
 CASES = (
     Case(64, 97, 104, (RAGGED, (1, 1), (0, 0, 16)), images=1),
-    Case(200, 196, 200, ((5, 5, 5, 5), (3,)), dtype=torch.float16),
+    Case(440, 196, 200, ((5, 5, 5, 5), (3,)), dtype=torch.float16, images=1),  # three stages of tokens
+    Case(384, 150, 200, ((2, 1),), dtype=torch.float16, images=1),  # four
     Case(256, 256, 256, ((16, 7),), images=1),
     Case(512, 200, 104, ((2, 3),), counts=(200, 0, 30), images=3),
     Case(328, 128, 128, ((1, 2),), dtype=torch.float16, images=1, by_image=False),
