@@ -125,26 +125,33 @@ struct MaximaBlock {
     return place.first_patch + (column < place.patches ? column : 0);
   }
 
-  // Between two panels. The one that comes is there for the warpgroup; the products of the one before the
-  // last are done, and its stage is to be filled anew.
-  SPARC_DEVICE void begin_panel() {
+  // This thread's part of the next panel is there for the matrix instructions, of all threads behind a
+  // barrier.
+  SPARC_DEVICE void await_panel() const {
     tokens.wait();
     device::async_proxy_fence();
-    device::warpgroup_barrier();
   }
 
-  // A tile: the products of its last panel are under way when this returns.
-  SPARC_DEVICE void multiply() {
+  // A tile, in this warpgroup's turn: the products of its last panel are under way when this returns. What
+  // takes time is done while products are under way, so that little is left to do between the end of one
+  // panel's and the start of those behind the next one's.
+  SPARC_DEVICE void multiply(int group) {
     uint64_t right = Panel<E>{0, kN}.operand(0, 0);
+    await_panel();
+    device::take_turn(group);  // a barrier of the warpgroup, too
     SPARC_NO_UNROLL
-    for (int panel = 0; panel < layout.panels; ++panel) {
-      begin_panel();
+    for (int panel = 0;;) {
       device::warpgroup_fence();
       multiply_panel(panel > 0, tokens.next_operand(), right);
       right = device::operand_behind(right, kN * Panel<E>::kRowBytes);
-      tokens.load();  // behind the products: they do not wait for it
+      tokens.load();
+      if (++panel == layout.panels) break;
+      await_panel();
       device::warpgroup_wait<1>();
+      // the panel is there for all, and the products of the one before the last are done: its stage is free
+      device::warpgroup_barrier();
     }
+    device::warpgroup_wait<1>();
   }
   // A group of products; `add`: to what there is.
   SPARC_DEVICE void multiply_panel(bool add, uint64_t left, uint64_t right) {
@@ -289,8 +296,7 @@ struct MaximaBlock {
     SPARC_NO_UNROLL
     for (int turn = 0; turn < tokens.turns; ++turn) {
       const Granule granule = granule_at(turn);
-      device::take_turn(group);
-      multiply();
+      multiply(group);
       if (group == 0 || turn + 1 < tokens.turns) device::give_turn(1 - group);
       device::warpgroup_wait<0>();
       device::warpgroup_hold(c);

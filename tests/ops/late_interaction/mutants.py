@@ -49,5 +49,5 @@ MUTANTS = (
     Mutant("the last two of four stages are not waited for", TOKENS, "(layout.stages < 6)", "(false)", "definition"),
     Mutant("warps of a group do not wait for each other", FILE, "device::warpgroup_barrier();", "", "definition"),
     Mutant("nobody has the first turn", FILE, "if (group == 1) device::give_turn(0);", "", "definition"),
-    Mutant("a caption goes on in the next one", FILE, "open.clear(ended);", "", "definition"),
+    Mutant("a caption goes on in the next one", FILE, "if (ended) open.clear();", "", "definition"),
 )
