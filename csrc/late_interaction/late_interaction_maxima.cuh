@@ -128,7 +128,7 @@ struct MaximaBlock {
   // This thread's part of the next panel is there for the matrix instructions, of all threads behind a
   // barrier.
   SPARC_DEVICE void await_panel() const {
-    tokens.wait();
+    tokens.template wait<MaximaLayout(kMostChannels, kN).stages>();
     device::async_proxy_fence();
   }
 

@@ -17,9 +17,8 @@ struct MaximaLayout {
   int tokens, inverses;  // offsets; patches lie at the start
   int64_t used;
 
-  SPARC_HOST_DEVICE MaximaLayout(int channels, int columns) {
-    panels = (channels + 63) / 64;
-    tokens = panels * columns * 128;
+  SPARC_HOST_DEVICE constexpr MaximaLayout(int channels, int columns)
+      : panels((channels + 63) / 64), stages(0), tokens(panels * columns * 128), inverses(0), used(0) {
     const int64_t left = kMaximaSharedBytes - tokens - 4 * columns;
     stages = left < 0 ? 0 : at_most(static_cast<int>(left / (kGroups * device::kPanelBytes)), kMostStages);
     inverses = tokens + kGroups * stages * device::kPanelBytes;
@@ -97,12 +96,17 @@ struct TokenStream {
     }
   }
 
-  // Waits for this thread's part of the panel that is multiplied next, or, where many are on their way, of a
-  // later one.
+  // Waits for this thread's part of the panel that is multiplied next, stages - 3 before the last one under
+  // way, or of a later one. kLeast: no fewer stages at any number of channels.
+  template <int kLeast>
   SPARC_DEVICE void wait() const {
-    device::copy_async_wait<3>();
-    if (layout.stages < 6) device::copy_async_wait<1>();
-    if (layout.stages < 4) device::copy_async_wait<0>();
+    if constexpr (kLeast >= 6) {
+      device::copy_async_wait<kLeast - 3>();
+    } else {
+      device::copy_async_wait<3>();
+      if (layout.stages < 6) device::copy_async_wait<1>();
+      if (layout.stages < 4) device::copy_async_wait<0>();
+    }
   }
 
   // That panel.

@@ -291,6 +291,29 @@ def test_a_tape_with_it(played_step: list[int], no_tapes: None) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("columns", [104, 128, 200, 256])
+def test_a_product_is_the_same_in_every_column(columns: int) -> None:
+    """Of an image that is one patch many times over, the first column is every token's best one; so it is where columns
+    without a patch have the first one's."""
+    from sparc_kernels.ops.late_interaction import native
+
+    case = Case(256, columns + 1, columns, ((1, 3, 9),))
+    batch = make(case)
+    given = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in batch.given.items()}
+    if (reason := native.missing(given["images"])) is not None:
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    for name in ("images", "slotted"):
+        given[name] = torch.randn(given[name].shape, device="cuda").to(case.dtype)
+    given["images"] = given["images"][:, :1].expand_as(given["images"]).contiguous()
+    given["image_inverse"].fill_(1 / 17)
+    given["slot_inverse"].fill_(1 / 17)
+    native.run_maxima(**given)
+    taken = (batch.codes >= 0).repeat_interleave(GRANULE).cuda()
+    assert (given["token_keys"][..., taken] & 0xFF == columns - 1).all()
+
+
+@pytest.mark.gpu
 def test_it_in_a_graph(played_step: list[int]) -> None:
     """A graph finds what is in its inputs when it runs; Triton's kernel finds the same, bit for bit."""
     from sparc_kernels.ops.late_interaction import native
