@@ -216,6 +216,10 @@ SPARC_DEVICE int made_here(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
+SPARC_DEVICE uint64_t made_here(uint64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
 SPARC_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 SPARC_DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
 SPARC_DEVICE float exp(float x) { return ::expf(x); }
@@ -227,6 +231,7 @@ SPARC_DEVICE float abs(float x) { return ::fabsf(x); }
 SPARC_DEVICE float min(float a, float b) { return ::fminf(a, b); }  // the other one where one is NaN
 SPARC_DEVICE float max(float a, float b) { return ::fmaxf(a, b); }
 SPARC_DEVICE uint32_t max(uint32_t a, uint32_t b) { return ::max(a, b); }
+SPARC_DEVICE uint32_t max(uint32_t a, uint32_t b, uint32_t c) { return __vimax3_u32(a, b, c); }
 SPARC_DEVICE float fused_multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
 SPARC_DEVICE float infinity() { return __int_as_float(0x7F800000); }
 SPARC_DEVICE float nan() { return __int_as_float(0x7FFFFFFF); }

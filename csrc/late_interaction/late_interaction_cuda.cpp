@@ -22,8 +22,8 @@ void check_columns(int64_t columns, int64_t channels) {
   SPARC_MAXIMA_COLUMNS(SPARC_IS)
 #undef SPARC_IS
   STD_TORCH_CHECK(known, "columns: expected 104, 128, 200 or 256, got ", columns);
-  STD_TORCH_CHECK(channels > 0 && channels % 8 == 0 && channels <= 512,
-                  "images: expected a multiple of 8 channels, at most 512, got ", channels);
+  STD_TORCH_CHECK(channels > 0 && channels % 8 == 0 && channels <= kMostChannels,
+                  "images: expected a multiple of 8 channels, at most ", kMostChannels, ", got ", channels);
   STD_TORCH_CHECK(maxima_fit(static_cast<int>(channels), static_cast<int>(columns)), "columns: ", columns,
                   " patches of ", channels, " channels do not fit shared memory");
 }

@@ -23,25 +23,16 @@ struct alignas(8) InversePair {
   float of[2];
 };
 
-// A column without a patch, whose products are zeros, has the least value that a key can have, 2: a cosine,
-// to which 3 is added, is no token's best there. Both are one instruction away from the inverse norm, which
-// is not negative where there is a patch; from shared memory they would come at the matrix instructions'
-// expense.
-constexpr float kNoPatch = -2.0f;
-SPARC_DEVICE float base_of(float inverse) {
-  constexpr uint32_t kThree = 0x40400000, kFlip = 0x80000000;
-  const uint32_t flipped = device::float_to_bits(inverse) + kFlip;
-  return device::bits_to_float(flipped < kThree ? flipped : kThree);
-}
-
 // Keys of 8 kCount columns of a tile, of which a thread has two of each eight.
 template <int kCount>
 struct ColumnKeys {
   uint32_t keys[2 * kCount];
 
-  SPARC_DEVICE void clear(bool wanted = true) {
+  // Zeros that the compiler does not know: it would choose between a zero and the key for every column of
+  // every tile, where a branch that is rarely taken does.
+  SPARC_DEVICE void clear() {
     SPARC_UNROLL
-    for (int i = 0; i < 2 * kCount; ++i) keys[i] = wanted ? 0 : keys[i];
+    for (int i = 0; i < 2 * kCount; ++i) keys[i] = device::made_here(0);
   }
 
   // The maxima of this thread and the one whose lane differs in `mask`, which shares them: the first half for
@@ -86,7 +77,7 @@ struct MaximaBlock {
   const MaximaLayout& layout;
   const MaximaPlace& place;
   TokenStream<E> tokens;
-  int warp, stage = -1;  // stage: of the slice that is multiplied
+  int warp;
   float c[kN / 2] = {};
   ColumnKeys<kEights> open;  // the best tokens so far of the caption that goes on
 
@@ -106,53 +97,61 @@ struct MaximaBlock {
     return static_cast<int64_t>(place.run) * in.run_granules + granule;
   }
 
-  // Starts the copies of the chunk's patches, and writes the numbers of its columns.
+  // Starts the copies of the chunk's patches, and writes the numbers of its columns. Columns that have no
+  // patch get the first one once more: its product is the same, bit for bit, whatever the column, and no
+  // token takes it there, since the lower column wins.
   SPARC_DEVICE void load_patches() const {
     const int column = (device::thread_index() & 7) * 8;
     const E* const image = static_cast<const E*>(in.images) + place.image * in.image_stride + column;
     SPARC_NO_UNROLL
     for (int row = device::thread_index() >> 3; row < kN; row += kThreads / 8) {
-      const bool there = row < place.patches;
-      const E* const from = image + (there ? place.first_patch + row : 0) * in.patch_stride;
+      const E* const from = image + patch_of(row) * in.patch_stride;
       SPARC_NO_UNROLL
       for (int panel = 0; panel < layout.panels; ++panel) {
         const Panel<E> to = {panel * kN * Panel<E>::kRowBytes, kN};
-        device::copy_async_if(there & (panel * 64 + column < in.channels),
+        device::copy_async_if(panel * 64 + column < in.channels,
                               device::address_of(device::shared_at<Piece>(to.piece(row, column))),
                               from + panel * 64);
       }
     }
     const device::Shared<float> inverses = device::shared_at<float>(layout.inverses);
     for (int i = device::thread_index(); i < kN; i += kThreads) {
-      const bool valid = i < place.patches;
-      int patch = place.first_patch + i;
-      if (valid && in.patch_slots != nullptr) patch = in.patch_slots[place.image * in.n_patch_slots + patch];
-      inverses[i] =
-          valid ? device::product(in.image_inverse[place.image * in.patches + patch], kShrink) : kNoPatch;
+      int patch = patch_of(i);
+      if (in.patch_slots != nullptr) patch = in.patch_slots[place.image * in.n_patch_slots + patch];
+      inverses[i] = device::product(in.image_inverse[place.image * in.patches + patch], kShrink);
     }
   }
+  SPARC_DEVICE int patch_of(int column) const {
+    return place.first_patch + (column < place.patches ? column : 0);
+  }
 
-  // Between two panels. The one that comes is there for the warpgroup; the products of the one before the
-  // last are done, and its stage is to be filled anew.
-  SPARC_DEVICE void begin_panel() {
-    wait_for_copies(layout.stages - 3);
+  // This thread's part of the next panel is there for the matrix instructions, of all threads behind a
+  // barrier.
+  SPARC_DEVICE void await_panel() const {
+    tokens.template wait<MaximaLayout(kMostChannels, kN).stages>();
     device::async_proxy_fence();
-    device::warpgroup_barrier();
-    stage = stage + 1 == layout.stages ? 0 : stage + 1;
   }
 
-  // A tile: the products of its last panel are under way when this returns.
-  SPARC_DEVICE void multiply() {
+  // A tile, in this warpgroup's turn: the products of its last panel are under way when this returns. What
+  // takes time is done while products are under way, so that little is left to do between the end of one
+  // panel's and the start of those behind the next one's.
+  SPARC_DEVICE void multiply(int group) {
+    uint64_t right = Panel<E>{0, kN}.operand(0, 0);
+    await_panel();
+    device::take_turn(group);  // a barrier of the warpgroup, too
     SPARC_NO_UNROLL
-    for (int panel = 0; panel < layout.panels; ++panel) {
-      begin_panel();
-      const uint64_t left = tokens.panel_at(stage).operand(0, 0);
-      const uint64_t right = Panel<E>{panel * kN * Panel<E>::kRowBytes, kN}.operand(0, 0);
+    for (int panel = 0;;) {
       device::warpgroup_fence();
-      multiply_panel(panel > 0, left, right);
-      tokens.load();  // behind the products: they do not wait for it
+      multiply_panel(panel > 0, tokens.next_operand(), right);
+      right = device::operand_behind(right, kN * Panel<E>::kRowBytes);
+      tokens.load();
+      if (++panel == layout.panels) break;
+      await_panel();
       device::warpgroup_wait<1>();
+      // the panel is there for all, and the products of the one before the last are done: its stage is free
+      device::warpgroup_barrier();
     }
+    device::warpgroup_wait<1>();
   }
   // A group of products; `add`: to what there is.
   SPARC_DEVICE void multiply_panel(bool add, uint64_t left, uint64_t right) {
@@ -184,38 +183,48 @@ struct MaximaBlock {
             there};
   }
 
-  // Keys of a tile's rows, of which this warp has a granule's, and what they are for the caption.
+  // Keys of a tile's rows, of which this warp has a granule's, and what they are for the caption. One number
+  // of each element serves both: the value's 24 bits, eight further up, less the ranks of row and column. Of
+  // one row's, or one column's, the largest is that of the best key, since what the others have in common
+  // does not matter; it is taken off from what was found. Ranks reach into the value's bits: a cosine with 3
+  // added is far enough from 2 not to be less than both of them, and what is not finite is far above.
   SPARC_DEVICE void look_for_maxima(const Granule& granule) {
     const int quad = device::lane_index() & 3;
     const device::Shared<InversePair> inverses = device::shared_at<InversePair>(layout.inverses) + quad;
-    const uint32_t first_key = kRanks - 1 - (granule.code >> 1) * kGranule - device::lane_index() / 4;
-    uint32_t best[2] = {0, 0};
+    const int first = -(granule.code >> 1) * kGranule - device::lane_index() / 4;
+    int ranks = first;  // less 8 for each eight columns, as for the second row
+    uint32_t best[2][2] = {}, keys[2][2][2];
     SPARC_UNROLL
     for (int j = 0; j < kEights; ++j) {
       const InversePair inverse = inverses[4 * j];
+      const int behind = device::made_here(ranks - 8);
       SPARC_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const float base = base_of(inverse.of[i]);
-        uint32_t& so_far = open.keys[2 * j + i];
+        uint32_t* const key = keys[j % 2][i];
         SPARC_UNROLL
         for (int r = 0; r < 2; ++r) {
           const float value = device::fused_multiply_add(device::product(c[4 * j + 2 * r + i], inverse.of[i]),
-                                                         granule.inverse[r], base);
-          const uint32_t steps = device::float_to_bits(value) << 8;
-          best[r] = device::max(steps + (kN - 1 - 8 * j - i), best[r]);
-          so_far = device::max(steps + (first_key - 8 * r), so_far);
+                                                         granule.inverse[r], 3.0f);
+          key[r] = (device::float_to_bits(value) << 8) + (r == 0 ? ranks : behind);
+        }
+        open.keys[2 * j + i] = device::max(key[0], key[1], open.keys[2 * j + i]);
+        if (j % 2 == 1 || j + 1 == kEights) {
+          SPARC_UNROLL
+          for (int r = 0; r < 2; ++r) best[i][r] = device::max(keys[0][i][r], keys[1][i][r], best[i][r]);
         }
       }
+      ranks = behind;
     }
+    uint32_t token[2];
     SPARC_UNROLL
     for (int r = 0; r < 2; ++r) {
-      best[r] -= 2 * quad;
-      best[r] = device::max(best[r], device::shuffle_xor(best[r], 1));
-      best[r] = device::max(best[r], device::shuffle_xor(best[r], 2));
+      token[r] = device::max(best[0][r], best[1][r] - 1) + (kN - 1 - 2 * quad - first + 8 * r);
+      token[r] = device::max(token[r], device::shuffle_xor(token[r], 1));
+      token[r] = device::max(token[r], device::shuffle_xor(token[r], 2));
     }
     if (in.token_keys != nullptr && granule.there && quad < 2) {
       in.token_keys[(place.own * in.chunks + place.chunk) * in.slots + granule.slot + 8 * quad] =
-          quad == 0 ? best[0] : best[1];
+          quad == 0 ? token[0] : token[1];
     }
   }
 
@@ -225,10 +234,15 @@ struct MaximaBlock {
     if (ended && in.patch_keys != nullptr) {
       uint32_t* const keys = caption_keys(granule.caption);
       store_best(open, [&](int column, uint32_t key) {
-        if (column < place.patches) keys[column] = key;
+        if (column < place.patches) keys[column] = patch_key(column, key);
       });
     }
-    open.clear(ended);
+    if (ended) open.clear();
+  }
+
+  // The key of what look_for_maxima has found for a column.
+  SPARC_DEVICE static uint32_t patch_key(int column, uint32_t found) {
+    return found + (column & ~7) + (kRanks - 1);
   }
 
   SPARC_DEVICE uint32_t* caption_keys(int64_t caption) const {
@@ -240,7 +254,7 @@ struct MaximaBlock {
   SPARC_DEVICE void merge() const {
     device::block_barrier();  // stages are free
     const device::Shared<uint32_t> kept = device::shared_at<uint32_t>(layout.tokens);
-    store_best(open, [&](int column, uint32_t key) { kept[warp * kN + column] = key; });
+    store_best(open, [&](int column, uint32_t key) { kept[warp * kN + column] = patch_key(column, key); });
     device::block_barrier();
     for (int of_warp = 1; of_warp < kWarps; ++of_warp) {
       const int first = first_granule(of_warp);
@@ -282,8 +296,7 @@ struct MaximaBlock {
     SPARC_NO_UNROLL
     for (int turn = 0; turn < tokens.turns; ++turn) {
       const Granule granule = granule_at(turn);
-      device::take_turn(group);
-      multiply();
+      multiply(group);
       if (group == 0 || turn + 1 < tokens.turns) device::give_turn(1 - group);
       device::warpgroup_wait<0>();
       device::warpgroup_hold(c);

@@ -9,7 +9,8 @@ namespace sparc {
 // Columns of a tile of products, each with instances of its own.
 #define SPARC_MAXIMA_COLUMNS(X) X(104) X(128) X(200) X(256)
 
-constexpr int kGranule = 16;  // slots of a caption that lie together
+constexpr int kGranule = 16;        // slots of a caption that lie together
+constexpr int kMostChannels = 512;  // of a token
 
 struct MaximaArguments {
   const void* images;           // [I, P, D], or a copy [I, PATCH_SLOTS, D] of it; rows of whole pieces

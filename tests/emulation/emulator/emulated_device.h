@@ -177,6 +177,7 @@ SPARC_DEVICE uint32_t pack(float first, float second) {
 }
 
 SPARC_DEVICE int made_here(int x) { return x; }
+SPARC_DEVICE uint64_t made_here(uint64_t x) { return x; }
 SPARC_DEVICE float bits_to_float(uint32_t bits) { return emulation::float_of_bits(bits); }
 SPARC_DEVICE uint32_t float_to_bits(float x) { return emulation::bits_of_float(arrived(x)); }
 SPARC_DEVICE float exp(float x) { return ::expf(arrived(x)); }
@@ -189,6 +190,7 @@ SPARC_DEVICE float abs(float x) { return ::fabsf(arrived(x)); }
 SPARC_DEVICE float min(float a, float b) { return ::fminf(arrived(a), arrived(b)); }
 SPARC_DEVICE float max(float a, float b) { return ::fmaxf(arrived(a), arrived(b)); }
 SPARC_DEVICE uint32_t max(uint32_t a, uint32_t b) { return a < b ? b : a; }
+SPARC_DEVICE uint32_t max(uint32_t a, uint32_t b, uint32_t c) { return max(max(a, b), c); }
 SPARC_DEVICE float fused_multiply_add(float a, float b, float c) {
   return ::fmaf(arrived(a), arrived(b), arrived(c));
 }

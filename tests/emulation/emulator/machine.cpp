@@ -199,7 +199,8 @@ bool Machine::one_warpgroup(const std::vector<int>& threads) const {
          });
 }
 
-// Orders the memory of a warpgroup that waits at one of its own, and none else: less than the device's does.
+// Orders the memory of a warpgroup that alone waits, whoever arrives, and none else: less than the device's
+// does.
 void Machine::barrier(int number, int threads, bool waits) {
   if (number <= 0 || number >= kBarriers) fail("reaches barrier " + std::to_string(number) + ", not 1 to 15");
   const Warp& warp = warps_[current_ / kWarpSize];
@@ -214,7 +215,7 @@ void Machine::barrier(int number, int threads, bool waits) {
   }
   if (++barrier.arrived == threads) {
     if (one_warpgroup(barrier.waiting)) {
-      shadow_.order_warpgroup(current_ / kWarpSize / kWarpgroupWarps);
+      shadow_.order_warpgroup(barrier.waiting.front() / kWarpSize / kWarpgroupWarps);
     }
     for (const int thread : barrier.waiting) {
       threads_[thread].waits_at = nullptr;

@@ -48,7 +48,8 @@ class Case:
 RAGGED = (1, 3, 9, 1, 0, 2, 4)
 CASES = (
     Case(64, 97, 104, (RAGGED, (1, 1), (0, 0, 16)), images=1),
-    Case(200, 196, 200, ((5, 5, 5, 5), (3,)), dtype=torch.float16),
+    Case(440, 196, 200, ((5, 5, 5, 5), (3,)), dtype=torch.float16, images=1),  # three stages of tokens
+    Case(384, 150, 200, ((2, 1),), dtype=torch.float16, images=1),  # four
     Case(256, 256, 256, ((16, 7),), images=1),
     Case(512, 200, 104, ((2, 3),), counts=(200, 0, 30), images=3),
     Case(328, 128, 128, ((1, 2),), dtype=torch.float16, images=1, by_image=False),
@@ -60,7 +61,6 @@ class Batch:
     """Channels are -1 and 1 and inverse norms powers of two, so that keys are exact, and many of them tie."""
 
     given: dict[str, Any]
-    values: Tensor  # [images, slots, patch slots] float32, as in keys
     codes: Tensor
 
 
@@ -86,11 +86,6 @@ def make(case: Case) -> Batch:
     image_inverse, slot_inverse = power(case.images * case.patches), power(len(codes) * GRANULE)
     patch_slots = torch.stack([torch.randperm(case.patches, generator=generator).int() for _ in range(case.images)])
     patch_slots = torch.nn.functional.pad(patch_slots, (0, held - case.patches))
-    inverse = image_inverse.view(case.images, -1)
-    if case.counts is not None:
-        inverse = inverse.gather(1, patch_slots.long())
-    products = torch.einsum("ipd,sd->isp", images.double(), slotted.double())
-    values = (products * inverse[:, None].double() * SHRINK * slot_inverse[:, None].double() + 3.0).float()
     slotted = slotted.to(case.dtype)
     slotted.view(-1, GRANULE, case.channels)[codes < 0] = torch.nan  # nobody's
     tokens = torch.full((case.images, -(-case.patches // case.columns), len(codes) * GRANULE), UNWRITTEN)
@@ -111,12 +106,21 @@ def make(case: Case) -> Batch:
         "n_images": case.images,
         "n_captions": caption,
     }
-    return Batch(given, values, codes)
+    return Batch(given, codes)
+
+
+def values_of(given: dict[str, Any]) -> Tensor:
+    """[images, slots, patch slots] float32, as in keys."""
+    inverse = given["image_inverse"].view(given["n_images"], -1)
+    if given["patch_slots"] is not None:
+        inverse = inverse.gather(1, given["patch_slots"].long())
+    products = torch.einsum("ipd,sd->isp", given["images"].double(), given["slotted"].double())
+    return (products * inverse[:, None].double() * SHRINK * given["slot_inverse"][:, None].double() + 3.0).float()
 
 
 def expected(case: Case, batch: Batch) -> tuple[Tensor, Tensor]:
     """Keys by the definition, where somebody writes them; in 64 bits."""
-    steps = (batch.values.view(torch.int32).long() << 8) & 0xFFFFFFFF
+    steps = (values_of(batch.given).view(torch.int32).long() << 8) & 0xFFFFFFFF
     owners, codes = batch.given["captions"], batch.codes
     chunks = -(-case.patches // case.columns)
     tokens = torch.full((case.images, chunks, steps.shape[1]), UNWRITTEN).long()
@@ -156,6 +160,21 @@ def test_keys_are_those_of_the_definition(case: Case) -> None:
     for keys, exact in zip(found(case, batch), expected(case, batch)):
         if keys is not None:
             assert torch.equal(keys.long() & 0xFFFFFFFF, exact & 0xFFFFFFFF)
+
+
+def test_a_column_without_a_patch_is_never_the_best() -> None:
+    """It has the chunk's first patch once more: equal cosines, only negative ones, a NaN, one patch of many columns."""
+    case = Case(64, 208, 104, ((1, 2),), counts=(105, 97, 105, 105, 1), images=5)
+    batch = make(case)
+    images, slotted = batch.given["images"], batch.given["slotted"]
+    images[0] = images[0, :1]
+    images[1] = slotted[0]
+    slotted[: 3 * GRANULE] = -slotted[0]
+    images[2, 104] = torch.nan
+    images[3, 0] = torch.nan
+    for keys, exact in zip(found(case, batch), expected(case, batch)):
+        assert keys is not None
+        assert torch.equal(keys.long() & 0xFFFFFFFF, exact & 0xFFFFFFFF)
 
 
 def test_keys_do_not_depend_on_the_order_of_threads() -> None:
@@ -269,6 +288,29 @@ def test_a_tape_with_it(played_step: list[int], no_tapes: None) -> None:
     test_triton.check(second, torch.bfloat16, None)
     assert played_step == [2, 2]
     assert len(made) == len(replay._tapes) == 2  # forward and backward
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("columns", [104, 128, 200, 256])
+def test_a_product_is_the_same_in_every_column(columns: int) -> None:
+    """Of an image that is one patch many times over, the first column is every token's best one; so it is where columns
+    without a patch have the first one's."""
+    from sparc_kernels.ops.late_interaction import native
+
+    case = Case(256, columns + 1, columns, ((1, 3, 9),))
+    batch = make(case)
+    given = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in batch.given.items()}
+    if (reason := native.missing(given["images"])) is not None:
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    for name in ("images", "slotted"):
+        given[name] = torch.randn(given[name].shape, device="cuda").to(case.dtype)
+    given["images"] = given["images"][:, :1].expand_as(given["images"]).contiguous()
+    given["image_inverse"].fill_(1 / 17)
+    given["slot_inverse"].fill_(1 / 17)
+    native.run_maxima(**given)
+    taken = (batch.codes >= 0).repeat_interleave(GRANULE).cuda()
+    assert (given["token_keys"][..., taken] & 0xFF == columns - 1).all()
 
 
 @pytest.mark.gpu
