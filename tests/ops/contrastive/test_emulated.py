@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from sparc_kernels.ops.contrastive.config import Blocks, TileConfig, choose_native
+from tests.conftest import device_of
 from tests.emulation.host import build
 from tests.emulation.host.backend import _packed
 from tests.emulation.host.run import server
@@ -122,3 +127,106 @@ def test_against_float64(case: Case) -> None:
     if gradient is not None:
         assert not gradient[:, case.cols :].any()
         torch.testing.assert_close(gradient[:, : case.cols].double(), exact, rtol=1.01 * EPS[case.dtype], atol=1e-7)
+
+
+def test_the_same_bits_whatever_the_order_of_threads() -> None:
+    """And a product that is not finite is its row's alone."""
+    case = Case(100, 256, 64, 128)
+    given = make(case)
+    given["rows"][70, 3] = torch.nan
+    first, again = (found(case, given, seed) for seed in (1, 2))
+    for one, other in zip(first, again):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+    gradient, partials = first
+    assert gradient is not None
+    assert gradient.isnan().any(1).nonzero().flatten().tolist() == [70]
+    assert partials.isnan().any(0).any(0).nonzero().flatten().tolist() == [70]
+
+
+@pytest.fixture
+def played_step() -> Iterator[list[int]]:
+    """The step in the emulator where there is no GPU, beside Triton's steps in its interpreter; the diagonal of each
+    call. On a GPU the step is run there."""
+    pytest.importorskip("triton")
+    from sparc_kernels.ops.contrastive import native
+
+    ran: list[int] = []
+    on_a_gpu = native.run_sweep
+
+    def run_sweep(**arguments: Any) -> None:
+        ran.append(arguments["diagonal"])
+        if arguments["rows"].is_cuda:
+            on_a_gpu(**arguments)
+            return
+        g, dtype = arguments["gradient"], arguments["rows"].dtype
+        arguments["gradient"] = g.as_strided((len(g), -(-g.shape[1] // 16) * 16), g.stride())  # with its padding
+        packed = {name: _packed(x) for name, x in arguments.items()}
+        call = {"given": packed, "bfloat16": dtype == torch.bfloat16, "seed": 0}
+        made, sums = server(SOURCE).call("resident_softplus", **call).unwrap()
+        filled = torch.as_strided(torch.from_numpy(made).view(dtype), arguments["gradient"].shape, g.stride())
+        arguments["gradient"].copy_(filled)
+        arguments["partials"].view(-1).copy_(torch.from_numpy(sums))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(native, "run_sweep", run_sweep))
+        if not torch.cuda.is_available():
+            stack.enter_context(mock.patch.object(native, "missing", return_value=None))
+        yield ran
+
+
+def losses(leaves: list[Tensor], config: TileConfig | None, blocks: Blocks | None = None) -> list[Tensor]:
+    """The sigmoid loss and what its plan keeps: its gradients."""
+    from sparc_kernels.ops._triton.replay import run_plan
+    from sparc_kernels.ops.contrastive.triton_losses import sigmoid_forward_plan
+    from tests.ops.contrastive import test_triton
+
+    arguments = (*leaves, True, True, True, True, True, "highest")
+    if config is None:
+        exact = [x.detach().double().requires_grad_() for x in leaves]
+        from sparc_kernels import functional
+
+        loss = functional.sigmoid_loss(*exact[:2], logit_scale=exact[2], logit_bias=exact[3], backend="eager")
+        return [loss.detach(), *torch.autograd.grad(loss, exact)]
+    with test_triton.tiles(config, blocks):
+        return list(run_plan(sigmoid_forward_plan, arguments, leaves[0], config))
+
+
+def check_plan(size: int, channels: int, config: TileConfig, blocks: Blocks | None, dtype: torch.dtype) -> None:
+    """Against float64, and against Triton's plan within what it errs."""
+    from sparc_kernels.ops.contrastive import native
+
+    generator = torch.Generator().manual_seed(size)
+    rows = torch.randn(size, channels, generator=generator)
+    cols = 0.7 * rows + torch.randn(size, channels, generator=generator)
+    device = device_of("triton")
+    leaves = [x.to(device, dtype) for x in (rows, cols)] + [torch.tensor(x, device=device) for x in (9.0, -2.0)]
+    if (reason := native.refusal(*leaves[:2], config.block_n)) is not None:
+        pytest.skip(reason)
+    made, truth = losses(leaves, config, blocks), losses(leaves, None)
+    for one, exact, most in zip(made, truth, (1e-5, 0.01, 0.01, 1e-5, 1e-5), strict=True):
+        assert (one.double() - exact).norm() <= most * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_plan_with_it(dtype: torch.dtype, played_step: list[int]) -> None:
+    """In blocks, one of which has the diagonal at its corner and one beside it."""
+    columns = 128 if dtype == torch.bfloat16 else 96
+    config = choose_native(64, columns)
+    assert config is not None
+    check_plan(150, 64, config, Blocks(128, columns, (1, 1)), dtype)
+    assert sorted(played_step) == [-columns, 0, 128 - columns, 128]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("size", "channels", "dtype"),
+    [(1000, 64, torch.bfloat16), (2048, 512, torch.float16), (4096, 768, torch.bfloat16), (2049, 1024, torch.bfloat16)],
+)
+def test_the_plan_with_it_at_size(size: int, channels: int, dtype: torch.dtype, played_step: list[int]) -> None:
+    config = choose_native(channels)
+    assert config is not None
+    check_plan(size, channels, config, None, dtype)
+    check_plan(size, channels, replace(config, workspace_bytes=1 << 20), None, dtype)
+    assert len(played_step) > 2
