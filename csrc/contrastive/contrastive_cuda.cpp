@@ -89,8 +89,8 @@ void resident_softplus(const Tensor& rows, const Tensor& cols, const Tensor& row
   args.partials = static_cast<float*>(const_cast<void*>(partials.const_data_ptr()));
   STD_TORCH_CHECK(-kMostItems < diagonal && diagonal < kMostItems, "diagonal: expected less than 2^30, got ",
                   diagonal);
-  STD_TORCH_CHECK(0 < runs && runs <= m && runs * chunks <= INT32_MAX, "runs: expected 1 to the rows, got ",
-                  runs);
+  STD_TORCH_CHECK(0 < runs && runs <= (m + kSweepRows - 1) / kSweepRows && runs * chunks <= INT32_MAX,
+                  "runs: expected 1 to the tiles of 64 rows, got ", runs);
   args.rows = rows.const_data_ptr();
   args.cols = cols.const_data_ptr();
   args.row_stride = m == 1 ? channels : rows.stride(0);

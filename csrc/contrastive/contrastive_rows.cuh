@@ -27,17 +27,15 @@ struct SweepLayout {
   SPARC_HOST_DEVICE bool fits() const { return used <= kSweepSharedBytes; }
 };
 
-// What a block works at. Blocks of one time share rows in the L2 cache.
+// What a block works at: a run of rows and a chunk of the columns. Blocks of one time share rows in the L2
+// cache.
 struct SweepPlace {
-  int chunk, first_col, cols;  // of the columns
-  int first_row, end_row;      // of the run of rows
-  int tiles;                   // of the run
+  int chunk;
+  int first_row, end_row, tiles;
 
-  SPARC_DEVICE SweepPlace(const SweepArguments& in, int columns) {
+  SPARC_DEVICE explicit SweepPlace(const SweepArguments& in) {
     const int64_t block = device::block_index();
     chunk = static_cast<int>(block % in.chunks);
-    first_col = chunk * columns;
-    cols = at_most(in.n_cols - first_col, columns);
     const int64_t run_rows = static_cast<int64_t>(in.run_tiles) * kSweepRows;
     const int64_t first = block / in.chunks * run_rows, left = in.n_rows - first;
     first_row = static_cast<int>(first);

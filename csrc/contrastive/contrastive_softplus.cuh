@@ -41,8 +41,20 @@ SPARC_DEVICE float log2_of_product(float p) {
 struct TwoRows {
   int row[2];
   float inverse[2], weight[2];
-  float logit[2], gradient[2];  // what a raw product is multiplied with beside the column's inverse norm
-  float bias;                   // to the base 2, as the logits are
+  float scale, bias, power;
+};
+// What is made of it: numbers that a raw product is multiplied with, beside the column's inverse norm, for
+// the logit and for G; the bias. To the base 2, as logits are.
+struct RowFactors {
+  float logit[2], gradient[2], bias;
+
+  SPARC_DEVICE explicit RowFactors(const TwoRows& rows) : bias(rows.bias * kLog2E) {
+    SPARC_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      logit[r] = rows.inverse[r] * (rows.scale * kLog2E);
+      gradient[r] = rows.inverse[r] * rows.scale * rows.weight[r] * rows.power;
+    }
+  }
 };
 
 // Sums over a thread's columns of those rows. The product of all 1 + 2^z, less 1, so that small numbers stay;
@@ -83,7 +95,7 @@ SPARC_DEVICE float within_range(float g) {
 // All of a thread's pairs of a tile. Where kCareful, partners(r, column) is asked which of eight columns from
 // that one on take part, a bit each; store(r, column, eight numbers) stores what these have of G.
 template <class E, int kN, bool kCareful, class Partners, class Store>
-SPARC_DEVICE TileSums end_of_tile(const float (&c)[kN / 2], const TwoRows& rows,
+SPARC_DEVICE TileSums end_of_tile(const float (&c)[kN / 2], const RowFactors& rows,
                                   device::Shared<FourFactors> factors, const Partners& partners,
                                   const Store& store) {
   TileSums sums;

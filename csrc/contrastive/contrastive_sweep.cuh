@@ -34,15 +34,18 @@ struct SweepBlock {
     stage = group == 0 ? 0 : RowStream<E>::later(0, divided.panels);
   }
 
+  SPARC_DEVICE int first_col() const { return place.chunk * kN; }
+  SPARC_DEVICE int cols() const { return at_most(in.n_cols - first_col(), kN); }
+
   // Starts the copies of the block's columns, and writes their inverse norms.
   SPARC_DEVICE void load_columns() const {
     const int channel = RowStream<E>::column();
     SPARC_NO_UNROLL
     for (int row = device::thread_index() >> 3; row < kN; row += kThreads / 8) {
       const int column = column_at(row);
-      const bool there = column < place.cols;
+      const bool there = column < cols();
       const E* const from =
-          static_cast<const E*>(in.cols) + (place.first_col + (there ? column : 0)) * in.col_stride + channel;
+          static_cast<const E*>(in.cols) + (first_col() + (there ? column : 0)) * in.col_stride + channel;
       SPARC_NO_UNROLL
       for (int panel = 0; panel < layout.panels; ++panel) {
         device::copy_async_if(
@@ -53,7 +56,7 @@ struct SweepBlock {
     }
     const device::Shared<float> factors = device::shared_at<float>(layout.factors);
     for (int i = device::thread_index(); i < kN; i += kThreads) {
-      factors[i] = i < place.cols ? in.col_inverse[place.first_col + i] : 0.0f;
+      factors[i] = i < cols() ? in.col_inverse[first_col() + i] : 0.0f;
     }
     device::copy_async_commit();
   }
@@ -108,22 +111,21 @@ struct SweepBlock {
     return place.first_row + tile * kSweepRows + warp % kGroupWarps * 16;
   }
   // The column of the block, or a number that is none's, that takes no part in a row.
-  SPARC_DEVICE int not_paired_with(int row) const { return row + in.diagonal - place.first_col; }
+  SPARC_DEVICE int not_paired_with(int row) const { return row + in.diagonal - first_col(); }
 
   // Fetched while the products are under way. Behind the last row: that one's.
   SPARC_DEVICE TwoRows rows_of(int tile) const {
-    TwoRows result;
-    const float scale = *in.scale, power = in.power == nullptr ? 1.0f : *in.power;
+    TwoRows result = {};
     const int first = first_row(tile) + device::lane_index() / 4;
-    result.bias = *in.bias * kLog2E;
+    result.scale = *in.scale;
+    result.bias = *in.bias;
+    result.power = in.power == nullptr ? 1.0f : *in.power;
     SPARC_UNROLL
     for (int r = 0; r < 2; ++r) {
       result.row[r] = first + 8 * r;
       const int at = result.row[r] < in.n_rows ? result.row[r] : in.n_rows - 1;
       result.inverse[r] = in.row_inverse[at];
       result.weight[r] = in.weights[at];
-      result.logit[r] = result.inverse[r] * (scale * kLog2E);
-      result.gradient[r] = result.inverse[r] * scale * result.weight[r] * power;
     }
     return result;
   }
@@ -131,7 +133,7 @@ struct SweepBlock {
   // Whether all pairs of the warp's rows take part, and there are such rows and columns.
   SPARC_DEVICE bool whole(int tile) const {
     const int first = first_row(tile), own = not_paired_with(first);
-    return (place.cols == kN) & (first + 16 <= in.n_rows) & ((own >= kN) | (own + 16 <= 0));
+    return (cols() == kN) & (first + 16 <= in.n_rows) & ((own >= kN) | (own + 16 <= 0));
   }
 
   SPARC_DEVICE void finish(int tile, const TwoRows& of_tile) {
@@ -140,7 +142,8 @@ struct SweepBlock {
     E* to[2];
     SPARC_UNROLL
     for (int r = 0; r < 2; ++r)
-      to[r] = gradient + static_cast<int64_t>(of_tile.row[r]) * in.gradient_stride + place.first_col;
+      to[r] = gradient + static_cast<int64_t>(of_tile.row[r]) * in.gradient_stride + first_col();
+    const RowFactors of_rows(of_tile);
     TileSums sums;
     bool careful = device::same_in_warp(!whole(tile)) != 0;
     if (!careful) {
@@ -148,23 +151,22 @@ struct SweepBlock {
       const auto store = [&](int r, int column, const EightNumbers& eight) {
         if (gradient != nullptr) *reinterpret_cast<EightNumbers*>(to[r] + column) = eight;
       };
-      sums = end_of_tile<E, kN, false>(c, of_tile, factors, everyone, store);
+      sums = end_of_tile<E, kN, false>(c, of_rows, factors, everyone, store);
       careful = device::ballot(!sums.within()) != 0;
     }
     if (careful) {
       const int own[2] = {not_paired_with(of_tile.row[0]), not_paired_with(of_tile.row[1])};
       const auto partners = [&](int r, int column) {
-        const int there = at_most(place.cols - column, 8), left_out = own[r] - column;
+        const int there = at_most(cols() - column, 8), left_out = own[r] - column;
         const uint32_t all = there > 0 ? (1u << there) - 1 : 0;
         return (left_out >= 0) & (left_out < 8) ? all & ~(1u << left_out) : all;
       };
       const auto store = [&](int r, int column, const EightNumbers& eight) {
-        if ((gradient != nullptr) & (of_tile.row[r] < in.n_rows) &
-            (place.first_col + column < in.padded_cols)) {
+        if ((gradient != nullptr) & (of_tile.row[r] < in.n_rows) & (first_col() + column < in.padded_cols)) {
           *reinterpret_cast<EightNumbers*>(to[r] + column) = eight;
         }
       };
-      sums = end_of_tile<E, kN, true>(c, of_tile, factors, partners, store);
+      sums = end_of_tile<E, kN, true>(c, of_rows, factors, partners, store);
     }
     store_sums(of_tile, sums);
   }
@@ -221,7 +223,7 @@ struct SweepBlock {
 
 template <class E, int kN>
 SPARC_DEVICE void sweep_softplus(const SweepArguments& in, const SweepLayout& layout) {
-  const SweepPlace place(in, kN);
+  const SweepPlace place(in);
   if (place.tiles > 0) SweepBlock<E, kN>(in, layout, place).run();
 }
 
