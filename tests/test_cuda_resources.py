@@ -25,8 +25,8 @@ def test_pair_path_spills_nothing() -> None:
     warpgroups = {name: rows for name, rows in usage.items() if cuda_resources.of_warpgroups(name)}
     rooms = len(cuda_resources.ROOMS)
     assert len(pair) == rooms * 2 * 2 * 3, "ops, passes, dtypes, tiles"
-    maxima = 2 * 4  # dtypes, columns
-    assert len(warpgroups) == rooms * 2 * 2 * 3 + maxima, "ops, passes, dtypes, tiles; and the maxima"
+    alone = 2 * 4 + 2 * 3  # dtypes, columns
+    assert len(warpgroups) == rooms * 2 * 2 * 3 + alone, "ops, passes, dtypes, tiles; the maxima and the sweep"
     assert len(usage) - len(pair) - len(warpgroups) == rooms * 2 * 4, "tiled: ops, passes, products"
     for name, rows in (pair | warpgroups).items():
         assert set(rows) >= set(cuda_resources.WARPGROUPS if name in warpgroups else cuda_resources.ARCHITECTURES), name
