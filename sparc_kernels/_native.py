@@ -97,6 +97,21 @@ def cuda_device_reason(index: int) -> str | None:
     return None if text is None else f"{_CUDA_LIBRARY.name} cannot run on CUDA device {index}: {text.decode()}"
 
 
+def step_reason(op: str, tensor: torch.Tensor) -> str | None:
+    """Why an op of the CUDA half that plans take as a step, with matrix instructions of compute capability 9.0, is not
+    there for the device of this tensor; or None."""
+    if not tensor.is_cuda:
+        return f"it serves tensors on CUDA devices, not on {tensor.device.type}"
+    reason = cuda_reason()
+    if reason is not None:
+        return reason
+    if not hasattr(torch.ops.sparc_kernels, op):
+        return "libsparc_cuda.so was built without compute capability 9.0"
+    if torch.version.hip is not None or torch.cuda.get_device_capability(tensor.device) != (9, 0):
+        return "it needs compute capability 9.0"
+    return cuda_device_reason(tensor.get_device())
+
+
 def build_info() -> dict[str, str | None]:
     """What was built and what of it is in use.
 

@@ -43,7 +43,7 @@ Written by `python -m tests.cuda_resources --write` from the library that nvcc {
 
 Registers of a thread (blocks of 256 threads; 65,536 registers a multiprocessor) on {architectures}. "Local" is
 memory per thread beyond them, for spilled registers or what is passed by reference: no kernel has any. Those of
-warpgroups, `late_interaction_maxima` among them, are compiled for sm_90a alone.
+warpgroups, `late_interaction_maxima` and `contrastive_sweep` among them, are compiled for sm_90a alone.
 
 | kernel | registers | local, bytes |
 |---|---|---|
@@ -76,8 +76,9 @@ def compiled_with() -> str | None:
 
 def short_name(mangled: str) -> str:
     """``fine_grained_pair_forward<bf16, 256 patches>`` for the mangled name of that kernel."""
-    if alone := re.search(r"N5sparc\d+(\w+_maxima)_kernelINS_\w*?(BFloat16|Float16)ELi(\d+)E", mangled):
-        return f"`{alone.group(1)}<{'bf16' if alone.group(2)[0] == 'B' else 'f16'}, {alone.group(3)} patches>`"
+    if alone := re.search(r"N5sparc\d+(\w+_(?:maxima|sweep))_kernelINS_\w*?(BFloat16|Float16)ELi(\d+)E", mangled):
+        units = "patches" if alone.group(1).endswith("maxima") else "columns"
+        return f"`{alone.group(1)}<{'bf16' if alone.group(2)[0] == 'B' else 'f16'}, {alone.group(3)} {units}>`"
     name = re.search(r"\d+(pair|tiled|warpgroup)_kernelINS_\d+(\w+?)ArgumentsE", mangled)
     assert name, mangled
     path, op = name.group(1), re.sub(r"(?<!^)(?=[A-Z])", "_", name.group(2)).lower()
@@ -95,7 +96,7 @@ def short_name(mangled: str) -> str:
 
 def of_warpgroups(kernel: str) -> bool:
     """Whether the kernel of that short name multiplies by warpgroups."""
-    return "_warpgroup_" in kernel or "_maxima<" in kernel
+    return any(word in kernel for word in ("_warpgroup_", "_maxima<", "_sweep<"))
 
 
 def usage() -> dict[str, dict[str, tuple[int, int]]]:
@@ -111,7 +112,7 @@ def usage() -> dict[str, dict[str, tuple[int, int]]]:
         elif match := re.search(r"Function (\w+):", line):
             kernel = match.group(1)
         elif (match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line)) and re.search(
-            r"(pair|tiled|warpgroup|maxima)\w*_kernel", kernel
+            r"(pair|tiled|warpgroup|maxima|sweep)\w*_kernel", kernel
         ):
             registers, stack, local = map(int, match.groups())
             found[short_name(kernel)][architecture] = registers, stack + local

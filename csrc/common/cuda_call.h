@@ -99,4 +99,15 @@ class CudaCall {
   cudaStream_t stream_;
 };
 
+// For ops whose kernels are compiled for sm_90a alone.
+inline void check_hopper(const CudaCall& call, const char* op) {
+  int major = 0, minor = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, call.device()),
+             "cudaDevAttrComputeCapabilityMajor");
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, call.device()),
+             "cudaDevAttrComputeCapabilityMinor");
+  STD_TORCH_CHECK(major == 9 && minor == 0, op, ": expected a device of compute capability 9.0, got ", major,
+                  ".", minor);
+}
+
 }  // namespace sparc

@@ -226,6 +226,22 @@ SPARC_DEVICE float exp(float x) { return ::expf(x); }
 // Rounded: never fused with a sum.
 SPARC_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 SPARC_DEVICE float log(float x) { return ::logf(x); }
+// In one instruction each, with results and arguments below 2^-126 taken for 0.
+SPARC_DEVICE float fast_exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
+}
+SPARC_DEVICE float fast_log2(float x) {
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
+}
+SPARC_DEVICE float fast_reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
+}
 SPARC_DEVICE float sqrt(float x) { return ::sqrtf(x); }
 SPARC_DEVICE float abs(float x) { return ::fabsf(x); }
 SPARC_DEVICE float min(float a, float b) { return ::fminf(a, b); }  // the other one where one is NaN

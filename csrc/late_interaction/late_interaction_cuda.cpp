@@ -28,16 +28,6 @@ void check_columns(int64_t columns, int64_t channels) {
                   " patches of ", channels, " channels do not fit shared memory");
 }
 
-void check_device(const CudaCall& call) {
-  int major = 0, minor = 0;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, call.device()),
-             "cudaDevAttrComputeCapabilityMajor");
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, call.device()),
-             "cudaDevAttrComputeCapabilityMinor");
-  STD_TORCH_CHECK(major == 9 && minor == 0,
-                  "resident_maxima: expected a device of compute capability 9.0, got ", major, ".", minor);
-}
-
 void resident_maxima(const Tensor& images, const Tensor& slotted, const Tensor& image_inverse,
                      const Maybe& patch_slots, const Maybe& patch_counts, const Tensor& slot_inverse,
                      const Tensor& captions, const Tensor& codes, const Tensor& run_lengths,
@@ -45,7 +35,7 @@ void resident_maxima(const Tensor& images, const Tensor& slotted, const Tensor& 
                      int64_t n_images, int64_t n_captions) {
   const CudaCall call(images, "images", "highest");
   STD_TORCH_CHECK(call.half_precision(), "images: expected BFloat16 or Half");
-  check_device(call);
+  check_hopper(call, "resident_maxima");
   STD_TORCH_CHECK(images.dim() == 3 && slotted.dim() == 2, "images, slotted: expected 3 and 2 dimensions");
   const MatrixView view = matrix_view(images);
   const int64_t channels = images.size(2), slots = slotted.size(0), granules = slots / kGranule;

@@ -68,9 +68,14 @@ class TileConfig:
     # Whether tiles of the embeddings are copied by the tensor memory accelerator, where their layout allows it. Only
     # then are supertiles in which every pair takes part looked for.
     described: bool = False
+    # Whether the sweep is a kernel's of CUDA C++ (``native.py``) that keeps block_n columns, one of its instances; rows
+    # pass by in tiles of block_m.
+    native: bool = False
 
     def cut(self, n_rows: int, n_cols: int, n_channels: int) -> TileConfig:
         """For a small problem: no tile much larger than the matrix."""
+        if self.native:
+            return self
         least = 16  # of a matrix instruction
         block_n = min(self.block_n, max(least, _power_of_two(n_cols)))
         return replace(
@@ -84,8 +89,11 @@ class TileConfig:
     def supertile(self, n_rows: int, n_cols: int, numbers: int) -> tuple[int, int]:
         """Tiles of a program along rows and along columns, where each leaves ``numbers`` floats a row and a column.
 
-        One, doubled until there are few enough programs and the partial results fit.
+        One, doubled until there are few enough programs and the partial results fit. Of the native kernel one: it goes
+        along rows by itself.
         """
+        if self.native:
+            return 1, 1
         tiles_m, tiles_n = _cdiv(n_rows, self.block_m), _cdiv(n_cols, self.block_n)
         along_m = along_n = 1
         while along_m * along_n < self.most_tiles**2:
@@ -149,6 +157,36 @@ def _power_of_two(n: int) -> int:
 # Behind a library's products a kernel only reads: many warps with few registers (no spills, and 16 warps to a
 # multiprocessor). 64 rows to a column's partial result; one tile to a program, as a chunk has few.
 READING = TileConfig(64, 128, 64, parts=2, library=True, most_programs=2**20)
+
+
+def choose_native(n_channels: int, columns: int = 0) -> TileConfig | None:
+    """Tiles of the sigmoid's sweep in CUDA C++ (sm_90a) for embeddings in half precision, with so many ``columns`` to a
+    block where that is not 0; None where nothing fits.
+
+    The most columns that fit: rows are read once for each block of them. Counted, not timed (docs/performance_log.md):
+    ``choose`` does not take them.
+    """
+    room = 227 * 1024 - 4 * 8192  # four stages of 64 rows and 64 channels
+    panels = max(2, -(-n_channels // 64))
+    fitting = [n for n in (192, 128, 96) if panels * n * 128 + 4 * n <= room and columns in (0, n)]
+    if n_channels < 1 or n_channels % 8 or n_channels > 1024 or not fitting:
+        return None
+    return TileConfig(64, fitting[0], 64, native=True)
+
+
+def runs_of_rows(n_rows: int, blocks: int, multiprocessors: int) -> int:
+    """Runs of rows of the native kernel, for each of which there are so many blocks of columns, one to a multiprocessor
+    at a time: what takes the least time by count.
+
+    A block takes as long as 3 tiles of 64 rows for its columns, 197 kB at 28 bytes a cycle, and for its first rows and
+    last sums.
+    """
+    start, tiles = 3, _cdiv(n_rows, 64)
+
+    def time(runs: int) -> int:
+        return _cdiv(blocks * runs, multiprocessors) * (_cdiv(tiles, runs) + start)
+
+    return min(range(1, max(1, tiles) + 1), key=time)
 
 
 def choose(itemsize: int, capability: int, demanding: bool, guided: bool) -> TileConfig:

@@ -207,6 +207,10 @@ class Problem:
     def sweep(self, kernel: Any, tiles: tuple[int, int], known: dict[str, Any], products: Tensor | None) -> list[Step]:
         """Launches over supertiles of that many tiles; behind products that a library makes where it is asked to."""
         (m, n), config = self.shape, self.config
+        if config.native:
+            raise NotImplementedError(
+                "the native kernel of the sigmoid loss takes pairs of which (i, i) alone are left out"
+            )
         groups_m, groups_n = self.groups(tiles)
         by_library = config.library and n > 0 and not (self.backward and self.kept is not None)
         given = by_library or (self.backward and self.kept is not None)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparc_kernels.ops._triton.launch import Launch, Step, cdiv
+from sparc_kernels.ops.contrastive import native
 from sparc_kernels.ops.contrastive.triton_logsumexp import FIELDS, logsumexp_kernel, logsumexp_merge_kernel
 from sparc_kernels.ops.contrastive.triton_logsumexp_grad import logsumexp_gradient_kernel
 from sparc_kernels.ops.contrastive.triton_paired import softplus_totals_kernel
@@ -147,7 +148,7 @@ def softplus_gradients(
 ) -> Steps:
     """Gradients of rows, cols, scale and bias; ``numbers`` are scale, bias and what each row's sum is multiplied with.
     ``found`` []: the sum of all these, to be computed in the same sweep. ``pairs``: of cosines whose weighted
-    softplus(-(scale * cosine + bias)) comes in addition."""
+    softplus(-(scale * cosine + bias)) comes in addition, and which are all the pairs that take no part else."""
     scale, bias, upstream = numbers
     m = problem.shape[0]
     power = problem.new(2) if problem.row.embeds.dtype == torch.float16 else None
@@ -164,7 +165,11 @@ def softplus_gradients(
         partials = None if space is None else _of_fields(space, fields, part.groups(tiles)[1], block)
         own = {"p_scale": scale, "p_bias": bias, "p_grad_row_sum": upstream[block.rows], "p_power": power}
         own |= _of_gradient(gradient) | {"p_row_partials": partials, "ONE_SWEEP": found is not None}
-        steps: Steps = part.sweep(softplus_kernel, tiles, own, products)
+        steps: Steps
+        if problem.config.native and pairs is not None:
+            steps = [_native_sweep(part, block, own)]
+        else:
+            steps = part.sweep(softplus_kernel, tiles, own, products)
         if partials is not None:
             steps.append(merge_sums(partials, sums[:, block.rows], block.cols.start > 0))
         return steps
@@ -203,6 +208,27 @@ def _of_fields(space: Tensor | None, fields: int, groups: int, block: Block) -> 
         return ()
     n = block.rows.stop - block.rows.start
     return space.flatten()[: fields * groups * n].view(fields, groups, n)
+
+
+def _native_sweep(part: Problem, block: Block, known: dict[str, Any]) -> native.Sweep:
+    """The sweep over a block in CUDA C++; ``known``: what Triton's kernel would take."""
+    rows, cols, columns = part.row.embeds, part.col.embeds, part.config.block_n
+    if (reason := native.refusal(rows, cols, columns)) is not None:
+        raise NotImplementedError(reason)
+    return native.Sweep.of(
+        columns,
+        block.rows.start - block.cols.start,
+        rows=rows,
+        cols=cols,
+        row_inverse=part.row.stat("inverse_norm"),
+        col_inverse=part.col.stat("inverse_norm"),
+        scale=known["p_scale"],
+        bias=known["p_bias"],
+        weights=known["p_grad_row_sum"],
+        power=known["p_power"],
+        gradient=known["p_gradient"],
+        partials=known["p_row_partials"],
+    )
 
 
 def _of_run(space: Tensor | None, part: slice) -> Tensor | None:

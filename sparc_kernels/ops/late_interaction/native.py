@@ -12,23 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparc_kernels import _native
-from sparc_kernels.ops._triton.launch import capability
+from sparc_kernels._native import step_reason
 from sparc_kernels.ops.late_interaction.config import choose_native
 
 
 def missing(images: Tensor) -> str | None:
     """Why there is no kernel for the device of these images, or None."""
-    if not images.is_cuda:
-        return f"it serves tensors on CUDA devices, not on {images.device.type}"
-    reason = _native.cuda_reason()
-    if reason is not None:
-        return reason
-    if not hasattr(torch.ops.sparc_kernels, "resident_maxima"):
-        return "libsparc_cuda.so was built without compute capability 9.0"
-    if torch.version.hip is not None or capability(images) != 90:
-        return "it needs compute capability 9.0"
-    return _native.cuda_device_reason(images.get_device())
+    return step_reason("resident_maxima", images)
 
 
 def refusal(images: Tensor, n_patches: int, block_p: int) -> str | None:

@@ -185,6 +185,10 @@ SPARC_DEVICE float product(float a, float b) {
   return arrived(a) * arrived(b);
 }  // compiled with -ffp-contract=off
 SPARC_DEVICE float log(float x) { return ::logf(arrived(x)); }
+SPARC_DEVICE float normal(float x) { return std::fabs(x) < 0x1p-126f ? 0.0f : x; }
+SPARC_DEVICE float fast_exp2(float x) { return normal(::exp2f(arrived(x))); }
+SPARC_DEVICE float fast_log2(float x) { return ::log2f(normal(arrived(x))); }
+SPARC_DEVICE float fast_reciprocal(float x) { return normal(1.0f / normal(arrived(x))); }
 SPARC_DEVICE float sqrt(float x) { return ::sqrtf(arrived(x)); }
 SPARC_DEVICE float abs(float x) { return ::fabsf(arrived(x)); }
 SPARC_DEVICE float min(float a, float b) { return ::fminf(arrived(a), arrived(b)); }

@@ -199,8 +199,8 @@ bool Machine::one_warpgroup(const std::vector<int>& threads) const {
          });
 }
 
-// Orders the memory of a warpgroup that alone waits, whoever arrives, and none else: less than the device's
-// does.
+// Orders the memory of a warpgroup that waits, its own and before it that of threads which have arrived
+// without waiting; none else: less than the device's does.
 void Machine::barrier(int number, int threads, bool waits) {
   if (number <= 0 || number >= kBarriers) fail("reaches barrier " + std::to_string(number) + ", not 1 to 15");
   const Warp& warp = warps_[current_ / kWarpSize];
@@ -212,10 +212,14 @@ void Machine::barrier(int number, int threads, bool waits) {
   if (waits) {
     stop_at("a barrier");
     barrier.waiting.push_back(current_);
+  } else {
+    barrier.gone_on.emplace_back(current_, shadow_.advance());
   }
   if (++barrier.arrived == threads) {
     if (one_warpgroup(barrier.waiting)) {
-      shadow_.order_warpgroup(barrier.waiting.front() / kWarpSize / kWarpgroupWarps);
+      const int group = barrier.waiting[0] / kWarpSize / kWarpgroupWarps;
+      shadow_.order_warpgroup(group);
+      for (const auto& [thread, clock] : barrier.gone_on) shadow_.order_before(thread, clock, group);
     }
     for (const int thread : barrier.waiting) {
       threads_[thread].waits_at = nullptr;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "emulator.h"
@@ -63,6 +64,8 @@ class Machine {
   struct Barrier {  // of some threads
     int arrived = 0;
     std::vector<int> waiting;
+    std::vector<std::pair<int, uint32_t>>
+        gone_on;  // threads that do not wait, with the time of their arrival
   };
   struct Warp {
     Collective kind = Collective::kNone;  // what its lanes wait for

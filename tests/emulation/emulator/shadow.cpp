@@ -35,6 +35,7 @@ void Shadow::Free::operator()(void* pointer) const { std::free(pointer); }
 Shadow::Shadow(int threads, size_t shared_bytes)
     : warpgroup_ordered_(group_of(threads / kWarpSize - 1) + 1, 0),
       warp_ordered_(threads / kWarpSize, 0),
+      handed_over_(warpgroup_ordered_.size(), std::vector<uint32_t>(threads, 0)),
       proxy_fences_(threads) {
   constexpr size_t kAlignment = 1024;
   const size_t rounded = (shared_bytes / kAlignment + 1) * kAlignment;
@@ -76,6 +77,8 @@ void Shadow::order_block() { block_ordered_ = ++clock_; }
 void Shadow::order_warpgroup(int group) { warpgroup_ordered_[group] = ++clock_; }
 
 void Shadow::order_warp(int warp) { warp_ordered_[warp] = ++clock_; }
+
+void Shadow::order_before(int thread, uint32_t clock, int group) { handed_over_[group][thread] = clock; }
 
 std::string Shadow::range(const Region& region, size_t offset, size_t bytes) {
   const std::string first = std::to_string(offset);
@@ -130,7 +133,9 @@ Shadow::Region& Shadow::locate(int thread, const void* address, size_t bytes, si
 bool Shadow::ordered(int thread, int earlier_thread, uint32_t earlier_clock) const {
   if (thread == earlier_thread || earlier_clock < block_ordered_) return true;
   const int warp = thread / kWarpSize, earlier = earlier_thread / kWarpSize;
-  if (group_of(warp) != group_of(earlier)) return false;
+  if (group_of(warp) != group_of(earlier)) {
+    return earlier_clock < handed_over_[group_of(warp)][earlier_thread];
+  }
   return earlier_clock < warpgroup_ordered_[group_of(warp)] ||
          (warp == earlier && earlier_clock < warp_ordered_[warp]);
 }

@@ -1,11 +1,13 @@
 // The contents of shared memory and scratch, with a record per byte of who touched it last and when.
 //
 // Time is one clock per launch that every barrier advances. Two accesses by different threads are ordered if
-// a block barrier was completed between them or, within a warpgroup or a warp, one of these. Other warp
+// a block barrier was completed between them or, within a warpgroup or a warp, one of these, or if the
+// earlier one arrived at a barrier between them at which the other one's warpgroup waited. Other warp
 // collectives exchange registers and order no memory. Each byte keeps its last writer and two readers since:
 // two are enough, as two of different warpgroups are in the way of any writer that no block barrier orders
-// behind them, two of different warps, at their group's present barrier, of any writer of that group, and
-// two of one warp, at its present barrier, of any writer of that warp.
+// behind them, two of different warps, at their group's present barrier, of any writer of that group, and two
+// of one warp, at its present barrier, of any writer of that warp. (Not enough where a warpgroup reads a byte
+// both before and after it arrives at a barrier behind which another one writes it.)
 #pragma once
 
 #include <cstddef>
@@ -33,6 +35,9 @@ class Shadow {
   void order_block();
   void order_warpgroup(int group);
   void order_warp(int warp);
+  // What the thread did before that time becomes ordered before what the warpgroup does from now on.
+  void order_before(int thread, uint32_t clock, int group);
+  uint32_t advance() { return ++clock_; }
 
   void read(int thread, const void* address, size_t bytes, size_t alignment, void* value);
   void write(int thread, void* address, size_t bytes, size_t alignment, const void* value);
@@ -95,6 +100,7 @@ class Shadow {
   uint32_t block_start_ = 0;
   uint32_t block_ordered_ = 0;
   std::vector<uint32_t> warpgroup_ordered_, warp_ordered_;
+  std::vector<std::vector<uint32_t>> handed_over_;   // of each warpgroup, by the earlier thread
   std::vector<std::vector<uint32_t>> proxy_fences_;  // of each thread in this block, the clocks
 };
 

@@ -31,12 +31,14 @@ enum class WarpgroupFault {
   kBarrierOfGroup,      // where warps of both groups have copied
   kNoTurn,              // for the second group, which waits for one
   kTurnLeft,            // that nobody takes
+  kLateLetter,          // what the second group reads in its turn is written behind the first one's
 };
 
 constexpr int kWarpgroupThreads = 256;
 constexpr int kChunkInner = 64;
 constexpr int kStageBytes = 5 * device::kPanelBytes;  // a of both groups, then b: up to 192 rows or columns
-constexpr size_t kWarpgroupBytes = 2 * kStageBytes;
+constexpr int kLetter = 2 * kStageBytes;              // from one group to the other
+constexpr size_t kWarpgroupBytes = kLetter + 16;
 
 // Matrices whose rows are `chunks` times 64 elements (not transposed), or that have so many rows of 64 (a) or
 // 192 (b) elements (transposed).
@@ -172,10 +174,16 @@ SPARC_DEVICE void warpgroup_kernel(const WarpgroupProblem<E>& problem, Warpgroup
     if (fault != WarpgroupFault::kNoReuseBarrier) device::block_barrier();
     if (chunk + 1 < problem.chunks) copy_chunk<E, kTransposedA, kTransposedB>(problem, chunk + 1);
   }
+  float scale = problem.scale;
+  const device::Shared<float> letter = device::shared_at<float>(kLetter);
   if (device::warp_index() < 4) {
+    const bool writes = device::thread_index() == 0, late = fault == WarpgroupFault::kLateLetter;
+    if (writes && !late) letter[0] = 1.0f;
     if (fault != WarpgroupFault::kNoTurn) device::give_turn(1);
+    if (writes && late) letter[0] = 1.0f;
   } else if (fault != WarpgroupFault::kTurnLeft) {
     device::take_turn(1);
+    scale *= letter[0];
   }
   if (fault != WarpgroupFault::kReadEarly && fault != WarpgroupFault::kNoWait) device::warpgroup_wait<0>();
   device::warpgroup_hold(c);
@@ -186,7 +194,7 @@ SPARC_DEVICE void warpgroup_kernel(const WarpgroupProblem<E>& problem, Warpgroup
   for (int i = 0; fault != WarpgroupFault::kNoWait && i < kN / 2; ++i) {
     const int row = warp * 16 + i % 4 / 2 * 8 + lane / 4;
     const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    problem.c[row * kN + column] = device::product(c[i], problem.scale);
+    problem.c[row * kN + column] = device::product(c[i], scale);
   }
 }
 

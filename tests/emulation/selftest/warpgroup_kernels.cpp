@@ -107,7 +107,7 @@ Multiply multiply_of(const py::dict& given) {
 }
 
 // The shapes that kernels take (common/warpgroup.cuh).
-using Columns = std::integer_sequence<int, 16, 32, 48, 64, 80, 96, 104, 112, 128, 200, 256>;
+using Columns = std::integer_sequence<int, 16, 32, 48, 64, 80, 96, 104, 112, 128, 192, 200, 256>;
 
 template <class E, int... kN>
 Multiply multiply_of(int columns, const py::dict& given, std::integer_sequence<int, kN...>) {

@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from sparc_kernels import _native
 from sparc_kernels.ops.late_interaction import native, triton
 from sparc_kernels.ops.late_interaction.config import TileConfig, choose_native
 from sparc_kernels.ops.late_interaction.native import Maxima
@@ -67,18 +68,18 @@ def test_where_it_is_not_taken(there: None, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a played device."""
     assert native.missing(torch.empty(1)) == "it serves tensors on CUDA devices, not on cpu"
-    played: Any = SimpleNamespace(is_cuda=True, get_device=lambda: 3)
+    played: Any = SimpleNamespace(is_cuda=True, device=3, get_device=lambda: 3)
     reasons = {"cuda_reason": "no CUDA build", "cuda_device_reason": "an old driver"}
-    monkeypatch.setattr(native._native, "cuda_reason", lambda: reasons.get("cuda_reason"))
-    monkeypatch.setattr(native._native, "cuda_device_reason", lambda index: reasons.get("cuda_device_reason"))
-    monkeypatch.setattr(native.torch.version, "hip", None)
-    monkeypatch.setattr(native, "capability", lambda images: 100)
+    monkeypatch.setattr(_native, "cuda_reason", lambda: reasons.get("cuda_reason"))
+    monkeypatch.setattr(_native, "cuda_device_reason", lambda index: reasons.get("cuda_device_reason"))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
     assert native.missing(played) == reasons.pop("cuda_reason")
     monkeypatch.setattr(torch.ops, "sparc_kernels", SimpleNamespace())
     assert native.missing(played) == "libsparc_cuda.so was built without compute capability 9.0"
     monkeypatch.setattr(torch.ops, "sparc_kernels", SimpleNamespace(resident_maxima=None))
     assert native.missing(played) == "it needs compute capability 9.0"
-    monkeypatch.setattr(native, "capability", lambda images: 90)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert native.missing(played) == reasons.pop("cuda_device_reason")
     assert native.missing(played) is None
 
