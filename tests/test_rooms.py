@@ -37,6 +37,8 @@ def _each(things: Callable[[Room], tuple[Any, ...]], fused: bool = False, only: 
 
 entries = pytest.mark.parametrize("room, entry, backend", _each(lambda room: room.entries))
 fused_entries = pytest.mark.parametrize("room, entry, backend", _each(lambda room: room.entries, fused=True))
+# For what the registration of the ops does, which is the same for Triton's, in whose interpreter it would take long.
+native_entries = pytest.mark.parametrize("room, entry, backend", _each(lambda room: room.entries, only=("cpu", "cuda")))
 fused_ops = pytest.mark.parametrize("room, op, backend", _each(lambda room: room.ops, fused=True))
 
 
@@ -126,6 +128,32 @@ def test_second_derivative_raises(room: Room, entry: Entry, backend: str) -> Non
         torch.autograd.grad(grad.sum(), leaves[0])
 
 
+@native_entries
+def test_second_derivative_by_one_input(room: Room, entry: Entry, backend: str) -> None:
+    """The others being constants, for autograd and for ``torch.func``: it raises, or is what eager says where it does
+    not go through the kernels; nowhere is it the zero of what a kernel has kept."""
+
+    def by_autograd(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return torch.autograd.grad(torch.autograd.grad(f(x), x, create_graph=True)[0].square().sum(), x)[0]
+
+    def by_func(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return torch.func.grad(lambda y: torch.func.grad(f)(y).square().sum())(x.detach())
+
+    def of_one(backend: str, i: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        function, leaves = prepared(room, entry, backend)
+        constants = [x.detach() for x in leaves]
+        return lambda x: function(*constants[:i], x, *constants[i + 1 :]).sum(), leaves[i]
+
+    for i in range(len(prepared(room, entry, backend)[1])):
+        for second in (by_autograd, by_func):
+            try:
+                found = second(*of_one(backend, i))
+            except RuntimeError as error:
+                assert "is not differentiable: the fused kernels have first derivatives only" in str(error)  # noqa: PT017
+            else:
+                torch.testing.assert_close(found, second(*of_one("eager", i)), **CLOSE)
+
+
 @fused_entries
 def test_nothing_is_saved_without_grad(room: Room, entry: Entry, backend: str) -> None:
     function, leaves = prepared(room, entry, backend)
@@ -162,6 +190,28 @@ def test_func_grad(room: Room, entry: Entry, backend: str) -> None:
     found = torch.func.grad(total, argnums=tuple(range(len(leaves))))(*(x.detach() for x in leaves))
     for one, other in zip(found, torch.autograd.grad(total(*leaves), leaves)):
         torch.testing.assert_close(one, other, **CLOSE)
+
+
+@native_entries
+def test_compiled_func_grad(room: Room, entry: Entry, backend: str) -> None:
+    function, leaves = prepared(room, entry, backend)
+    total = lambda *values: function(*values).square().sum()  # noqa: E731
+    gradients = torch.func.grad(total, argnums=tuple(range(len(leaves))))
+    torch._dynamo.reset()
+    found = torch.compile(gradients, fullgraph=True, backend="aot_eager")(*(x.detach() for x in leaves))
+    for one, other in zip(found, torch.autograd.grad(total(*leaves), leaves)):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+@native_entries
+def test_compiled_forward_mode_raises(room: Room, entry: Entry, backend: str) -> None:
+    """In a traced graph a tangent may not be dropped on the way."""
+    function, leaves = prepared(room, entry, backend)
+    values = tuple(x.detach() for x in leaves)
+    torch._dynamo.reset()
+    tangent = torch.compile(lambda: torch.func.jvp(function, values, values)[1], fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"no forward-mode derivatives .* use backend='eager'"):
+        tangent()
 
 
 @entries

@@ -18,7 +18,15 @@ from sparc_kernels.distributed import Ranks, Spread, alike
 from sparc_kernels.functional._candidates import Above, Exclusion, Scope, exclusions
 from sparc_kernels.functional._everyone import EXCHANGES
 from sparc_kernels.ops._dtype import accumulation_dtype
-from sparc_kernels.ops._registration import asked_for, float32_precision, keep_tensors, kept_tensors, kernel
+from sparc_kernels.ops._registration import (
+    asked_for,
+    differentiated_once,
+    float32_precision,
+    keep_tensors,
+    kept_tensors,
+    kernel,
+    register_derivative,
+)
 from sparc_kernels.ops.contrastive.schema import kept_dtype
 
 _TENSORS = (
@@ -132,12 +140,13 @@ def _softplus_derivative(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, 
 
 def _total_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
-    _keep(ctx, (inputs[0], *inputs[-6:]), output[1:])
+    _keep(ctx, (*inputs[:4], *inputs[-6:]), output[1:])
 
 
 def _total_derivative(ctx: Any, grad: Tensor | None, *of_kept: None) -> tuple[Tensor | None, ...]:
-    rows, *kept = kept_tensors(ctx)
-    grad = kept[2].new_zeros(()) if grad is None else grad
+    rows, cols, scale, bias, *kept = kept_tensors(ctx)
+    grad = scale.new_zeros(()) if grad is None else grad
+    grad = differentiated_once("ring_softplus_total_backward", grad, rows, cols, scale, bias)
     # What came home was made on all ranks, each with the upstream gradient 1.
     group, size, rank, call, backend, precision = ctx.where
     ranks = Ranks(group, size, rank, call, True)
@@ -183,11 +192,11 @@ _TOTAL = _define(
     _fake_total_forward,
     lambda *args, **_: _flop(args[0], args[1], args[15], 1 + sum(args[10:12])),
 )
-torch.library.register_autograd(_LOGSUMEXP, _logsumexp_derivative, setup_context=_logsumexp_context)
-torch.library.register_autograd(_SOFTPLUS, _softplus_derivative, setup_context=_softplus_context)
-torch.library.register_autograd(_TOTAL, _total_derivative, setup_context=_total_context)
+register_derivative(_LOGSUMEXP, _logsumexp_derivative, _logsumexp_context)
+register_derivative(_SOFTPLUS, _softplus_derivative, _softplus_context)
+register_derivative(_TOTAL, _total_derivative, _total_context)
 for _backward in (_LOGSUMEXP_BACKWARD, _SOFTPLUS_BACKWARD):
-    torch.library.register_autograd(_backward, _once)
+    register_derivative(_backward, _once)
 
 
 # Calls

@@ -1,19 +1,21 @@
 """What every registered op gets, whichever backend implements it: fake tensors, derivatives, vmap, flop counts.
 
 The derivative of a room's op stands twice, from one pair of functions: in its ``torch.autograd.Function``, which people
-call and ``torch.func`` can transform, and on the op itself, so that graphs of ``torch.export`` train.
+call, and on the op itself, so that traced graphs have it: those of ``torch.export`` train, and ``torch.compile`` can
+compile what ``torch.func`` transforms.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import Function, forward_ad
 
 from sparc_kernels import _flops, _native
 from sparc_kernels._compile import constant_when_compiled
@@ -65,14 +67,59 @@ def _define_triton(qualified_name: str, each: Pass, module: str) -> None:
 def _complete(op: Op, backend: str) -> None:
     """Fake tensors, derivatives, flop counts and vmap for the two defined passes of a backend."""
     forward, backward = (_qualified(f"{op.name}_{each}", backend) for each in ("forward", "backward"))
-    torch.library.register_autograd(forward, op.derivative, setup_context=_op_context(backend, op.kept))
+    register_derivative(forward, op.derivative, _op_context(backend, op.kept))
     # A second derivative may not pass for a zero.
-    torch.library.register_autograd(backward, lambda ctx, *grads: _refuse(backward))
+    register_derivative(backward, lambda ctx, *grads: _refuse(backward))
     for qualified_name, each in ((forward, op.forward), (backward, op.backward)):
         torch.library.register_fake(qualified_name, each.fake)
         registered = getattr(torch.ops.sparc_kernels, qualified_name.partition("::")[2])
         _flops.count(registered, each.flops)
         torch.library.register_vmap(qualified_name, _vmap_rule(registered, *each.batch_dims))
+
+
+def register_derivative(
+    qualified_name: str, derivative: Callable[..., Any], setup_context: Callable[..., None] | None = None
+) -> None:
+    """What ``torch.library.register_autograd`` does, for ops with positional arguments only, and two things more:
+    ``torch.func`` can transform a call of the op, also while a graph is traced, and a forward-mode derivative raises
+    where it would be dropped."""
+    namespace, _, name = qualified_name.partition("::")
+    op = getattr(getattr(torch.ops, namespace), name).default
+
+    def below(keyset: Any, args: Sequence[Any]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        *args, keyset = inputs
+        if torch._C._are_functorch_transforms_active():  # the levels below have derivatives of their own
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                output = below(keyset, args)
+        else:
+            output = below(keyset, args)
+        if setup_context is not None:
+            setup_context(ctx, args, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(derivative)}
+    node: Any = type(f"DerivativeOf_{name}", (Function,), members)
+
+    def implementation(keyset: Any, *args: Any) -> Any:
+        reverse = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if not reverse and forward_ad._current_level < 0:
+            return below(keyset, args)
+        if not torch._C._are_functorch_transforms_active():
+            return applied(node, *args, keyset)
+        # This is one level of the transforms; Function.apply is for calls above them all.
+        with enable_single_level_autograd_function():
+            return applied(super(Function, node), *args, keyset)
+
+    _fragment(namespace).impl(name, implementation, "Autograd", with_keyset=True)
+
+
+@cache
+def _fragment(namespace: str) -> torch.library.Library:
+    return torch.library.Library(namespace, "FRAGMENT")  # what it registers is gone when it is
 
 
 def _refuse(qualified_name: str) -> None:
@@ -82,41 +129,45 @@ def _refuse(qualified_name: str) -> None:
     )
 
 
-class _BackwardOp(Function):
-    """A call of a backward op that ``torch.func`` can transform."""
+class _DifferentiatedOnce(Function):
+    """``apply(name, value, *others)``: ``value``, whose derivative raises, as if it depended on the others."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(op: Any, *args: Any) -> Any:
-        return op(*args)
+    def forward(name: str, value: Tensor, *others: Tensor | None) -> Tensor:
+        return value.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.name = getattr(inputs[0], "__qualname__", str(inputs[0]))
+        ctx.name = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        _refuse(ctx.name.replace(".", "::"))
+        _refuse(ctx.name)
 
 
-def call_backward(op: Any, *args: Any) -> Any:
-    """The backward op's results, in eager mode, under ``torch.func`` and while a graph is traced."""
-    return _BackwardOp.apply(op, *args) if _is_transformed() else run_op(op, *args)
+def differentiated_once(name: str, value: Tensor, *inputs: Tensor | None) -> Tensor:
+    """``value``, whose derivative raises, which a derivative is made of where it is made of kept results: these have no
+    history, so that a second derivative by the ``inputs`` would pass for a zero. ``name`` is told in the error."""
+    return applied(_DifferentiatedOnce, name, value, *inputs) if torch.is_grad_enabled() else value
 
 
 def launch_backward(launcher: Callable[..., Any], grad: Tensor, *args: Any) -> Any:
-    """As :func:`call_backward`, for a launcher that is no registered op, whose results are linear in ``grad`` []."""
-    call = partial(_BackwardOp.apply, launcher) if torch.is_grad_enabled() else launcher
-    if torch._C._has_storage(grad):
-        return call(grad, *args)
-    # Many gradients at once (``is_grads_batched``), with no address that a launch could take.
-    return tuple(x * grad for x in call(torch.ones((), dtype=grad.dtype, device=grad.device), *args))
+    """The results of a launcher that is no registered op, which are linear in ``grad`` []."""
+    with torch.no_grad():
+        if torch._C._has_storage(grad):
+            found = launcher(grad, *args)
+        else:  # many gradients at once (``is_grads_batched``), with no address that a launch could take
+            found = tuple(x * grad for x in launcher(torch.ones((), dtype=grad.dtype, device=grad.device), *args))
+    tensors = [x for x in (grad, *args) if isinstance(x, Tensor)]
+    return tuple(differentiated_once(launcher.__qualname__, x, *tensors) for x in found)
 
 
 def run_op(op: Any, *args: Any) -> Any:
-    """The results of an op whose derivative the caller takes care of: below autograd, whose rule for ops made in Python
-    takes as long as the rest of the call."""
+    """The results of an op, in eager mode, under ``torch.func`` and while a graph is traced. Where nobody asks for a
+    derivative of it, it runs below autograd, whose rule for ops made in Python takes as long as the rest of the call.
+    """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or _is_transformed():
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
@@ -210,7 +261,7 @@ def apply(function: type[Function], name: str, *inputs: Any) -> Any:
     return applied(function if _is_transformed() else _untransformed(function), *inputs)
 
 
-def applied(function: type[Function], *inputs: Any) -> Any:
+def applied(function: Any, *inputs: Any) -> Any:
     """``function.apply(*inputs)``; where forward-mode derivatives are asked for, the error says what has them."""
     try:
         return function.apply(*inputs)

@@ -10,11 +10,11 @@ from torch.autograd import Function
 
 from sparc_kernels.ops._registration import (
     asked_for,
-    call_backward,
     call_forward,
     function_context,
     kept_tensors,
     kernel,
+    run_op,
 )
 from sparc_kernels.ops.attention_pooling.schema import KEPT
 
@@ -24,7 +24,7 @@ def derivative(ctx: Any, grad_scores: Tensor | None, *others: Tensor | None) -> 
     needed = ctx.needs_input_grad
     if grad_scores is None or not any(needed[:2]):
         return (None,) * len(needed)
-    found = call_backward(
+    found = run_op(
         kernel("attention_pooled_backward", ctx.backend),
         grad_scores.contiguous(),
         *kept_tensors(ctx),

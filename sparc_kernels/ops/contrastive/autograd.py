@@ -14,8 +14,8 @@ from torch.autograd import Function
 from sparc_kernels.ops._registration import (
     apply,
     asked_for,
-    call_backward,
     call_forward,
+    differentiated_once,
     float32_precision,
     function_context,
     keep_tensors,
@@ -39,7 +39,7 @@ def logsumexp_derivative(
     if all(grad is None for grad in grads):
         return (None,) * len(ctx.needs_input_grad)
     *_, ids_exclude, keep_similarities = ctx.flags
-    found = call_backward(
+    found = run_op(
         kernel("similarity_logsumexp_backward", ctx.backend),
         *map(_contiguous, grads),
         *kept_tensors(ctx),
@@ -55,7 +55,7 @@ def softplus_derivative(ctx: Any, grad_row_sum: Tensor | None, grad_stats: None)
     """As :func:`logsumexp_derivative`."""
     if grad_row_sum is None:
         return (None,) * len(ctx.needs_input_grad)
-    found = call_backward(
+    found = run_op(
         kernel("similarity_softplus_backward", ctx.backend),
         grad_row_sum.contiguous(),
         *kept_tensors(ctx),
@@ -77,10 +77,11 @@ def softplus_total_derivative(ctx: Any, grad_total: Tensor | None, *of_kept: Non
     inputs = (rows, cols, scale, bias, *scope)
     ids_exclude, *was_kept = ctx.flags
     if all(there or not need for there, need in zip(was_kept, needed)):
+        upstream = differentiated_once("similarity_softplus_total_backward", grad_total, *inputs, row_weights)
         backward = kernel("similarity_softplus_total_backward", ctx.backend)
-        found = call_backward(backward, grad_total, rows, *kept, ctx.float32_precision)
+        found = run_op(backward, upstream, rows, *kept, ctx.float32_precision)
     else:
-        found = call_backward(
+        found = run_op(
             kernel("similarity_softplus_backward", ctx.backend),
             grad_total * row_weights,
             *inputs,
@@ -101,7 +102,7 @@ def paired_cosines_derivative(ctx: Any, grad_cosines: Tensor | None, grad_stats:
     """As :func:`logsumexp_derivative`."""
     if grad_cosines is None:
         return (None,) * len(ctx.needs_input_grad)
-    found = call_backward(
+    found = run_op(
         kernel("paired_cosines_backward", ctx.backend),
         grad_cosines.contiguous(),
         *kept_tensors(ctx),
@@ -273,12 +274,14 @@ class TritonSigmoidLossFunction(Function):
     def forward(ctx: Any, rows: Tensor, cols: Tensor, scale: Tensor, bias: Tensor, mean: bool) -> Tensor:
         ctx.precision = float32_precision()
         loss, *kept = _losses().sigmoid_forward(rows, cols, scale, bias, mean, *ctx.needs_input_grad[:4], ctx.precision)
-        keep_tensors(ctx, [rows, *kept])
+        keep_tensors(ctx, [rows, cols, scale, bias, *kept])
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = launch_backward(_losses().scaled, grad, *kept_tensors(ctx), ctx.precision)
+        rows, cols, scale, bias, *kept = kept_tensors(ctx)
+        upstream = differentiated_once("scaled", grad, rows, cols, scale, bias)
+        found = launch_backward(_losses().scaled, upstream, rows, *kept, ctx.precision)
         return asked_for(ctx, found)
 
 

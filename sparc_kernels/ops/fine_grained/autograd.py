@@ -7,7 +7,14 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from sparc_kernels.ops._registration import call_backward, call_forward, function_context, kept_tensors, kernel
+from sparc_kernels.ops._registration import (
+    call_forward,
+    differentiated_once,
+    function_context,
+    kept_tensors,
+    kernel,
+    run_op,
+)
 from sparc_kernels.ops.fine_grained import schema
 
 
@@ -29,9 +36,10 @@ def derivative(
             grad_tokens = _spread(grad_pooled_tokens, token_embeds, token_mask)
     else:
         if need_scale:
-            grad_scale = (grad_token_loss * stats[schema.STATS.index("scale_derivative")]).sum()
+            upstream = differentiated_once("fine_grained_backward", grad_token_loss, patch_embeds, token_embeds, scale)
+            grad_scale = (upstream * stats[schema.STATS.index("scale_derivative")]).sum()
         if need_patches or need_tokens:
-            grad_patches, grad_tokens = call_backward(
+            grad_patches, grad_tokens = run_op(
                 kernel("fine_grained_backward", ctx.backend),
                 grad_token_loss,
                 None if grad_pooled_patches is None or not need_patches else grad_pooled_patches.contiguous(),

@@ -10,11 +10,11 @@ from torch.autograd import Function
 
 from sparc_kernels.ops._registration import (
     asked_for,
-    call_backward,
     call_forward,
     function_context,
     kept_tensors,
     kernel,
+    run_op,
 )
 
 
@@ -25,7 +25,7 @@ def _derivative_of(op: str) -> Callable[..., tuple[Tensor | None, ...]]:
             return (None,) * len(ctx.needs_input_grad)
         backward_op = kernel(f"{op}_backward", ctx.backend)
         needed = ctx.needs_input_grad[:2]
-        return asked_for(ctx, call_backward(backward_op, grad, *kept_tensors(ctx), *needed, ctx.float32_precision))
+        return asked_for(ctx, run_op(backward_op, grad, *kept_tensors(ctx), *needed, ctx.float32_precision))
 
     return backward
 

@@ -10,11 +10,11 @@ from torch.autograd import Function
 
 from sparc_kernels.ops._registration import (
     asked_for,
-    call_backward,
     call_forward,
     function_context,
     kept_tensors,
     kernel,
+    run_op,
 )
 from sparc_kernels.ops.late_interaction.schema import KEPT
 
@@ -35,8 +35,8 @@ def derivative(ctx: Any, grad_image_scores: Tensor | None, *others: Tensor | Non
     if not keep:
         flags = (max_tokens, normalize, average, by_image, by_text, True)
         forward = kernel("max_similarity_forward", ctx.backend)
-        kept = call_backward(forward, *inputs, *flags, ctx.float32_precision)[1 : 1 + KEPT]
-    found = call_backward(
+        kept = run_op(forward, *inputs, *flags, ctx.float32_precision)[1 : 1 + KEPT]
+    found = run_op(
         kernel("max_similarity_backward", ctx.backend),
         _contiguous(grad_image_scores),
         _contiguous(grad_text_scores),

@@ -10,11 +10,11 @@ from torch.autograd import Function
 
 from sparc_kernels.ops._registration import (
     asked_for,
-    call_backward,
     call_forward,
     function_context,
     kept_tensors,
     kernel,
+    run_op,
 )
 from sparc_kernels.ops.optimal_transport.schema import KEPT
 
@@ -29,9 +29,7 @@ def derivative(
     *inputs, potentials, _ = kept_tensors(ctx)
     iterations, proximal, _ = ctx.flags
     backward = kernel("transport_backward", ctx.backend)
-    found = call_backward(
-        backward, grad_costs, *inputs, potentials, iterations, proximal, *needed[:2], ctx.float32_precision
-    )
+    found = run_op(backward, grad_costs, *inputs, potentials, iterations, proximal, *needed[:2], ctx.float32_precision)
     return asked_for(ctx, found)
 
 

@@ -7,7 +7,14 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from sparc_kernels.ops._registration import call_backward, call_forward, function_context, kept_tensors, kernel
+from sparc_kernels.ops._registration import (
+    call_forward,
+    differentiated_once,
+    function_context,
+    kept_tensors,
+    kernel,
+    run_op,
+)
 from sparc_kernels.ops.softmax_alignment import schema
 
 
@@ -20,10 +27,11 @@ def derivative(ctx: Any, grad_token_loss: Tensor | None, grad_stats: None) -> tu
     need_patches, need_tokens, _, _, need_scale = ctx.needs_input_grad[:5]
     grad_patches = grad_tokens = grad_scale = None
     if need_scale:
-        grad_scale = (grad_token_loss * stats[schema.STATS.index("scale_derivative")]).sum()
+        upstream = differentiated_once("softmax_alignment_backward", grad_token_loss, *inputs)
+        grad_scale = (upstream * stats[schema.STATS.index("scale_derivative")]).sum()
     if need_patches or need_tokens:
         backward = kernel("softmax_alignment_backward", ctx.backend)
-        grad_patches, grad_tokens = call_backward(
+        grad_patches, grad_tokens = run_op(
             backward, grad_token_loss, *inputs, stats, need_patches, need_tokens, ctx.float32_precision
         )
     return (grad_patches if need_patches else None, grad_tokens if need_tokens else None, None, None, grad_scale, *rest)

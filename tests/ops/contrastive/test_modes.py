@@ -269,6 +269,19 @@ def test_second_derivatives_on_eager(loss: Loss) -> None:
     assert torch.autograd.gradgradcheck(lambda *values: loss(x, *values, "eager"), leaves)
 
 
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("frozen", [(0,), (0, 1, 2)], ids=["images", "all but the bias"])
+def test_second_derivatives_of_what_the_forward_pass_kept(frozen: tuple[int, ...], backend: str) -> None:
+    """They raise: what is kept is no constant, whichever side is."""
+    x = Batch(backend)
+    leaves = [leaf.detach().requires_grad_(i not in frozen) for i, leaf in enumerate((*x.leaves, x.bias))]
+    loss = sk.sigmoid_loss(leaves[0], leaves[1], logit_scale=leaves[2], logit_bias=leaves[3], backend=backend)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    for grad in torch.autograd.grad(loss, wanted, create_graph=True):
+        with pytest.raises(RuntimeError, match="is not differentiable: the fused kernels have first derivatives only"):
+            torch.autograd.grad(grad.square().sum(), wanted, retain_graph=True, allow_unused=True)
+
+
 @backends
 @losses
 def test_forward_mode(loss: Loss, backend: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from sparc_kernels.ops._registration import call_backward, call_forward, function_context, kept_tensors, kernel
+from sparc_kernels.ops._registration import call_forward, function_context, kept_tensors, kernel, run_op
 
 
 def derivative(ctx: Any, grad_out: Tensor | None, grad_stats: None) -> tuple[Tensor | None, ...]:
@@ -18,7 +18,7 @@ def derivative(ctx: Any, grad_out: Tensor | None, grad_stats: None) -> tuple[Ten
     if grad_out is not None and need_weight:
         grad_weight = (grad_out * stats[0]).sum()
     if grad_out is not None and (need_left or need_right):
-        grad_left, grad_right = call_backward(
+        grad_left, grad_right = run_op(
             kernel("paired_dot_backward", ctx.backend),
             *(grad_out, left, right, weight, need_left, need_right, ctx.float32_precision),
         )
