@@ -10,6 +10,7 @@ from tools.sass_model.launches import OPS, PATHS, Shape
 from tools.sass_model.measured import PAPER as SHAPE
 from tools.sass_model.model import SCHEDULERS, Part, Prediction, parts, predict, predict_triton
 
+PAIR_PATHS = ("pair", "warpgroups")  # by mma.sync on every chip; the other on 9.0, where `auto` takes it
 TILED = [path for path in PATHS if path.startswith("tiled")]
 HEADING = "## Predicted cost"
 
@@ -27,6 +28,7 @@ multiprocessor, by resource:
   `tools/sass_model/chips.py`, which gives their sources and says which are assumed (mma.sync on B200, L2 but on A100).
 - **at most**: the share of the DRAM floor that the largest of them allows, for a batch of {PAIRS} pairs (whose last
   round of blocks is not full).
+- On sm_90 the pair path stands twice: by `mma.sync`, which serves every chip, and by warpgroups, which is taken there.
 - **forecast**: the share if warps issue in 0.15 of the cycles each, as they did where Nsight Compute looked (two to a
   scheduler: 22 to 38 %), and wait for products of wgmma and tcgen05; or the ceiling where that is lower.
 
@@ -84,15 +86,16 @@ def section(shape: Shape = SHAPE) -> str:
     lines = [INTRODUCTION, f"| op | chip | pass | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
     for op in OPS:
         for chip in CHIPS:
-            forward, backward = (predict(op, is_backward, shape, chip) for is_backward in (False, True))
-            if chip.architecture == "sm_90":
-                pair_path[op] = (forward, backward)
-            name = f"{chip.name} ({chip.architecture})"
-            lines.append(f"| {op} | {name} | forward | {' | '.join(row(forward))} |")
-            lines.append(f"| {op} | {name} | backward | {' | '.join(row(backward))} |")
-            lines.append(
-                f"| {op} | {name} | both |{'  |' * (len(COLUMNS) - 2)} {' | '.join(both(forward, backward))} |"
-            )
+            for path in PAIR_PATHS[: 2 if chip.architecture == "sm_90" else 1]:
+                forward, backward = (predict(op, is_backward, shape, chip, path) for is_backward in (False, True))
+                if chip.architecture == "sm_90" and path == "pair":
+                    pair_path[op] = (forward, backward)
+                name = f"{chip.name} ({chip.architecture}{', by warpgroups' if path == 'warpgroups' else ''})"
+                lines.append(f"| {op} | {name} | forward | {' | '.join(row(forward))} |")
+                lines.append(f"| {op} | {name} | backward | {' | '.join(row(backward))} |")
+                lines.append(
+                    f"| {op} | {name} | both |{'  |' * (len(COLUMNS) - 2)} {' | '.join(both(forward, backward))} |"
+                )
     lines += [
         "",
         "The tiled path on sm_90, by the products that it takes (float32 by torch.get_float32_matmul_precision()):",
