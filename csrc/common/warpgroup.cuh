@@ -58,10 +58,11 @@ SPARC_DEVICE void async_proxy_fence() { asm volatile("fence.proxy.async.shared::
 SPARC_DEVICE void warpgroup_barrier() {
   asm volatile("bar.sync %0, 128;\n" ::"r"(1 + warp_index() / 4) : "memory");
 }
-// Turns of two warpgroups at something that one of them is to have for itself: a group takes its turn when
-// all warps of the other one have given it.
-SPARC_DEVICE void take_turn(int group) { asm volatile("bar.sync %0, 256;\n" ::"r"(3 + group) : "memory"); }
-SPARC_DEVICE void give_turn(int group) { asm volatile("bar.arrive %0, 256;\n" ::"r"(3 + group) : "memory"); }
+// Turns of two warpgroups at something that one of them is to have for itself: a group takes a turn when all
+// warps of the other one have given it, and what these have written before is there for it. Turns of a number
+// are taken one by one; numbers are below 12.
+SPARC_DEVICE void take_turn(int turn) { asm volatile("bar.sync %0, 256;\n" ::"r"(3 + turn) : "memory"); }
+SPARC_DEVICE void give_turn(int turn) { asm volatile("bar.arrive %0, 256;\n" ::"r"(3 + turn) : "memory"); }
 
 // Between a thread's own reading or writing of registers and a matrix instruction that takes them.
 SPARC_DEVICE void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }

@@ -16,6 +16,7 @@ namespace sparc {
 template <class E, int kN>
 struct SweepBlock {
   static constexpr int kGroupWarps = 4, kAhead = SweepLayout::kAhead;
+  static_assert(kAhead == 2, "hand_over waits for two panels, one by one");
 
   const SweepArguments& in;
   const SweepLayout& layout;
@@ -62,12 +63,15 @@ struct SweepBlock {
   }
   SPARC_DEVICE Panel<E> columns_at(int panel) const { return {panel * kN * Panel<E>::kRowBytes, kN}; }
 
+  // The number of a warpgroup's turn at one of the first panels of its tiles.
+  SPARC_DEVICE static int turn(int of_group, int panel) { return of_group + 2 * panel; }
+
   // Before a panel is multiplied: it is there for the warpgroup, and the products of the one before the last
   // are done, so that their stage is to be filled anew. The first panels are the other warpgroup's copies,
   // whose products were before.
   SPARC_DEVICE void begin_panel(int panel) {
     if (panel < kAhead) {
-      device::take_turn(group + 2 * panel);
+      device::take_turn(turn(group, panel));
     } else {
       device::copy_async_wait<kAhead - 1>();
       device::async_proxy_fence();
@@ -94,16 +98,16 @@ struct SweepBlock {
     stage = RowStream<E>::later(stage, layout.panels);
   }
 
-  // Behind the last panel: the matrix units are the other warpgroup's as soon as the first panel of its tile
-  // is there, the next one follows when this one's products are done.
+  // Behind the last panel. The matrix units are the other warpgroup's as soon as the first panel of its tile
+  // is there; the second one follows when this one's products are done.
   SPARC_DEVICE void hand_over() {
     device::copy_async_wait<kAhead - 1>();
     device::async_proxy_fence();
-    device::give_turn(1 - group);
+    device::give_turn(turn(1 - group, 0));
     device::warpgroup_wait<0>();
     device::copy_async_wait<0>();
     device::async_proxy_fence();
-    device::give_turn(1 - group + 2);
+    device::give_turn(turn(1 - group, 1));
   }
 
   // Of the warp.

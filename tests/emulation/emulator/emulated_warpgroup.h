@@ -17,11 +17,11 @@ SPARC_DEVICE void async_proxy_fence() { emulation::async_proxy_fence(); }
 SPARC_DEVICE void warpgroup_barrier() {
   emulation::barrier(1 + warp_index() / emulation::kWarpgroupWarps, 128, true);
 }
-SPARC_DEVICE void take_turn(int group) { emulation::barrier(3 + group, 256, true); }
-SPARC_DEVICE void give_turn(int group) {
+SPARC_DEVICE void take_turn(int turn) { emulation::barrier(3 + turn, 256, true); }
+SPARC_DEVICE void give_turn(int turn) {
   emulation::LaneArguments lane;
   emulation::warp_collective(emulation::Collective::kArrive, lane);
-  emulation::barrier(3 + group, 256, false);
+  emulation::barrier(3 + turn, 256, false);
 }
 
 SPARC_DEVICE void warpgroup_fence() { emulation::warpgroup_fence(); }

@@ -15,26 +15,38 @@ MUTANTS = (
         "float64",
     ),
     Mutant("a tile at the diagonal's corner counts as whole", FILE, "(own + 16 <= 0)", "(own + 15 <= 0)", "float64"),
-    Mutant("a stage too few", ROWS, "kAhead = kStages - 2;", "kAhead = kStages - 1;", "float64"),
+    Mutant(
+        "too few stages",
+        ROWS,
+        "kStages = 4;\n  static constexpr int kAhead = kStages - 2;",
+        "kStages = 2;\n  static constexpr int kAhead = 2;",
+        "float64",
+    ),
     Mutant("a stage is filled anew while it is multiplied", FILE, "device::warpgroup_wait<1>();", "", "float64"),
     Mutant(
         "the other warpgroup's second panel is not waited for",
         FILE,
-        "    device::copy_async_wait<0>();\n    device::async_proxy_fence();\n    device::give_turn(1 - group + 2);",
-        "    device::async_proxy_fence();\n    device::give_turn(1 - group + 2);",
+        "    device::warpgroup_wait<0>();\n    device::copy_async_wait<0>();",
+        "    device::warpgroup_wait<0>();",
         "float64",
     ),
     Mutant(
         "its stage is given before this one's products are done",
         FILE,
-        "    device::warpgroup_wait<0>();\n    device::copy_async_wait<0>();",
-        "    device::copy_async_wait<0>();",
+        """    device::warpgroup_wait<0>();
+    device::copy_async_wait<0>();
+    device::async_proxy_fence();
+    device::give_turn(turn(1 - group, 1));
+""",
+        """    device::copy_async_wait<0>();
+    device::async_proxy_fence();
+    device::give_turn(turn(1 - group, 1));
+    device::warpgroup_wait<0>();
+""",
         "float64",
     ),
     Mutant("warps of a group do not wait for each other", FILE, "      device::warpgroup_barrier();\n", "", "float64"),
-    Mutant(
-        "sums of the wrong run of rows", ROWS, "block / in.chunks * run_rows;", "(in.runs - 1) * run_rows;", "float64"
-    ),
+    Mutant("sums of the wrong run of rows", ROWS, "first = block / in.chunks", "first = (in.runs - 1)", "float64"),
     Mutant(
         "rows of the next run are summed too",
         ROWS,

@@ -48,7 +48,7 @@ class Case:
 # Tiles of 64 rows: runs of one or two of them, the last of which is shorter or empty; a diagonal through the tiles'
 # corners, beside them, outside. Channels of one to twelve panels, the last of which may be short.
 CASES = (
-    Case(130, 300, 40, 128, runs=2),
+    Case(130, 300, 40, 128, runs=2, bias=-19.0),
     Case(200, 100, 136, 96, runs=3, diagonal=-65, dtype=torch.float16),
     Case(65, 192, 264, 192, diagonal=127, scale=-3.0),
     Case(64, 128, 768, 128, diagonal=-15),
@@ -194,7 +194,7 @@ def losses(leaves: list[Tensor], config: TileConfig | None, blocks: Blocks | Non
 
 
 def check_plan(size: int, channels: int, config: TileConfig, blocks: Blocks | None, dtype: torch.dtype) -> None:
-    """Against float64, and against Triton's plan within what it errs."""
+    """Loss and gradients against float64."""
     from sparc_kernels.ops.contrastive import native
 
     generator = torch.Generator().manual_seed(size)
@@ -205,7 +205,7 @@ def check_plan(size: int, channels: int, config: TileConfig, blocks: Blocks | No
     if (reason := native.refusal(*leaves[:2], config.block_n)) is not None:
         pytest.skip(reason)
     made, truth = losses(leaves, config, blocks), losses(leaves, None)
-    for one, exact, most in zip(made, truth, (1e-5, 0.01, 0.01, 1e-5, 1e-5), strict=True):
+    for one, exact, most in zip(made, truth, (1e-5, 0.01, 0.01, 1e-4, 1e-4), strict=True):
         assert (one.double() - exact).norm() <= most * exact.norm()
 
 
