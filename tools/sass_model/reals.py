@@ -55,9 +55,19 @@ def arithmetic(state: State, it: Instruction) -> Action:
 
 
 def real_extremum(state: State, it: Instruction) -> Action:
-    put, pick = setter(state, it.operands[0]), predicate(state, it.operands[3])
-    a, b = real(state, it.operands[1]), real(state, it.operands[2])
-    return lambda lanes: put(np.where(pick(), np.fmin(a(), b()), np.fmax(a(), b())).view(np.uint32), lanes)
+    """FMNMX of two numbers, FMNMX3 of three."""
+    target, *given, last = it.operands
+    put, pick = setter(state, target), predicate(state, last)
+    first, *others = (real(state, operand) for operand in given)
+
+    def act(lanes: Lanes) -> None:
+        least = most = first()
+        for other in others:
+            value = other()
+            least, most = np.fmin(least, value), np.fmax(most, value)
+        put(np.where(pick(), least, most).view(np.uint32), lanes)
+
+    return act
 
 
 def _ordered(it: Instruction) -> Callable[[Lanes, Lanes], Lanes]:

@@ -65,6 +65,7 @@ MAKERS: dict[str, Callable[[State, Instruction], Action]] = {
     "FMUL": reals.arithmetic,
     "FFMA": reals.arithmetic,
     "FMNMX": reals.real_extremum,
+    "FMNMX3": reals.real_extremum,
     "FSETP": reals.compare_reals,
     "FSET": reals.compare_reals,
     "FCHK": reals.check_division,
