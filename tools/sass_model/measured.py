@@ -31,6 +31,7 @@ PASSES = {
     ("fine_grained", "triton", SMALL): (0.1392, 0.4025),
     ("grouping", "pair", PAPER): (0.2248, 0.2248 + 0.7800),
     ("grouping", "pair", SMALL): (0.1255, 0.1255 + 0.2704),
+    ("grouping", "warpgroups", SMALL): (0.0735, 0.0735 + 0.1484),
     ("grouping", "warpgroups", PAPER): (0.1577, 0.1577 + 0.3689),
     ("grouping", "triton", PAPER): (0.1887, 0.1887 + 0.4269),
 }
@@ -61,7 +62,7 @@ FACTORS: dict[tuple[str, str, int], tuple[float, float]] = {
     ("fine_grained", "library", 256): (0.94, 0.95),
     ("grouping", "pair", 64): (0.93, 0.90),
     ("grouping", "pair", 256): (1.07, 1.48),
-    ("grouping", "warpgroups", 64): (0.88, 0.90),  # of 256
+    ("grouping", "warpgroups", 64): (1.41, 1.50),
     ("grouping", "warpgroups", 256): (0.88, 0.90),
     ("grouping", "triton", 64): (1.06, 1.11),  # of 256
     ("grouping", "triton", 256): (1.06, 1.11),
