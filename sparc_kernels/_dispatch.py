@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import sysconfig
+from collections.abc import Collection
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -114,7 +118,7 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype, kin
 
     ``"auto"`` takes the first of cuda, triton (on a GPU) or cpu (on the CPU) that can, then eager (which it takes for
     meta tensors and in an export to ONNX too); triton before cuda where the room's ``triton_first`` names this kind of
-    call for such a device. The choice is logged once per op, device type and
+    call for such a device and Triton finds a C compiler. The choice is logged once per op, device type and
     dtype to the logger ``sparc_kernels``, as a warning where kernels exist and eager had to be taken. An explicit
     request never falls back.
 
@@ -143,11 +147,30 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype, kin
     return backend
 
 
+def _triton_first(room: Room, device: torch.device) -> Collection[str]:
+    """Kinds of calls; of a capability that the room does not know, those of the one before it of its major version."""
+    table = room.triton_first
+    if not table:
+        return ()
+    capability = torch.cuda.get_device_capability(device)
+    known = [one for one in table if one[0] == capability[0] and one <= capability]
+    return table[max(known)] if known else ()
+
+
+@cache
+def _c_compiles() -> bool:
+    """Whether Triton can compile what launches a kernel: it takes CC, gcc or clang, and Python's headers. Where it
+    cannot, as in many a container, CUDA C++ needs neither."""
+    scheme = sysconfig.get_default_scheme()
+    headers = sysconfig.get_paths(scheme="posix_prefix" if scheme == "posix_local" else scheme)["include"]
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and Path(headers, "Python.h").exists()
+
+
 def _first_that_serves(op: str, device: torch.device, dtype: torch.dtype, kind: str | None) -> str:
     refused = {}
     order = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
-    faster = room_of(op).triton_first if kind is not None and device.type == "cuda" else {}
-    if faster and kind in faster.get(torch.cuda.get_device_capability(device), ()):
+    if kind is not None and device.type == "cuda" and kind in _triton_first(room_of(op), device) and _c_compiles():
         order = ("triton", "cuda")
     for backend in order:
         reason = supports(op, backend, device, dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 import subprocess
@@ -30,7 +29,7 @@ MADE_UP = (
         },
         entries=(),
         sample=lambda device, dtype: {},
-        triton_first={(9, 0): {"small"}},
+        triton_first={(8, 0): {"large"}, (8, 6): {"small"}, (9, 0): {"small"}},
     ),
     Room("narrow", {"cpu": (torch.float32,)}, entries=(), sample=lambda device, dtype: {}),
     Room("bare", {}, entries=(), sample=lambda device, dtype: {}),
@@ -153,20 +152,78 @@ def test_auto_takes_cuda_then_triton_on_a_gpu(op: str, monkeypatch: pytest.Monke
     assert asked == ["cuda", "cuda", "triton", "cuda", "triton"]
 
 
-def test_auto_takes_triton_where_it_was_measured_to_be_faster(
-    monkeypatch: pytest.MonkeyPatch, made_up_rooms: None
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, made_up_rooms: None) -> set[str]:
+    """Backends that refuse every call; the others serve every one, and Triton finds a C compiler."""
+    found: set[str] = set()
+
+    def asked(backend: str) -> Callable[..., str | None]:
+        return lambda *_: "out of order" if backend in found else None
+
+    monkeypatch.setattr(_dispatch, "_REASONS", {name: asked(name) for name in _dispatch.BACKENDS})
+    monkeypatch.setattr(_dispatch, "_c_compiles", lambda: True)
+    return found
+
+
+def take(op: str, backend: str, kind: str | None = None) -> str:
+    return _dispatch.resolve(op, backend, torch.device("cuda"), torch.bfloat16, kind)
+
+
+@pytest.mark.parametrize(
+    ("capability", "small", "large"),
+    [
+        ((8, 0), "cuda", "triton"),
+        ((8, 6), "triton", "cuda"),
+        ((8, 7), "triton", "cuda"),  # by 8.6
+        ((9, 0), "triton", "cuda"),
+        ((10, 0), "cuda", "cuda"),  # of a major version that the room does not know
+        ((7, 5), "cuda", "cuda"),
+    ],
+)
+def test_auto_takes_triton_where_a_room_says_so(
+    capability: tuple[int, int], small: str, large: str, broken: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a room says so of a capability and a kind of call."""
-    monkeypatch.setattr(_dispatch, "_REASONS", {name: lambda *_: None for name in _dispatch.BACKENDS})
-    gpu, capability = torch.device("cuda"), (9, 0)
+    """Of a capability, or the one before it of its major version, and a kind of call."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    take = functools.partial(_dispatch.resolve, device=gpu, dtype=torch.bfloat16)
-    assert take("dense", "auto", kind="small") == "triton"
-    assert take("dense", "auto", kind="large") == take("dense", "auto") == "cuda"
-    assert take("dense", "cuda", kind="small") == "cuda"
-    assert take("narrow", "auto", kind="small") == "cuda", "its room says nothing"
-    capability = (8, 0)
-    assert take("dense", "auto", kind="small") == "cuda"
+    assert [take("dense", "auto", kind) for kind in ("small", "large", None)] == [small, large, "cuda"]
+    assert take("dense", "cuda", "small") == "cuda"
+    assert take("narrow", "auto", "small") == "cuda", "its room says nothing"
+
+
+def test_whoever_is_first_the_other_serves_where_it_cannot(broken: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    for breaks, taken in (
+        ({"triton"}, ["cuda", "cuda"]),
+        ({"cuda"}, ["triton", "triton"]),
+        (set(), ["triton", "cuda"]),
+    ):
+        broken.clear()
+        broken.update(breaks)
+        assert [take("dense", "auto", kind) for kind in ("large", "small")] == taken
+    broken.update({"cuda", "triton"})
+    assert take("dense", "auto", "large") == "eager"
+
+
+COMPILES = _dispatch._c_compiles.__wrapped__
+
+
+def test_triton_is_first_only_where_it_can_compile(
+    broken: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A compiler and Python's headers; it still serves who asks for it, since its cache may hold what is needed."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(_dispatch, "_c_compiles", COMPILES)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(_dispatch.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    monkeypatch.setattr(_dispatch.shutil, "which", lambda name: "/bin/clang" if name == "clang" else None)
+    assert take("dense", "auto", "large") == "cuda", "no headers"
+    (tmp_path / "Python.h").touch()
+    assert take("dense", "auto", "large") == "triton"
+    monkeypatch.setattr(_dispatch.shutil, "which", lambda name: None)
+    assert take("dense", "auto", "large") == "cuda", "no compiler"
+    assert take("dense", "triton", "large") == "triton"
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert take("dense", "auto", "large") == "triton"
 
 
 @pytest.mark.parametrize(

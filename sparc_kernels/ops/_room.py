@@ -97,8 +97,8 @@ class Room:
     """Further sizes to run kernels in under a sanitizer: those that take another way through them."""
     ops: tuple[Op, ...] = ()
     triton_first: Mapping[tuple[int, int], Collection[str]] = field(default_factory=dict)
-    """By compute capability, the kinds of calls for which its Triton kernels are faster than those in CUDA C++; its
-    functions name the kind of a call to ``resolve``."""
+    """By compute capability, the kinds of calls for which its Triton kernels are faster than those in CUDA C++, or
+    should be; its functions name the kind of a call to ``resolve``."""
 
     @cached_property
     def schemas(self) -> tuple[str, ...]:

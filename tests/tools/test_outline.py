@@ -3,6 +3,7 @@ tiles need; and the table of what ``auto`` takes is that of the code."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 
 from sparc_kernels import _dispatch
 from sparc_kernels.ops._alignment.choice import kind_of
+from sparc_kernels.ops._triton.products import LibraryProduct
 from tests import cuda_resources
 from tests.tools.test_sass_instructions import ALL, listing
 from tests.tools.test_sass_model import LITTLE, RAGGED, built, run, tool_run
-from tools.sass_model import choices, disassembly, launches, model
+from tools.sass_model import choices, disassembly, float32, launches, model
 from tools.sass_model.chips import chip_of
+from tools.sass_model.launches import Shape
 from tools.sass_model.memory import Global
 from tools.sass_model.outline import Outline
 
@@ -113,6 +116,8 @@ def test_two_blocks_to_a_multiprocessor() -> None:
     assert launch.at_once == 132 * 2
     assert two.blocks == 2
     assert one.forecast * one.tail == pytest.approx(one.issue / 0.3 + one.awaited)
+    assert one.expected(1.5) == pytest.approx(1.5 * one.forecast)
+    assert one.expected(0.01) * one.tail == pytest.approx(max(one.resources.values()))
     assert two.forecast * two.tail == pytest.approx(two.issue / 0.6 + two.awaited / 2)
     with pytest.raises(ValueError, match="do not fit into a multiprocessor of sm_90"):
         launches.run("fine_grained", False, LITTLE, "sm_90", replace(chip, registers=chip.registers // 2), "warpgroups")
@@ -146,27 +151,77 @@ def test_what_triton_compiles() -> None:
     assert 0 < found["share"] <= 1
 
 
-def test_the_table_of_auto_is_that_of_the_code() -> None:
+def documented() -> list[dict[str, str]]:
+    """Rows of the table of what auto takes, by column."""
     text = cuda_resources.committed()[1]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("|")]
     start = rows.index(list(choices.COLUMNS)) + 2
-    asked = choices.asked()
-    forecast = choices.COLUMNS.index("forecast")
-    for row, expected in zip(rows[start : start + len(asked)], asked, strict=True):
-        assert row[:forecast] + row[forecast + 1 :] == choices.cells(*expected), (
+    return [dict(zip(choices.COLUMNS, row, strict=True)) for row in rows[start : start + len(choices.asked())]]
+
+
+def test_the_table_of_auto_is_that_of_the_code() -> None:
+    for row, expected in zip(documented(), choices.asked(), strict=True):
+        own = {name: row[name] for name in choices.COLUMNS if name not in choices.FORECASTS}
+        assert own == choices.cells(*expected), (
             "docs/cuda_resources.md is out of date: python -m tools.sass_model --write"
         )
+
+
+def test_auto_follows_the_ranking() -> None:
+    """Each row by the rule that stands above the table."""
+    for row in documented():
+        assert row["auto takes"] == choices.ruled(row), (
+            f"measured or forecast says {choices.ruled(row)} of {row}: sparc_kernels/ops/_alignment/choice.py"
+        )
+
+
+@pytest.mark.parametrize(
+    "measured, calibrated, ragged, taken",
+    [
+        ("0.99", "1.20 to 1.40", "", "triton"),
+        ("1.01", "0.20 to 0.40", "0.20 to 0.40", "cuda"),
+        ("", "0.80 to 1.00", "", "triton"),
+        ("", "0.81 to 1.01", "", "cuda"),
+        ("", "0.50 to 0.70", "0.90 to 1.10", "triton"),
+        ("", "0.50 to 0.70", "0.91 to 1.11", "cuda"),
+    ],
+)
+def test_the_rule_of_the_ranking(measured: str, calibrated: str, ragged: str, taken: str) -> None:
+    assert choices.ruled({"measured": measured, "calibrated": calibrated, "ragged": ragged}) == taken
 
 
 def test_auto_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rooms ask the one table."""
     monkeypatch.setattr(_dispatch, "_REASONS", {name: lambda *_: None for name in _dispatch.BACKENDS})
+    monkeypatch.setattr(_dispatch, "_c_compiles", lambda: True)
     for chip, op, dtype, shape in choices.asked():
         capability = divmod(int(chip.architecture.removeprefix("sm_")), 10)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
         kind = kind_of(getattr(torch, dtype), shape.tokens, shape.patches)
         chosen = _dispatch.resolve(op, "auto", torch.device("cuda"), getattr(torch, dtype), kind)
         assert chosen == choices.taken(chip.architecture, op, dtype, shape)
+
+
+@pytest.mark.parametrize("op", launches.OPS)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_products_in_float32_are_those_of_the_plan(op: str, backward: bool) -> None:
+    shape = Shape(5, 7, 16)
+    planned = importlib.import_module(f"sparc_kernels.ops.{op}.triton")
+    b, (l, p, d) = 3, (shape.tokens, shape.patches, shape.channels)
+    patches, tokens, scale = (torch.empty(size, device="meta") for size in ((b, p, d), (b, l, d), ()))
+    if op == "grouping":
+        pairs: tuple[Any, ...] = (patches, tokens, None, None)
+        (_, stats), steps = planned.forward_plan(*pairs, "highest", weights=False)
+        if backward:
+            _, steps = planned.backward_plan(tokens, *pairs, stats, True, True, "highest", weights=False)
+    else:
+        pairs = (patches, tokens, None, None, scale, None)
+        (_, stats, *_), steps = planned.forward_plan(*pairs, False, False, "highest")
+        if backward:
+            loss = torch.empty((b, l), device="meta")
+            _, steps = planned.backward_plan(loss, None, None, *pairs, stats, True, True, "highest")
+    found = [(*step.result.shape[1:], step.left.shape[2]) for step in steps if isinstance(step, LibraryProduct)]
+    assert found == float32.products(op, backward, shape)
 
 
 @pytest.mark.parametrize(

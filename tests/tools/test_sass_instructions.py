@@ -159,6 +159,16 @@ def test_carries(a: int, b: int) -> None:
     assert product[0] | product[1] << 32 == ((a & ALL) * (b & ALL) + b) & WIDE
 
 
+@pytest.mark.parametrize("first", range(3))
+def test_extremes_of_three_reals(first: int) -> None:
+    """NaN is left out."""
+    numbers = np.roll(np.array([-1.5, 2.25, np.nan], np.float32), first).view(np.uint32)
+    registers = {1 + place: int(bits) for place, bits in enumerate(numbers)}
+    for pick, expected in (("PT", -1.5), ("!PT", 2.25)):
+        found = value_of([f"FMNMX3 R0, R1, R2, R3, {pick}"], registers)
+        assert np.uint32(found).view(np.float32) == expected
+
+
 # Costs.
 
 

@@ -96,6 +96,7 @@ def test_results_are_those_of_the_reference(op: str, backward: bool, architectur
     [
         *((op, path, "sm_90") for op in launches.OPS for path in TILED),
         *zip(["fine_grained"] * 3, TILED, ("sm_80", "sm_100", "sm_120")),
+        ("fine_grained", "tiled, bf16", "sm_100"),
     ],
 )
 def test_results_of_the_tiled_path(op: str, path: str, architecture: str) -> None:

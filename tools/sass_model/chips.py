@@ -23,6 +23,12 @@ class Chip:
     tcgen05_cycles: float = 0.0  # of a multiprocessor for one column of a tcgen05.mma m128nNk16
     registers: int = 65536
     warps: int = 64  # that a multiprocessor holds
+    older: str = ""  # whose code of the library it runs, where there is none of its own
+
+    @property
+    def library(self) -> str:
+        """The architecture whose code of the library runs there."""
+        return self.older or self.architecture
 
     @property
     def shared_bytes(self) -> int:
@@ -88,6 +94,15 @@ CHIPS = (
     Chip("RTX PRO 6000", "sm_120", 188, 2.6, 1.6, 99, 16.0, 1.0, None, "as published", warps=48),
 )
 
+# Chips that run the library's code of an older one of their major version, which Triton compiles for themselves. A10:
+# 125 Tflop/s, 600 GB/s, 72 multiprocessors at 1.695 GHz; L40S: 362 Tflop/s, 864 GB/s, 142 at 2.52 GHz (data sheets,
+# without sparsity): 1024 flop per multiprocessor and cycle. GeForce cards of these chips have half of that for float32
+# sums.
+RELATIVES = (
+    Chip("A10", "sm_86", 72, 1.695, 0.54, 99, 16.0, 1.0, None, "as published", warps=48, older="sm_80"),
+    Chip("L40S", "sm_89", 142, 2.52, 0.78, 99, 16.0, 1.0, None, "as published", warps=48, older="sm_80"),
+)
+
 
 def chip_of(architecture: str) -> Chip:
-    return next(chip for chip in CHIPS if chip.architecture == architecture)
+    return next(chip for chip in (*CHIPS, *RELATIVES) if chip.architecture == architecture)

@@ -115,9 +115,13 @@ class Prediction:
     def forecast(self) -> float:
         """Cycles of a pair and multiprocessor, if its warps issue as those do that were measured, wait for the products
         of wgmma and tcgen05 unless another block goes on, and no resource takes longer."""
+        return self.expected(1.0)
+
+    def expected(self, factor: float) -> float:
+        """The forecast for kernels that take so many times what they should where no resource is the limit."""
         warps = self.blocks * self.launch.trace.threads / 32 / SCHEDULERS
         worked = self.issue / min(1.0, RATE * warps) + self.awaited / self.blocks
-        return max(worked, *self.resources.values()) / self.tail
+        return max(factor * worked, *self.resources.values()) / self.tail
 
     @property
     def share(self) -> float:
@@ -208,7 +212,7 @@ def cost(launch: Launch, chip: Chip, dram_bytes: float) -> Prediction:
 
 def predict(op: str, backward: bool, shape: Shape, chip: Chip, path: str = "pair") -> Prediction:
     """Of the kernel in CUDA C++."""
-    launch = run(op, backward, shape, chip.architecture, chip, path)
+    launch = run(op, backward, shape, chip.library, chip, path)
     if path.startswith("pair"):
         check(launch)
     return cost(launch, chip, sum(launch.memory.compulsory(but="scratch")))

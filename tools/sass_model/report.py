@@ -110,7 +110,7 @@ def section(shape: Shape = SHAPE) -> str:
             products = path.removeprefix("tiled, ")
             lines.append(f"| {op} | {products} | forward | {' | '.join(row(forward))} |")
             lines.append(f"| {op} | {products} | backward | {' | '.join(row(backward))} |")
-    lines += ["", *triton_lines(shape), "", *held_against(pair_path, chip)]
+    lines += ["", *triton_lines(shape), "", *held_against(chip)]
     lines += [
         "",
         "Where the instructions of the pair path are, on sm_90: thousands of issue slots per scheduler (mean of the",
@@ -157,12 +157,12 @@ def triton_lines(shape: Shape) -> list[str]:
     return lines
 
 
-def held_against(pair_path: dict[str, tuple[Prediction, Prediction]], chip: Chip) -> list[str]:
-    """Forecasts beside what was timed. ``pair_path``: of the measured shape."""
+def held_against(chip: Chip) -> list[str]:
+    """Forecasts beside what was timed."""
     lines = [
-        "What an H100 took over the forecast, and over what the binding resource alone allows (CUDA graphs,",
-        "`benchmarks/results/nvidia-h100/warpgroups.txt`, at 49 patches `warpgroups_two_blocks.txt`, Triton's grouping",
-        "in `benchmarks.txt`; backward: both less forward; the clock is the vendor's):",
+        "What an H100 took over the forecast, and over what the binding resource alone allows (CUDA graphs; backward",
+        "of the loss: both less forward; the clock is the vendor's; records in `benchmarks/results/nvidia-h100`:",
+        "`warpgroups_code.txt`, `warpgroups.txt` for `mma.sync` and Triton at 49 patches, `grouping_warpgroups.txt`):",
         "",
         "| op | kernels | P | blocks | pass | over forecast | over the ceiling |",
         "|---|---|---|---|---|---|---|",
@@ -171,8 +171,6 @@ def held_against(pair_path: dict[str, tuple[Prediction, Prediction]], chip: Chip
         for backward in (False, True):
             if path == "triton":
                 kernels = predict_triton(op, backward, shape, chip)
-            elif path == "pair":
-                kernels = [pair_path[op][backward]]
             else:
                 kernels = [predict(op, backward, shape, chip, path)]
             took = measured.cycles(op, path, shape, backward, chip.clock, chip.multiprocessors)

@@ -100,10 +100,10 @@ def run(op: str, backward: bool, shape: Shape, chip: Chip, dtype: str = "bfloat1
         sizes = {n: extent(x) for n, x in step.arguments.items() if isinstance(x, torch.Tensor)}
         memory = Spans({**sizes, "scratch": 1 << 20}, masks(step.arguments, shape))
         constants = bytearray(
-            parameters(described.signature, step.arguments, memory.addresses(), PARAMETERS[chip.architecture])
+            parameters(described.signature, step.arguments, memory.addresses(), PARAMETERS[chip.library])
         )
-        struct.pack_into("<III", constants, GRID[chip.architecture], *step.grid, *[1] * (3 - len(step.grid)))
-        struct.pack_into("<I", constants, STACK[chip.architecture], LOCAL)
+        struct.pack_into("<III", constants, GRID[chip.library], *step.grid, *[1] * (3 - len(step.grid)))
+        struct.pack_into("<I", constants, STACK[chip.library], LOCAL)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "kernel.cubin"
             path.write_bytes(compiled.asm["cubin"])

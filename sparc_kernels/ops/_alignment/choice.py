@@ -1,6 +1,6 @@
 """On a GPU ``backend="auto"`` takes CUDA C++, or Triton where this table says so: the one place that decides.
 
-Reasons, predicted and measured, stand in docs/cuda_resources.md, "What auto takes", which
+Reasons, forecast and measured, stand in docs/cuda_resources.md, "What auto takes", which
 ``python -m tools.sass_model --write`` makes from this table and a test compares with it.
 """
 
@@ -9,18 +9,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Kinds of calls. In half precision:
-PAIRS = "pairs"  # captions of up to 64 tokens, images of up to 256 patches: a pair is held by a block or program
-WEIGHTS = "weights"  # the same, of which alignment weights are wanted
-TILED = "tiled"  # larger ones
-LONG = "long"  # longer captions under a mask: CUDA C++ takes those of up to 64 valid tokens for such, Triton does not
+# Kinds of calls. In half precision, captions of up to 64 tokens, by patches: where a block or program holds a pair.
+PATCHES_64 = "up to 64 patches"
+PATCHES_128 = "65 to 128 patches"
+PATCHES_224 = "129 to 224 patches"  # Triton's tile holds 256 from here on
+PATCHES_256 = "225 to 256 patches"  # shared memory of the blocks in CUDA C++ runs short on most chips
+WEIGHTS = "weights"  # up to 256 patches, of which alignment weights are wanted
+TILED = "tiled"  # more patches or tokens
+LONG = "long"  # more tokens, under a mask: CUDA C++ takes those of up to 64 valid ones for such, Triton does not
 # In float32:
 SINGLE = "float32"  # whose products the Triton kernels leave to a library
 
-# Op -> compute capability -> kinds of calls for which Triton's kernels are faster.
+PAIRS = {64: PATCHES_64, 128: PATCHES_128, 224: PATCHES_224, 256: PATCHES_256}
+
+# Op -> compute capability -> kinds of calls for which Triton's kernels are faster, or should be. 9.0 was timed; the
+# others were forecast. A capability that is not here goes by the one before it of its major version, whose machine code
+# it runs.
 TRITON_FIRST: dict[str, dict[tuple[int, int], frozenset[str]]] = {
-    "fine_grained": {(9, 0): frozenset({TILED, SINGLE})},
-    "grouping": {(9, 0): frozenset({WEIGHTS, SINGLE})},
+    "fine_grained": {
+        (8, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_256, TILED, SINGLE}),
+        (8, 6): frozenset({PATCHES_64, PATCHES_128, PATCHES_256, TILED, SINGLE}),
+        (8, 9): frozenset({PATCHES_128, PATCHES_256, TILED}),
+        (9, 0): frozenset({PATCHES_128, TILED, SINGLE}),
+        (10, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_224, PATCHES_256, TILED, SINGLE}),
+        (12, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_256, SINGLE}),
+    },
+    "grouping": {
+        (8, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS, TILED, SINGLE}),
+        (8, 6): frozenset({PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS, TILED, SINGLE}),
+        (8, 9): frozenset({PATCHES_256, TILED}),
+        (9, 0): frozenset({PATCHES_128, WEIGHTS, TILED, SINGLE}),
+        (10, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS, TILED, SINGLE}),
+        (12, 0): frozenset({PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS, TILED, SINGLE}),
+    },
 }
 
 
@@ -33,9 +54,11 @@ def kind_of(dtype: torch.dtype, tokens: int, patches: int, masked: bool = False,
         return None
     if tokens > 64:
         return LONG if masked else TILED
-    if patches > 256:
+    if patches > max(PAIRS):
         return TILED
-    return WEIGHTS if weights else PAIRS
+    if weights:
+        return WEIGHTS
+    return next(kind for most, kind in PAIRS.items() if patches <= most)
 
 
 def kind_of_call(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import sparc_kernels as sk
 from sparc_kernels.functional import alignment
-from sparc_kernels.ops._alignment.choice import LONG, PAIRS, SINGLE, TILED, WEIGHTS, kind_of
+from sparc_kernels.ops._alignment import choice
+from sparc_kernels.ops._alignment.choice import LONG, SINGLE, TILED, WEIGHTS, kind_of
 
 HALF = torch.bfloat16
 
@@ -16,7 +17,12 @@ HALF = torch.bfloat16
 @pytest.mark.parametrize(
     ("dtype", "tokens", "patches", "masked", "weights", "kind"),
     [
-        (HALF, 64, 256, True, False, PAIRS),
+        (HALF, 64, 64, True, False, choice.PATCHES_64),
+        (HALF, 64, 65, False, False, choice.PATCHES_128),
+        (HALF, 64, 128, False, False, choice.PATCHES_128),
+        (HALF, 64, 129, False, False, choice.PATCHES_224),
+        (HALF, 64, 225, False, False, choice.PATCHES_256),
+        (HALF, 64, 256, True, False, choice.PATCHES_256),
         (HALF, 64, 256, False, True, WEIGHTS),
         (HALF, 64, 257, False, True, TILED),
         (HALF, 65, 196, True, False, LONG),
@@ -28,6 +34,14 @@ HALF = torch.bfloat16
 )
 def test_kinds(dtype: torch.dtype, tokens: int, patches: int, masked: bool, weights: bool, kind: str | None) -> None:
     assert kind_of(dtype, tokens, patches, masked, weights) == kind
+
+
+def test_what_no_row_of_the_documented_table_is_of() -> None:
+    """Weights go with the embeddings of 196 patches but where they were measured; long captions under a mask never."""
+    groups = choice.TRITON_FIRST["grouping"]
+    assert all((WEIGHTS in groups[one]) == (choice.PATCHES_224 in groups[one]) for one in groups if one != (9, 0))
+    assert WEIGHTS in groups[9, 0]
+    assert not any(LONG in kinds for table in choice.TRITON_FIRST.values() for kinds in table.values())
 
 
 def test_functions_say_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
