@@ -77,8 +77,8 @@ def compiled_with() -> str | None:
 def short_name(mangled: str) -> str:
     """``fine_grained_pair_forward<bf16, 256 patches>`` for the mangled name of that kernel."""
     if alone := re.search(r"N5sparc\d+(\w+_(?:maxima|sweep))_kernelINS_\w*?(BFloat16|Float16)ELi(\d+)E", mangled):
-        units = "patches" if alone.group(1).endswith("maxima") else "columns"
-        return f"`{alone.group(1)}<{'bf16' if alone.group(2)[0] == 'B' else 'f16'}, {alone.group(3)} {units}>`"
+        what = "patches" if alone.group(1).endswith("maxima") else "columns"
+        return f"`{alone.group(1)}<{'bf16' if alone.group(2)[0] == 'B' else 'f16'}, {alone.group(3)} {what}>`"
     name = re.search(r"\d+(pair|tiled|warpgroup)_kernelINS_\d+(\w+?)ArgumentsE", mangled)
     assert name, mangled
     path, op = name.group(1), re.sub(r"(?<!^)(?=[A-Z])", "_", name.group(2)).lower()

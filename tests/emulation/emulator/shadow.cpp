@@ -180,6 +180,10 @@ void Shadow::record_read(Region& region, size_t offset, size_t bytes, int thread
     for (int slot = 0; slot < 2; ++slot) {
       have[slot] = byte.read_clock[slot] >= block_ordered_ && !superseded(byte, slot, warp);
     }
+    // A kept reader that reads again, perhaps after it has arrived at a barrier behind which others write.
+    for (int slot = 0; slot < 2; ++slot) {
+      if (have[slot] && byte.reader[slot] == thread) byte.read_clock[slot] = clock_;
+    }
     if (!have[0] && have[1]) {
       byte.reader[0] = byte.reader[1];
       byte.read_clock[0] = byte.read_clock[1];

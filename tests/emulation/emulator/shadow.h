@@ -6,8 +6,8 @@
 // collectives exchange registers and order no memory. Each byte keeps its last writer and two readers since:
 // two are enough, as two of different warpgroups are in the way of any writer that no block barrier orders
 // behind them, two of different warps, at their group's present barrier, of any writer of that group, and two
-// of one warp, at its present barrier, of any writer of that warp. (Not enough where a warpgroup reads a byte
-// both before and after it arrives at a barrier behind which another one writes it.)
+// of one warp, at its present barrier, of any writer of that warp. (Not enough where threads of a warpgroup
+// read a byte, some before and others after they arrive at a barrier behind which another one writes it.)
 #pragma once
 
 #include <cstddef>

@@ -202,7 +202,7 @@ def check_plan(size: int, channels: int, config: TileConfig, blocks: Blocks | No
     cols = 0.7 * rows + torch.randn(size, channels, generator=generator)
     device = device_of("triton")
     leaves = [x.to(device, dtype) for x in (rows, cols)] + [torch.tensor(x, device=device) for x in (9.0, -2.0)]
-    if (reason := native.refusal(*leaves[:2], config.block_n)) is not None:
+    if (reason := native.refusal(leaves[0], leaves[1], config.block_n)) is not None:
         pytest.skip(reason)
     made, truth = losses(leaves, config, blocks), losses(leaves, None)
     for one, exact, most in zip(made, truth, (1e-5, 0.01, 0.01, 1e-4, 1e-4), strict=True):
