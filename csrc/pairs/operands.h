@@ -11,10 +11,9 @@ namespace SPARC_ISA {
 template <class E>
 struct PaddedSizes {
   int64_t n, p, d;  // valid rows of the text, of the image, channels
-  int64_t lp,
-      dp;      // rows of the text, and units of the channels, padded to the granule; with zeros in operands
-  int64_t np;  // rows of the text padded to whole units
-  int64_t du, pu;  // units along the channels, along the rows of the image
+  int64_t lp, dp;   // rows of the text, and units of the channels, padded to the granule, with zeros
+  int64_t np;       // rows of the text padded to whole units
+  int64_t du, pu;   // units along the channels, along the rows of the image
   PaddedSizes(int64_t text_rows, int64_t image_rows, int64_t channels)
       : n(text_rows),
         p(image_rows),
