@@ -11,7 +11,7 @@ namespace SPARC_ISA {
 template <class E>
 struct PaddedSizes {
   int64_t n, p, d;  // valid rows of the text, of the image, channels
-  int64_t lp, dp;   // rows of the text and channels padded to the granule; the padding of operands is 0
+  int64_t lp, dp;   // rows of the text, and units of the channels, padded to the granule, with zeros
   int64_t np;       // rows of the text padded to whole units
   int64_t du, pu;   // units along the channels, along the rows of the image
   PaddedSizes(int64_t text_rows, int64_t image_rows, int64_t channels)
@@ -19,7 +19,7 @@ struct PaddedSizes {
         p(image_rows),
         d(channels),
         lp(round_up(n, kGranule<typename E::Acc>)),
-        dp(round_up(d, kGranule<typename E::Acc>)),
+        dp(round_up(d, kGranule<typename E::Acc> * E::kPack)),
         np(round_up(n, E::kPack)),
         du(dp / E::kPack),
         pu(ceil_div(p, E::kPack)) {}

@@ -223,4 +223,5 @@ def _keeps(backend: str, rows: Tensor, *others: Tensor) -> bool:
         return False
     if not any(x.requires_grad for x in (rows, *others)):
         return False
-    return rows.shape[0] * others[0].shape[0] * accumulation_dtype(rows.dtype).itemsize <= KEEP_BYTES
+    # bool: in torch.jit.trace a comparison of sizes is a tensor, which would pass for one of the op's
+    return bool(rows.shape[0] * others[0].shape[0] * accumulation_dtype(rows.dtype).itemsize <= KEEP_BYTES)

@@ -125,7 +125,8 @@ def _fragment(namespace: str) -> torch.library.Library:
 def _refuse(qualified_name: str) -> None:
     raise RuntimeError(
         f"{qualified_name} is not differentiable: the fused kernels have first derivatives only; for second "
-        "derivatives use backend='eager'"
+        "derivatives use backend='eager' (a compiled torch.func.grad traces them where its inputs require gradients: "
+        "detach these)"
     )
 
 

@@ -27,6 +27,17 @@ def test_grouping_on_every_instruction_set(op: str, case: cases.Case, capability
         test_grouping.check(op, case, dtype, "cpu")
 
 
+# Few tokens of few channels: buffers so short that a step beyond the end of one reaches what another one still needs.
+SHORT = (cases.Case("two tokens", B=2, P=6, L=2, D=8), cases.Case("one token", B=2, P=6, L=1, D=8))
+
+
+@pytest.mark.parametrize("case", SHORT, ids=str)
+def test_few_tokens_of_few_channels(case: cases.Case, capability: str) -> None:
+    test_fine_grained.check(case, torch.bfloat16, "cpu")
+    for op in test_grouping.OPS:
+        test_grouping.check(op, case, torch.bfloat16, "cpu")
+
+
 def test_bits_do_not_depend_on_the_threads(capability: str) -> None:
     case = cases.Case("ragged", B=7, P=49, L=12, D=40, lengths=(12, 3, 0, 7, 1, 12, 5))
     before = torch.get_num_threads()

@@ -306,7 +306,24 @@ def test_forward_mode(loss: Loss, backend: str) -> None:
             call()
 
 
-# Fake and meta tensors, export
+# torch.jit.trace, fake and meta tensors, export
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_gradients_of_a_trace(backend: str) -> None:
+    """Sizes are tensors there."""
+    x = Batch(backend)
+
+    def function(rows: Tensor, cols: Tensor, scale: Tensor) -> Tensor:
+        found = sk.similarity_logsumexp(rows, cols, row_scale=scale, direction="rows", backend=backend).row_lse
+        assert found is not None
+        return found.sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(function, x.leaves, check_trace=False)
+    for one, other in zip(*(torch.autograd.grad(f(*x.leaves), x.leaves) for f in (traced, function))):
+        torch.testing.assert_close(one, other, **CLOSE)
 
 
 @backends
