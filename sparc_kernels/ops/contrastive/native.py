@@ -2,11 +2,12 @@
 
 It makes the same sums and the same G by matrix instructions of warpgroups, on compute capability 9.0, where the pairs
 (i, i) are all that take no part. Nothing has timed it, so that no plan takes it unasked: a config with ``native``
-(``choose_native``) asks for it, and fails where it is not there.
+(``choose_native``) asks for it, and fails where it is not there; ``SPARC_CUDA_SWEEP=1`` asks for it wherever it serves.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,14 @@ def refusal(rows: Tensor, cols: Tensor, columns: int) -> str | None:
         return f"{name} takes embeddings whose rows start at multiples of 16 bytes"
     reason = missing(rows)
     return None if reason is None else f"{name} is not there: {reason}"
+
+
+def wanted(rows: Tensor, cols: Tensor) -> bool:
+    """Whether the environment asks for the kernel and it serves these embeddings."""
+    if os.environ.get("SPARC_CUDA_SWEEP") != "1":
+        return False
+    config = choose_native(rows.shape[1])
+    return config is not None and refusal(rows, cols, config.block_n) is None
 
 
 @dataclass(frozen=True)

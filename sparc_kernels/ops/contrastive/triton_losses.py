@@ -15,7 +15,8 @@ from torch import Tensor
 from sparc_kernels.ops._dtype import without_autocast
 from sparc_kernels.ops._triton.launch import Launch, cdiv
 from sparc_kernels.ops._triton.replay import run_plan
-from sparc_kernels.ops.contrastive.config import TileConfig
+from sparc_kernels.ops.contrastive import native
+from sparc_kernels.ops.contrastive.config import TileConfig, choose_native
 from sparc_kernels.ops.contrastive.schema import STATS, fake_logsumexp_forward, kept_dtype
 from sparc_kernels.ops.contrastive.triton import softplus_total_backward
 from sparc_kernels.ops.contrastive.triton_paired import (
@@ -163,6 +164,11 @@ def sigmoid_forward_plan(
     return (loss, *kept), [_pairs(problem, cosines, known), *steps]
 
 
+def native_sigmoid_forward_plan(rows: Tensor, *others: Any) -> tuple[tuple[Tensor, ...], Steps]:
+    """As ``sigmoid_forward_plan``, with the sweep in CUDA C++."""
+    return sigmoid_forward_plan(rows, *others, config=choose_native(rows.shape[1]))
+
+
 def _run(plan: Any, args: tuple[Any, ...], rows: Tensor) -> tuple[Tensor, ...]:
     with without_autocast(rows.device.type):  # products of float32 stay such
         return run_plan(plan, args, rows)
@@ -180,7 +186,8 @@ def softmax_backward(*args: Any) -> tuple[Tensor, ...]:
 
 def sigmoid_forward(*args: Any) -> tuple[Tensor, ...]:
     """The sigmoid loss of pairs (i, i), and its gradients by rows, cols, scale and bias; [0] for one not to be kept."""
-    return _run(sigmoid_forward_plan, args, args[0])
+    plan = native_sigmoid_forward_plan if native.wanted(*args[:2]) else sigmoid_forward_plan
+    return _run(plan, args, args[0])
 
 
 def scaled(*args: Any) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from sparc_kernels.ops.contrastive import native
+from sparc_kernels.ops.contrastive import native, triton_losses
 from sparc_kernels.ops.contrastive.config import TileConfig, choose_native, runs_of_rows
 from sparc_kernels.ops.contrastive.native import Sweep
 from sparc_kernels.ops.contrastive.triton import logsumexp_forward_plan
@@ -50,6 +50,22 @@ def test_it_is_taken_where_it_is_asked_for(there: None) -> None:
         (144, 256, 128, 256, 3),
         (144, 144, 128, 0, 3),
     ]
+
+
+def test_the_environment_asks_for_it_where_it_serves(there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(channels: int, dtype: torch.dtype) -> Any:
+        embeds = torch.empty(200, channels, dtype=dtype, device="meta")
+        return triton_losses.sigmoid_forward(embeds, embeds)
+
+    ours, theirs = triton_losses.native_sigmoid_forward_plan, triton_losses.sigmoid_forward_plan
+    monkeypatch.setattr(triton_losses, "_run", lambda plan, args, rows: plan)
+    assert taken(768, torch.bfloat16) is theirs
+    monkeypatch.setenv("SPARC_CUDA_SWEEP", "1")
+    assert taken(768, torch.bfloat16) is ours
+    assert taken(768, torch.float32) is theirs
+    assert taken(100, torch.bfloat16) is theirs
+    monkeypatch.setattr(native, "missing", lambda rows: "no library")
+    assert taken(768, torch.bfloat16) is theirs
 
 
 @pytest.mark.parametrize(
