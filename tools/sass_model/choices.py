@@ -51,6 +51,8 @@ code, and on no other chip of this table have these kernels run.
 - Triton compiles a kernel at the first call of its kind, which takes seconds, and needs a C compiler and Python's
   headers for that: without them CUDA C++ goes first everywhere. `backend="cuda"` or `"triton"` chooses for a call,
   `SPARC_BACKEND` for all that leave it to `auto`.
+- What was measured of more than 256 patches, and in float32, is of code of CUDA C++ that has become two to four times
+  shorter since (performance_log.md, 2026-11-27): it decides until that is timed.
 - L2 is no limit here but on 8.0 and 9.0, since its rate is not known of the others.
 - Local memory counts as issue slots and as wavefronts of shared memory, whose way it takes. Triton's backward pass of
   the loss at 196 patches spills: 5,600 accesses of warps a pair on 8.0, 0.7 MB beside the 1.1 MB that it asks L2 for,

@@ -27,20 +27,20 @@ PAIRS = {64: PATCHES_64, 128: PATCHES_128, 224: PATCHES_224, 256: PATCHES_256}
 # it runs.
 TRITON_FIRST: dict[str, dict[tuple[int, int], frozenset[str]]] = {
     "fine_grained": {
-        (8, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_256, TILED, SINGLE}),
-        (8, 6): frozenset({PATCHES_64, PATCHES_128, PATCHES_256, TILED, SINGLE}),
-        (8, 9): frozenset({PATCHES_128, PATCHES_256, TILED}),
+        (8, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_256}),
+        (8, 6): frozenset({PATCHES_64, PATCHES_128, SINGLE}),
+        (8, 9): frozenset({PATCHES_128}),
         (9, 0): frozenset({PATCHES_128, TILED, SINGLE}),
-        (10, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_224, PATCHES_256, TILED, SINGLE}),
-        (12, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_256, SINGLE}),
+        (10, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_224, PATCHES_256, SINGLE}),
+        (12, 0): frozenset({PATCHES_64, PATCHES_128}),
     },
     "grouping": {
-        (8, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS, TILED, SINGLE}),
-        (8, 6): frozenset({PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS, TILED, SINGLE}),
-        (8, 9): frozenset({PATCHES_256, TILED}),
-        (9, 0): frozenset({PATCHES_128, WEIGHTS, TILED, SINGLE}),
-        (10, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS, TILED, SINGLE}),
-        (12, 0): frozenset({PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS, TILED, SINGLE}),
+        (8, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS}),
+        (8, 6): frozenset({PATCHES_128, PATCHES_224, WEIGHTS, SINGLE}),
+        (8, 9): frozenset(),
+        (9, 0): frozenset({PATCHES_128, WEIGHTS, SINGLE}),
+        (10, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_224, PATCHES_256, WEIGHTS, SINGLE}),
+        (12, 0): frozenset({PATCHES_128, PATCHES_224, WEIGHTS}),
     },
 }
 

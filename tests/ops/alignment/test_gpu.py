@@ -170,9 +170,9 @@ def test_auto_by_size_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
         ((196, 55), torch.bfloat16, True, ["cuda", "cuda", "triton"]),
         ((100, 55), torch.bfloat16, True, ["triton", "triton", "triton"]),
         ((240, 55), torch.bfloat16, False, ["cuda", "cuda", "triton"]),
-        ((576, 55), torch.bfloat16, False, ["triton", "triton", "triton"]),
-        ((196, 77), torch.float16, True, ["cuda", "triton", "triton"]),
-        ((196, 77), torch.float16, False, ["triton", "triton", "triton"]),
+        ((576, 55), torch.bfloat16, False, ["triton", "cuda", "cuda"]),
+        ((196, 77), torch.float16, True, ["cuda", "cuda", "cuda"]),
+        ((196, 77), torch.float16, False, ["triton", "cuda", "cuda"]),
         ((196, 55), torch.float32, False, ["triton", "triton", "triton"]),
         ((576, 77), torch.float32, True, ["triton", "triton", "triton"]),
     ):
