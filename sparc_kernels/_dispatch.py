@@ -147,6 +147,11 @@ def resolve(op: str, backend: str, device: torch.device, dtype: torch.dtype, kin
     return backend
 
 
+def is_switched_on(variable: str) -> bool:
+    """Whether the environment asks for what is off otherwise."""
+    return os.environ.get(variable) == "1"
+
+
 def _triton_first(room: Room, device: torch.device) -> Collection[str]:
     """Kinds of calls; of a capability that the room does not know, those of the one before it of its major version."""
     table = room.triton_first

@@ -7,13 +7,13 @@ It makes the same sums and the same G by matrix instructions of warpgroups, on c
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparc_kernels._dispatch import is_switched_on
 from sparc_kernels._native import step_reason
 from sparc_kernels.ops._triton.launch import cdiv, describable
 from sparc_kernels.ops.contrastive.config import choose_native, runs_of_rows
@@ -43,8 +43,8 @@ def refusal(rows: Tensor, cols: Tensor, columns: int) -> str | None:
 
 
 def wanted(rows: Tensor, cols: Tensor) -> bool:
-    """Whether the environment asks for the kernel and it serves these embeddings."""
-    if os.environ.get("SPARC_CUDA_SWEEP") != "1":
+    """Whether ``SPARC_CUDA_SWEEP`` asks for the kernel and it serves these embeddings."""
+    if not is_switched_on("SPARC_CUDA_SWEEP"):
         return False
     config = choose_native(rows.shape[1])
     return config is not None and refusal(rows, cols, config.block_n) is None
