@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from sparc_kernels import _flops, _native
 from sparc_kernels._compile import constant_when_compiled
@@ -103,6 +104,7 @@ def register_derivative(
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(derivative)}
     node: Any = type(f"DerivativeOf_{name}", (Function,), members)
+    level: Any = type(f"DerivativeOf_{name}", (_SingleLevelFunction,), members)
 
     def implementation(keyset: Any, *args: Any) -> Any:
         reverse = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
@@ -112,7 +114,7 @@ def register_derivative(
             return applied(node, *args, keyset)
         # This is one level of the transforms; Function.apply is for calls above them all.
         with enable_single_level_autograd_function():
-            return applied(super(Function, node), *args, keyset)
+            return applied(level, *args, keyset)
 
     _fragment(namespace).impl(name, implementation, "Autograd", with_keyset=True)
 

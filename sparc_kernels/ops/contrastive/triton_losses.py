@@ -164,9 +164,9 @@ def sigmoid_forward_plan(
     return (loss, *kept), [_pairs(problem, cosines, known), *steps]
 
 
-def native_sigmoid_forward_plan(rows: Tensor, *others: Any) -> tuple[tuple[Tensor, ...], Steps]:
+def native_sigmoid_forward_plan(*arguments: Any) -> tuple[tuple[Tensor, ...], Steps]:
     """As ``sigmoid_forward_plan``, with the sweep in CUDA C++."""
-    return sigmoid_forward_plan(rows, *others, config=choose_native(rows.shape[1]))
+    return sigmoid_forward_plan(*arguments, choose_native(arguments[0].shape[1]))
 
 
 def _run(plan: Any, args: tuple[Any, ...], rows: Tensor) -> tuple[Tensor, ...]:
