@@ -166,7 +166,8 @@ def sigmoid_forward_plan(
 
 def native_sigmoid_forward_plan(*arguments: Any) -> tuple[tuple[Tensor, ...], Steps]:
     """As ``sigmoid_forward_plan``, with the sweep in CUDA C++."""
-    return sigmoid_forward_plan(*arguments, choose_native(arguments[0].shape[1]))
+    tiles: dict[str, Any] = {"config": choose_native(arguments[0].shape[1])}
+    return sigmoid_forward_plan(*arguments, **tiles)
 
 
 def _run(plan: Any, args: tuple[Any, ...], rows: Tensor) -> tuple[Tensor, ...]:
