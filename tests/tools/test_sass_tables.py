@@ -15,6 +15,7 @@ from tools.sass_model import sources
 
 @built
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some ten minutes where the number has changed
 def test_the_table_is_what_was_built() -> None:
     """Where anything that it is made from has changed; the number below it tells."""
     if (found := cuda_resources.compiled_with()) != cuda_resources.COMPILER:
