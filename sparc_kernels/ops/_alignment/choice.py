@@ -22,9 +22,9 @@ SINGLE = "float32"  # whose products the Triton kernels leave to a library
 
 PAIRS = {64: PATCHES_64, 128: PATCHES_128, 224: PATCHES_224, 256: PATCHES_256}
 
-# Op -> compute capability -> kinds of calls for which Triton's kernels are faster, or should be. 9.0 was timed; the
-# others were forecast. A capability that is not here goes by the one before it of its major version, whose machine code
-# it runs.
+# Op -> compute capability -> kinds of calls for which Triton's kernels are faster, or should be. 9.0 was timed, but for
+# 65 to 128 patches and the groups of tiled pairs; the others were forecast. A capability that is not here goes by the
+# one before it of its major version, whose machine code it runs.
 TRITON_FIRST: dict[str, dict[tuple[int, int], frozenset[str]]] = {
     "fine_grained": {
         (8, 0): frozenset({PATCHES_64, PATCHES_128, PATCHES_256}),

@@ -280,8 +280,8 @@ class TritonSigmoidLossFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, cols, scale, bias, *kept = kept_tensors(ctx)
-        upstream = differentiated_once("scaled", grad, rows, cols, scale, bias)
-        found = launch_backward(_losses().scaled, upstream, rows, *kept, ctx.precision)
+        upstream = differentiated_once("sigmoid_backward", grad, rows, cols, scale, bias)
+        found = launch_backward(_losses().sigmoid_backward, upstream, rows, *kept, ctx.precision)
         return asked_for(ctx, found)
 
 

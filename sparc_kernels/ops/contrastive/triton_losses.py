@@ -191,6 +191,6 @@ def sigmoid_forward(*args: Any) -> tuple[Tensor, ...]:
     return _run(plan, args, args[0])
 
 
-def scaled(*args: Any) -> tuple[Tensor, ...]:
-    """What ``sigmoid_forward`` has kept, times an upstream gradient."""
+def sigmoid_backward(*args: Any) -> tuple[Tensor, ...]:
+    """Gradients of rows, cols, scale and bias: what ``sigmoid_forward`` has kept, times an upstream gradient."""
     return softplus_total_backward(*args)
